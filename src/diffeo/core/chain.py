@@ -1,0 +1,146 @@
+"""Composition of transforms, with the shapes of neighbours checked when it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from diffeo.core.transform import Transform, Univariate
+from diffeo.functional import Context, check_event, sum_event
+
+
+class Chain(Transform):
+    """Transforms applied one after the other: z = f_n(… f_2(f_1(x))), log-dets added up.
+
+    logdet(x) = Σ_i log|det ∂f_i|, each folded to the batch of the whole chain. Both directions cost the sum of their
+    parts.
+
+    Args:
+        *parts: transforms in the normalizing direction, the one next to the data first.
+
+    Raises:
+        ValueError: no part; a bare parameterised `Univariate`; neighbours whose event shapes cannot meet.
+
+    >>> import torch, diffeo
+    >>> chain = diffeo.Chain(diffeo.Exp(), diffeo.Permute(torch.tensor([2, 0, 1])))
+    >>> z, logdet = chain(torch.zeros(5, 3))
+    >>> z.shape, logdet.shape
+    (torch.Size([5, 3]), torch.Size([5]))
+    """
+
+    def __init__(self, *parts: Transform):
+        super().__init__()
+        if not parts:
+            raise ValueError("Chain: expected at least one transform, got none")
+        for i, part in enumerate(parts):
+            if isinstance(part, Univariate) and part.n_params:
+                raise ValueError(
+                    f"{_name(parts, i)} needs {part.n_params} parameters for each scalar: "
+                    "wrap it in Elementwise, Coupling or Autoregressive"
+                )
+        self.parts = nn.ModuleList(parts)
+
+        ndim = parts[-1].event_ndim_out
+        for part in reversed(parts):
+            ndim = max(ndim - part.event_ndim_out + part.event_ndim, part.event_ndim)
+        self.event_ndim = ndim
+        folds: list[int] = []  # how many trailing dims of each log-det belong to the chain's event
+        for part in parts:
+            folds.append(ndim - part.event_ndim)
+            ndim += part.event_ndim_out - part.event_ndim
+        self.event_ndim_out = ndim
+        self._folds = tuple(folds)
+
+        self._entry, self.event = self._meet(parts)
+        self.domain = _lift(parts[0].domain, self.event_ndim)
+        self.codomain = _lift(parts[-1].codomain, self.event_ndim_out)
+        self.exact_inverse = all(part.exact_inverse for part in parts)
+        self.exact_logdet = all(part.exact_logdet for part in parts)
+        self.traceable = all(part.traceable for part in parts)
+
+    def _meet(self, parts: tuple[Transform, ...]) -> tuple[str, Size | None]:
+        """Follow the known event shape from part to part; the first one known gives that of the chain."""
+        known: Size | None = None
+        source, first = 0, None
+        for i, part in enumerate(parts):
+            if part.event is not None:
+                if known is None:
+                    known, first = part.event, i
+                elif known[len(known) - len(part.event) :] != part.event or len(known) < len(part.event):
+                    raise ValueError(
+                        f"{_name(parts, source)} gives events of shape {tuple(known)}, "
+                        f"but {_name(parts, i)} expects {tuple(part.event)}"
+                    )
+                source = i
+            if known is not None:
+                known = part.output_shape(known)
+        if first is None:
+            return "", None
+        event = parts[first].event
+        for part in reversed(parts[:first]):
+            event = part.input_shape(event)
+        return _name(parts, first), event if len(event) == self.event_ndim else None
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        if self.event is not None:
+            check_event(x, self.event, self._entry)
+        z, logdet = x, None
+        for part, fold in zip(self._transforms(), self._folds, strict=True):
+            z, step = part(z, context)
+            step = sum_event(step, fold)
+            logdet = step if logdet is None else logdet + step
+            context = part.map_context(context)
+        return z, logdet
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        contexts = []
+        for part in self._transforms():
+            contexts.append(context)
+            context = part.map_context(context)
+        x, logdet = z, None
+        for part, fold, c in zip(reversed(self.parts), reversed(self._folds), reversed(contexts), strict=True):
+            x, step = part.inverse(x, c)
+            step = sum_event(step, fold)
+            logdet = step if logdet is None else logdet + step
+        return x, logdet
+
+    def _transforms(self) -> Iterator[Transform]:
+        return iter(self.parts)  # type: ignore[return-value]
+
+    def output_shape(self, event: Size) -> Size:
+        for part in self._transforms():
+            event = part.output_shape(event)
+        return event
+
+    def input_shape(self, event: Size) -> Size:
+        for part in reversed(list(self._transforms())):
+            event = part.input_shape(event)
+        return event
+
+    def map_context(self, context: Context) -> Context:
+        for part in self._transforms():
+            context = part.map_context(context)
+        return context
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        parts = list(self._transforms())
+        wanting = [i for i, part in enumerate(parts) if type(part).initialize is not Transform.initialize]
+        for i in range(wanting[-1] + 1 if wanting else 0):
+            parts[i].initialize(x, context)
+            if i < wanting[-1]:
+                x, _ = parts[i](x, context)
+                context = parts[i].map_context(context)
+
+
+def _name(parts: tuple[Transform, ...], i: int) -> str:
+    return f"{type(parts[i]).__name__} {i + 1} of {len(parts)}"
+
+
+def _lift(constraint: Constraint, event_ndim: int) -> Constraint:
+    missing = event_ndim - constraint.event_dim
+    return constraints.independent(constraint, missing) if missing > 0 else constraint

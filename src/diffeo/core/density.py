@@ -1,0 +1,233 @@
+"""The density role: `Density`, and `Flow`, a base density pulled back through a transform."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Generator, Size, Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from diffeo.core.transform import Transform
+from diffeo.functional import Context, as_size, check_event, context_batch
+
+if TYPE_CHECKING:
+    from diffeo.core.given import Given
+
+
+class Density(nn.Module, ABC):
+    """A normalised density. Calling it gives the log-density: `density(x, context)`, shape `(*batch,)`.
+
+    A new density implements `event_shape`, `forward` and `draw`.
+
+    Attributes:
+        exact: False where `forward` gives a bound or an estimate.
+        has_rsample: False where samples carry no gradient.
+        recipe: the recipe that made the density and its arguments; None where it was made by hand.
+    """
+
+    exact: bool = True
+    has_rsample: bool = True
+    recipe: tuple[str, dict[str, Any]] | None = None
+
+    @abstractmethod
+    def event_shape(self, context: Context = None) -> Size:
+        """Shape of one event; it may depend on the context, as the length of a sentence does."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        """Log-density of x, shape `(*batch,)`, in nats."""
+
+    @abstractmethod
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+        """Samples of batch shape `shape`, against which the context broadcasts, with gradient where there is one."""
+
+    def draw_with_log_prob(
+        self, shape: Size, context: Context, temperature: float, generator: Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Samples and their log-density."""
+        x = self.draw(shape, context, temperature, generator)
+        return x, self(x, context)
+
+    @property
+    def support(self) -> Constraint:
+        """Where the density lives, as a constraint of `torch.distributions`."""
+        return constraints.independent(constraints.real, len(self.event_shape()))
+
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        """Set what depends on data from a batch of training rows; once, before training."""
+
+    def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
+        """Log-density of x in nats, shape `(*batch,)`: the same as calling the density."""
+        return self(x, context)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        shape: int | tuple[int, ...] | Size = (),
+        context: Context = None,
+        *,
+        temperature: float = 1.0,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Samples without gradient, shape `(*shape, *event)`.
+
+        Args:
+            shape: the whole batch shape; the context broadcasts against it, as with numpy's `size=`.
+            context: what to condition on.
+            temperature: scales the base, ≥ 0; 0 gives its mode.
+            generator: source of randomness, so that seeds reproduce.
+
+        Raises:
+            ValueError: the context's batch does not fit `shape`, or the temperature is negative.
+        """
+        return self.draw(*_request(shape, context, temperature), generator)
+
+    def rsample(
+        self,
+        shape: int | tuple[int, ...] | Size = (),
+        context: Context = None,
+        *,
+        temperature: float = 1.0,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Reparameterised samples, which carry the gradient; otherwise as `sample`."""
+        self._require_rsample()
+        return self.draw(*_request(shape, context, temperature), generator)
+
+    def sample_and_log_prob(
+        self,
+        shape: int | tuple[int, ...] | Size = (),
+        context: Context = None,
+        *,
+        temperature: float = 1.0,
+        generator: Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Samples and their log-density from one pass, with gradient where samples have one.
+
+        The log-density is that of the untempered model.
+        """
+        return self.draw_with_log_prob(*_request(shape, context, temperature), generator)
+
+    def given(self, context: Context = None) -> Given:
+        """This density at a context as a `torch.distributions.Distribution`, with torch's shape rules.
+
+        The batch shape is that of the context. An encoder runs once, here.
+        """
+        from diffeo.core.given import Given
+
+        return Given(self, context)
+
+    def _require_rsample(self) -> None:
+        if not self.has_rsample:
+            raise ValueError(f"{type(self).__name__} has no reparameterised samples; use sample()")
+
+
+class Flow(Density):
+    """A density whose samples are base samples pushed through the inverse of a transform.
+
+    log p(x | c) = log p_base(z | c') + log|det ∂z/∂x|, z = transform(x, c'), c' = encoder(c)
+
+    Args:
+        transform: data to noise.
+        base: a density over z; it receives the encoded context too.
+        encoder: maps the context to what transform and base read; it runs once a call.
+
+    Cost: one forward pass of the transform for a density, one inverse pass for samples.
+
+    "Normalizing Flows for Probabilistic Modeling and Inference" (Papamakarios et al., 2021),
+    https://arxiv.org/abs/1912.02762
+
+    >>> import torch, diffeo
+    >>> flow = diffeo.Flow(diffeo.Exp(), diffeo.Uniform(1.0, 2.0))   # x = log z
+    >>> flow(torch.tensor(0.5)).exp()                                # dz/dx = e^x
+    tensor(1.6487)
+    """
+
+    def __init__(self, transform: Transform, base: Density, encoder: nn.Module | None = None):
+        super().__init__()
+        self.transform = transform
+        self.base = base
+        self.encoder = encoder
+        self.exact = base.exact
+        self.has_rsample = base.has_rsample
+        if transform.event is not None and transform.output_shape(transform.event) != base.event_shape():
+            raise ValueError(
+                f"Flow: the transform gives events of shape {tuple(transform.output_shape(transform.event))}, "
+                f"but the base {type(base).__name__} has {tuple(base.event_shape())}"
+            )
+
+    def event_shape(self, context: Context = None) -> Size:
+        context = self.transform.map_context(self.encode(context))
+        return self.transform.input_shape(self.base.event_shape(context))
+
+    @property
+    def support(self) -> Constraint:
+        missing = len(self.event_shape()) - self.transform.domain.event_dim
+        return constraints.independent(self.transform.domain, missing) if missing else self.transform.domain
+
+    def encode(self, context: Context) -> Context:
+        """The context as transform and base read it."""
+        return context if self.encoder is None or context is None else self.encoder(context)
+
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        if self.transform.event is not None:
+            check_event(x, self.transform.event, type(self).__name__)
+        context = self.encode(context)
+        z, logdet = self.transform(x, context)
+        log_base = self.base(z, self.transform.map_context(context))
+        return log_base + self._over_base_batch(logdet, log_base)
+
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+        context = self.encode(context)
+        z = self.base.draw(shape, self.transform.map_context(context), temperature, generator)
+        return self.transform.inverse(z, context)[0]
+
+    def draw_with_log_prob(
+        self, shape: Size, context: Context, temperature: float, generator: Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        context = self.encode(context)
+        z, log_base = self.base.draw_with_log_prob(shape, self.transform.map_context(context), temperature, generator)
+        x, logdet = self.transform.inverse(z, context)
+        return x, log_base - self._over_base_batch(logdet, log_base)
+
+    def _over_base_batch(self, logdet: Tensor, log_base: Tensor) -> Tensor:
+        """Fold log-det dims that are batch to the transform but event to the base (an elementwise map, a vector base)."""
+        extra = logdet.ndim - log_base.ndim
+        return logdet.flatten(-extra).sum(-1) if extra > 0 else logdet
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        """Set the data-dependent layers (and base, and encoder) from training rows; `fit` calls it."""
+        if context is not None and self.encoder is not None and hasattr(self.encoder, "initialize"):
+            self.encoder.initialize(context)
+        context = self.encode(context)
+        self.transform.initialize(x, context)
+        if type(self.base).initialize is not Density.initialize:
+            z, _ = self.transform(x, context)
+            self.base.initialize(z, self.transform.map_context(context))
+
+    def given(self, context: Context = None) -> Given:
+        from diffeo.core.given import Given
+
+        encoded = self.encode(context)
+        return Given(Flow(self.transform, self.base) if self.encoder is not None else self, encoded)
+
+
+def _request(shape: int | tuple[int, ...] | Size, context: Context, temperature: float) -> tuple[Size, Context, float]:
+    shape = as_size(shape)
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    batch = context_batch(context)
+    fits = len(batch) <= len(shape) and all(
+        c in (1, s) for c, s in zip(reversed(batch), reversed(shape), strict=False)
+    )
+    if not fits:
+        full = tuple(shape) + tuple(batch)
+        raise ValueError(
+            f"sample: shape {tuple(shape)} is the whole batch, but the context has batch shape {tuple(batch)}: "
+            f"use {full}, or given(c)"
+        )
+    return shape, context, temperature

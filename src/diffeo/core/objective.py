@@ -1,0 +1,16 @@
+"""The objective role: what a trainer minimises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Objective(nn.Module, ABC):
+    """A loss per example, computed inside `forward`, so that DDP, FSDP, autocast and compile act on all of it."""
+
+    @abstractmethod
+    def forward(self, *batch: Any) -> Tensor:
+        """Loss of each example, shape `(*batch,)`."""

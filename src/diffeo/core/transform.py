@@ -1,0 +1,115 @@
+"""The bijection role: `Transform`, and `Univariate`, a scalar map whose context is its parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from diffeo.functional import Context
+
+
+class Transform(nn.Module, ABC):
+    """A bijection z = f(x | context) whose log|det dz/dx| comes with the value.
+
+    `forward` is the normalizing direction (data to noise), `inverse` the generative one. x has shape
+    `(*batch, *event)` with any number of batch dims; logdet has shape `(*batch,)`, is a sum over the event, at
+    least float32, and the inverse's is the negative of the forward's. A transform that needs no context ignores it.
+
+    Attributes:
+        event_ndim: trailing dims of x that form one event.
+        event_ndim_out: the same for z.
+        event: the event shape that the transform was built for; None where any will do.
+        domain, codomain: constraints of `torch.distributions` on single coordinates or on events.
+        exact_inverse: the inverse is a closed form.
+        exact_logdet: False where the log-det is an unbiased estimate while training.
+        traceable: False where `torch.compile` and `vmap` cannot follow, as in adaptive solvers.
+    """
+
+    event_ndim: int = 0
+    event_ndim_out: int = 0
+    event: Size | None = None
+    domain: Constraint = constraints.real
+    codomain: Constraint = constraints.real
+    exact_inverse: bool = True
+    exact_logdet: bool = True
+    traceable: bool = True
+
+    @abstractmethod
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        """Data to noise: z and log|det dz/dx|."""
+
+    @abstractmethod
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        """Noise to data: x and log|det dx/dz|."""
+
+    def output_shape(self, event: Size) -> Size:
+        """Event shape of z for an x with this event shape."""
+        return event
+
+    def input_shape(self, event: Size) -> Size:
+        """Event shape of x for a z with this event shape."""
+        return event
+
+    def map_context(self, context: Context) -> Context:
+        """The context as the next transform needs it (a Squeeze folds entries that are aligned with time or pixels)."""
+        return context
+
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        """Set what depends on data from a batch of training rows; once, before training."""
+
+
+class Univariate(Transform):
+    """A monotone scalar map whose context holds its parameters, shape `(*x.shape, n_params)`.
+
+    With zero parameters it is the identity (or near it), so that a zero-initialised conditioner starts there. Written
+    once, it works in `Elementwise`, `Coupling` and `Autoregressive`. A map without parameters (`n_params = 0`) ignores
+    its context and may stand in a `Chain` by itself.
+    """
+
+    n_params: int = 0
+
+    def params(self, context: Context) -> Tensor:
+        """The parameters, shape `(*batch, n_params)`, or an error that says what was expected."""
+        if not isinstance(context, Tensor) or context.shape[-1:] != (self.n_params,):
+            got = tuple(context.shape) if isinstance(context, Tensor) else context
+            raise ValueError(
+                f"{type(self).__name__}: expected parameters of shape (*x.shape, {self.n_params}), got {got}"
+            )
+        return context
+
+
+class Inverse(Transform):
+    """The same bijection with the directions swapped: the forward of `Inverse(t)` is `t.inverse`.
+
+    An inverse autoregressive flow is the `Inverse` of a masked autoregressive one. Cost: that of `t`, swapped.
+
+    >>> import torch, diffeo
+    >>> t = diffeo.Inverse(diffeo.Exp())
+    >>> t(torch.tensor(1.0))[0]
+    tensor(0.)
+    """
+
+    def __init__(self, transform: Transform):
+        super().__init__()
+        self.transform = transform
+        self.event_ndim, self.event_ndim_out = transform.event_ndim_out, transform.event_ndim
+        self.event = None if transform.event is None else transform.output_shape(transform.event)
+        self.domain, self.codomain = transform.codomain, transform.domain
+        self.exact_inverse = transform.exact_inverse
+        self.exact_logdet = transform.exact_logdet
+        self.traceable = transform.traceable
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self.transform.inverse(x, context)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self.transform(z, context)
+
+    def output_shape(self, event: Size) -> Size:
+        return self.transform.input_shape(event)
+
+    def input_shape(self, event: Size) -> Size:
+        return self.transform.output_shape(event)

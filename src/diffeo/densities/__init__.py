@@ -1,0 +1,8 @@
+"""Densities: bases for flows, and wrappers; everything public here is also `diffeo.<name>`."""
+
+from diffeo.densities.dequantized import Dequantized as Dequantized
+from diffeo.densities.mixture import GaussianMixture as GaussianMixture
+from diffeo.densities.normal import DiagonalNormal as DiagonalNormal
+from diffeo.densities.normal import Normal as Normal
+from diffeo.densities.student import StudentT as StudentT
+from diffeo.densities.uniform import Uniform as Uniform

@@ -1,0 +1,90 @@
+"""A learned mixture of Gaussians, as a base or by itself."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Size, Tensor, nn
+
+from diffeo.core import Density
+from diffeo.densities.normal import standard_normal
+from diffeo.functional import Context, soft_clip
+
+
+class GaussianMixture(Density):
+    """log p(x) = log Σₖ πₖ N(x; mₖ, Σₖ), with full covariances Σₖ⁻¹ = AₖᵀAₖ, A lower triangular.
+
+    Weights, means and precision factors are learned; the log-diagonals of A are bounded by `bound`. `initialize` fits
+    the mixture to training rows by expectation–maximisation; before that the means stand on a small fixed spiral, so
+    that no two components are alike.
+
+    Samples carry no gradient (the component is a discrete choice). Temperature scales each component; temperature 0
+    gives the mean at which the mixture's density is highest.
+
+    Args:
+        features: D.
+        components: K, at least 1.
+        bound: largest |log-diagonal| of A, > 0.
+
+    Cost: O(K D²) for each row.
+
+    >>> import torch, diffeo
+    >>> diffeo.GaussianMixture(2, components=3)(torch.zeros(5, 2)).shape
+    torch.Size([5])
+    """
+
+    has_rsample = False
+    initialized: Tensor
+
+    def __init__(self, features: int, components: int, bound: float = 8.0):
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"GaussianMixture: expected at least one component, got {components}")
+        self.bound = bound
+        k = torch.arange(components).unsqueeze(1) + 1.0
+        spread = 0.5 * torch.cos(k * (torch.arange(features) + 1.0) * (math.sqrt(5) - 1)) if components > 1 else 0 * k
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.means = nn.Parameter(spread.expand(components, features).clone())
+        self.factors = nn.Parameter(torch.zeros(components, features, features))  # A; its diagonal holds logarithms
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def event_shape(self, context: Context = None) -> Size:
+        return self.means.shape[1:]
+
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        factors, log_diagonal = self._factors()
+        z = torch.einsum("kij,...kj->...ki", factors, x.unsqueeze(-2) - self.means)
+        log_norm = log_diagonal.sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
+        return torch.logsumexp(self.logits.log_softmax(0) + log_norm - 0.5 * (z * z).sum(-1), -1)
+
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+        features = self.means.shape[1]
+        if temperature == 0:
+            return self.means[self(self.means).argmax()].expand(*shape, features)
+        n = max(1, math.prod(shape))
+        k = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=generator)
+        noise = standard_normal(Size((n, features, 1)), self.means, generator) * temperature
+        offset = torch.linalg.solve_triangular(self._factors()[0][k], noise, upper=False).squeeze(-1)
+        return (self.means[k] + offset)[: math.prod(shape)].reshape(*shape, features)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        log_diagonal = soft_clip(self.factors.diagonal(dim1=-2, dim2=-1), self.bound)
+        return self.factors.tril(-1) + torch.diag_embed(log_diagonal.exp()), log_diagonal
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        """Fit the mixture to training rows by expectation–maximisation (scikit-learn), once."""
+        if self.initialized:
+            return
+        from sklearn.mixture import GaussianMixture as EM
+
+        rows = x.reshape(-1, x.shape[-1]).double().cpu().numpy()
+        em = EM(len(self.logits), reg_covar=1e-4, random_state=0).fit(rows)
+        factors = torch.from_numpy(em.precisions_cholesky_).transpose(-2, -1)  # scikit-learn's are upper triangular
+        log_diagonal = factors.diagonal(dim1=-2, dim2=-1).log()
+        raw = self.bound * torch.atanh((log_diagonal / self.bound).clamp(-0.999, 0.999))
+        self.logits.copy_(torch.from_numpy(em.weights_).log())
+        self.means.copy_(torch.from_numpy(em.means_))
+        self.factors.copy_(factors.tril(-1) + torch.diag_embed(raw))
+        self.initialized.fill_(True)

@@ -1,0 +1,82 @@
+"""Small tensor functions that every layer of the house shares: sums, soft clipping, bin search, context and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Size, Tensor
+
+Context: TypeAlias = "Tensor | Mapping[str, Tensor] | None"
+
+
+def as_size(shape: int | tuple[int, ...] | list[int]) -> Size:
+    """A shape given as an int or a sequence, as a `torch.Size`."""
+    return Size((shape,)) if isinstance(shape, int) else Size(shape)
+
+
+def sum_event(t: Tensor, ndim: int) -> Tensor:
+    """Sum over the last `ndim` dims, in at least float32; with `ndim = 0` only the dtype may change."""
+    if t.dtype in (torch.float16, torch.bfloat16):
+        t = t.float()
+    return t.flatten(-ndim).sum(-1) if ndim else t
+
+
+def soft_clip(x: Tensor, bound: float) -> Tensor:
+    """Smooth clipping to (-bound, bound): `bound * tanh(x / bound)`, the identity near zero."""
+    return bound * torch.tanh(x / bound)
+
+
+def search_bins(x: Tensor, inner_knots: Tensor) -> Tensor:
+    """Index of the bin that holds x: the number of inner knots (last dim, ascending) at or below it.
+
+    A comparison and a sum rather than `searchsorted`: it vectorises, needs no contiguous copy, and exports.
+    """
+    return (x.unsqueeze(-1) >= inner_knots).sum(-1)
+
+
+def constant_logdet(value: Tensor, x: Tensor, event_ndim: int) -> Tensor:
+    """A log-det that does not depend on x, with the batch shape of x."""
+    return value.expand(x.shape[: x.ndim - event_ndim])
+
+
+def context_features(context: Context) -> Tensor | None:
+    """The tensor that vector conditioners read: the context itself, or the entry `"features"` of a dict."""
+    if context is None or isinstance(context, Tensor):
+        return context
+    return context.get("features")
+
+
+def context_mask(context: Context) -> Tensor | None:
+    """The boolean mask of a dict context (True = real, False = padding); it broadcasts against x."""
+    return None if context is None or isinstance(context, Tensor) else context.get("mask")
+
+
+def context_batch(context: Context) -> Size:
+    """The batch shape of a context tensor (all dims but the last); `()` when there is nothing to tell it by."""
+    features = context_features(context)
+    return Size() if features is None else features.shape[:-1]
+
+
+def keep_masked(x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """Leave masked positions as they were and give them no log-det (`logdet` has the shape of x)."""
+    mask = context_mask(context)
+    if mask is None:
+        return z, logdet
+    return torch.where(mask, z, x), torch.where(mask, logdet, 0.0)
+
+
+def masked_sum(per_position: Tensor, ndim: int, context: Context) -> Tensor:
+    """Sum of a per-position log-density over the event, masked positions left out."""
+    mask = context_mask(context)
+    return sum_event(per_position if mask is None else torch.where(mask, per_position, 0.0), ndim)
+
+
+def check_event(x: Tensor, event: Size, who: str) -> None:
+    """Refuse an x whose trailing dims are not `event`."""
+    if x.shape[x.ndim - len(event) :] != event or x.ndim < len(event):
+        expected = f"{event[0]} features" if len(event) == 1 else f"event shape {tuple(event)}"
+        raise ValueError(f"{who}: expected {expected}, got x with shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"{who}: expected a floating-point x, got {x.dtype}; convert it with x.float()")

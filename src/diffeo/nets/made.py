@@ -1,0 +1,212 @@
+"""MADE: an autoregressive network with masked weights, which also runs one coordinate at a time.
+
+Every coordinate i may depend on the set A_i (a row of `adjacency`; for a plain order, the coordinates before it). Each
+hidden unit carries one of these sets, T: it sees the inputs in T and the units of the layer below whose set lies in T.
+Output i sees the units whose set lies in A_i. Units are sorted by the step at which the last coordinate of their set is
+known, so that step d of a sampling run computes one contiguous slice of each layer, each unit once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Size, Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from diffeo.core import Incremental
+from diffeo.functional import Context
+from diffeo.nets.mlp import Activation, require_context
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer whose weight is multiplied by a constant mask of shape (out, in)."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, bias: bool = True):
+        super().__init__(mask.shape[1], mask.shape[0], bias=bias)
+        self.register_buffer("mask", mask.to(self.weight.dtype))
+
+    @property
+    def masked(self) -> Tensor:
+        return self.weight * self.mask
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.masked, self.bias)
+
+
+class MADE(Incremental):
+    """A masked autoregressive network `(x, context) -> params`, zero at the start.
+
+    The parameters of coordinate i depend on the coordinates before it in `order` (or on row i of `adjacency`), and on
+    the whole context.
+
+    Args:
+        features: D, the number of coordinates.
+        n_params: parameters for each coordinate; the output has shape `(*batch, D * n_params)`, feature-major.
+        context: width of the context; 0 ignores it.
+        hidden: widths of the hidden layers (with `residual`, one residual block of two layers each, equal widths).
+        order: `order[d]` is the coordinate at position d; default 0 … D-1.
+        adjacency: (D, D) booleans, `adjacency[i, j]` says that coordinate i may depend on j; acyclic; replaces `order`.
+        activation: class of the activation.
+        dropout: probability in [0, 1) of dropping a hidden unit while training.
+        residual: residual blocks instead of plain layers.
+
+    Raises:
+        ValueError: an order that is no permutation, an adjacency with a cycle, residual blocks of different widths.
+
+    Cost: one dense pass for all parameters; a run of D steps computes each hidden unit once.
+
+    "MADE: Masked Autoencoder for Distribution Estimation" (Germain et al., 2015), https://arxiv.org/abs/1502.03509
+    """
+
+    def __init__(
+        self,
+        features: int,
+        n_params: int,
+        *,
+        context: int = 0,
+        hidden: Sequence[int] = (128, 128),
+        order: Tensor | Sequence[int] | None = None,
+        adjacency: Tensor | None = None,
+        activation: Activation = nn.SiLU,
+        dropout: float = 0.0,
+        residual: bool = False,
+    ):
+        super().__init__()
+        if residual and len(set(hidden)) > 1:
+            raise ValueError(f"MADE: residual blocks need equal widths, got hidden={tuple(hidden)}")
+        self.features, self.n_params, self.context, self.residual = features, n_params, context, residual
+        if adjacency is not None:
+            if order is not None:
+                raise ValueError("MADE: give order or adjacency, not both")
+            order, sees = _sort_adjacency(adjacency, features)
+        else:
+            order = torch.arange(features) if order is None else torch.as_tensor(order, dtype=torch.long)
+            if not torch.equal(order.sort().values, torch.arange(features)):
+                raise ValueError(f"MADE: expected an order of 0 … {features - 1}, got {order.tolist()}")
+            sees = torch.ones(features, features, dtype=torch.bool).tril(-1)
+        self.register_buffer("order", order)
+        self.register_buffer("rank", order.argsort())
+
+        sets = torch.unique(sees, dim=0)
+        if not context and len(sets) > 1:
+            sets = sets[sets.any(1)]  # without a context, units that see nothing are wasted
+        positions = torch.arange(1, features + 1)
+        ready = (sets * positions).amax(1)  # the step from which a unit with this set can be computed
+        sets = sets[ready.argsort(stable=True)]
+        ready = ready.sort().values
+        kinds = [(torch.arange(width) * len(sets)) // width for width in hidden]  # evenly over the sets, sorted
+        inside = _contains(sets, sets)  # inside[t, s]: set s lies in set t
+        outputs = _contains(sees, sets)  # outputs[i, s]: output i may see units with set s
+
+        widths = list(kinds)
+        if residual and hidden:
+            widths = [kinds[0]] * (1 + 2 * len(hidden))
+        masks = [sets[widths[0]]] if widths else []
+        masks += [inside[upper][:, lower] for lower, upper in zip(widths, widths[1:], strict=False)]
+        last = outputs[:, widths[-1]] if widths else sees
+        masks.append(last.repeat_interleave(n_params, 0))
+        self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
+        self.from_context = nn.Linear(context, len(masks[0]), bias=False) if context else None
+        self.activation = activation()
+        self.dropout = nn.Dropout(dropout)
+        # slices[i][d]: how many units of layer i can be computed at step d
+        self._slices = [torch.searchsorted(ready[k], torch.arange(features), right=True).tolist() for k in widths]
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+        if self.from_context is not None and not widths:
+            nn.init.zeros_(self.from_context.weight)
+
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        h = self.layers[0](x.index_select(-1, self.order))
+        if self.from_context is not None:
+            h = h + self.from_context(require_context(context, self.context, "MADE"))
+        skip = h
+        for i, layer in enumerate(list(self.layers)[1:], start=1):
+            h = layer(self.dropout(self.activation(h)))
+            if self._closes_block(i):
+                h = skip = h + skip
+        params = h.unflatten(-1, (self.features, self.n_params))
+        return params.index_select(-2, self.rank).flatten(-2)
+
+    def start(self, z: Tensor, context: Context = None) -> MADEState:
+        batch, c = z.shape[:-1], None
+        if self.from_context is not None:
+            c = self.from_context(require_context(context, self.context, "MADE"))
+            batch = torch.broadcast_shapes(batch, c.shape[:-1])
+            c = c.expand(*batch, -1).reshape(-1, c.shape[-1]).T
+        x = z.expand(*batch, -1).reshape(-1, self.features).T[:0]
+        weights = tuple(layer.masked for layer in self.layers)
+        return MADEState(0, batch, c, weights, (x, *(None for _ in weights[1:])))
+
+    def step(self, x_prev: Tensor | None, state: MADEState) -> tuple[Tensor, None, MADEState]:
+        d, p = state.position, self.n_params
+        below = state.activations[0]
+        if x_prev is not None:
+            below = _append(below, x_prev.reshape(1, -1), d - 1, self.features)
+        activations, known, skip = [below], d, None
+        for i, buffer in enumerate(state.activations[1:]):
+            start, stop = self._slices[i][d - 1] if d else 0, self._slices[i][d]
+            h = self._rows(i, start, stop, below[:known], state)
+            skip = h if i == 0 else skip
+            if self._closes_block(i):
+                h = skip = h + skip
+            below, known = _append(buffer, self.activation(h), start, self.layers[i].out_features), stop
+            activations.append(below)
+        params = self._rows(len(self.layers) - 1, d * p, (d + 1) * p, below[:known], state)
+        state = MADEState(d + 1, state.batch, state.context, state.weights, tuple(activations))
+        return params.T.reshape(*state.batch, p), None, state
+
+    def _closes_block(self, i: int) -> bool:
+        return self.residual and i % 2 == 0 and 0 < i < len(self.layers) - 1
+
+    def _rows(self, i: int, start: int, stop: int, below: Tensor, state: MADEState) -> Tensor:
+        """Pre-activations of units start … stop of layer i from the known activations of the layer below."""
+        bias = self.layers[i].bias[start:stop].unsqueeze(1)
+        h = torch.addmm(bias, state.weights[i][start:stop, : len(below)], below)
+        return h + state.context[start:stop] if i == 0 and state.context is not None else h
+
+
+class MADEState(NamedTuple):
+    """What a run of `MADE.step` carries; activations are feature-major (units, rows), so that prefixes are contiguous."""
+
+    position: int
+    batch: Size
+    context: Tensor | None
+    weights: tuple[Tensor, ...]
+    activations: tuple[Tensor | None, ...]
+
+
+def _contains(outer: Tensor, inner: Tensor) -> Tensor:
+    """(n, m) booleans: the set in row t of `outer` contains the set in row s of `inner`."""
+    return (~outer).float() @ inner.float().T == 0
+
+
+def _append(buffer: Tensor | None, rows: Tensor, start: int, height: int) -> Tensor:
+    """Rows after the first `start`: written into a buffer of full height, or concatenated where autograd may look."""
+    if torch.is_grad_enabled():
+        return rows if start == 0 else torch.cat([buffer, rows])
+    if start == 0:
+        buffer = rows.new_empty(height, rows.shape[1])
+    buffer[start : start + len(rows)] = rows
+    return buffer
+
+
+def _sort_adjacency(adjacency: Tensor, features: int) -> tuple[Tensor, Tensor]:
+    """A topological order of the coordinates, and the adjacency in that order."""
+    adjacency = torch.as_tensor(adjacency, dtype=torch.bool)
+    if adjacency.shape != (features, features):
+        raise ValueError(f"MADE: expected an adjacency of shape {(features, features)}, got {tuple(adjacency.shape)}")
+    order: list[int] = []
+    while len(order) < features:
+        placed = set(order)
+        free = [i for i in range(features) if i not in placed and set(adjacency[i].nonzero()[:, 0].tolist()) <= placed]
+        if not free:
+            cycle = sorted(set(range(features)) - placed)
+            raise ValueError(f"MADE: the adjacency must be acyclic, but coordinates {cycle} wait for each other")
+        order.extend(free)
+    index = torch.tensor(order)
+    return index, adjacency[index][:, index]

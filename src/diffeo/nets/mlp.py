@@ -1,0 +1,110 @@
+"""Fully connected conditioners, plain and residual, with the context merged inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.functional import Context, context_features
+
+Activation = Callable[[], nn.Module]
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron `(x, context) -> params`, zero at the start.
+
+    The context enters the first layer by its own matrix, so that one context row may serve many rows of x. The last
+    layer starts at zero, so that a flow starts as the identity.
+
+    Args:
+        features: width of x; 0 is allowed (a net of the context alone, or of nothing: learned constants).
+        out: width of the output.
+        context: width of the context; 0 ignores it.
+        hidden: widths of the hidden layers.
+        activation: class of the activation, such as `torch.nn.SiLU`.
+        dropout: probability in [0, 1) of dropping a hidden unit while training.
+        layer_norm: normalise each hidden layer.
+        residual: hidden layers in pairs as residual blocks (all widths equal); the width of the blocks is `hidden[0]`
+            and their number `len(hidden)`.
+
+    Raises:
+        ValueError: a context is expected and none comes; residual blocks of different widths.
+
+    >>> import torch, diffeo
+    >>> net = diffeo.nets.MLP(3, 4, context=2)
+    >>> net(torch.randn(5, 3), torch.randn(2))
+    tensor([[0., 0., 0., 0.],
+            [0., 0., 0., 0.],
+            [0., 0., 0., 0.],
+            [0., 0., 0., 0.],
+            [0., 0., 0., 0.]], grad_fn=<AddmmBackward0>)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        out: int,
+        *,
+        context: int = 0,
+        hidden: Sequence[int] = (128, 128),
+        activation: Activation = nn.SiLU,
+        dropout: float = 0.0,
+        layer_norm: bool = False,
+        residual: bool = False,
+    ):
+        super().__init__()
+        self.features, self.context, self.residual = features, context, residual
+        if residual and len(set(hidden)) > 1:
+            raise ValueError(f"MLP: residual blocks need equal widths, got hidden={tuple(hidden)}")
+        if features + context == 0:
+            hidden = ()
+
+        def enter(width: int) -> list[nn.Module]:
+            norm: list[nn.Module] = [nn.LayerNorm(width)] if layer_norm else []
+            return [*norm, activation(), *([nn.Dropout(dropout)] if dropout else [])]
+
+        first = hidden[0] if hidden else out
+        self.from_x = nn.Linear(features, first, bias=not context) if features else None
+        self.from_context = nn.Linear(context, first) if context else None
+        self.constant = nn.Parameter(torch.zeros(out)) if features + context == 0 else None
+        blocks: list[nn.Module] = []
+        if residual:
+            for width in hidden:
+                blocks.append(_Residual(*enter(width), nn.Linear(width, width), *enter(width), nn.Linear(width, width)))
+        else:
+            for a, b in zip(hidden, hidden[1:], strict=False):
+                blocks.extend([*enter(a), nn.Linear(a, b)])
+        if hidden:
+            blocks.extend([*enter(hidden[-1]), nn.Linear(hidden[-1], out)])
+        self.body = nn.Sequential(*blocks)
+        for layer in [self.body[-1]] if hidden else [self.from_x, self.from_context]:
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        if self.constant is not None:
+            return self.constant.expand(*x.shape[:-1], -1)
+        h = None if self.from_x is None else self.from_x(x)
+        if self.from_context is not None:
+            c = self.from_context(require_context(context, self.context, "MLP"))
+            h = c.expand(*torch.broadcast_shapes(x.shape[:-1], c.shape[:-1]), -1) if h is None else h + c
+        return self.body(h)
+
+
+class _Residual(nn.Sequential):
+    def forward(self, input: Tensor) -> Tensor:
+        return input + super().forward(input)
+
+
+def require_context(context: Context, width: int, who: str) -> Tensor:
+    """The feature tensor of a context that must have this width."""
+    features = context_features(context)
+    if features is None:
+        raise ValueError(f"{who}: expected a context with {width} features, got none; pass context=")
+    if features.shape[-1] != width:
+        raise ValueError(f"{who}: expected a context with {width} features, got shape {tuple(features.shape)}")
+    return features

@@ -1,0 +1,233 @@
+"""Recipes: functions that return a density, remembered by name and arguments so that files can rebuild it.
+
+A model file is one safetensors file. Its header holds, as JSON strings: the format and its version, the recipe and its
+arguments, the versions that wrote it, and a SHA-256 digest over all of it and the tensors. Opening one runs no code
+but the named recipe, which must already be registered.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from diffeo.core import Density
+
+FORMAT, FORMAT_VERSION = "diffeo", 1
+
+P = ParamSpec("P")
+D = TypeVar("D", bound=Density)
+
+
+class RecipeCall(NamedTuple):
+    """Which recipe made a density, and with which arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+_recipes: dict[str, Callable[..., Density]] = {}
+
+
+def recipe(function: Callable[P, D]) -> Callable[P, D]:
+    """Register a function that returns a density, so that `save` and `load` know it by its name.
+
+    Its arguments must be numbers, strings, booleans, None, tensors, and lists or dicts of those.
+
+    Raises:
+        ValueError: another function already has the name.
+
+    >>> import diffeo
+    >>> @diffeo.recipe
+    ... def my_flow(features):
+    ...     return diffeo.Flow(diffeo.Standardize(features), diffeo.StudentT(features))
+    >>> my_flow(2).recipe
+    RecipeCall(name='my_flow', arguments={'features': 2})
+    """
+    name = function.__name__
+    known = _recipes.get(name)
+    if known is not None and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
+        raise ValueError(f"recipe: the name {name!r} is taken by {known.__module__}.{known.__qualname__}")
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def build(*args: P.args, **kwargs: P.kwargs) -> D:
+        density = function(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        density.recipe = RecipeCall(name, dict(bound.arguments))
+        return density
+
+    _recipes[name] = build
+    return build
+
+
+def recipes() -> dict[str, Callable[..., Density]]:
+    """The registered recipes by name."""
+    return dict(sorted(_recipes.items()))
+
+
+def find_recipe(name: str) -> Callable[..., Density]:
+    """A registered recipe, or an error that lists those there are."""
+    if name not in _recipes:
+        raise ValueError(f"unknown recipe {name!r}; there are {', '.join(sorted(_recipes))}")
+    return _recipes[name]
+
+
+def save(density: Density, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
+    """Write a density made by a recipe to one safetensors file: weights, recipe and arguments, no pickle.
+
+    The write is atomic: a temporary file beside it, then a rename.
+
+    Args:
+        density: made by a recipe.
+        path: where to, usually `*.safetensors`.
+        notes: JSON data to keep beside it (column names, scores); `read_notes` gives it back.
+
+    Raises:
+        ValueError: the density was made by hand, or an argument of its recipe cannot be written as JSON.
+
+    >>> import diffeo, tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+    >>> diffeo.save(diffeo.maf(3), path)
+    >>> diffeo.load(path).recipe.name
+    'maf'
+    """
+    from diffeo import __version__
+
+    call = density.recipe
+    if call is None:
+        raise ValueError(
+            f"save: this {type(density).__name__} was made by hand, so a file cannot say how to rebuild it; "
+            "build it in a function decorated with @diffeo.recipe, or save its state_dict() yourself"
+        )
+    header = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "recipe": call.name,
+        "arguments": _to_json(call.arguments),
+        "notes": _to_json(dict(notes or {})),
+        "diffeo": __version__,
+        "torch": torch.__version__,
+    }
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in density.state_dict().items()}
+    write_tensors(path, tensors, header)
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Density:
+    """Read a density that `save` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated, altered, not diffeo's, newer than this version, or names a recipe that is
+            not registered (import the module that registers it first).
+    """
+    tensors, header = read_tensors(path)
+    arguments = _from_json(header["arguments"])
+    if header["recipe"] not in _recipes:
+        raise ValueError(
+            f"{path}: it was made by the recipe {header['recipe']!r}, which is not registered; "
+            "import the module that defines it with @diffeo.recipe first"
+        )
+    with torch.random.fork_rng(devices=[]):
+        density = _recipes[header["recipe"]](**arguments)
+    try:
+        density.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the weights do not fit the recipe {header['recipe']!r}: {error}") from error
+    floats = [t.dtype for t in tensors.values() if t.is_floating_point()]
+    return density.to(device=device, dtype=floats[0] if floats else None).eval()
+
+
+def read_notes(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The notes that `save` kept beside a density, with the recipe, its arguments and the versions that wrote it."""
+    _, header = read_tensors(path)
+    told = {key: header[key] for key in ("recipe", "diffeo", "torch")}
+    return {**_from_json(header["notes"]), **told, "arguments": _from_json(header["arguments"])}
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Write tensors and a header with a digest over both; atomic."""
+    from safetensors.torch import save as to_bytes
+
+    path = Path(path)
+    header = {**header, "sha256": _digest(tensors, header)}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(to_bytes(tensors, metadata=header))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_tensors(path: str | os.PathLike[str], format: str = FORMAT) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what `write_tensors` wrote, with every check; errors are ValueErrors that name the file."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a directory, not a model file")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a model file, or truncated ({error})") from error
+    if header.get("format") != format:
+        raise ValueError(f"{path}: a safetensors file, but not one that diffeo wrote for this purpose")
+    if int(header["format_version"]) > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: written in format {header['format_version']} by diffeo {header.get('diffeo')}; "
+            f"this version reads up to {FORMAT_VERSION}: upgrade diffeo"
+        )
+    digest = header.pop("sha256", "")
+    if digest != _digest(tensors, header):
+        raise ValueError(f"{path}: the contents do not match their checksum; the file was altered or damaged")
+    return tensors, header
+
+
+def _digest(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
+    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        t = tensors[name]
+        sha.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        sha.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _to_json(value: Any) -> str:
+    def encode(v: Any) -> Any:
+        if isinstance(v, Tensor):
+            return {"tensor": v.tolist(), "dtype": str(v.dtype).removeprefix("torch.")}
+        raise ValueError(f"save: a recipe's arguments must be JSON data or tensors, got {type(v).__name__}: {v!r}")
+
+    return json.dumps(value, default=encode)
+
+
+def _from_json(text: str) -> Any:
+    def decode(v: dict[str, Any]) -> Any:
+        return torch.tensor(v["tensor"], dtype=getattr(torch, v["dtype"])) if set(v) == {"tensor", "dtype"} else v
+
+    return json.loads(text, object_hook=decode)

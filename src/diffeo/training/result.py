@@ -1,0 +1,50 @@
+"""What a fit tells afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class FitResult:
+    """History and outcome of a fit. Losses are means per row, in nats for maximum likelihood.
+
+    Attributes:
+        history: one entry for each evaluation: step, epoch, train_loss, validation_loss (None without held-out rows),
+            lr, seconds.
+        steps: optimiser steps taken in all, those before a resume included.
+        resumed_steps: of these, the ones taken before the resume.
+        best_step: step whose averaged weights were kept.
+        validation_loss: of the kept weights on the held-out rows, with its standard error over rows; None without.
+        seconds: training time, that before a resume included.
+        stopped: "steps", "patience" or "time_limit".
+        compiled: whether the training step was compiled.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+    resumed_steps: int = 0
+    best_step: int = 0
+    validation_loss: float | None = None
+    validation_stderr: float | None = None
+    seconds: float = 0.0
+    stopped: str = "steps"
+    compiled: bool = False
+
+    @property
+    def validation_nats(self) -> float | None:
+        """Mean held-out log-density of the kept weights, in nats per row (for maximum likelihood)."""
+        return None if self.validation_loss is None else -self.validation_loss
+
+    def plot(self, ax: Any = None) -> Any:
+        """Loss curves of training and held-out rows; returns the matplotlib axes."""
+        from diffeo.plotting import plot_history
+
+        return plot_history(self, ax)
+
+    def __str__(self) -> str:
+        held = "" if self.validation_loss is None else f", held-out {-self.validation_loss:.3f} nats"
+        if self.validation_stderr is not None:
+            held += f" ± {self.validation_stderr:.3f}"
+        return f"{self.steps} steps in {self.seconds:.1f} s (stopped by {self.stopped}; best at {self.best_step}){held}"

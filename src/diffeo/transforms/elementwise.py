@@ -1,0 +1,50 @@
+"""One scalar map for each coordinate, with parameters of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from diffeo.core import Transform, Univariate
+from diffeo.functional import Context, as_size, check_event, keep_masked, sum_event
+
+
+class Elementwise(Transform):
+    """zᵢ = u(xᵢ; θᵢ): a scalar map with learned parameters of its own at each position of the event.
+
+    Args:
+        univariate: the scalar map.
+        event: event shape; an int stands for a vector.
+
+    Cost: that of the scalar map, in either direction.
+
+    >>> import torch, diffeo
+    >>> layer = diffeo.Elementwise(diffeo.Affine(), 3)
+    >>> layer(torch.ones(2, 3))[1]
+    tensor([0., 0.], grad_fn=<SumBackward1>)
+    """
+
+    def __init__(self, univariate: Univariate, event: int | tuple[int, ...]):
+        super().__init__()
+        self.event = as_size(event)
+        self.event_ndim = self.event_ndim_out = len(self.event)
+        self.univariate = univariate
+        self.theta = nn.Parameter(torch.zeros(*self.event, univariate.n_params))
+        self.domain = constraints.independent(univariate.domain, self.event_ndim)
+        self.codomain = constraints.independent(univariate.codomain, self.event_ndim)
+        self.exact_inverse = univariate.exact_inverse
+        self.traceable = univariate.traceable
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(x, self.event, "Elementwise")
+        z, logdet = keep_masked(x, *self.univariate(x, self._params(x)), context)
+        return z, sum_event(logdet, self.event_ndim)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(z, self.event, "Elementwise")
+        x, logdet = keep_masked(z, *self.univariate.inverse(z, self._params(z)), context)
+        return x, sum_event(logdet, self.event_ndim)
+
+    def _params(self, x: Tensor) -> Tensor:
+        return self.theta.to(x.dtype).expand(*x.shape, -1)

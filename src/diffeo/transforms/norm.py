@@ -1,0 +1,202 @@
+"""Layers set from data once: standardisation, activation normalisation, whitening."""
+
+from __future__ import annotations
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+
+from diffeo.core import Transform
+from diffeo.functional import Context, check_event, constant_logdet, keep_masked, sum_event
+from diffeo.transforms.linear import _rows_kept
+
+
+class Standardize(Transform):
+    """z = (x − mean) / scale, with mean and standard deviation of the training rows: the user's units end here.
+
+    Args:
+        features: D.
+
+    Raises:
+        ValueError: from `initialize`, where a column is constant or not finite.
+
+    Cost: elementwise. Before `initialize` it is the identity; afterwards a second call changes nothing.
+
+    >>> import torch, diffeo
+    >>> layer = diffeo.Standardize(1)
+    >>> layer.initialize(torch.tensor([[1.0], [3.0]]))
+    >>> layer(torch.tensor([3.0]))
+    (tensor([1.]), tensor(0.))
+    """
+
+    event_ndim = event_ndim_out = 1
+    domain = codomain = constraints.real_vector
+    mean: Tensor
+    scale: Tensor
+    initialized: Tensor
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.event = Size((features,))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(x, self.event, "Standardize")
+        scale = self.scale.to(x.dtype)
+        z, logdet = keep_masked(x, (x - self.mean.to(x.dtype)) / scale, (-scale.log()).expand_as(x), context)
+        return z, sum_event(logdet, 1)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(z, self.event, "Standardize")
+        scale = self.scale.to(z.dtype)
+        x, logdet = keep_masked(z, z * scale + self.mean.to(z.dtype), scale.log().expand_as(z), context)
+        return x, sum_event(logdet, 1)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        if self.initialized:
+            return
+        rows = training_rows(x, "Standardize")
+        self.mean.copy_(rows.mean(0))
+        self.scale.copy_(rows.std(0, correction=0))
+        self.initialized.fill_(True)
+
+
+class ActNorm(Transform):
+    """z = exp(s) (x + b): an affine map for each feature, set by the first batch to zero mean and unit variance.
+
+    log|det| = Σ s. Unlike `Standardize` it goes on learning.
+
+    Args:
+        features: D.
+
+    Raises:
+        ValueError: from `initialize`, where a column is constant or not finite.
+
+    Cost: elementwise. Whether it was initialised is a buffer, so loading a trained layer does not set it again.
+
+    "Glow: Generative Flow with Invertible 1x1 Convolutions" (Kingma and Dhariwal, 2018),
+    https://arxiv.org/abs/1807.03039
+
+    >>> import torch, diffeo
+    >>> layer = diffeo.ActNorm(1)
+    >>> layer.initialize(torch.tensor([[1.0], [3.0]]))
+    >>> layer(torch.tensor([3.0]))[0]
+    tensor([1.], grad_fn=<MulBackward0>)
+    """
+
+    event_ndim = event_ndim_out = 1
+    domain = codomain = constraints.real_vector
+    initialized: Tensor
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.event = Size((features,))
+        self.bias = nn.Parameter(torch.zeros(features))
+        self.log_scale = nn.Parameter(torch.zeros(features))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(x, self.event, "ActNorm")
+        s = self.log_scale.to(x.dtype)
+        z, logdet = keep_masked(x, (x + self.bias.to(x.dtype)) * s.exp(), s.expand_as(x), context)
+        return z, sum_event(logdet, 1)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(z, self.event, "ActNorm")
+        s = self.log_scale.to(z.dtype)
+        x, logdet = keep_masked(z, z * (-s).exp() - self.bias.to(z.dtype), -s.expand_as(z), context)
+        return x, sum_event(logdet, 1)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        if self.initialized:
+            return
+        rows = training_rows(x, "ActNorm")
+        self.bias.copy_(-rows.mean(0))
+        self.log_scale.copy_(-rows.std(0, correction=0).log())
+        self.initialized.fill_(True)
+
+
+class Whiten(Transform):
+    """z = W (x − mean), WᵀW = Σ⁻¹, with Σ the Ledoit–Wolf covariance of the training rows.
+
+    A flow that begins with it and is otherwise the identity already is the fitted Gaussian. Columns are standardised
+    before the covariance is shrunk, so the result does not depend on their units. W is lower triangular: the first
+    coordinate stays itself, later ones lose what the earlier ones explain linearly.
+
+    Args:
+        features: D.
+
+    Raises:
+        ValueError: from `initialize`, where a column is constant or not finite.
+
+    Cost: O(D²) for each row in either direction (the forward direction solves a triangular system).
+
+    "A well-conditioned estimator for large-dimensional covariance matrices" (Ledoit and Wolf, 2004),
+    https://doi.org/10.1016/S0047-259X(03)00096-4
+
+    >>> import torch, diffeo
+    >>> layer = diffeo.Whiten(2)
+    >>> layer.initialize(torch.randn(100, 2))
+    >>> layer(torch.zeros(5, 2))[1].shape
+    torch.Size([5])
+    """
+
+    event_ndim = event_ndim_out = 1
+    domain = codomain = constraints.real_vector
+    mean: Tensor
+    scale: Tensor
+    factor: Tensor
+    initialized: Tensor
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.event = Size((features,))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("factor", torch.eye(features))  # Cholesky factor of the shrunk correlations
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(x, self.event, "Whiten")
+        rows = ((x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)).reshape(-1, x.shape[-1])
+        z = torch.linalg.solve_triangular(self.factor.to(x.dtype), rows.T, upper=False).T.reshape(x.shape)
+        return _rows_kept(x, z, -self._log_volume(x.dtype), context)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(z, self.event, "Whiten")
+        x = (z @ self.factor.to(z.dtype).T) * self.scale.to(z.dtype) + self.mean.to(z.dtype)
+        return _rows_kept(z, x, self._log_volume(z.dtype), context)
+
+    def _log_volume(self, dtype: torch.dtype) -> Tensor:
+        return self.scale.to(dtype).log().sum() + self.factor.to(dtype).diagonal().log().sum()
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        if self.initialized:
+            return
+        from sklearn.covariance import ledoit_wolf
+
+        rows = training_rows(x, "Whiten")
+        mean, scale = rows.mean(0), rows.std(0, correction=0)
+        covariance, _ = ledoit_wolf(((rows - mean) / scale).cpu().numpy(), assume_centered=True)
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+        self.factor.copy_(torch.linalg.cholesky(torch.from_numpy(covariance)))
+        self.initialized.fill_(True)
+
+
+def training_rows(x: Tensor, who: str) -> Tensor:
+    """The rows of a training batch in float64, refused where a column cannot be standardised."""
+    rows = x.reshape(-1, x.shape[-1]).double()
+    finite = rows.isfinite().all(0)
+    if not finite.all():
+        raise ValueError(f"{who}: columns {(~finite).nonzero()[:, 0].tolist()} hold values that are not finite")
+    varies = rows.std(0, correction=0) > 1e-12 * rows.abs().amax(0).clamp_min(1e-300)
+    if not varies.all():
+        columns = (~varies).nonzero()[:, 0].tolist()
+        raise ValueError(f"{who}: columns {columns} are constant, so they have no density; drop them")
+    return rows

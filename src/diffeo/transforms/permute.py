@@ -1,0 +1,56 @@
+"""Permutations of the coordinates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Size, Tensor
+from torch.distributions import constraints
+
+from diffeo.core import Transform
+from diffeo.functional import Context, check_event, constant_logdet
+
+
+class Permute(Transform):
+    """zᵢ = x_{order[i]}; volume is preserved.
+
+    Args:
+        order: a permutation of 0 … features-1. It is a buffer, so members of a vmapped ensemble may differ.
+
+    Raises:
+        ValueError: `order` is no permutation.
+
+    >>> import torch, diffeo
+    >>> diffeo.Permute(torch.tensor([2, 0, 1]))(torch.tensor([1.0, 2.0, 3.0]))[0]
+    tensor([3., 1., 2.])
+    """
+
+    event_ndim = event_ndim_out = 1
+    domain = codomain = constraints.real_vector
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, order: Tensor):
+        super().__init__()
+        if order.ndim != 1 or not torch.equal(order.sort().values, torch.arange(len(order))):
+            raise ValueError(f"Permute: expected a permutation of 0 … {order.numel() - 1}, got {order.tolist()}")
+        self.event = Size(order.shape)
+        self.register_buffer("order", order)
+        self.register_buffer("back", order.argsort())
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(x, self.event, "Permute")
+        return x.index_select(-1, self.order), constant_logdet(x.new_zeros(()), x, 1)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(z, self.event, "Permute")
+        return z.index_select(-1, self.back), constant_logdet(z.new_zeros(()), z, 1)
+
+
+def reverse(features: int) -> Permute:
+    """The permutation that turns the order of the coordinates round."""
+    return Permute(torch.arange(features - 1, -1, -1))
+
+
+def shuffle(features: int, generator: Generator | None = None) -> Permute:
+    """A random permutation, fixed once drawn."""
+    return Permute(torch.randperm(features, generator=generator))

@@ -1,0 +1,63 @@
+"""Affine scalar maps."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from diffeo.core import Univariate
+from diffeo.functional import Context, soft_clip
+
+
+class Affine(Univariate):
+    """z = exp(s) x + t, with the log-scale s softly bounded: one layer scales by at most e^bound.
+
+    s = bound · tanh(s₀ / bound); parameters (t, s₀).
+
+    Args:
+        bound: largest absolute log-scale, > 0.
+
+    "Density estimation using Real NVP" (Dinh et al., 2016), https://arxiv.org/abs/1605.08803
+
+    >>> import torch, diffeo
+    >>> diffeo.Affine()(torch.tensor(2.0), torch.tensor([1.0, 0.0]))
+    (tensor(3.), tensor(0.))
+    """
+
+    n_params = 2
+
+    def __init__(self, bound: float = 4.0):
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self._unpack(context)
+        return x * log_scale.exp() + shift, log_scale.expand_as(x)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self._unpack(context)
+        return (z - shift) * (-log_scale).exp(), -log_scale.expand_as(z)
+
+    def _unpack(self, context: Context) -> tuple[Tensor, Tensor]:
+        shift, s = self.params(context).unbind(-1)
+        return shift, soft_clip(s, self.bound)
+
+
+class Shift(Univariate):
+    """z = x + t, which preserves volume; parameter (t,).
+
+    "NICE: Non-linear Independent Components Estimation" (Dinh et al., 2014), https://arxiv.org/abs/1410.8516
+
+    >>> import torch, diffeo
+    >>> diffeo.Shift()(torch.tensor(2.0), torch.tensor([1.0]))
+    (tensor(3.), tensor(0.))
+    """
+
+    n_params = 1
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        z = x + self.params(context).squeeze(-1)
+        return z, x.new_zeros(()).expand_as(z)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        x = z - self.params(context).squeeze(-1)
+        return x, z.new_zeros(()).expand_as(x)
