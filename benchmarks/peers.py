@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import tables
 
 LIBRARIES = ("flowjax", "zuko", "nflows", "normflows")
@@ -35,8 +36,8 @@ PROTOCOL: dict[str, Any] = {
     "seconds": "training only, with compilation; wall clock, and cpu_seconds of the process",
     "idioms": {
         "zuko": "NSF; nsf_ar reverses the order between layers, nsf is passes=2 with random permutations",
-        "nflows": "MADE or MLP of two hidden layers; reversals between nsf_ar layers; random permutations in nsf, and an "
-        "unconditional spline on its conditioning half",
+        "nflows": "MADE or MLP of two hidden layers; reversals between nsf_ar layers; random permutations in nsf, and "
+        "an unconditional spline on its conditioning half",
         "normflows": "two residual blocks, as its layers offer nothing else; LULinearPermute between layers",
         "flowjax": "masked_autoregressive_flow, coupling_flow; its random permutations; knots=8 inner knots (9 bins)",
     },

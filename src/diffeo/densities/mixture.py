@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 
+import numpy as np
 import torch
 from torch import Generator, Size, Tensor, nn
 
@@ -11,12 +13,16 @@ from diffeo.core import Density
 from diffeo.densities.normal import standard_normal
 from diffeo.functional import Context, soft_clip
 
+EM_ROWS = 20_000  # rows that expectation–maximisation sees at most
+UNUSED = -12.0  # log-weight, not normalised, of components that it did not need
+
 
 class GaussianMixture(Density):
     """log p(x) = log Σₖ πₖ N(x; mₖ, Σₖ), with full covariances Σₖ⁻¹ = AₖᵀAₖ, A lower triangular.
 
     Weights, means and precision factors are learned; the log-diagonals of A are bounded by `bound`. `initialize` fits
-    the mixture to training rows by expectation–maximisation; before that the means stand on a small fixed spiral, so
+    the mixture to training rows by expectation–maximisation, with as many of the components as the BIC asks for (the
+    rest get a negligible weight, from which they may grow); before that the means stand on a small fixed spiral, so
     that no two components are alike.
 
     Samples carry no gradient (the component is a discrete choice). Temperature scales each component; temperature 0
@@ -77,14 +83,37 @@ class GaussianMixture(Density):
         """Fit the mixture to training rows by expectation–maximisation (scikit-learn), once."""
         if self.initialized:
             return
-        from sklearn.mixture import GaussianMixture as EM
-
-        rows = x.reshape(-1, x.shape[-1]).double().cpu().numpy()
-        em = EM(len(self.logits), reg_covar=1e-4, random_state=0).fit(rows)
-        factors = torch.from_numpy(em.precisions_cholesky_).transpose(-2, -1)  # scikit-learn's are upper triangular
+        rows = x.reshape(-1, x.shape[-1]).double().cpu()
+        if len(rows) > EM_ROWS:
+            rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:EM_ROWS]]
+        weights, means, factors = _expectation_maximisation(rows.numpy(), len(self.logits))
+        k = len(weights)
         log_diagonal = factors.diagonal(dim1=-2, dim2=-1).log()
         raw = self.bound * torch.atanh((log_diagonal / self.bound).clamp(-0.999, 0.999))
-        self.logits.copy_(torch.from_numpy(em.weights_).log())
-        self.means.copy_(torch.from_numpy(em.means_))
-        self.factors.copy_(factors.tril(-1) + torch.diag_embed(raw))
+        self.logits.fill_(UNUSED)
+        self.logits[:k] = weights.log().to(self.logits)
+        self.means[:k] = means.to(self.means)
+        self.factors[:k] = (factors.tril(-1) + torch.diag_embed(raw)).to(self.factors)
         self.initialized.fill_(True)
+
+
+def _expectation_maximisation(rows: np.ndarray, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, means and lower-triangular precision factors of the mixture with the best BIC, of at most `most`."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture as EM
+
+    best, best_bic = None, math.inf
+    for k in range(1, min(most, max(1, len(rows) // (2 * rows.shape[1]))) + 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a rough start is enough: training goes on
+            model = EM(k, reg_covar=1e-4, random_state=0).fit(rows)
+        bic = model.bic(rows)
+        if bic >= best_bic:
+            break
+        best, best_bic = model, bic
+    # scikit-learn's factors are upper triangular, P = C Cᵀ; ours act as A = Cᵀ
+    return (
+        torch.from_numpy(best.weights_),
+        torch.from_numpy(best.means_),
+        torch.from_numpy(best.precisions_cholesky_).transpose(-2, -1),
+    )

@@ -28,6 +28,9 @@ class MaskedLinear(nn.Linear):
     def __init__(self, mask: Tensor, bias: bool = True):
         super().__init__(mask.shape[1], mask.shape[0], bias=bias)
         self.register_buffer("mask", mask.to(self.weight.dtype))
+        if not mask.any():  # nothing to learn: the net of a single coordinate
+            del self.weight
+            self.register_buffer("weight", torch.zeros(mask.shape))
 
     @property
     def masked(self) -> Tensor:

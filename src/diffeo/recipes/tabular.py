@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffeo.core import Chain, Flow, Inverse, Transform, Univariate
-from diffeo.densities import Normal
+from diffeo.densities import GaussianMixture, Normal
 from diffeo.nets import MADE, MLP, ContextScaler
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import (
@@ -206,6 +206,7 @@ def nsf(
     hidden: Sequence[int] = (128, 128),
     bins: int = 8,
     bound: float = 8.0,
+    components: int = 0,
     dropout: float = 0.0,
     residual: bool = False,
 ) -> Flow:
@@ -234,7 +235,7 @@ def nsf(
     for i in range(layers):
         spline = RationalQuadraticSpline(bins, bound)
         parts += [_coupling(_alternate(features, i), spline, context, hidden, options), LULinear(features)]
-    return _flow(features, context, parts)
+    return _flow(features, context, parts, components)
 
 
 @recipe
@@ -246,6 +247,7 @@ def nsf_ar(
     hidden: Sequence[int] = (128, 128),
     bins: int = 8,
     bound: float = 8.0,
+    components: int = 0,
     adjacency: Tensor | None = None,
     dropout: float = 0.0,
     residual: bool = False,
@@ -274,11 +276,13 @@ def nsf_ar(
     options = {"dropout": dropout, "residual": residual, "adjacency": adjacency}
     first: list[Transform] = [Gaussianize(features)] if adjacency is not None else [Gaussianize(features), Whiten(features)]
     spline = RationalQuadraticSpline(bins, bound)
-    return _flow(features, context, [*first, *_autoregressive(features, spline, context, layers, hidden, options)])
+    parts = [*first, *_autoregressive(features, spline, context, layers, hidden, options)]
+    return _flow(features, context, parts, components)
 
 
-def _flow(features: int, context: int, parts: Sequence[Transform]) -> Flow:
-    return Flow(Chain(*parts), Normal(features), ContextScaler(context) if context else None)
+def _flow(features: int, context: int, parts: Sequence[Transform], components: int = 0) -> Flow:
+    base = GaussianMixture(features, components) if components else Normal(features)
+    return Flow(Chain(*parts), base, ContextScaler(context) if context else None)
 
 
 def _alternate(features: int, i: int) -> Tensor:

@@ -242,6 +242,8 @@ class _Run:
         if continued and self._restore():
             self._use_best()
             return self.result
+        if self.step == 0 and self.held is not None:
+            self._keep_best(*self.evaluate())  # what `initialize` made may be hard to beat on a small table
         try:
             if self.result.compiled:
                 self.objective.compile()

@@ -1,0 +1,114 @@
+"""Simple densities to hold a flow against: a Gaussian, a mixture of Gaussians, a kernel density estimate.
+
+All are fitted to standardised columns (by the training rows) and scored in the units of the data. The number of
+components and the bandwidth are chosen on held-out rows.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 32)
+BANDWIDTHS = (0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8)  # in standard deviations
+TUNING_ROWS = 2000  # held-out rows that choose the bandwidth
+
+
+class Baseline(NamedTuple):
+    """A baseline's score: mean log-density of the test rows in nats, its standard error, and what was chosen."""
+
+    name: str
+    nats: float
+    stderr: float
+    choice: str
+
+
+def score_baselines(
+    train: np.ndarray, validation: np.ndarray, test: np.ndarray, kde_rows: int | None = None, seed: int = 0
+) -> list[Baseline]:
+    """Gaussian, mixture and KDE, fitted on `train`, tuned on `validation`, scored on `test`; arrays (n, features).
+
+    Args:
+        train, validation, test: rows in the same units; no constant column.
+        kde_rows: use at most this many training rows for the KDE, drawn at random, since its cost grows with
+            training times test rows. None: all.
+        seed: of the mixture's start and the drawn rows.
+    """
+    mean, std = train.mean(0), train.std(0)
+    volume = float(np.log(std).sum())
+    parts = [(part - mean) / std for part in (train, validation, test)]
+    return [
+        _baseline("Gaussian", _gaussian(*parts), volume),
+        _baseline("Gaussian mixture", _mixture(*parts, seed=seed), volume),
+        _baseline("KDE", _kde(*parts, rows=kde_rows, seed=seed), volume),
+    ]
+
+
+def _baseline(name: str, scored: tuple[np.ndarray, str], volume: float) -> Baseline:
+    log_p, choice = scored
+    log_p = log_p - volume
+    return Baseline(name, float(log_p.mean()), float(log_p.std() / math.sqrt(len(log_p))), choice)
+
+
+def _gaussian(train: np.ndarray, validation: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, str]:
+    return _fit_mixture(train, 1, 0).score_samples(test), "full covariance"
+
+
+def _mixture(train: np.ndarray, validation: np.ndarray, test: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+    best, best_score, best_k = None, -math.inf, 0
+    for k in COMPONENTS:
+        if k * train.shape[1] > len(train) and k > 1:
+            break
+        model = _fit_mixture(train, k, seed)
+        score = model.score(validation)
+        if score > best_score:
+            best, best_score, best_k = model, score, k
+        elif score < best_score - 0.5:  # clearly past the best
+            break
+    return best.score_samples(test), f"{best_k} component{'s' if best_k > 1 else ''}"
+
+
+def _fit_mixture(rows: np.ndarray, k: int, seed: int):
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return GaussianMixture(k, reg_covar=1e-6, max_iter=200, random_state=seed).fit(rows)
+
+
+def _kde(
+    train: np.ndarray, validation: np.ndarray, test: np.ndarray, rows: int | None, seed: int
+) -> tuple[np.ndarray, str]:
+    rng = np.random.default_rng(seed)
+    if rows is not None and len(train) > rows:
+        train = train[rng.choice(len(train), rows, replace=False)]
+    tuning = validation[rng.permutation(len(validation))[:TUNING_ROWS]]
+    points = torch.from_numpy(np.ascontiguousarray(train, dtype=np.float32))
+    scores = [_kde_log_prob(points, tuning, h).mean() for h in BANDWIDTHS]
+    h = BANDWIDTHS[int(np.argmax(scores))]
+    return _kde_log_prob(points, test, h), f"bandwidth {h:g} sd"
+
+
+def _kde_log_prob(points: Tensor, rows: np.ndarray, bandwidth: float) -> np.ndarray:
+    """Gaussian-kernel log-density of rows; scikit-learn's trees are far slower than matrix products at these sizes."""
+    n, d = points.shape
+    queries = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
+    norm = math.log(n) + d * math.log(bandwidth) + 0.5 * d * math.log(2 * math.pi)
+    chunk = max(1, 20_000_000 // n)
+    out = [
+        torch.logsumexp(torch.cdist(q, points, compute_mode="use_mm_for_euclid_dist").square_() / (-2 * bandwidth**2), 1)
+        for q in queries.split(chunk)
+    ]
+    return torch.cat(out).double().numpy() - norm
+
+
+def summarize(scores: Sequence[Baseline]) -> Baseline:
+    """The best of several baselines."""
+    return max(scores, key=lambda baseline: baseline.nats)

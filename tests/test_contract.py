@@ -1,0 +1,112 @@
+"""Every case of the table keeps every promise of the protocol."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from cases import DENSITIES, TRANSFORMS
+
+import diffeo
+from diffeo.testing import ContractError, check_density, check_transform
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transform(name):
+    case = TRANSFORMS[name]
+    check_transform(case.build(0), case.x(), case.context and case.context(), other=case.build(1))
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_density(name):
+    case = DENSITIES[name]
+    check_density(case.build(), case.context)
+
+
+def test_every_public_class_is_in_the_table():
+    covered = {type(m) for case in TRANSFORMS.values() for m in case.build(0).modules()}
+    covered |= {type(m) for case in DENSITIES.values() for m in case.build().modules()}
+    public = [getattr(diffeo, name) for name in dir(diffeo)]
+    wanted = {
+        c
+        for c in public
+        if inspect.isclass(c) and issubclass(c, diffeo.Transform | diffeo.Density) and not inspect.isabstract(c)
+    }
+    assert {c for c in wanted if c.__module__.startswith("diffeo")} - covered == {diffeo.Univariate} & wanted
+
+
+class WrongSign(diffeo.Exp):
+    def inverse(self, z, context=None):
+        x, logdet = super().inverse(z)
+        return x, -logdet
+
+
+class WrongLogdet(diffeo.Exp):
+    def forward(self, x, context=None):
+        return x.exp(), 2 * x
+
+    def inverse(self, z, context=None):
+        return z.log(), -2 * z.log()
+
+
+class MeanLogdet(diffeo.Permute):
+    def forward(self, x, context=None):
+        z, _ = super().forward(x)
+        return z, x.new_zeros(x.shape)
+
+
+class Unused(diffeo.Exp):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+
+class Forgetful(diffeo.Exp):
+    def inverse(self, z, context=None):
+        return z.clamp(max=1.5).log(), -z.log()
+
+
+class DataDependent(diffeo.Exp):
+    def forward(self, x, context=None):
+        if x.sum() > 0:
+            return x.exp(), x
+        return x.exp(), x + 0
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (WrongSign(), "logdet"),
+        (WrongLogdet(), "Jacobian"),
+        (Unused(), "no gradient reaches weight"),
+        (Forgetful(), "inverse"),
+        (DataDependent(), "fullgraph"),
+    ],
+)
+def test_broken_transforms_are_caught(broken, message):
+    with pytest.raises(ContractError, match=message):
+        check_transform(broken, torch.linspace(-2, 2, 6))
+
+
+def test_a_logdet_of_wrong_shape_is_caught():
+    with pytest.raises(ContractError, match="logdet has shape"):
+        check_transform(MeanLogdet(torch.tensor([1, 0])), torch.randn(6, 2))
+
+
+class Unnormalised(diffeo.Normal):
+    def forward(self, x, context=None):
+        return super().forward(x) + 0.1
+
+
+class Shifted(diffeo.Normal):
+    def draw(self, shape, context, temperature, generator):
+        return super().draw(shape, context, temperature, generator) + 0.5
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"), [(Unnormalised(2), "integrates to 1.1"), (Unnormalised(5), "E_p"), (Shifted(3), "disagree")]
+)
+def test_broken_densities_are_caught(broken, message):
+    with pytest.raises(ContractError, match=message):
+        check_density(broken)
