@@ -7,6 +7,8 @@ from typing import TypeAlias
 
 import torch
 from torch import Size, Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 Context: TypeAlias = "Tensor | Mapping[str, Tensor] | None"
 
@@ -71,6 +73,11 @@ def masked_sum(per_position: Tensor, ndim: int, context: Context) -> Tensor:
     """Sum of a per-position log-density over the event, masked positions left out."""
     mask = context_mask(context)
     return sum_event(per_position if mask is None else torch.where(mask, per_position, 0.0), ndim)
+
+
+def is_real(constraint: Constraint) -> bool:
+    """Whether a constraint allows every real number (by type: copies of modules carry copies of constraints)."""
+    return isinstance(getattr(constraint, "base_constraint", constraint), type(constraints.real))
 
 
 def check_event(x: Tensor, event: Size, who: str) -> None:

@@ -16,11 +16,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 from torch.func import functional_call, stack_module_state, vmap
 
 from diffeo.core import Density, Transform, Univariate
-from diffeo.functional import Context
+from diffeo.functional import Context, is_real
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -250,7 +249,7 @@ def _check_extremes(t: Transform, x: Tensor, context: Context) -> None:
         value, logdet = run(rows, _map(c, lambda v, n=len(rows): v.expand(n, *v.shape[1:])))
         bad = value.isnan().reshape(len(rows), -1).any(1) | logdet.isnan().reshape(len(rows), -1).any(1)
         _expect(not bad.any(), f"{name}: NaN at x = {inside[bad].tolist()}")
-        if scalar is constraints.real and (t.codomain if name == "forward" else t.domain) is scalar:
+        if is_real(t.domain) and is_real(t.codomain):
             _expect(_finite(value) and _finite(logdet), f"{name}: not finite for inputs up to 1e4")
 
 
@@ -361,8 +360,9 @@ def _check_samples(d: Density, x: Tensor, context: Context, generator: torch.Gen
     features = rows.shape[1]
     low, mid, high = (rows.quantile(q, 0) for q in (0.16, 0.5, 0.84))
     sd = (high - low) / 2
-    if getattr(d.support, "base_constraint", d.support) is constraints.real:
-        log_q = torch.distributions.Normal(mid, 0.8 * sd).log_prob(rows).sum(-1)
+    if is_real(d.support):
+        covariance = 0.64 * rows.T.cov().reshape(features, features) + 1e-9 * torch.eye(features)
+        log_q = torch.distributions.MultivariateNormal(rows.mean(0), covariance).log_prob(rows)
     else:  # a proposal that stays inside the support
         low, high = rows.quantile(0.05, 0), rows.quantile(0.95, 0)
         log_q = torch.where(((rows >= low) & (rows <= high)).all(-1), -(high - low).log().sum(), -math.inf)

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core.transform import Transform
-from diffeo.functional import Context, as_size, check_event, context_batch
+from diffeo.functional import Context, as_size, check_event, context_batch, is_real
 
 if TYPE_CHECKING:
     from diffeo.core.given import Given
@@ -165,6 +165,9 @@ class Flow(Density):
 
     @property
     def support(self) -> Constraint:
+        inner = self.base.support
+        if not is_real(inner):
+            return _Preimage(self.transform, inner, len(self.event_shape()))
         missing = len(self.event_shape()) - self.transform.domain.event_dim
         return constraints.independent(self.transform.domain, missing) if missing else self.transform.domain
 
@@ -214,6 +217,20 @@ class Flow(Density):
 
         encoded = self.encode(context)
         return Given(Flow(self.transform, self.base) if self.encoder is not None else self, encoded)
+
+
+class _Preimage(Constraint):
+    """The events that a transform maps into the support of the base."""
+
+    def __init__(self, transform: Transform, inner: Constraint, event_dim: int):
+        self.transform, self.inner, self._event_dim = transform, inner, event_dim
+
+    @property
+    def event_dim(self) -> int:  # type: ignore[override]
+        return self._event_dim
+
+    def check(self, value: Tensor) -> Tensor:
+        return self.inner.check(self.transform(value)[0])
 
 
 def _request(shape: int | tuple[int, ...] | Size, context: Context, temperature: float) -> tuple[Size, Context, float]:

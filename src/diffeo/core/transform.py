@@ -62,7 +62,7 @@ class Transform(nn.Module, ABC):
 
 
 class Univariate(Transform):
-    """A monotone scalar map whose context holds its parameters, shape `(*x.shape, n_params)`.
+    """A monotone scalar map whose context holds its parameters, shape `(*x.shape, n_params)` or what broadcasts to it.
 
     With zero parameters it is the identity (or near it), so that a zero-initialised conditioner starts there. Written
     once, it works in `Elementwise`, `Coupling` and `Autoregressive`. A map without parameters (`n_params = 0`) ignores

@@ -4,7 +4,7 @@ Every one begins with layers set from the training rows (`initialize`, which `fi
 user's units and an untrained flow already is a sensible fit:
 
     gaussian, nice, realnvp, maf, iaf   Standardize → Whiten: the fitted Gaussian
-    nsf, nsf_ar                         Gaussianize → Whiten: the Gaussian copula with spline marginals
+    nsf, nsf_ar                         Gaussianize → Whiten, with a mixture of Gaussians as the base
 
 What follows starts as the identity.
 """
@@ -160,7 +160,8 @@ def maf(
     """
     options = {"dropout": dropout, "residual": residual, "adjacency": adjacency}
     first = [Whiten(features)] if adjacency is None else [Standardize(features)]
-    return _flow(features, context, [*first, *_autoregressive(features, Affine(), context, layers, hidden, options)])
+    parts = _autoregressive(features, Affine(), context, layers, hidden, options, mix=False)
+    return _flow(features, context, [*first, *parts])
 
 
 @recipe
@@ -193,8 +194,8 @@ def iaf(
     torch.Size([5])
     """
     options = {"dropout": dropout, "residual": residual}
-    layers_ = _autoregressive(features, Affine(), context, layers, hidden, options)
-    return _flow(features, context, [Whiten(features), *(Inverse(layer) for layer in layers_)])
+    parts = _autoregressive(features, Affine(), context, layers, hidden, options, mix=False)
+    return _flow(features, context, [Whiten(features), *(Inverse(part) for part in parts)])
 
 
 @recipe
@@ -206,7 +207,7 @@ def nsf(
     hidden: Sequence[int] = (128, 128),
     bins: int = 8,
     bound: float = 8.0,
-    components: int = 0,
+    components: int = 8,
     dropout: float = 0.0,
     residual: bool = False,
 ) -> Flow:
@@ -219,6 +220,8 @@ def nsf(
         hidden: widths of the hidden layers of each conditioner.
         bins: pieces of each spline, at least 2.
         bound: half-width of the splines, in standard deviations.
+        components: largest number of Gaussians in the base, a mixture that `initialize` fits first; 0 for a standard
+            normal.
         dropout: probability of dropping a hidden unit while training.
         residual: residual blocks in the conditioners.
 
@@ -247,12 +250,12 @@ def nsf_ar(
     hidden: Sequence[int] = (128, 128),
     bins: int = 8,
     bound: float = 8.0,
-    components: int = 0,
+    components: int = 8,
     adjacency: Tensor | None = None,
     dropout: float = 0.0,
     residual: bool = False,
 ) -> Flow:
-    """Autoregressive neural spline flow, RQ-NSF (AR), the order turned round between layers.
+    """Autoregressive neural spline flow, RQ-NSF (AR), with learned linear maps and the order turned round between layers.
 
     Args:
         features: D, at least 1.
@@ -261,6 +264,8 @@ def nsf_ar(
         hidden: widths of the hidden layers of each MADE.
         bins: pieces of each spline, at least 2.
         bound: half-width of the splines, in standard deviations.
+        components: largest number of Gaussians in the base, a mixture that `initialize` fits first; 0 for a standard
+            normal.
         adjacency: (D, D) booleans, which coordinate may depend on which, the same in every layer; instead of orders.
         dropout: probability of dropping a hidden unit while training.
         residual: residual blocks in the conditioners.
@@ -276,7 +281,7 @@ def nsf_ar(
     options = {"dropout": dropout, "residual": residual, "adjacency": adjacency}
     first: list[Transform] = [Gaussianize(features)] if adjacency is not None else [Gaussianize(features), Whiten(features)]
     spline = RationalQuadraticSpline(bins, bound)
-    parts = [*first, *_autoregressive(features, spline, context, layers, hidden, options)]
+    parts = [*first, *_autoregressive(features, spline, context, layers, hidden, options, mix=True)]
     return _flow(features, context, parts, components)
 
 
@@ -297,12 +302,18 @@ def _coupling(mask: Tensor, univariate: Univariate, context: int, hidden: Sequen
 
 
 def _autoregressive(
-    features: int, univariate: Univariate, context: int, layers: int, hidden: Sequence[int], options: dict
+    features: int, univariate: Univariate, context: int, layers: int, hidden: Sequence[int], options: dict, mix: bool
 ) -> list[Transform]:
+    """Layers with the order turned round each time, and learned linear maps between them if `mix`.
+
+    With an adjacency neither is possible: it is the same in every layer.
+    """
     parts: list[Transform] = []
+    free = options.get("adjacency") is None
     for i in range(layers):
         order = torch.arange(features) if i % 2 == 0 else torch.arange(features - 1, -1, -1)
-        order = None if options.get("adjacency") is not None else order
-        net = MADE(features, univariate.n_params, context=context, hidden=hidden, order=order, **options)
-        parts.append(Autoregressive(net, univariate))
+        net = MADE(
+            features, univariate.n_params, context=context, hidden=hidden, order=order if free else None, **options
+        )
+        parts += [Autoregressive(net, univariate), *([LULinear(features)] if mix and free else [])]
     return parts

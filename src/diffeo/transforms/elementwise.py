@@ -38,13 +38,10 @@ class Elementwise(Transform):
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(x, self.event, "Elementwise")
-        z, logdet = keep_masked(x, *self.univariate(x, self._params(x)), context)
+        z, logdet = keep_masked(x, *self.univariate(x, self.theta.to(x.dtype)), context)
         return z, sum_event(logdet, self.event_ndim)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(z, self.event, "Elementwise")
-        x, logdet = keep_masked(z, *self.univariate.inverse(z, self._params(z)), context)
+        x, logdet = keep_masked(z, *self.univariate.inverse(z, self.theta.to(z.dtype)), context)
         return x, sum_event(logdet, self.event_ndim)
-
-    def _params(self, x: Tensor) -> Tensor:
-        return self.theta.to(x.dtype).expand(*x.shape, -1)

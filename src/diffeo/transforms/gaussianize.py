@@ -21,7 +21,8 @@ class Gaussianize(Transform):
     """zᵢ = sᵢ((xᵢ − cᵢ) / rᵢ): a spline for each column, set so that training columns come out standard normal.
 
     `initialize` draws each spline through quantiles of the column against those of the normal, as many as predict
-    held-out rows best; a column that is close to normal is only standardised. Afterwards the splines go on learning.
+    held-out rows best; a column that is close to normal is only standardised, and so are all of them where bending the
+    axes would cost more of what the columns share than it gains. Afterwards the splines go on learning.
     Outside the range of the data the map is affine. Skewed, heavy-tailed and clustered columns thereby stop being hard,
     while their axes stay apart. Before `initialize` it is the identity.
 
@@ -67,19 +68,16 @@ class Gaussianize(Transform):
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(x, self.event, "Gaussianize")
         scale = self.scale.to(x.dtype)
-        z, logdet = self.spline((x - self.center.to(x.dtype)) / scale, self._params(x))
+        z, logdet = self.spline((x - self.center.to(x.dtype)) / scale, self.theta.to(x.dtype))
         z, logdet = keep_masked(x, z, logdet - scale.log(), context)
         return z, sum_event(logdet, 1)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(z, self.event, "Gaussianize")
         scale = self.scale.to(z.dtype)
-        x, logdet = self.spline.inverse(z, self._params(z))
+        x, logdet = self.spline.inverse(z, self.theta.to(z.dtype))
         x, logdet = keep_masked(z, x * scale + self.center.to(z.dtype), logdet + scale.log(), context)
         return x, sum_event(logdet, 1)
-
-    def _params(self, x: Tensor) -> Tensor:
-        return self.theta.to(x.dtype).expand(*x.shape, -1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
@@ -87,11 +85,27 @@ class Gaussianize(Transform):
             return
         rows = training_rows(x, "Gaussianize").cpu()
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-        for i, column in enumerate(rows.unbind(1)):
-            anchors = self._choose_anchors(column[order[:CHOICE_ROWS]])
-            self.center[i], self.scale[i], theta = self._through_quantiles(column, anchors)
-            self.theta[i] = theta.to(self.theta)
+        straight = [self._through_quantiles(column, 0) for column in rows.unbind(1)]
+        bent = [
+            self._through_quantiles(column, self._choose_anchors(column[order[:CHOICE_ROWS]]))
+            for column in rows.unbind(1)
+        ]
+        # bending every axis for its own sake may blur what the columns have in common; it must pay for all together
+        curves = bent if self._joint_log_prob(rows, bent) > self._joint_log_prob(rows, straight) else straight
+        for i, (center, scale, theta) in enumerate(curves):
+            self.center[i], self.scale[i], self.theta[i] = center, scale, theta.to(self.theta)
         self.initialized.fill_(True)
+
+    def _joint_log_prob(self, rows: Tensor, curves: list[tuple[float, float, Tensor]]) -> float:
+        """Mean log-density of the rows, up to a constant, under these curves and a Gaussian copula."""
+        columns, volume = [], 0.0
+        for column, (center, scale, theta) in zip(rows.unbind(1), curves, strict=True):
+            z, logdet = self.spline((column - center) / scale, theta)
+            columns.append(z)
+            volume += float(logdet.mean()) - math.log(scale)
+        covariance = torch.stack(columns).cov(correction=0).reshape(len(columns), len(columns))
+        ridge = 1e-6 * torch.eye(len(columns), dtype=rows.dtype)
+        return volume - 0.5 * float(torch.linalg.slogdet(covariance + ridge)[1])
 
     def _choose_anchors(self, column: Tensor) -> int:
         """The number of quantiles that predicts the other half of the rows best; 0, an affine map, if none does
@@ -106,7 +120,7 @@ class Gaussianize(Transform):
         return best if gain.mean() > 0.01 + 2 * gain.std() / len(gain) ** 0.5 else 0
 
     def _log_prob(self, column: Tensor, center: float, scale: float, theta: Tensor) -> Tensor:
-        z, logdet = self.spline((column - center) / scale, theta.expand(len(column), -1))
+        z, logdet = self.spline((column - center) / scale, theta)
         return logdet - 0.5 * z * z - math.log(scale)
 
     def _through_quantiles(self, column: Tensor, anchors: int) -> tuple[float, float, Tensor]:

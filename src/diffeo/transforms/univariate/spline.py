@@ -66,9 +66,8 @@ class RationalQuadraticSpline(Univariate):
         self.n_params = 3 * bins - 1
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        widths, heights, slopes = self._knots(context)
         inside = x.clamp(-self.bound, self.bound)
-        x0, w, y0, h, d0, d1 = self._bin(inside, widths, heights, slopes, widths)
+        x0, y0, w, h, d0, d1 = self._bin(inside, context, axis=0)
         s = h / w
         xi = (inside - x0) / w
         mix = xi * (1 - xi)
@@ -79,9 +78,8 @@ class RationalQuadraticSpline(Univariate):
         return torch.where(outside | x.isnan(), x, z), torch.where(outside, 0.0, logdet)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        widths, heights, slopes = self._knots(context)
         inside = z.clamp(-self.bound, self.bound)
-        x0, w, y0, h, d0, d1 = self._bin(inside, widths, heights, slopes, heights)
+        x0, y0, w, h, d0, d1 = self._bin(inside, context, axis=1)
         s = h / w
         r = d0 + d1 - 2 * s
         t = (inside - y0) / h
@@ -110,28 +108,25 @@ class RationalQuadraticSpline(Univariate):
     def _slope_offset(self) -> float:
         return math.log(math.expm1(1 - self.min_slope))  # so that zero stands for slope one
 
-    def _knots(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Knot positions on both axes, ends included, and unnormalised slopes (zero stands for slope one)."""
+    def _bin(self, v: Tensor, context: Context, axis: int) -> tuple[Tensor, ...]:
+        """Left knot, bottom, width, height and end slopes of the bin that holds v on the x (0) or the z axis (1).
+
+        Widths and heights go through softmax, sum and look-up together: few large operations instead of many small.
+        """
         k = self.bins
-        widths, heights, slopes = self.params(context).split([k, k, k - 1], -1)
-        return self._positions(widths, self.min_width), self._positions(heights, self.min_height), F.pad(slopes, (1, 1))
-
-    def _positions(self, raw: Tensor, least: float) -> Tensor:
-        share = least + (1 - least * self.bins) * raw.softmax(-1)
-        inner = share[..., :-1].cumsum(-1) * (2 * self.bound) - self.bound
-        return F.pad(F.pad(inner, (1, 0), value=-self.bound), (0, 1), value=self.bound)
-
-    def _bin(
-        self, v: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, axis: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Left knot, width, bottom, height and end slopes of the bin that holds v on the given axis."""
-        left = search_bins(v, axis[..., 1:-1]).unsqueeze(-1)
-        right = left + 1
-        x0, y0 = widths.gather(-1, left), heights.gather(-1, left)
-        w, h = widths.gather(-1, right) - x0, heights.gather(-1, right) - y0
-        d0 = self.min_slope + F.softplus(slopes.gather(-1, left) + self._slope_offset)
-        d1 = self.min_slope + F.softplus(slopes.gather(-1, right) + self._slope_offset)
-        return x0.squeeze(-1), w.squeeze(-1), y0.squeeze(-1), h.squeeze(-1), d0.squeeze(-1), d1.squeeze(-1)
+        sizes, slopes = self.params(context).split([2 * k, k - 1], -1)
+        least = sizes.new_tensor([[self.min_width], [self.min_height]])
+        share = least + (1 - k * least) * sizes.unflatten(-1, (2, k)).softmax(-1)
+        sizes = share * (2 * self.bound)
+        ends = sizes.cumsum(-1) - self.bound
+        starts = F.pad(ends[..., :-1], (1, 0), value=-self.bound)
+        at = search_bins(v, starts[..., axis, 1:]).unsqueeze(-1)
+        table = torch.cat([starts, sizes], -2).expand(*v.shape, 4, k)
+        corner = table.gather(-1, at.unsqueeze(-2).expand(*v.shape, 4, 1))
+        table = F.pad(slopes, (1, 1)).expand(*v.shape, k + 1)  # at both ends the slope is one
+        slope = table.gather(-1, torch.cat([at, at + 1], -1))
+        slope = self.min_slope + F.softplus(slope + self._slope_offset)
+        return (*corner.squeeze(-1).unbind(-1), *slope.unbind(-1))
 
     @staticmethod
     def _log_slope(s: Tensor, d0: Tensor, d1: Tensor, xi: Tensor, mix: Tensor, q: Tensor) -> Tensor:

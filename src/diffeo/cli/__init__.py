@@ -1,0 +1,3 @@
+"""The program `diffeo`: fit, score, sample and info on tables."""
+
+from diffeo.cli.app import main as main

@@ -1,0 +1,3 @@
+from diffeo.cli import main
+
+raise SystemExit(main())
