@@ -58,7 +58,7 @@ class Standardize(Transform):
     def initialize(self, x: Tensor, context: Context = None) -> None:
         if self.initialized:
             return
-        rows = training_rows(x, "Standardize")
+        rows = training_rows(x, self.event, "Standardize")
         self.mean.copy_(rows.mean(0))
         self.scale.copy_(rows.std(0, correction=0))
         self.initialized.fill_(True)
@@ -114,7 +114,7 @@ class ActNorm(Transform):
     def initialize(self, x: Tensor, context: Context = None) -> None:
         if self.initialized:
             return
-        rows = training_rows(x, "ActNorm")
+        rows = training_rows(x, self.event, "ActNorm")
         self.bias.copy_(-rows.mean(0))
         self.log_scale.copy_(-rows.std(0, correction=0).log())
         self.initialized.fill_(True)
@@ -180,7 +180,7 @@ class Whiten(Transform):
             return
         from sklearn.covariance import ledoit_wolf
 
-        rows = training_rows(x, "Whiten")
+        rows = training_rows(x, self.event, "Whiten")
         mean, scale = rows.mean(0), rows.std(0, correction=0)
         covariance, _ = ledoit_wolf(((rows - mean) / scale).cpu().numpy(), assume_centered=True)
         self.mean.copy_(mean)
@@ -189,8 +189,9 @@ class Whiten(Transform):
         self.initialized.fill_(True)
 
 
-def training_rows(x: Tensor, who: str) -> Tensor:
+def training_rows(x: Tensor, event: Size, who: str) -> Tensor:
     """The rows of a training batch in float64, refused where a column cannot be standardised."""
+    check_event(x, event, who)
     rows = x.reshape(-1, x.shape[-1]).double()
     finite = rows.isfinite().all(0)
     if not finite.all():

@@ -1,0 +1,87 @@
+"""Run by test_fit.py in processes of its own: a fit that is killed, one that resumes, one of several processes."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import torch
+
+import diffeo
+
+
+def data(features: int = 2) -> torch.Tensor:
+    x = torch.randn(400, features, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:, 1] += x[:, 0] ** 2
+    return x
+
+
+def build() -> diffeo.Flow:
+    torch.manual_seed(0)
+    return diffeo.nsf_ar(2, layers=2, hidden=(16, 16), dropout=0.1, components=3)
+
+
+def train(folder: str, out: str, steps: str, resume: bool) -> None:
+    flow = build()
+    result = diffeo.fit(
+        flow, data(), steps=int(steps), patience=100, checkpoint=folder, checkpoint_every=0.05, resume=resume
+    )
+    torch.save(
+        {
+            "state": flow.state_dict(),
+            "steps": result.steps,
+            "resumed_steps": result.resumed_steps,
+            "losses": [(e["train_loss"], e["validation_loss"]) for e in result.history],
+        },
+        out,
+    )
+
+
+def ddp(out: str, world: str) -> None:
+    torch.manual_seed(0)
+    flow = diffeo.nsf_ar(2, layers=2, hidden=(16, 16), components=3)
+    options = {"devices": 2, "strategy": "ddp"} if world == "2" else {}
+    w = torch.linspace(0.5, 1.5, 400, dtype=torch.float64)
+    result = diffeo.fit(
+        flow, data(), weights=w, steps=20, batch_size=64, precision="64-true", accelerator="cpu", **options
+    )
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        torch.save({"state": flow.state_dict(), "steps": result.steps}, out)
+
+
+def fsdp(out: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from diffeo.training.fit import register_forward_methods
+
+    torch.distributed.init_process_group("gloo")
+    whole, flow = build(), build()
+    mesh = init_device_mesh("cpu", (2,))
+    for part in flow.transform.parts:
+        fully_shard(part, mesh=mesh)
+    fully_shard(flow, mesh=mesh)
+    register_forward_methods(flow)
+    z = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        got = {
+            "sharded": flow.sample((7,), generator=torch.Generator().manual_seed(2)),
+            "whole": whole.eval().sample((7,), generator=torch.Generator().manual_seed(2)),
+            "inverse": flow.eval().transform.parts[2].inverse(z)[0],
+            "whole_inverse": whole.eval().transform.parts[2].inverse(z)[0],
+        }
+    if torch.distributed.get_rank() == 0:
+        torch.save(got, out)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+    command, *args = sys.argv[1:]
+    if command in ("train", "resume"):
+        train(*args, resume=command == "resume")
+    elif command == "ddp":
+        ddp(*args)
+    else:
+        fsdp(*args)

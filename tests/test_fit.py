@@ -1,0 +1,281 @@
+"""`fit`: data and arguments refused early, seeds, early stopping, resuming, bad numbers, several processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import diffeo
+from diffeo.training.data import batch_index, split
+
+WORKER = Path(__file__).parent / "fit_worker.py"
+
+
+def rows(n=300, features=2, seed=0):
+    x = np.random.default_rng(seed).normal(size=(n, features))
+    x[:, -1] += x[:, 0] ** 2
+    return x
+
+
+def small(features=2, **options):
+    return diffeo.maf(features, layers=2, hidden=(16,), **options)
+
+
+def weights(flow):
+    return torch.cat([p.detach().flatten() for p in flow.parameters()])
+
+
+def test_a_fit_beats_the_gaussian_and_reports_it():
+    flow = small()
+    result = diffeo.fit(flow, rows(2000), steps=400, lr=5e-3)
+    start = result.history[0]
+    assert result.steps == 400
+    assert result.validation_loss < start["validation_loss"] - 0.1
+    held = rows(2000)[split(2000, 0.1, 0)[1]]
+    assert -flow(torch.tensor(held).float()).mean().item() == pytest.approx(result.validation_loss, abs=1e-4)
+    assert not flow.training
+
+
+def test_seeds_reproduce_and_the_callers_random_state_is_left_alone():
+    torch.manual_seed(1)
+    a = small(dropout=0.2)
+    b = small(dropout=0.2)
+    b.load_state_dict(a.state_dict())
+    state = torch.get_rng_state()
+    diffeo.fit(a, rows(), steps=20, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.randn(5)
+    diffeo.fit(b, rows(), steps=20, seed=3)
+    assert torch.equal(weights(a), weights(b))
+
+
+def test_only_training_rows_set_the_data_dependent_layers():
+    x = torch.tensor(rows()).float()
+    flow = small()
+    diffeo.fit(flow, x, steps=1)
+    train, _ = split(len(x), 0.1, 0)
+    assert torch.allclose(flow.transform.parts[0].mean, x[train].mean(0), atol=1e-6)
+
+
+def test_early_stopping_keeps_the_best_weights():
+    flow = diffeo.maf(5, layers=3, hidden=(64, 64))
+    result = diffeo.fit(flow, rows(120, 5), epochs=1000, patience=3, lr=1e-2, weight_decay=0.0)
+    assert result.stopped == "patience"
+    assert result.best_step < result.steps
+    assert result.validation_loss == min(
+        [e["validation_loss"] for e in result.history] + [result.validation_loss]
+    )
+
+
+def test_eighty_rows_are_not_worse_than_the_gaussian():
+    x = np.random.default_rng(0).normal(size=(580, 4))
+    test = torch.tensor(x[80:]).float()
+    flow, gaussian = diffeo.nsf_ar(4), diffeo.gaussian(4)
+    diffeo.fit(flow, x[:80])
+    diffeo.fit(gaussian, x[:80])
+    assert flow(test).mean() > gaussian(test).mean() - 0.1
+
+
+def test_weights_count_rows():
+    x = np.concatenate([rows(200), rows(200) + 50])
+    w = np.r_[np.ones(200), np.zeros(200)]
+    flow = diffeo.Flow(diffeo.Chain(diffeo.Elementwise(diffeo.Affine(), 2)), diffeo.Normal(2))
+    result = diffeo.fit(flow, x, weights=w, steps=300, lr=1e-2)
+    plain = diffeo.Flow(diffeo.Chain(diffeo.Elementwise(diffeo.Affine(), 2)), diffeo.Normal(2))
+    assert diffeo.fit(plain, x, steps=300, lr=1e-2).validation_loss > result.validation_loss + 1
+
+
+def test_context_is_used():
+    c = torch.randn(2000, 1)
+    x = 3 * c + 0.1 * torch.randn(2000, 1)
+    flow = diffeo.realnvp(1, context=1, layers=2, hidden=(32,))
+    result = diffeo.fit(flow, x, c, steps=400, lr=5e-3)
+    entropy_given = 0.5 * np.log(2 * np.pi * np.e * 0.01)
+    assert result.validation_loss < entropy_given + 0.2
+
+
+def test_a_flow_without_parameters_is_fitted_by_initialize():
+    result = diffeo.fit(diffeo.gaussian(2), rows())
+    assert result.steps == 0
+    assert result.validation_loss is not None
+
+
+def test_datasets_and_loaders():
+    data = torch.tensor(rows()).float()
+    assert diffeo.fit(small(), TensorDataset(data), steps=5).steps == 5
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(data)
+
+        def __getitem__(self, i):
+            return data[i]
+
+    assert diffeo.fit(small(), Rows(), steps=5).steps == 5
+    loader = DataLoader(Rows(), batch_size=30, shuffle=True)
+    result = diffeo.fit(small(), loader, validation=data[:50], epochs=2)
+    assert result.steps == 20
+    with pytest.raises(ValueError, match="cannot be split"):
+        diffeo.fit(small(), loader)
+
+
+def test_a_time_limit_ends_the_fit():
+    began = time.monotonic()
+    result = diffeo.fit(small(), rows(), steps=10**6, time_limit=1.0)
+    assert result.stopped == "time_limit"
+    assert time.monotonic() - began < 20
+    assert result.history[-1]["lr"] < 1e-4
+
+
+def test_the_progress_bar_is_silent_without_a_terminal(capsys):
+    diffeo.fit(small(), rows(), steps=3)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "message"),
+    [
+        (np.array([["a", "b"]]), {}, "must hold numbers"),
+        (np.zeros((0, 2)), {}, "no rows"),
+        (np.array([[1.0, np.nan]] * 9), {}, r"9 values of x are NaN or infinite \(column 1: 9\)"),
+        (np.c_[rows()[:, 0], np.ones(300)], {}, "columns \\[1\\] are constant"),
+        (rows() + 1e9, {}, "vary too little around a large value"),
+        (rows(), {"context": np.zeros((5, 1))}, "x has 300 rows, but the context has 5"),
+        (rows(), {"weights": np.ones(5)}, "one weight for each"),
+        (rows(), {"weights": -np.ones(300)}, "at least 0"),
+        (rows(), {"validation": 1.5}, "validation must be a share"),
+        (rows(), {"epochs": 0}, "epochs must be a positive integer"),
+        (rows(), {"lr": -1.0}, "lr must be positive"),
+        (rows(), {"compile": "maybe"}, "compile must be"),
+        (rows(), {"resume": True}, "resume=True needs checkpoint="),
+        (rows(300, 3), {}, "expected 2 features"),
+        (None, {}, "expected rows"),
+    ],
+)
+def test_bad_input_is_refused_before_training(x, options, message):
+    with pytest.raises(ValueError, match=message):
+        diffeo.fit(small(), x, **{"steps": 3, **options})
+
+
+def test_a_float64_flow_needs_float64_precision():
+    with pytest.raises(ValueError, match="64-true"):
+        diffeo.fit(small().double(), rows(), steps=2)
+    assert diffeo.fit(small().double(), rows(), steps=2, precision="64-true").steps == 2
+
+
+class Explodes(diffeo.Exp):
+    """Finite until its parameter is trained a little."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(()))
+        self.calls = 0
+
+    def forward(self, x, context=None):
+        self.calls += self.training
+        z = x + self.shift
+        return (z / 0.0 if self.calls > 5 and self.training else z), torch.zeros_like(x)
+
+
+def test_a_non_finite_loss_names_layer_rows_and_checkpoint(tmp_path):
+    flow = diffeo.Flow(diffeo.Chain(diffeo.Elementwise(diffeo.Affine(), 2), Explodes()), diffeo.Normal(2))
+    with pytest.raises(diffeo.NonFiniteError, match="Explodes") as caught:
+        diffeo.fit(flow, rows(), steps=20, batch_size=32, checkpoint=tmp_path / "c")
+    error = caught.value
+    assert error.step == 6
+    assert "parts.1" in error.layer
+    train, _ = split(300, 0.1, 0)
+    index = [i for i, _ in zip(batch_index(270, 32, 0, 5), range(1), strict=False)][0]
+    assert error.rows == train[index].tolist()
+    assert error.checkpoint == str(tmp_path / "c")
+    assert weights(flow).isfinite().all()
+
+
+def run_worker(*args, env=None, **options):
+    full = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.Popen([sys.executable, str(WORKER), *map(str, args)], env=full, **options)
+
+
+def test_a_killed_fit_resumes_to_the_same_weights(tmp_path):
+    whole = run_worker("train", tmp_path / "whole", tmp_path / "whole.pt", 300)
+    assert whole.wait(120) == 0
+    killed = run_worker("train", tmp_path / "part", tmp_path / "never.pt", 300)
+    state = tmp_path / "part" / "fit.safetensors"
+    deadline = time.monotonic() + 100
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.15)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait(20) == -signal.SIGKILL
+    assert not (tmp_path / "never.pt").exists()
+    resumed = run_worker("resume", tmp_path / "part", tmp_path / "resumed.pt", 300)
+    assert resumed.wait(120) == 0
+    a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "resumed.pt"))
+    assert 0 < b["resumed_steps"] < 300
+    assert a["steps"] == b["steps"] == 300
+    assert a["losses"] == b["losses"]
+    assert all(torch.equal(a["state"][k], b["state"][k]) for k in a["state"])
+
+
+def test_checkpoint_folders(tmp_path):
+    folder = tmp_path / "c"
+    flow = small()
+    first = diffeo.fit(flow, rows(), steps=10, checkpoint=folder)
+    with pytest.raises(ValueError, match="not empty"):
+        diffeo.fit(small(), rows(), steps=10, checkpoint=folder)
+    again = small()
+    loaded = diffeo.fit(again, rows(), steps=10, checkpoint=folder, resume=True)
+    assert loaded.steps == first.steps
+    assert torch.equal(weights(again), weights(flow))
+    with pytest.raises(ValueError, match="batch_size"):
+        diffeo.fit(small(), rows(), steps=10, batch_size=16, checkpoint=folder, resume=True)
+    with pytest.raises(ValueError, match="ends"):
+        diffeo.fit(small(), rows(seed=1), steps=10, checkpoint=folder, resume=True)
+    assert diffeo.fit(small(), rows(), steps=4, checkpoint=tmp_path / "new", resume=True).resumed_steps == 0
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one(tmp_path):
+    single = run_worker("ddp", tmp_path / "1.pt", 1)
+    assert single.wait(200) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+    command += [str(WORKER), "ddp", str(tmp_path / "2.pt"), "2"]
+    pair = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False)
+    assert pair.returncode == 0
+    a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("1.pt", "2.pt"))
+    assert a["steps"] == b["steps"] == 20
+    worst = max((a["state"][k] - b["state"][k]).abs().max() for k in a["state"] if a["state"][k].is_floating_point())
+    assert worst < 1e-8
+
+
+@pytest.mark.slow
+def test_shards_of_a_flow_sample_and_invert(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29512"]
+    command += [str(WORKER), "fsdp", str(tmp_path / "f.pt")]
+    pair = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False)
+    assert pair.returncode == 0
+    got = torch.load(tmp_path / "f.pt", weights_only=True)
+    assert torch.allclose(got["sharded"], got["whole"], atol=1e-6)
+    assert torch.allclose(got["inverse"], got["whole_inverse"], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_fit_agrees_with_an_eager_one():
+    a, b = small(), small()
+    b.load_state_dict(a.state_dict())
+    eager = diffeo.fit(a, rows(), steps=30, compile=False)
+    compiled = diffeo.fit(b, rows(), steps=30, compile=True)
+    assert compiled.compiled
+    assert not eager.compiled
+    assert torch.allclose(weights(a), weights(b), atol=1e-4)
