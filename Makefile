@@ -24,7 +24,7 @@ test-all: $(READY)  ## with Inductor, killed fits and several processes
 lint: $(READY)  ## what CI checks before the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 bench-density: $(READY)  ## density tables of docs/benchmarks.md; needs the data folder (DIFFEO_DATA)

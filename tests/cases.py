@@ -86,7 +86,9 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Tanh": TransformCase(lambda seed: diffeo.Tanh(), _normal(6)),
     "LeakyReLU": TransformCase(lambda seed: diffeo.LeakyReLU(0.3), _normal(6)),
     "Elementwise": TransformCase(lambda seed: diffeo.Elementwise(Spline(), 3), _normal(6, 3)),
-    "Elementwise over a matrix": TransformCase(lambda seed: diffeo.Elementwise(diffeo.Affine(), (2, 3)), _normal(6, 2, 3)),
+    "Elementwise over a matrix": TransformCase(
+        lambda seed: diffeo.Elementwise(diffeo.Affine(), (2, 3)), _normal(6, 2, 3)
+    ),
     "Coupling affine": TransformCase(
         _seeded(lambda: _coupling(diffeo.Affine(), [True, False, True, False, False])), _normal(6, 5)
     ),
@@ -125,7 +127,9 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Gaussianize": TransformCase(_seeded(lambda: _fitted(diffeo.Gaussianize(3, bins=8), 3)), _normal(6, 3, scale=3.0)),
     "Chain": TransformCase(
         _seeded(
-            lambda: diffeo.Chain(diffeo.LeakyReLU(), shuffle(3), _coupling(Spline(), [True, False, False], 2), diffeo.Tanh())
+            lambda: diffeo.Chain(
+                diffeo.LeakyReLU(), shuffle(3), _coupling(Spline(), [True, False, False], 2), diffeo.Tanh()
+            )
         ),
         _normal(6, 3),
         _normal(6, 2),

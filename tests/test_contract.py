@@ -6,9 +6,9 @@ import inspect
 
 import pytest
 import torch
-from cases import DENSITIES, TRANSFORMS
 
 import diffeo
+from cases import DENSITIES, TRANSFORMS
 from diffeo.testing import ContractError, check_density, check_transform
 
 

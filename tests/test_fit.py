@@ -71,9 +71,7 @@ def test_early_stopping_keeps_the_best_weights():
     result = diffeo.fit(flow, rows(120, 5), epochs=1000, patience=3, lr=1e-2, weight_decay=0.0)
     assert result.stopped == "patience"
     assert result.best_step < result.steps
-    assert result.validation_loss == min(
-        [e["validation_loss"] for e in result.history] + [result.validation_loss]
-    )
+    assert result.validation_loss == min([e["validation_loss"] for e in result.history] + [result.validation_loss])
 
 
 def test_eighty_rows_are_not_worse_than_the_gaussian():
@@ -196,7 +194,7 @@ def test_a_non_finite_loss_names_layer_rows_and_checkpoint(tmp_path):
     assert error.step == 6
     assert "parts.1" in error.layer
     train, _ = split(300, 0.1, 0)
-    index = [i for i, _ in zip(batch_index(270, 32, 0, 5), range(1), strict=False)][0]
+    index = next(batch_index(270, 32, 0, 5))
     assert error.rows == train[index].tolist()
     assert error.checkpoint == str(tmp_path / "c")
     assert weights(flow).isfinite().all()

@@ -52,6 +52,7 @@ from diffeo.transforms import Softplus as Softplus
 from diffeo.transforms import Standardize as Standardize
 from diffeo.transforms import Tanh as Tanh
 from diffeo.transforms import Whiten as Whiten
+from diffeo.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from diffeo import interop as interop
@@ -62,8 +63,6 @@ if TYPE_CHECKING:
     from diffeo.training import NonFiniteError as NonFiniteError
     from diffeo.training import fit as fit
     from diffeo.training import kl_monte_carlo as kl_monte_carlo
-
-__version__ = "0.1.0"
 
 # what training needs loads when it is first used, so that `import diffeo` stays close to `import torch`
 _LATER = {

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,7 +60,8 @@ def _gaussian(train: np.ndarray, validation: np.ndarray, test: np.ndarray) -> tu
 
 
 def _mixture(train: np.ndarray, validation: np.ndarray, test: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
-    best, best_score, best_k = None, -math.inf, 0
+    best: Any = None
+    best_score, best_k = -math.inf, 0
     for k in COMPONENTS:
         if k * train.shape[1] > len(train) and k > 1:
             break
@@ -103,12 +103,9 @@ def _kde_log_prob(points: Tensor, rows: np.ndarray, bandwidth: float) -> np.ndar
     norm = math.log(n) + d * math.log(bandwidth) + 0.5 * d * math.log(2 * math.pi)
     chunk = max(1, 20_000_000 // n)
     out = [
-        torch.logsumexp(torch.cdist(q, points, compute_mode="use_mm_for_euclid_dist").square_() / (-2 * bandwidth**2), 1)
+        torch.logsumexp(
+            torch.cdist(q, points, compute_mode="use_mm_for_euclid_dist").square_() / (-2 * bandwidth**2), 1
+        )
         for q in queries.split(chunk)
     ]
     return torch.cat(out).double().numpy() - norm
-
-
-def summarize(scores: Sequence[Baseline]) -> Baseline:
-    """The best of several baselines."""
-    return max(scores, key=lambda baseline: baseline.nats)

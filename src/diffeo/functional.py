@@ -80,8 +80,10 @@ def is_real(constraint: Constraint) -> bool:
     return isinstance(getattr(constraint, "base_constraint", constraint), type(constraints.real))
 
 
-def check_event(x: Tensor, event: Size, who: str) -> None:
-    """Refuse an x whose trailing dims are not `event`."""
+def check_event(x: Tensor, event: Size | None, who: str) -> None:
+    """Refuse an x whose trailing dims are not `event`; None stands for any."""
+    if event is None:
+        return
     if x.shape[x.ndim - len(event) :] != event or x.ndim < len(event):
         expected = f"{event[0]} features" if len(event) == 1 else f"event shape {tuple(event)}"
         raise ValueError(f"{who}: expected {expected}, got x with shape {tuple(x.shape)}")

@@ -28,7 +28,7 @@ def pyro(distribution: Distribution) -> Any:
     class Wrapped(TorchDistribution):
         """A `torch.distributions.Distribution` behind Pyro's interface."""
 
-        arg_constraints = {}  # noqa: RUF012 (the name is torch's)
+        arg_constraints = {}  # noqa: RUF012 # pyright: ignore (the name is torch's)
 
         def __init__(self, inner: Distribution):
             self.inner = inner
@@ -45,10 +45,10 @@ def pyro(distribution: Distribution) -> Any:
         def log_prob(self, value):
             return self.inner.log_prob(value)
 
-        def rsample(self, sample_shape=torch.Size()):  # noqa: B008 (torch's signature)
+        def rsample(self, sample_shape=torch.Size()):
             return self.inner.rsample(sample_shape)
 
-        def sample(self, sample_shape=torch.Size()):  # noqa: B008 (torch's signature)
+        def sample(self, sample_shape=torch.Size()):
             return self.inner.sample(sample_shape)
 
         def expand(self, batch_shape, _instance=None):

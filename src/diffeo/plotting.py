@@ -9,24 +9,6 @@ import numpy as np
 INK, DATA, MODEL = "#1b1f24", "#3d5a80", "#ee6c4d"
 
 
-def plot_history(result: Any, ax: Any = None) -> Any:
-    """Loss curves of a `FitResult`: training and held-out nats against steps; returns the axes."""
-    import matplotlib.pyplot as plt
-
-    if ax is None:
-        ax = plt.figure(figsize=(6, 3.5), layout="constrained").subplots()
-    steps = [entry["step"] for entry in result.history]
-    ax.plot(steps, [-entry["train_loss"] for entry in result.history], color=DATA, label="training rows")
-    held = [entry["validation_loss"] for entry in result.history]
-    if held and held[0] is not None:
-        ax.plot(steps, [-loss for loss in held], color=MODEL, label="held-out rows")
-        ax.axvline(result.best_step, color=INK, lw=0.8, ls=":", label=f"kept: step {result.best_step}")
-    ax.set(xlabel="steps", ylabel="log-density (nats per row)")
-    ax.legend(frameon=False)
-    _quiet(ax)
-    return ax
-
-
 def plot_pairs(data: np.ndarray, samples: np.ndarray, names: list[str] | None = None, most: int = 4) -> Any:
     """Data beside samples: histograms on the diagonal, data below it, samples above; returns the figure.
 
@@ -75,7 +57,8 @@ def plot_scores(groups: dict[str, np.ndarray], xlabel: str, ax: Any = None) -> A
     if ax is None:
         ax = plt.figure(figsize=(6, 3.5), layout="constrained").subplots()
     every = np.concatenate(list(groups.values()))
-    bins = np.linspace(*np.quantile(every, [0.02, 1.0]), 50)
+    low, high = np.quantile(every, [0.02, 1.0])
+    bins = np.linspace(low, high, 50)
     for (name, values), color in zip(groups.items(), [DATA, MODEL, INK], strict=False):
         ax.hist(np.clip(values, bins[0], None), bins, density=True, alpha=0.55, color=color, label=name)
     ax.set(xlabel=xlabel, ylabel="share", yticks=[])

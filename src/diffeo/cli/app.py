@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,8 @@ BLOCK = 8192  # rows scored or drawn at once
 
 def main(args: list[str] | None = None) -> int:
     """Run the program; returns its exit code."""
-    usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    # older Typer stands on click, newer brings its own copy: the base class of its errors, wherever it comes from
+    usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
         return int(app(args, standalone_mode=False) or 0)
     except typer.Exit as stop:
@@ -33,7 +34,7 @@ def main(args: list[str] | None = None) -> int:
         print("diffeo: interrupted", file=sys.stderr)
         return 130
     except usage_error as error:
-        message = error.format_message()  # type: ignore[attr-defined]
+        message = error.format_message()
     except (ValueError, OSError, FloatingPointError) as error:
         message = str(error).removeprefix("fit: ")
     if message:
@@ -45,9 +46,13 @@ def main(args: list[str] | None = None) -> int:
 def fit(
     table: Annotated[Path, typer.Argument(help="CSV or Parquet file of numbers.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write.")] = Path("model.safetensors"),
-    recipe: Annotated[str, typer.Option(help="Which flow: " + "nsf_ar, nsf, maf, realnvp, …")] = "nsf_ar",
+    recipe: Annotated[
+        str, typer.Option(help="Which flow: gaussian, nice, realnvp, maf, iaf, nsf or nsf_ar.")
+    ] = "nsf_ar",
     epochs: Annotated[int | None, typer.Option(help="Passes over the rows.", show_default="by size")] = None,
-    time_limit: Annotated[str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of split, weights and batches.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
@@ -145,7 +150,7 @@ def score_command(
     missing = [name for name in notes["columns"] if name not in frame.columns]
     if missing:
         raise ValueError(f"{table}: the model needs a column {missing[0]!r}, which the table lacks")
-    rows = numbers(frame[notes["columns"]], table).to_numpy()
+    rows = numbers(frame.loc[:, notes["columns"]], table).to_numpy()
     write_table(pd.DataFrame({"log_density": score(flow, rows)}), output)
 
 
@@ -233,7 +238,8 @@ def _warn_of_atoms(names: list[str], rows) -> None:
         values, counts = np.unique(column, return_counts=True)
         if counts.max() > 0.05 * len(column):
             print(
-                f"diffeo: warning: column {name!r} holds {values[counts.argmax()]:g} in {counts.max() / len(column):.0%} "
-                "of the rows; a density grows without bound at such a value, so scores say little about this column",
+                f"diffeo: warning: column {name!r} holds {values[counts.argmax()]:g} in "
+                f"{counts.max() / len(column):.0%} of the rows; a density grows without bound at such a value, "
+                "so scores say little about this column",
                 file=sys.stderr,
             )

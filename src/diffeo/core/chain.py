@@ -78,9 +78,9 @@ class Chain(Transform):
                 source = i
             if known is not None:
                 known = part.output_shape(known)
-        if first is None:
+        event = None if first is None else parts[first].event
+        if first is None or event is None:
             return "", None
-        event = parts[first].event
         for part in reversed(parts[:first]):
             event = part.input_shape(event)
         return _name(parts, first), event if len(event) == self.event_ndim else None
@@ -88,28 +88,29 @@ class Chain(Transform):
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         if self.event is not None:
             check_event(x, self.event, self._entry)
-        z, logdet = x, None
+        z = x
+        logdets: list[Tensor] = []
         for part, fold in zip(self._transforms(), self._folds, strict=True):
-            z, step = part(z, context)
-            step = sum_event(step, fold)
-            logdet = step if logdet is None else logdet + step
+            z, logdet = part(z, context)
+            logdets.append(sum_event(logdet, fold))
             context = part.map_context(context)
-        return z, logdet
+        return z, _add(logdets)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        contexts = []
-        for part in self._transforms():
+        parts = list(self._transforms())
+        contexts: list[Context] = []
+        for part in parts:
             contexts.append(context)
             context = part.map_context(context)
-        x, logdet = z, None
-        for part, fold, c in zip(reversed(self.parts), reversed(self._folds), reversed(contexts), strict=True):
-            x, step = part.inverse(x, c)
-            step = sum_event(step, fold)
-            logdet = step if logdet is None else logdet + step
-        return x, logdet
+        x = z
+        logdets: list[Tensor] = []
+        for part, fold, c in zip(parts[::-1], self._folds[::-1], contexts[::-1], strict=True):
+            x, logdet = part.inverse(x, c)
+            logdets.append(sum_event(logdet, fold))
+        return x, _add(logdets)
 
     def _transforms(self) -> Iterator[Transform]:
-        return iter(self.parts)  # type: ignore[return-value]
+        return iter(self.parts)  # pyright: ignore[reportReturnType] (a ModuleList forgets its element type)
 
     def output_shape(self, event: Size) -> Size:
         for part in self._transforms():
@@ -135,6 +136,13 @@ class Chain(Transform):
             if i < wanting[-1]:
                 x, _ = parts[i](x, context)
                 context = parts[i].map_context(context)
+
+
+def _add(logdets: list[Tensor]) -> Tensor:
+    total = logdets[0]
+    for logdet in logdets[1:]:
+        total = total + logdet
+    return total
 
 
 def _name(parts: tuple[Transform, ...], i: int) -> str:

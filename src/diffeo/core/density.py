@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Generator, Size, Tensor, nn
@@ -15,6 +15,13 @@ from diffeo.functional import Context, as_size, check_event, context_batch, is_r
 
 if TYPE_CHECKING:
     from diffeo.core.given import Given
+
+
+class RecipeCall(NamedTuple):
+    """Which recipe made a density, and with which arguments."""
+
+    name: str
+    arguments: dict[str, Any]
 
 
 class Density(nn.Module, ABC):
@@ -30,7 +37,7 @@ class Density(nn.Module, ABC):
 
     exact: bool = True
     has_rsample: bool = True
-    recipe: tuple[str, dict[str, Any]] | None = None
+    recipe: RecipeCall | None = None
 
     @abstractmethod
     def event_shape(self, context: Context = None) -> Size:
@@ -197,7 +204,7 @@ class Flow(Density):
         return x, log_base - self._over_base_batch(logdet, log_base)
 
     def _over_base_batch(self, logdet: Tensor, log_base: Tensor) -> Tensor:
-        """Fold log-det dims that are batch to the transform but event to the base (an elementwise map, a vector base)."""
+        """Fold log-det dims that are batch to the transform, but event to the base, as under an elementwise map."""
         extra = logdet.ndim - log_base.ndim
         return logdet.flatten(-extra).sum(-1) if extra > 0 else logdet
 
@@ -205,7 +212,7 @@ class Flow(Density):
     def initialize(self, x: Tensor, context: Context = None) -> None:
         """Set the data-dependent layers (and base, and encoder) from training rows; `fit` calls it."""
         if context is not None and self.encoder is not None and hasattr(self.encoder, "initialize"):
-            self.encoder.initialize(context)
+            self.encoder.initialize(context)  # pyright: ignore[reportCallIssue]
         context = self.encode(context)
         self.transform.initialize(x, context)
         if type(self.base).initialize is not Density.initialize:
@@ -230,7 +237,7 @@ class _Preimage(Constraint):
         return self._event_dim
 
     def check(self, value: Tensor) -> Tensor:
-        return self.inner.check(self.transform(value)[0])
+        return self.inner.check(self.transform(value)[0])  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _request(shape: int | tuple[int, ...] | Size, context: Context, temperature: float) -> tuple[Size, Context, float]:
@@ -238,9 +245,7 @@ def _request(shape: int | tuple[int, ...] | Size, context: Context, temperature:
     if temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {temperature}")
     batch = context_batch(context)
-    fits = len(batch) <= len(shape) and all(
-        c in (1, s) for c, s in zip(reversed(batch), reversed(shape), strict=False)
-    )
+    fits = len(batch) <= len(shape) and all(c in (1, s) for c, s in zip(reversed(batch), reversed(shape), strict=False))
     if not fits:
         full = tuple(shape) + tuple(batch)
         raise ValueError(

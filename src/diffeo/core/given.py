@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class Given(Distribution):
     `Independent` and `TransformedDistribution` accept it. The context must already be encoded.
     """
 
-    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012 (the name and type are torch's)
+    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012 # pyright: ignore (the name and type are torch's)
 
     def __init__(
         self,
@@ -45,8 +46,8 @@ class Given(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        batch = torch.broadcast_shapes(self.batch_shape, value.shape[: value.ndim - len(self.event_shape)])
-        return self.density(value.expand(*batch, *self.event_shape), self.context)
+        batch = Size(torch.broadcast_shapes(self.batch_shape, value.shape[: value.ndim - len(self.event_shape)]))  # pyright: ignore
+        return self.density(value.expand(batch + self.event_shape), self.context)
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:
         return self.density.sample(self._whole(sample_shape), self.context)
@@ -59,11 +60,10 @@ class Given(Distribution):
 
     def expand(self, batch_shape: Any, _instance: Given | None = None) -> Given:
         batch_shape = as_size(batch_shape)
-        context = self.context
-        features = context_features(context)
+        context, features = self.context, context_features(self.context)
         if features is not None:
             features = features.expand(*batch_shape, features.shape[-1])
-            context = features if isinstance(context, Tensor) else {**context, "features": features}
+            context = {**context, "features": features} if isinstance(context, Mapping) else features
         return Given(self.density, context, batch_shape, validate_args=self._validate_args)
 
     def __repr__(self) -> str:

@@ -13,8 +13,15 @@ from diffeo.core import Density, Flow
 from diffeo.functional import Context
 
 
+class _Integer(Constraint):
+    is_discrete = True
+
+    def check(self, value: Tensor) -> Tensor:
+        return value % 1 == 0
+
+
 class Dequantized(Density):
-    """A probability for values on a grid from a density on the line: log P(x) ≥ E_u log p(x + u·spacing) + D log spacing.
+    """A probability for values on a grid: log P(x) ≥ E_u log p(x + u·spacing) + D log spacing, with p on the line.
 
     u is uniform on [0, 1)^D. The value is a lower bound, tighter with more samples (the importance-weighted bound
     log (1/S) Σₛ p(x + uₛ·spacing) in expectation), and random unless a seeded generator is given. Samples are rounded
@@ -68,7 +75,7 @@ class Dequantized(Density):
 
     @property
     def support(self) -> Constraint:
-        integer = constraints.integer if self.spacing == 1 else constraints.real
+        integer = _Integer() if self.spacing == 1 else constraints.real
         return constraints.independent(integer, len(self.event_shape()))
 
     def event_shape(self, context: Context = None) -> Size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,14 +100,15 @@ class GaussianMixture(Density):
 
 def _expectation_maximisation(rows: np.ndarray, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, means and lower-triangular precision factors of the mixture with the best BIC, of at most `most`."""
+    from sklearn import mixture
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture as EM
 
-    best, best_bic = None, math.inf
+    best: Any = None
+    best_bic = math.inf
     for k in range(1, min(most, max(1, len(rows) // (2 * rows.shape[1]))) + 1):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a rough start is enough: training goes on
-            model = EM(k, reg_covar=1e-4, random_state=0).fit(rows)
+            model = mixture.GaussianMixture(k, reg_covar=1e-4, random_state=0).fit(rows)
         bic = model.bic(rows)
         if bic >= best_bic:
             break

@@ -56,7 +56,7 @@ class StudentT(Density):
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
         df = self.df.detach().expand(shape + self.raw_df.shape)
         noise = standard_normal(df.shape, df, generator)
-        chi2 = 2 * torch._standard_gamma(df / 2, generator=generator)
+        chi2 = 2 * torch._standard_gamma(df / 2, generator=generator)  # pyright: ignore (no public one is seeded)
         x = temperature * noise * (df / chi2).sqrt()
         mask = context_mask(context)
         return x if mask is None else torch.where(mask, x, 0.0)

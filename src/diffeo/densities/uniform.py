@@ -32,11 +32,11 @@ class Uniform(Density):
 
     def __init__(self, low: Tensor | float, high: Tensor | float):
         super().__init__()
-        low, high = torch.broadcast_tensors(torch.as_tensor(low).float(), torch.as_tensor(high).float())
-        if not (low < high).all():
-            raise ValueError(f"Uniform: expected low < high, got {low.tolist()} and {high.tolist()}")
-        self.register_buffer("low", low.clone())
-        self.register_buffer("high", high.clone())
+        corners = torch.broadcast_tensors(torch.as_tensor(low).float(), torch.as_tensor(high).float())
+        if not (corners[0] < corners[1]).all():
+            raise ValueError(f"Uniform: expected low < high, got {corners[0].tolist()} and {corners[1].tolist()}")
+        self.register_buffer("low", corners[0].clone())
+        self.register_buffer("high", corners[1].clone())
 
     @property
     def support(self) -> Constraint:

@@ -9,6 +9,7 @@ known, so that step d of a sampling run computes one contiguous slice of each la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -109,7 +110,7 @@ class MADE(Incremental):
         if residual and hidden:
             widths = [kinds[0]] * (1 + 2 * len(hidden))
         masks = [sets[widths[0]]] if widths else []
-        masks += [inside[upper][:, lower] for lower, upper in zip(widths, widths[1:], strict=False)]
+        masks += [inside[upper][:, lower] for lower, upper in pairwise(widths)]
         last = outputs[:, widths[-1]] if widths else sees
         masks.append(last.repeat_interleave(n_params, 0))
         self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
@@ -118,8 +119,9 @@ class MADE(Incremental):
         self.dropout = nn.Dropout(dropout)
         # slices[i][d]: how many units of layer i can be computed at step d
         self._slices = [torch.searchsorted(ready[k], torch.arange(features), right=True).tolist() for k in widths]
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        last_layer = self._stack()[-1]
+        nn.init.zeros_(last_layer.weight)
+        nn.init.zeros_(last_layer.bias)
         if self.from_context is not None and not widths:
             nn.init.zeros_(self.from_context.weight)
 
@@ -128,7 +130,7 @@ class MADE(Incremental):
         if self.from_context is not None:
             h = h + self.from_context(require_context(context, self.context, "MADE"))
         skip = h
-        for i, layer in enumerate(list(self.layers)[1:], start=1):
+        for i, layer in enumerate(self._stack()[1:], start=1):
             h = layer(self.dropout(self.activation(h)))
             if self._closes_block(i):
                 h = skip = h + skip
@@ -142,45 +144,49 @@ class MADE(Incremental):
             batch = torch.broadcast_shapes(batch, c.shape[:-1])
             c = c.expand(*batch, -1).reshape(-1, c.shape[-1]).T
         x = z.expand(*batch, -1).reshape(-1, self.features).T[:0]
-        weights = tuple(layer.masked for layer in self.layers)
-        return MADEState(0, batch, c, weights, (x, *(None for _ in weights[1:])))
+        weights = tuple(layer.masked for layer in self._stack())
+        return MADEState(0, batch, c, weights, (x,) * len(weights))  # no rows yet, in any layer
 
     def step(self, x_prev: Tensor | None, state: MADEState) -> tuple[Tensor, None, MADEState]:
         d, p = state.position, self.n_params
         below = state.activations[0]
         if x_prev is not None:
             below = _append(below, x_prev.reshape(1, -1), d - 1, self.features)
-        activations, known, skip = [below], d, None
+        activations, known, skip = [below], d, below
         for i, buffer in enumerate(state.activations[1:]):
             start, stop = self._slices[i][d - 1] if d else 0, self._slices[i][d]
             h = self._rows(i, start, stop, below[:known], state)
-            skip = h if i == 0 else skip
             if self._closes_block(i):
-                h = skip = h + skip
-            below, known = _append(buffer, self.activation(h), start, self.layers[i].out_features), stop
+                h = h + skip
+            if self._closes_block(i) or i == 0:
+                skip = h
+            below, known = _append(buffer, self.activation(h), start, len(state.weights[i])), stop
             activations.append(below)
         params = self._rows(len(self.layers) - 1, d * p, (d + 1) * p, below[:known], state)
         state = MADEState(d + 1, state.batch, state.context, state.weights, tuple(activations))
         return params.T.reshape(*state.batch, p), None, state
+
+    def _stack(self) -> list[MaskedLinear]:
+        return list(self.layers)  # pyright: ignore[reportReturnType] (a ModuleList forgets its element type)
 
     def _closes_block(self, i: int) -> bool:
         return self.residual and i % 2 == 0 and 0 < i < len(self.layers) - 1
 
     def _rows(self, i: int, start: int, stop: int, below: Tensor, state: MADEState) -> Tensor:
         """Pre-activations of units start … stop of layer i from the known activations of the layer below."""
-        bias = self.layers[i].bias[start:stop].unsqueeze(1)
+        bias = self._stack()[i].bias[start:stop].unsqueeze(1)
         h = torch.addmm(bias, state.weights[i][start:stop, : len(below)], below)
         return h + state.context[start:stop] if i == 0 and state.context is not None else h
 
 
 class MADEState(NamedTuple):
-    """What a run of `MADE.step` carries; activations are feature-major (units, rows), so that prefixes are contiguous."""
+    """What a run of `MADE.step` carries; activations are (units, rows), so that prefixes are contiguous."""
 
     position: int
     batch: Size
     context: Tensor | None
     weights: tuple[Tensor, ...]
-    activations: tuple[Tensor | None, ...]
+    activations: tuple[Tensor, ...]
 
 
 def _contains(outer: Tensor, inner: Tensor) -> Tensor:
@@ -188,7 +194,7 @@ def _contains(outer: Tensor, inner: Tensor) -> Tensor:
     return (~outer).float() @ inner.float().T == 0
 
 
-def _append(buffer: Tensor | None, rows: Tensor, start: int, height: int) -> Tensor:
+def _append(buffer: Tensor, rows: Tensor, start: int, height: int) -> Tensor:
     """Rows after the first `start`: written into a buffer of full height, or concatenated where autograd may look."""
     if torch.is_grad_enabled():
         return rows if start == 0 else torch.cat([buffer, rows])

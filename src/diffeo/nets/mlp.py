@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class MLP(nn.Module):
             for width in hidden:
                 blocks.append(_Residual(*enter(width), nn.Linear(width, width), *enter(width), nn.Linear(width, width)))
         else:
-            for a, b in zip(hidden, hidden[1:], strict=False):
+            for a, b in pairwise(hidden):
                 blocks.extend([*enter(a), nn.Linear(a, b)])
         if hidden:
             blocks.extend([*enter(hidden[-1]), nn.Linear(hidden[-1], out)])

@@ -1,6 +1,5 @@
 """Models of the literature, and how to save and load them."""
 
-from diffeo.recipes.registry import RecipeCall as RecipeCall
 from diffeo.recipes.registry import find_recipe as find_recipe
 from diffeo.recipes.registry import load as load
 from diffeo.recipes.registry import read_notes as read_notes

@@ -15,24 +15,19 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from diffeo.core import Density
+from diffeo.core.density import RecipeCall
+from diffeo.version import __version__
 
 FORMAT, FORMAT_VERSION = "diffeo", 1
 
 P = ParamSpec("P")
 D = TypeVar("D", bound=Density)
-
-
-class RecipeCall(NamedTuple):
-    """Which recipe made a density, and with which arguments."""
-
-    name: str
-    arguments: dict[str, Any]
 
 
 _recipes: dict[str, Callable[..., Density]] = {}
@@ -102,8 +97,6 @@ def save(density: Density, path: str | os.PathLike[str], notes: Mapping[str, Any
     >>> diffeo.load(path).recipe.name
     'maf'
     """
-    from diffeo import __version__
-
     call = density.recipe
     if call is None:
         raise ValueError(

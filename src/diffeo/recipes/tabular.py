@@ -255,7 +255,7 @@ def nsf_ar(
     dropout: float = 0.0,
     residual: bool = False,
 ) -> Flow:
-    """Autoregressive neural spline flow, RQ-NSF (AR), with learned linear maps and the order turned round between layers.
+    """Autoregressive neural spline flow, RQ-NSF (AR); learned linear maps between layers, the order turned round.
 
     Args:
         features: D, at least 1.
@@ -279,7 +279,9 @@ def nsf_ar(
     torch.Size([5])
     """
     options = {"dropout": dropout, "residual": residual, "adjacency": adjacency}
-    first: list[Transform] = [Gaussianize(features)] if adjacency is not None else [Gaussianize(features), Whiten(features)]
+    first: list[Transform] = (
+        [Gaussianize(features)] if adjacency is not None else [Gaussianize(features), Whiten(features)]
+    )
     spline = RationalQuadraticSpline(bins, bound)
     parts = [*first, *_autoregressive(features, spline, context, layers, hidden, options, mix=True)]
     return _flow(features, context, parts, components)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,7 @@ class Average:
     https://doi.org/10.1137/0330046
     """
 
-    def __init__(self, parameters: list[Tensor], decay: float):
+    def __init__(self, parameters: Sequence[Tensor], decay: float):
         self.parameters = parameters
         self.decay = decay
         self.values = [p.detach().clone() for p in parameters]
@@ -25,7 +25,9 @@ class Average:
     def update(self, step: int) -> None:
         """Take in the parameters after step `step` (counted from 1)."""
         decay = min(self.decay, step / (9 + step))
-        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
+        torch._foreach_lerp_(  # pyright: ignore (as torch.optim does)
+            self.values, [p.detach() for p in self.parameters], 1 - decay
+        )
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -40,4 +42,6 @@ class Average:
     @torch.no_grad()
     def copy(self, values: list[Tensor]) -> None:
         """Set the parameters."""
-        torch._foreach_copy_([p.detach() for p in self.parameters], values)
+        torch._foreach_copy_(  # pyright: ignore
+            [p.detach() for p in self.parameters], values
+        )

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffeo.recipes.registry import FORMAT, FORMAT_VERSION, read_tensors, write_tensors
 
 NAME = "fit.safetensors"
 
 
-def open_folder(checkpoint: str | Path | None, resume: bool) -> tuple[Path | None, bool]:
+def open_folder(checkpoint: str | os.PathLike[str] | None, resume: bool) -> tuple[Path | None, bool]:
     """The folder, made if needed, and whether there is a state in it to continue from."""
     if checkpoint is None:
         if resume:
@@ -70,8 +71,3 @@ def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under a prefix, with their own names."""
     return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(prefix + ".")}
-
-
-def load_module(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy a state into a module."""
-    module.load_state_dict({name: t for name, t in tensors.items()})

@@ -64,7 +64,7 @@ def fit(
 
     Args:
         flow_or_objective: a density, or an `Objective`.
-        x: rows, shape (n, *event): numpy array, tensor, `Dataset` or `DataLoader` (the last two give x or (x, context)).
+        x: rows, shape (n, *event): array, tensor, `Dataset` or `DataLoader` (these two give x or (x, context)).
         context: what each row is conditioned on, shape (n, context).
         weights: weight of each row, ≥ 0.
         validation: share of rows held out, in [0, 1), or held-out rows: x, or (x, context).
@@ -112,7 +112,9 @@ def fit(
     train, held, kept = _hold_out(source, validation, dtype, seed)
     folder, continued = checkpoints.open_folder(checkpoint, resume)
     if folder is not None and isinstance(train, DataLoader):
-        raise ValueError("fit: a checkpoint needs rows in memory or a Dataset; a DataLoader cannot be continued exactly")
+        raise ValueError(
+            "fit: a checkpoint needs rows in memory or a Dataset; a DataLoader cannot be continued exactly"
+        )
 
     launched = "WORLD_SIZE" in os.environ  # by torchrun
     if devices == "auto" and not launched:
@@ -377,16 +379,18 @@ class _Run:
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
         """Mean loss of the held-out rows and its standard error."""
-        device = self.fabric.device
+        device, held = self.fabric.device, self.held
+        if held is None:
+            raise ValueError("fit: there are no held-out rows")
         self.objective.eval()
         losses = []
-        for start in range(0, len(self.held), EVALUATION_ROWS):
-            index = torch.arange(start, min(start + EVALUATION_ROWS, len(self.held)), device=device)
-            batch = tuple(t.to(device) for t in self.held.rows(index))
+        for start in range(0, len(held), EVALUATION_ROWS):
+            index = torch.arange(start, min(start + EVALUATION_ROWS, len(held)), device=device)
+            batch = tuple(t.to(device) for t in held.rows(index))
             losses.append(self.objective.forward(*batch).double())  # not through __call__: eager, any batch size
         self.objective.train()
         loss = torch.cat(losses)
-        w = torch.ones_like(loss) if self.held.weights is None else self.held.weights.double()
+        w = torch.ones_like(loss) if held.weights is None else held.weights.double()
         w = w / w.sum()
         mean = (w * loss).sum()
         return float(mean), float((w * w * (loss - mean) ** 2).sum().sqrt())
@@ -433,7 +437,7 @@ class _Run:
 
     def _restore(self) -> bool:
         """Continue from the folder's state; True where that fit had finished."""
-        tensors, state = checkpoints.read(self.folder)
+        tensors, state = checkpoints.read(self.folder or Path())
         now = {"plan": self.plan.as_dict(), "rows": self._fingerprint()}
         for name, value in now.items():
             if state[name] != value:
@@ -449,9 +453,7 @@ class _Run:
             for t, p in zip(_in_order(checkpoints.without_prefix("average", tensors)), self.parameters, strict=True)
         ]
         self.best = checkpoints.without_prefix("best", tensors) or None
-        checkpoints.restore_optimizer(
-            self.optimizer, self.parameters, checkpoints.without_prefix("optimizer", tensors)
-        )
+        checkpoints.restore_optimizer(self.optimizer, self.parameters, checkpoints.without_prefix("optimizer", tensors))
         random = checkpoints.without_prefix("random", tensors)
         rank = self.fabric.global_rank
         torch.set_rng_state(random["cpu"].reshape(-1, random["cpu"].shape[-1])[rank])
@@ -465,8 +467,9 @@ class _Run:
 
     def _fingerprint(self) -> dict[str, Any]:
         """What tells the data apart: number of rows and the first and last of them."""
-        n = len(self.train)
-        ends = self.train.rows(torch.tensor([0, n - 1], device=_index_device(self.train)))
+        source: Any = self.train
+        n = len(source)
+        ends = source.rows(torch.tensor([0, n - 1], device=_index_device(source)))
         return {"n": n, "ends": [t.double().flatten().tolist() for t in ends]}
 
 

@@ -39,9 +39,20 @@ class FitResult:
 
     def plot(self, ax: Any = None) -> Any:
         """Loss curves of training and held-out rows; returns the matplotlib axes."""
-        from diffeo.plotting import plot_history
+        import matplotlib.pyplot as plt
 
-        return plot_history(self, ax)
+        if ax is None:
+            ax = plt.figure(figsize=(6, 3.5), layout="constrained").subplots()
+        steps = [entry["step"] for entry in self.history]
+        ax.plot(steps, [-entry["train_loss"] for entry in self.history], color="#3d5a80", label="training rows")
+        if self.validation_loss is not None:
+            held = [-entry["validation_loss"] for entry in self.history]
+            ax.plot(steps, held, color="#ee6c4d", label="held-out rows")
+            ax.axvline(self.best_step, color="#1b1f24", lw=0.8, ls=":", label=f"kept: step {self.best_step}")
+        ax.set(xlabel="steps", ylabel="log-density (nats per row)")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False)
+        return ax
 
     def __str__(self) -> str:
         held = "" if self.validation_loss is None else f", held-out {-self.validation_loss:.3f} nats"

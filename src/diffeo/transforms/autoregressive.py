@@ -46,7 +46,8 @@ class Autoregressive(Transform):
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(x, self.event, "Autoregressive")
         params = self.net(x, context).unflatten(-1, (x.shape[-1], self.univariate.n_params)).to(x.dtype)
-        z, logdet = keep_masked(x, *self.univariate(x.expand(params.shape[:-1]), params), context)
+        z, logdet = self.univariate(x.expand(params.shape[:-1]), params)
+        z, logdet = keep_masked(x, z, logdet, context)
         return z, sum_event(logdet, 1)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:

@@ -72,9 +72,7 @@ class Coupling(Transform):
         params = self.net(a, context).unflatten(-1, (b.shape[-1], self.univariate.n_params))
         return params.to(b.dtype)
 
-    def _join(
-        self, whole: Tensor, a: Tensor, b: Tensor, logdet: Tensor, context: Context
-    ) -> tuple[Tensor, Tensor]:
+    def _join(self, whole: Tensor, a: Tensor, b: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         a = a.expand(*b.shape[:-1], a.shape[-1])
         logdet = torch.cat([torch.zeros_like(a), logdet], -1)
         joined = torch.cat([a, b], -1).index_select(-1, self.merge)

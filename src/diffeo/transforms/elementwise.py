@@ -27,10 +27,10 @@ class Elementwise(Transform):
 
     def __init__(self, univariate: Univariate, event: int | tuple[int, ...]):
         super().__init__()
-        self.event = as_size(event)
-        self.event_ndim = self.event_ndim_out = len(self.event)
+        self.event = shape = as_size(event)
+        self.event_ndim = self.event_ndim_out = len(shape)
         self.univariate = univariate
-        self.theta = nn.Parameter(torch.zeros(*self.event, univariate.n_params))
+        self.theta = nn.Parameter(torch.zeros(*shape, univariate.n_params))
         self.domain = constraints.independent(univariate.domain, self.event_ndim)
         self.codomain = constraints.independent(univariate.codomain, self.event_ndim)
         self.exact_inverse = univariate.exact_inverse
@@ -38,10 +38,12 @@ class Elementwise(Transform):
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(x, self.event, "Elementwise")
-        z, logdet = keep_masked(x, *self.univariate(x, self.theta.to(x.dtype)), context)
+        z, logdet = self.univariate(x, self.theta.to(x.dtype))
+        z, logdet = keep_masked(x, z, logdet, context)
         return z, sum_event(logdet, self.event_ndim)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(z, self.event, "Elementwise")
-        x, logdet = keep_masked(z, *self.univariate.inverse(z, self.theta.to(z.dtype)), context)
+        x, logdet = self.univariate.inverse(z, self.theta.to(z.dtype))
+        x, logdet = keep_masked(z, x, logdet, context)
         return x, sum_event(logdet, self.event_ndim)

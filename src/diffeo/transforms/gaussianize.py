@@ -114,7 +114,9 @@ class Gaussianize(Transform):
         scores: dict[int, Tensor] = {}
         for anchors in (0, *(m for m in ANCHORS if m < min(self.spline.bins, len(column) / 20))):
             folds = [(halves[0], halves[1]), (halves[1], halves[0])]
-            scores[anchors] = torch.cat([self._log_prob(test, *self._through_quantiles(fit, anchors)) for fit, test in folds])
+            scores[anchors] = torch.cat(
+                [self._log_prob(test, *self._through_quantiles(fit, anchors)) for fit, test in folds]
+            )
         best = max(scores, key=lambda anchors: float(scores[anchors].mean()))
         gain = scores[best] - scores[0]
         return best if gain.mean() > 0.01 + 2 * gain.std() / len(gain) ** 0.5 else 0

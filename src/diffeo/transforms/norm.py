@@ -7,7 +7,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, check_event, constant_logdet, keep_masked, sum_event
+from diffeo.functional import Context, check_event, keep_masked, sum_event
 from diffeo.transforms.linear import _rows_kept
 
 
@@ -189,7 +189,7 @@ class Whiten(Transform):
         self.initialized.fill_(True)
 
 
-def training_rows(x: Tensor, event: Size, who: str) -> Tensor:
+def training_rows(x: Tensor, event: Size | None, who: str) -> Tensor:
     """The rows of a training batch in float64, refused where a column cannot be standardised."""
     check_event(x, event, who)
     rows = x.reshape(-1, x.shape[-1]).double()
