@@ -39,7 +39,7 @@ def plot_pairs(data: np.ndarray, samples: np.ndarray, names: list[str] | None = 
                 ax.plot(rows[:, j], rows[:, i], ".", ms=1.5, alpha=0.35, color=color, rasterized=True)
                 ax.set_ylim(*limits[i])
             ax.set_xlim(*limits[j])
-            ax.tick_params(labelbottom=i == d - 1, labelleft=j == 0 and i != j, labelsize=7)
+            ax.tick_params(labelbottom=i == d - 1, labelleft=j == 0 and i != j, left=i != j, labelsize=7)
             if i == d - 1:
                 ax.set_xlabel(names[j], fontsize=9)
             if j == 0:
@@ -57,11 +57,11 @@ def plot_scores(groups: dict[str, np.ndarray], xlabel: str, ax: Any = None) -> A
     if ax is None:
         ax = plt.figure(figsize=(6, 3.5), layout="constrained").subplots()
     every = np.concatenate(list(groups.values()))
-    low, high = np.quantile(every, [0.02, 1.0])
-    bins = np.linspace(low, high, 50)
+    low, high = np.quantile(every, [0.0, 0.85])  # scores of anomalies may reach very far: the last bar holds the rest
+    bins = np.linspace(low, high, 60)
     for (name, values), color in zip(groups.items(), [DATA, MODEL, INK], strict=False):
-        ax.hist(np.clip(values, bins[0], None), bins, density=True, alpha=0.55, color=color, label=name)
-    ax.set(xlabel=xlabel, ylabel="share", yticks=[])
+        ax.hist(np.clip(values, None, high), bins, density=True, alpha=0.55, color=color, label=name)
+    ax.set(xlabel=f"{xlabel}; last bar: {high:.0f} and beyond", ylabel="share", yticks=[])
     ax.legend(frameon=False)
     _quiet(ax)
     return ax

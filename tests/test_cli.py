@@ -1,0 +1,167 @@
+"""The program: what it writes, and every wrong input as one plain line with exit code 2 and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from diffeo.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(120, 3)), columns=["a", "b", "c"])
+    frame["b"] += frame["a"] ** 2
+    frame.to_csv(path / "table.csv", index=False)
+    frame.to_parquet(path / "table.parquet")
+    assert main(["fit", str(path / "table.csv"), "-o", str(path / "m.safetensors"), "--epochs", "3"]) == 0
+    return path
+
+
+def test_fit_prints_scores_beside_baselines(folder, capsys):
+    assert main(["fit", str(folder / "table.parquet"), "-o", str(folder / "p.safetensors"), "--recipe", "maf"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("maf", "Gaussian ", "Gaussian mixture", "KDE", "Wrote"))
+    assert not (folder / "p.safetensors.ckpt").exists()
+
+
+def test_score_and_sample_round_trip(folder, capsys):
+    model = str(folder / "m.safetensors")
+    assert main(["sample", model, "-n", "7", "--seed", "1", "-o", str(folder / "s.csv")]) == 0
+    assert main(["sample", model, "-n", "7", "--seed", "1"]) == 0
+    assert capsys.readouterr().out == (folder / "s.csv").read_text()
+    assert list(pd.read_csv(folder / "s.csv").columns) == ["a", "b", "c"]
+    shuffled = pd.read_csv(folder / "table.csv")[["c", "a", "b"]].assign(more=1.0)
+    shuffled.to_csv(folder / "shuffled.csv", index=False)
+    assert main(["score", model, str(folder / "shuffled.csv"), "-o", str(folder / "o.parquet")]) == 0
+    assert main(["score", model, str(folder / "table.csv"), "-o", str(folder / "o.csv")]) == 0
+    scores = pd.read_csv(folder / "o.csv")["log_density"]
+    assert np.allclose(scores, pd.read_parquet(folder / "o.parquet")["log_density"])
+    far = pd.DataFrame({"a": [50.0], "b": [-50.0], "c": [0.0]})
+    far.to_csv(folder / "far.csv", index=False)
+    assert main(["score", model, str(folder / "far.csv")]) == 0
+    assert float(capsys.readouterr().out.splitlines()[1]) < scores.min()
+
+
+def test_info(folder, capsys):
+    assert main(["info", str(folder / "m.safetensors")]) == 0
+    out = capsys.readouterr().out
+    assert "nsf_ar(features=3" in out
+    assert "a, b, c" in out
+
+
+def test_a_csv_without_header(folder, capsys):
+    np.savetxt(folder / "plain.csv", np.random.default_rng(0).normal(size=(40, 2)), delimiter=",")
+    assert main(["fit", str(folder / "plain.csv"), "-o", str(folder / "h.safetensors"), "--epochs", "1"]) == 0
+    main(["info", str(folder / "h.safetensors")])
+    assert "x0, x1" in capsys.readouterr().out
+
+
+HEADER = "a,b\n"
+ROWS = "".join(f"{i * 0.37 % 1},{i * 0.73 % 1}\n" for i in range(40))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "the file is empty"),
+        (HEADER.encode(), "a header but no rows"),
+        ((HEADER + "1,2\n").encode(), "at least 20"),
+        ((HEADER + ROWS + "x,1\n").encode(), "column 'a' is not numeric"),
+        ((HEADER + ROWS + ",1\n").encode(), "missing or infinite values ('a': 1)"),
+        ((HEADER + ROWS + "inf,1\n").encode(), "missing or infinite"),
+        ((HEADER + ROWS + "1,2,3\n").encode(), "do not all fit the header"),
+        (("a,a\n" + ROWS).encode(), "'a' stands more than once"),
+        (("a,b\n" + "1,2\n" * 30).encode(), "constant"),
+        (bytes(range(256)) * 20, "not a CSV file"),
+    ],
+)
+def test_bad_tables(folder, tmp_path, capsys, text, message):
+    table, output = tmp_path / "bad.csv", tmp_path / "out.safetensors"
+    table.write_bytes(text)
+    output.write_text("precious")
+    assert main(["fit", str(table), "-o", str(output)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert output.read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.csv", "out.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fit", "nothing.csv"], "no such file"),
+        (["fit", "{folder}"], "a directory"),
+        (["fit", "{folder}/table.csv", "-o", "{folder}/no/m.safetensors"], "does not exist"),
+        (["fit", "{folder}/table.csv", "-o", "{folder}/m.bin"], "ends in .safetensors"),
+        (["fit", "{folder}/table.csv", "--recipe", "nope"], "there are gaussian, "),
+        (["fit", "{folder}/table.csv", "--epochs", "0"], "epochs must be a positive integer"),
+        (["fit", "{folder}/table.csv", "--time-limit", "soon"], "such as 90s, 5m or 1h"),
+        (["fit", "{folder}/table.csv", "-o", "{folder}/new.safetensors", "--resume"], "no interrupted fit"),
+        (["fit", "{folder}/m.safetensors"], "expected a table with one of the endings"),
+        (["fit"], "Missing argument"),
+        (["nonsense"], "No such command"),
+        (["sample", "{folder}/m.safetensors", "-n", "-1"], "at least 1"),
+        (["sample", "{folder}/m.safetensors", "-n", "many"], "-n"),
+        (["sample", "{folder}/none.safetensors", "-n", "1"], "no such file"),
+        (["sample", "{folder}/table.csv", "-n", "1"], "not a model file"),
+        (["score", "{folder}/m.safetensors", "{folder}/s2.csv"], "needs a column 'b'"),
+        (["score", "{folder}/m.safetensors", "{folder}/fake.parquet"], "not a Parquet file"),
+        (["info", "{folder}/table.parquet"], "not a model file"),
+    ],
+)
+def test_bad_calls(folder, capsys, args, message):
+    (folder / "s2.csv").write_text("a,c\n1,2\n")
+    (folder / "fake.parquet").write_text("no parquet")
+    before = sorted(p.name for p in folder.iterdir())
+    assert main([a.format(folder=folder) for a in args]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    assert sorted(p.name for p in folder.iterdir()) == before
+
+
+def test_an_atom_is_named(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=60), "spike": np.r_[np.zeros(20), rng.normal(size=40)]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    main(["fit", str(tmp_path / "t.csv"), "-o", str(tmp_path / "m.safetensors"), "--epochs", "1"])
+    assert "column 'spike' holds 0 in 33%" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_how_to_resume_and_resuming_finishes(folder, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "diffeo.cli",
+        "fit",
+        str(folder / "table.csv"),
+        "-o",
+        str(tmp_path / "m.safetensors"),
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    fit = subprocess.Popen([*command, "--epochs", "3000"], stderr=subprocess.PIPE, text=True, env=env)
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "m.safetensors.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(3)
+    fit.send_signal(signal.SIGINT)
+    _, err = fit.communicate(timeout=60)
+    assert fit.returncode == 130
+    assert "--epochs 3000 --resume" in err
+    assert (tmp_path / "m.safetensors.ckpt" / "fit.safetensors").exists()
+    again = subprocess.run([*command, "--epochs", "3000"], capture_output=True, text=True, env=env, check=False)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr

@@ -1,0 +1,136 @@
+"""Networks: who sees whom in a MADE, and each hidden unit computed once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import diffeo
+from diffeo.nets import MADE, MLP
+from diffeo.testing import perturbed
+
+
+def sees(net: MADE) -> torch.Tensor:
+    """(D, D): whether the parameters of coordinate i react to coordinate j."""
+    x = torch.randn(net.features, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(perturbed(net).double(), x)
+    return jacobian.reshape(net.features, net.n_params, net.features).abs().sum(1) > 0
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_order_decides_who_sees_whom(residual):
+    order = torch.tensor([2, 0, 3, 1])
+    seen = sees(MADE(4, 3, hidden=(32, 32), order=order, residual=residual))
+    rank = order.argsort()
+    assert torch.equal(seen, rank[:, None] > rank[None, :])
+
+
+def test_adjacency_decides_who_sees_whom():
+    adjacency = torch.zeros(5, 5, dtype=torch.bool)
+    adjacency[0, 3] = adjacency[1, 0] = adjacency[1, 3] = adjacency[4, 2] = True
+    assert torch.equal(sees(MADE(5, 2, hidden=(40, 40), adjacency=adjacency)), adjacency)
+
+
+def test_bad_structures_are_refused():
+    with pytest.raises(ValueError, match="order of 0 … 2"):
+        MADE(3, 2, order=[0, 0, 1])
+    cycle = torch.tensor([[0, 1], [1, 0]], dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"acyclic, but coordinates \[0, 1\]"):
+        MADE(2, 2, adjacency=cycle)
+    with pytest.raises(ValueError, match="equal widths"):
+        MLP(3, 2, hidden=(8, 16), residual=True)
+    with pytest.raises(ValueError, match="nothing is transformed"):
+        diffeo.Coupling(torch.tensor([True]), MLP(1, 2), diffeo.Affine())
+
+
+def full_passes(layer: diffeo.Autoregressive, z: torch.Tensor, context=None) -> torch.Tensor:
+    """The inverse by D passes of the whole net."""
+    x = z.clone()
+    for d in layer.net.order.tolist():
+        params = layer.net(x, context).unflatten(-1, (z.shape[-1], layer.univariate.n_params))
+        x[..., d] = layer.univariate.inverse(z[..., d], params[..., d, :])[0]
+    return x
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_inverse_agrees_with_full_passes(residual, grad):
+    spline = diffeo.RationalQuadraticSpline()
+    net = MADE(16, spline.n_params, context=3, hidden=(64, 64), order=torch.randperm(16), residual=residual)
+    layer = perturbed(diffeo.Autoregressive(net, spline))
+    z, c = torch.randn(50, 16), torch.randn(50, 3)
+    with torch.no_grad():
+        expected = full_passes(layer, z, c)
+    with torch.set_grad_enabled(grad):
+        got = layer.inverse(z, c)[0]
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_each_hidden_unit_is_computed_once():
+    net = MADE(8, 2, hidden=(32, 32))
+    layer = diffeo.Autoregressive(net, diffeo.Affine())
+    rows = []
+    original = net._rows
+
+    def counting(i, start, stop, below, state):
+        rows.append((i, stop - start))
+        return original(i, start, stop, below, state)
+
+    net._rows = counting
+    with torch.no_grad():
+        layer.inverse(torch.randn(3, 8))
+    for i, linear in enumerate(net.layers):
+        needed = linear.out_features if i == 2 else net._slices[i][-1]
+        assert sum(n for layer_index, n in rows if layer_index == i) == needed
+
+
+def test_gradients_of_the_inverse():
+    layer = perturbed(diffeo.Autoregressive(MADE(3, 2, hidden=(8,)), diffeo.Affine())).double()
+    z = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer.inverse, z)
+    parameters = tuple(layer.parameters())
+    assert torch.autograd.gradcheck(lambda *_: layer.inverse(z.detach()), parameters)
+
+
+def test_spline_takes_any_finite_input():
+    spline = diffeo.RationalQuadraticSpline(8, bound=4.0)
+    torch.manual_seed(1)
+    params = 20 * torch.randn(4000, spline.n_params)
+    knots = spline._bin(torch.zeros(4000), params, 0)[0]
+    for x in (knots, torch.full((4000,), 4.0), torch.full((4000,), -4.0), torch.full((4000,), 1e30), knots * 0):
+        for run in (spline.forward, spline.inverse):
+            value, logdet = run(x, params)
+            assert value.isfinite().all()
+            assert logdet.isfinite().all()
+    with pytest.raises(ValueError, match="at least 2 bins"):
+        diffeo.RationalQuadraticSpline(1)
+    with pytest.raises(ValueError, match="min_width"):
+        diffeo.RationalQuadraticSpline(8, min_width=0.2)
+    with pytest.raises(ValueError, match=r"parameters of shape \(\*x.shape, 23\)"):
+        diffeo.RationalQuadraticSpline(8)(torch.zeros(3), torch.zeros(3, 5))
+
+
+def test_gaussianize_leaves_normal_columns_straight_and_bends_the_others():
+    x = torch.cat([torch.randn(3000, 1), torch.randn(3000, 1).exp()], 1)
+    layer = diffeo.Gaussianize(2)
+    layer.initialize(x)
+    assert not layer.theta[0].any()
+    assert layer.theta[1].any()
+    with torch.no_grad():
+        z, _ = layer(x)
+    assert abs(float((z[:, 1] ** 3).mean())) < 0.3
+    repeated = torch.randint(0, 3, (500, 1)).float()
+    rounded = diffeo.Gaussianize(1)
+    rounded.initialize(repeated)
+    with torch.no_grad():
+        assert torch.allclose(rounded.inverse(rounded(repeated)[0])[0], repeated, atol=1e-3)
+
+
+def test_a_mixture_starts_where_expectation_maximisation_ends():
+    from sklearn.mixture import GaussianMixture
+
+    x = torch.cat([torch.randn(500, 2), 0.3 * torch.randn(500, 2) + 5])
+    mixture = diffeo.GaussianMixture(2, components=6)
+    mixture.initialize(x)
+    expected = GaussianMixture(2, random_state=0).fit(x.numpy()).score(x.numpy())
+    assert mixture(x).mean().item() == pytest.approx(expected, abs=0.02)
