@@ -6,11 +6,19 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 import torch
+from jaxtyping import Float, Int
 from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-Context: TypeAlias = "Tensor | Mapping[str, Tensor] | None"
+Context: TypeAlias = Tensor | Mapping[str, Tensor] | None
+
+# Shapes, checked in the tests: x may have fewer batch dims than the result, where the context brings more.
+Scalars: TypeAlias = Float[Tensor, "*shape"]
+MappedScalars: TypeAlias = tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]  # values and log-dets
+Vector: TypeAlias = Float[Tensor, "*batch features"]
+MappedVector: TypeAlias = tuple[Float[Tensor, "*out features"], Float[Tensor, "*out"]]
+LogProb: TypeAlias = Float[Tensor, "*out"]
 
 
 def as_size(shape: int | tuple[int, ...] | list[int]) -> Size:
@@ -25,12 +33,12 @@ def sum_event(t: Tensor, ndim: int) -> Tensor:
     return t.flatten(-ndim).sum(-1) if ndim else t
 
 
-def soft_clip(x: Tensor, bound: float) -> Tensor:
+def soft_clip(x: Scalars, bound: float) -> Scalars:
     """Smooth clipping to (-bound, bound): `bound * tanh(x / bound)`, the identity near zero."""
     return bound * torch.tanh(x / bound)
 
 
-def search_bins(x: Tensor, inner_knots: Tensor) -> Tensor:
+def search_bins(x: Float[Tensor, "*shape"], inner_knots: Float[Tensor, "*#shape knots"]) -> Int[Tensor, "*shape"]:
     """Index of the bin that holds x: the number of inner knots (last dim, ascending) at or below it.
 
     A comparison and a sum rather than `searchsorted`: it vectorises, needs no contiguous copy, and exports.

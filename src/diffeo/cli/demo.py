@@ -20,7 +20,7 @@ def main(folder: str = "demo") -> None:
 
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    table = load_breast_cancer()
+    table: Any = load_breast_cancer()
     names = [str(name) for name in table.feature_names]
     density(table.data, names, out)
     anomalies(table.data[table.target == 1], table.data[table.target == 0], out)

@@ -12,7 +12,7 @@ from torch import Generator, Size, Tensor, nn
 
 from diffeo.core import Density
 from diffeo.densities.normal import standard_normal
-from diffeo.functional import Context, soft_clip
+from diffeo.functional import Context, LogProb, soft_clip
 
 EM_ROWS = 20_000  # rows that expectation–maximisation sees at most
 UNUSED = -12.0  # log-weight, not normalised, of components that it did not need
@@ -59,7 +59,7 @@ class GaussianMixture(Density):
     def event_shape(self, context: Context = None) -> Size:
         return self.means.shape[1:]
 
-    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> LogProb:
         factors, log_diagonal = self._factors()
         z = torch.einsum("kij,...kj->...ki", factors, x.unsqueeze(-2) - self.means)
         log_norm = log_diagonal.sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Size, Tensor, nn
 
 from diffeo.core import Density
-from diffeo.functional import Context, as_size, context_mask, masked_sum, soft_clip
+from diffeo.functional import Context, LogProb, as_size, context_mask, masked_sum, soft_clip
 
 
 def standard_normal(shape: Size, like: Tensor, generator: Generator | None) -> Tensor:
@@ -36,7 +36,7 @@ class Normal(Density):
     def event_shape(self, context: Context = None) -> Size:
         return self.origin.shape
 
-    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> LogProb:
         return masked_sum(-0.5 * x * x - 0.5 * math.log(2 * math.pi), self.origin.ndim, context)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
@@ -68,7 +68,7 @@ class DiagonalNormal(Density):
     def event_shape(self, context: Context = None) -> Size:
         return self.loc.shape
 
-    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> LogProb:
         s = soft_clip(self.log_scale, self.bound)
         z = (x - self.loc) * (-s).exp()
         return masked_sum(-0.5 * z * z - s - 0.5 * math.log(2 * math.pi), self.loc.ndim, context)

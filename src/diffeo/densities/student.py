@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density
 from diffeo.densities.normal import standard_normal
-from diffeo.functional import Context, as_size, context_mask, masked_sum
+from diffeo.functional import Context, LogProb, as_size, context_mask, masked_sum
 
 
 class StudentT(Density):
@@ -46,7 +46,7 @@ class StudentT(Density):
     def event_shape(self, context: Context = None) -> Size:
         return self.raw_df.shape
 
-    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> LogProb:
         df = self.df
         norm = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (df * math.pi).log()
         # log1p(x²/ν) as a logaddexp, so that x² does not overflow

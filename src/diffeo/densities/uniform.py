@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density
-from diffeo.functional import Context, sum_event
+from diffeo.functional import Context, LogProb, sum_event
 
 
 class Uniform(Density):
@@ -45,7 +45,7 @@ class Uniform(Density):
     def event_shape(self, context: Context = None) -> Size:
         return self.low.shape
 
-    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> LogProb:
         log_p = (-(self.high - self.low).log()).expand_as(x)
         log_p = torch.where((x < self.low) | (x > self.high), -math.inf, log_p)
         return sum_event(torch.where(x.isnan(), x, log_p), self.low.ndim)

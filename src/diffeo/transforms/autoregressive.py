@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Size, Tensor
+from torch import Size
 from torch.distributions import constraints
 
 from diffeo.core import Incremental, Transform, Univariate
-from diffeo.functional import Context, check_event, context_mask, keep_masked, sum_event
+from diffeo.functional import Context, MappedVector, Vector, check_event, context_mask, keep_masked, sum_event
 
 
 class Autoregressive(Transform):
@@ -43,14 +43,14 @@ class Autoregressive(Transform):
         self.exact_inverse = univariate.exact_inverse
         self.traceable = univariate.traceable
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Autoregressive")
         params = self.net(x, context).unflatten(-1, (x.shape[-1], self.univariate.n_params)).to(x.dtype)
         z, logdet = self.univariate(x.expand(params.shape[:-1]), params)
         z, logdet = keep_masked(x, z, logdet, context)
         return z, sum_event(logdet, 1)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Autoregressive")
         order = self.net.order
         mask = context_mask(context)

@@ -7,7 +7,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform, Univariate
-from diffeo.functional import Context, check_event, keep_masked, sum_event
+from diffeo.functional import Context, MappedVector, Vector, check_event, keep_masked, sum_event
 
 
 class Coupling(Transform):
@@ -56,13 +56,13 @@ class Coupling(Transform):
         self.exact_inverse = univariate.exact_inverse
         self.traceable = univariate.traceable
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Coupling")
         x_a, x_b = x.index_select(-1, self.keeps), x.index_select(-1, self.changes)
         z_b, logdet = self.univariate(x_b, self._params(x_a, x_b, context))
         return self._join(x, x_a, z_b, logdet, context)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Coupling")
         z_a, z_b = z.index_select(-1, self.keeps), z.index_select(-1, self.changes)
         x_b, logdet = self.univariate.inverse(z_b, self._params(z_a, z_b, context))

@@ -9,7 +9,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, check_event, keep_masked, sum_event
+from diffeo.functional import Context, MappedVector, Vector, check_event, keep_masked, sum_event
 from diffeo.transforms.norm import training_rows
 from diffeo.transforms.univariate import RationalQuadraticSpline
 
@@ -65,14 +65,14 @@ class Gaussianize(Transform):
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("initialized", torch.tensor(False))
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Gaussianize")
         scale = self.scale.to(x.dtype)
         z, logdet = self.spline((x - self.center.to(x.dtype)) / scale, self.theta.to(x.dtype))
         z, logdet = keep_masked(x, z, logdet - scale.log(), context)
         return z, sum_event(logdet, 1)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Gaussianize")
         scale = self.scale.to(z.dtype)
         x, logdet = self.spline.inverse(z, self.theta.to(z.dtype))

@@ -8,7 +8,7 @@ from torch.distributions import constraints
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Transform
-from diffeo.functional import Context, check_event, constant_logdet, context_mask, soft_clip
+from diffeo.functional import Context, MappedVector, Vector, check_event, constant_logdet, context_mask, soft_clip
 
 
 class LULinear(Transform):
@@ -42,13 +42,13 @@ class LULinear(Transform):
         self.bias = nn.Parameter(torch.zeros(features))
         self.register_buffer("eye", torch.eye(features), persistent=False)
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "LULinear")
         lower, upper, log_scale = self._factors(x.dtype)
         z = F.linear(F.linear(x, upper), lower, self.bias.to(x.dtype))
         return _rows_kept(x, z, log_scale.sum(), context)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "LULinear")
         lower, upper, log_scale = self._factors(z.dtype)
         rows = (z - self.bias.to(z.dtype)).reshape(-1, z.shape[-1]).T
@@ -94,11 +94,11 @@ class Householder(Transform):
         self.event = Size((features,))
         self.vectors = nn.Parameter(torch.randn(n // 2, features).repeat_interleave(2, 0))
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Householder")
         return _rows_kept(x, self._reflect(x, self.vectors.unbind()), x.new_zeros(()), context)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Householder")
         return _rows_kept(z, self._reflect(z, self.vectors.unbind()[::-1]), z.new_zeros(()), context)
 

@@ -7,7 +7,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, check_event, keep_masked, sum_event
+from diffeo.functional import Context, MappedVector, Vector, check_event, keep_masked, sum_event
 from diffeo.transforms.linear import _rows_kept
 
 
@@ -42,13 +42,13 @@ class Standardize(Transform):
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("initialized", torch.tensor(False))
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Standardize")
         scale = self.scale.to(x.dtype)
         z, logdet = keep_masked(x, (x - self.mean.to(x.dtype)) / scale, (-scale.log()).expand_as(x), context)
         return z, sum_event(logdet, 1)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Standardize")
         scale = self.scale.to(z.dtype)
         x, logdet = keep_masked(z, z * scale + self.mean.to(z.dtype), scale.log().expand_as(z), context)
@@ -98,13 +98,13 @@ class ActNorm(Transform):
         self.log_scale = nn.Parameter(torch.zeros(features))
         self.register_buffer("initialized", torch.tensor(False))
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "ActNorm")
         s = self.log_scale.to(x.dtype)
         z, logdet = keep_masked(x, (x + self.bias.to(x.dtype)) * s.exp(), s.expand_as(x), context)
         return z, sum_event(logdet, 1)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "ActNorm")
         s = self.log_scale.to(z.dtype)
         x, logdet = keep_masked(z, z * (-s).exp() - self.bias.to(z.dtype), -s.expand_as(z), context)
@@ -160,13 +160,13 @@ class Whiten(Transform):
         self.register_buffer("factor", torch.eye(features))  # Cholesky factor of the shrunk correlations
         self.register_buffer("initialized", torch.tensor(False))
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Whiten")
         rows = ((x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)).reshape(-1, x.shape[-1])
         z = torch.linalg.solve_triangular(self.factor.to(x.dtype), rows.T, upper=False).T.reshape(x.shape)
         return _rows_kept(x, z, -self._log_volume(x.dtype), context)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Whiten")
         x = (z @ self.factor.to(z.dtype).T) * self.scale.to(z.dtype) + self.mean.to(z.dtype)
         return _rows_kept(z, x, self._log_volume(z.dtype), context)

@@ -7,7 +7,7 @@ from torch import Generator, Size, Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, check_event, constant_logdet
+from diffeo.functional import Context, MappedVector, Vector, check_event, constant_logdet
 
 
 class Permute(Transform):
@@ -37,11 +37,11 @@ class Permute(Transform):
         self.register_buffer("order", order)
         self.register_buffer("back", order.argsort())
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Permute")
         return x.index_select(-1, self.order), constant_logdet(x.new_zeros(()), x, 1)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Permute")
         return z.index_select(-1, self.back), constant_logdet(z.new_zeros(()), z, 1)
 

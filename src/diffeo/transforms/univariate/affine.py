@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, soft_clip
+from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
 
 
 class Affine(Univariate):
@@ -29,11 +29,11 @@ class Affine(Univariate):
         super().__init__()
         self.bound = bound
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         shift, log_scale = self._unpack(context)
         return x * log_scale.exp() + shift, log_scale.expand_as(x)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         shift, log_scale = self._unpack(context)
         return (z - shift) * (-log_scale).exp(), -log_scale.expand_as(z)
 
@@ -54,10 +54,10 @@ class Shift(Univariate):
 
     n_params = 1
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         z = x + self.params(context).squeeze(-1)
         return z, x.new_zeros(()).expand_as(z)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         x = z - self.params(context).squeeze(-1)
         return x, z.new_zeros(()).expand_as(x)

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, soft_clip
+from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
 
 
 class Exp(Univariate):
@@ -23,10 +23,10 @@ class Exp(Univariate):
 
     codomain = constraints.positive
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         return x.exp(), x
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         x = z.log()
         return x, -x
 
@@ -41,10 +41,10 @@ class Softplus(Univariate):
 
     codomain = constraints.positive
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         return F.softplus(x, threshold=1000.0), F.logsigmoid(x)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         log_slope = (-torch.expm1(-z)).log()  # log(1 - exp(-z))
         return z + log_slope, -log_slope
 
@@ -59,10 +59,10 @@ class Sigmoid(Univariate):
 
     codomain = constraints.unit_interval
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         return x.sigmoid(), F.logsigmoid(x) + F.logsigmoid(-x)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         log_z, log_rest = z.log(), torch.log1p(-z)
         return log_z - log_rest, -log_z - log_rest
 
@@ -81,10 +81,10 @@ class Logit(Univariate):
         super().__init__()
         self._sigmoid = Sigmoid()
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         return self._sigmoid.inverse(x)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         return self._sigmoid(z)
 
 
@@ -98,11 +98,11 @@ class Tanh(Univariate):
 
     codomain = constraints.interval(-1.0, 1.0)
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         # log(1 - tanh²x) without cancellation
         return x.tanh(), 2 * (math.log(2) - x.abs() - F.softplus(-2 * x.abs()))
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         return z.atanh(), -torch.log1p(-z) - torch.log1p(z)
 
 
@@ -127,13 +127,13 @@ class SinhArcsinh(Univariate):
         super().__init__()
         self.bound = bound
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         skew, log_tail = self._unpack(context)
         inner = x.asinh()
         outer = inner * log_tail.exp() + skew
         return outer.sinh(), log_tail + _log_cosh(outer) - _log_cosh(inner)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         skew, log_tail = self._unpack(context)
         outer = z.asinh()
         inner = (outer - skew) * (-log_tail).exp()
@@ -165,10 +165,10 @@ class LeakyReLU(Univariate):
             raise ValueError(f"LeakyReLU: expected a slope > 0, got {slope}")
         self.slope = slope
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         return torch.where(x < 0, self.slope * x, x), torch.where(x < 0, math.log(self.slope), torch.zeros_like(x))
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         return torch.where(z < 0, z / self.slope, z), torch.where(z < 0, -math.log(self.slope), torch.zeros_like(z))
 
 
@@ -191,13 +191,13 @@ class Power(Univariate):
         super().__init__()
         self.bound = bound
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         s = soft_clip(self.params(context).squeeze(-1), self.bound)
         log_x = x.log()
         log_z = log_x * s.exp()
         return log_z.exp(), s + log_z - log_x
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         s = soft_clip(self.params(context).squeeze(-1), self.bound)
         log_z = z.log()
         log_x = log_z * (-s).exp()

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, search_bins
+from diffeo.functional import Context, MappedScalars, Scalars, search_bins
 
 
 class RationalQuadraticSpline(Univariate):
@@ -65,7 +65,7 @@ class RationalQuadraticSpline(Univariate):
         self.min_width, self.min_height, self.min_slope = min_width, min_height, min_slope
         self.n_params = 3 * bins - 1
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         inside = x.clamp(-self.bound, self.bound)
         x0, y0, w, h, d0, d1 = self._bin(inside, context, axis=0)
         s = h / w
@@ -77,7 +77,7 @@ class RationalQuadraticSpline(Univariate):
         outside = x.abs() >= self.bound
         return torch.where(outside | x.isnan(), x, z), torch.where(outside, 0.0, logdet)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         inside = z.clamp(-self.bound, self.bound)
         x0, y0, w, h, d0, d1 = self._bin(inside, context, axis=1)
         s = h / w
