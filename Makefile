@@ -3,34 +3,44 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?= $(or $(DIFFEO_DATA),../shared/data)
 
-.PHONY: demo test test-all lint bench-density clean
+.PHONY: demo test test-all lint bench-density pictures clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e ".[dev]"
+	$(INSTALL) -e .
 	touch $(READY)
+
+$(DEV): $(READY)
+	$(INSTALL) -e ".[dev]"
+	touch $(DEV)
 
 demo: $(READY)  ## fit real tables, find anomalies, write demo/
 	$(BIN)/python -m diffeo.cli.demo demo
 
-test: $(READY)  ## the fast suite
+test: $(DEV)  ## the fast suite
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: $(READY)  ## with Inductor, killed fits and several processes
+test-all: $(DEV)  ## with Inductor, killed fits and several processes
 	$(BIN)/python -m pytest -q
 
-lint: $(READY)  ## what CI checks before the tests
+lint: $(DEV)  ## what CI checks before the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 bench-density: $(READY)  ## density tables of docs/benchmarks.md; needs the data folder (DIFFEO_DATA)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
+	$(INSTALL) -e ".[bench]"
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/density.py
+	$(BIN)/python benchmarks/inverse.py
 	$(BIN)/python benchmarks/report.py
+
+pictures: demo  ## the pictures of the README
+	cp demo/*.png docs/images/
 
 clean:
 	rm -rf $(VENV) demo
