@@ -152,7 +152,11 @@ def test_an_interrupt_says_how_to_resume_and_resuming_finishes(folder, tmp_path)
         str(tmp_path / "m.safetensors"),
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    fit = subprocess.Popen([*command, "--epochs", "3000"], stderr=subprocess.PIPE, text=True, env=env)
+    # a job in the background may have been started with interrupts ignored, which its children inherit
+    unblock = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    fit = subprocess.Popen(
+        [*command, "--epochs", "3000"], stderr=subprocess.PIPE, text=True, env=env, preexec_fn=unblock
+    )
     deadline = time.monotonic() + 90
     while not (tmp_path / "m.safetensors.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -17,6 +17,8 @@ from diffeo.functional import Context, as_size, context_batch, context_features
 class Given(Distribution):
     """`density.given(context)`: batch shape from the context, event shape from the density.
 
+    Arguments are validated whatever torch's global default is (the first use of `torch.compile` turns that off).
+
     `sample(shape)` draws `(*shape, *batch_shape, *event_shape)`, as torch's distributions do; `support` is declared, so
     `Independent` and `TransformedDistribution` accept it. The context must already be encoded.
     """
@@ -28,7 +30,7 @@ class Given(Distribution):
         density: Density,
         context: Context = None,
         batch_shape: Size | None = None,
-        validate_args: bool | None = None,
+        validate_args: bool = True,
     ):
         self.density = density
         self.context = context
