@@ -14,7 +14,6 @@ from torch import Tensor
 
 import diffeo
 from diffeo.nets import MADE, MLP
-from diffeo.transforms.permute import shuffle
 
 
 class TransformCase(NamedTuple):
@@ -118,7 +117,7 @@ TRANSFORMS: dict[str, TransformCase] = {
         _normal(6, 2),
     ),
     "Inverse": TransformCase(_seeded(lambda: diffeo.Inverse(_ar(diffeo.Affine()))), _normal(6, 4)),
-    "Permute": TransformCase(_seeded(lambda: shuffle(5)), _normal(6, 5)),
+    "Permute": TransformCase(_seeded(lambda: diffeo.Permute(torch.randperm(5))), _normal(6, 5)),
     "LULinear": TransformCase(lambda seed: diffeo.LULinear(4), _normal(6, 4)),
     "Householder": TransformCase(_seeded(lambda: diffeo.Householder(3)), _normal(6, 3)),
     "ActNorm": TransformCase(_seeded(lambda: _fitted(diffeo.ActNorm(3), 3)), _normal(6, 3)),
@@ -128,7 +127,10 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Chain": TransformCase(
         _seeded(
             lambda: diffeo.Chain(
-                diffeo.LeakyReLU(), shuffle(3), _coupling(Spline(), [True, False, False], 2), diffeo.Tanh()
+                diffeo.LeakyReLU(),
+                diffeo.Permute(torch.randperm(3)),
+                _coupling(Spline(), [True, False, False], 2),
+                diffeo.Tanh(),
             )
         ),
         _normal(6, 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 
@@ -35,6 +36,24 @@ def train(folder: str, out: str, steps: str, resume: bool) -> None:
         },
         out,
     )
+
+
+def interrupt(folder: str, out: str, steps: str) -> None:
+    """A Ctrl-C in the middle of some step: inside the 120th forward pass of training."""
+    forward, calls = diffeo.MaximumLikelihood.forward, 0
+
+    def counting(self, *batch):
+        nonlocal calls
+        calls += self.training
+        if calls == 120:
+            signal.raise_signal(signal.SIGINT)
+        return forward(self, *batch)
+
+    diffeo.MaximumLikelihood.forward = counting
+    try:
+        train(folder, out, steps, resume=False)
+    except KeyboardInterrupt:
+        raise SystemExit(7) from None
 
 
 def ddp(out: str, world: str) -> None:
@@ -76,11 +95,14 @@ def fsdp(out: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
     command, *args = sys.argv[1:]
     if command in ("train", "resume"):
         train(*args, resume=command == "resume")
+    elif command == "interrupt":
+        interrupt(*args)
     elif command == "ddp":
         ddp(*args)
     else:

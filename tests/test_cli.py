@@ -158,9 +158,9 @@ def test_an_interrupt_says_how_to_resume_and_resuming_finishes(folder, tmp_path)
         [*command, "--epochs", "3000"], stderr=subprocess.PIPE, text=True, env=env, preexec_fn=unblock
     )
     deadline = time.monotonic() + 90
-    while not (tmp_path / "m.safetensors.ckpt").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "m.safetensors.ckpt" / "fit.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(3)
+    time.sleep(0.5)
     fit.send_signal(signal.SIGINT)
     _, err = fit.communicate(timeout=60)
     assert fit.returncode == 130
@@ -169,3 +169,36 @@ def test_an_interrupt_says_how_to_resume_and_resuming_finishes(folder, tmp_path)
     again = subprocess.run([*command, "--epochs", "3000"], capture_output=True, text=True, env=env, check=False)
     assert again.returncode == 2
     assert "--resume" in again.stderr
+    resumed = subprocess.run(
+        [*command, "--epochs", "3000", "--resume"], capture_output=True, text=True, env=env, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_an_output_never_overwrites_an_input(folder, capsys):
+    text = (folder / "table.csv").read_text()
+    assert (
+        main(["score", str(folder / "m.safetensors"), str(folder / "table.csv"), "-o", str(folder / "table.csv")]) == 2
+    )
+    assert "would overwrite an input" in capsys.readouterr().err
+    assert (folder / "table.csv").read_text() == text
+
+
+@pytest.mark.parametrize("start", ["\ufeff", "\n"])
+def test_a_headerless_csv_keeps_its_first_row(tmp_path, capsys, start):
+    (tmp_path / "t.csv").write_text(start + ROWS, encoding="utf-8")
+    assert main(["fit", str(tmp_path / "t.csv"), "-o", str(tmp_path / "m.safetensors"), "--epochs", "1"]) == 0
+    main(["info", str(tmp_path / "m.safetensors")])
+    assert "32 train, 4 validation, 4 test" in capsys.readouterr().out
+    (tmp_path / "gap.csv").write_text("0.5,\n" + ROWS)
+    assert main(["fit", str(tmp_path / "gap.csv"), "-o", str(tmp_path / "g.safetensors")]) == 2
+    assert "missing or infinite values ('x1': 1)" in capsys.readouterr().err
+
+
+def test_info_on_a_model_from_python(tmp_path, capsys):
+    import diffeo
+
+    diffeo.save(diffeo.maf(2), tmp_path / "m.safetensors", notes={"columns": ["a", "b"]})
+    assert main(["info", str(tmp_path / "m.safetensors")]) == 0
+    assert "maf(features=2" in capsys.readouterr().out

@@ -253,3 +253,60 @@ def test_dequantized_bounds_tighten_and_image_shapes_pass():
     assert torch.allclose(s / 0.25, (s / 0.25).round(), atol=1e-5)
     with pytest.raises(ValueError, match="no Flow"):
         _ = diffeo.Dequantized(diffeo.Normal(1)).base
+
+
+@pytest.mark.parametrize(
+    "recipe", [diffeo.realnvp, diffeo.nsf, diffeo.maf, diffeo.nsf_ar, diffeo.gaussian, diffeo.nice]
+)
+def test_a_context_may_have_more_batch_dims_than_x(recipe):
+    flow = recipe(3, context=2)
+    x, c = torch.randn(3), torch.randn(5, 2)
+    assert flow(x, c).shape == (5,)
+    assert torch.allclose(flow(x, c), flow(x.expand(5, 3), c), atol=1e-5)
+    assert diffeo.Dequantized(flow)(x.round(), c).shape == (5,)
+    assert flow.given(c).log_prob(x).shape == (5,)
+
+
+def test_padding_does_not_change_the_density():
+    mask = torch.tensor([False, True, True])
+    for layer in (
+        diffeo.Autoregressive(MADE(3, 2, hidden=(8,)), diffeo.Affine()),
+        diffeo.Coupling(torch.tensor([True, False, True]), MLP(2, 2, hidden=(8,)), diffeo.Affine()),
+    ):
+        for p in layer.parameters():
+            torch.nn.init.normal_(p)
+        flow = diffeo.Flow(diffeo.Chain(diffeo.LeakyReLU(), layer), diffeo.Normal(3))
+        x = torch.randn(3)
+        padded = torch.where(mask, x, torch.tensor(77.0))
+        assert torch.allclose(flow(x, {"mask": mask}), flow(padded, {"mask": mask}))
+        z, logdet = flow.transform(padded, {"mask": mask})
+        back, minus = flow.transform.inverse(z, {"mask": mask})
+        assert torch.allclose(back, padded, atol=1e-5)
+        assert torch.allclose(logdet, -minus, atol=1e-5)
+
+
+def test_a_base_that_covers_more_than_the_transform_reaches_is_refused():
+    with pytest.raises(ValueError, match="swap the map with Inverse"):
+        diffeo.Flow(diffeo.Exp(), diffeo.Normal(1))
+
+
+def test_bases_check_the_event():
+    for base in (diffeo.Normal(2), diffeo.DiagonalNormal(2), diffeo.StudentT(2), diffeo.GaussianMixture(2, 2)):
+        with pytest.raises(ValueError, match="expected 2 features"):
+            base(torch.zeros(5, 1))
+
+
+def test_samples_without_reparameterisation_carry_no_gradient_at_all():
+    x, log_p = diffeo.nsf(2).sample_and_log_prob((4,))
+    assert not x.requires_grad
+    assert log_p.requires_grad
+
+
+def test_a_mixture_does_not_depend_on_units():
+    x = torch.cat([torch.randn(500, 2), 0.3 * torch.randn(500, 2) + 5])
+    scores = []
+    for unit in (1e-4, 1.0, 1e5):
+        mixture = diffeo.GaussianMixture(2, components=4)
+        mixture.initialize(x * unit)
+        scores.append(mixture(x * unit).mean().item() + 2 * torch.tensor(unit).log().item())
+    assert max(scores) - min(scores) < 0.01

@@ -172,11 +172,11 @@ def test_a_float64_flow_needs_float64_precision():
     assert diffeo.fit(small().double(), rows(), steps=2, precision="64-true").steps == 2
 
 
-class Explodes(diffeo.Exp):
-    """Finite until its parameter is trained a little."""
+class Explodes(diffeo.LeakyReLU):
+    """Finite for some calls, then not."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(0.5)
         self.shift = torch.nn.Parameter(torch.zeros(()))
         self.calls = 0
 
@@ -198,6 +198,65 @@ def test_a_non_finite_loss_names_layer_rows_and_checkpoint(tmp_path):
     assert error.rows == train[index].tolist()
     assert error.checkpoint == str(tmp_path / "c")
     assert weights(flow).isfinite().all()
+
+
+def test_a_failed_start_leaves_the_flow_as_it_came():
+    flow = small()
+    with pytest.raises(ValueError, match="expected 2 features"):
+        diffeo.fit(flow, 1e4 * rows(), validation=rows(20, 3))
+    assert not flow.transform.parts[0].initialized
+    with pytest.raises(ValueError, match="held-out loss is inf"):
+        diffeo.fit(
+            diffeo.Flow(diffeo.Elementwise(diffeo.Shift(), 2), diffeo.Uniform(torch.zeros(2), torch.ones(2))),
+            np.full((50, 2), 0.5),
+            validation=np.full((5, 2), 3.0),
+        )
+
+
+def test_rows_without_weight_do_not_set_the_data_dependent_layers():
+    x = np.concatenate([rows(400), rows(400) * 100 + 500])
+    w = np.r_[np.ones(400), np.zeros(400)]
+    flow = small()
+    diffeo.fit(flow, x, weights=w, steps=1)
+    assert flow.transform.parts[0].mean.abs().max() < 3
+
+
+def test_integers_beyond_float32_are_refused():
+    stamps = np.c_[1_700_000_000 + np.arange(400), np.arange(400) % 7]
+    with pytest.raises(ValueError, match=r"columns \[0\] of x vary too little"):
+        diffeo.fit(small(), stamps)
+
+
+def test_an_objective_of_ones_own_is_initialised():
+    class Tempered(diffeo.Objective):
+        def __init__(self, flow):
+            super().__init__()
+            self.flow = flow
+
+        def forward(self, x):
+            return -0.5 * self.flow(x)
+
+    flow = small()
+    diffeo.fit(Tempered(flow), rows() + 1000, steps=3)
+    assert flow.transform.parts[0].initialized
+
+
+@pytest.mark.parametrize("recipe", [diffeo.nsf, diffeo.nsf_ar, diffeo.maf])
+def test_rare_values_and_collinear_columns_can_be_fitted(recipe):
+    rare = np.c_[rows(200), np.arange(200) == 3, np.arange(200) == 77]
+    assert diffeo.fit(recipe(4), rare, steps=2).steps == 2
+    sign = np.sign(rows(200)[:, :1])
+    assert diffeo.fit(recipe(2), np.c_[sign, sign], steps=2).steps == 2
+    assert diffeo.fit(recipe(2), rows(5), steps=2).steps == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_mixed_precision_trains_and_pure_half_precision_is_refused(precision):
+    if precision == "bf16-true":
+        with pytest.raises(ValueError, match="precision must be one of"):
+            diffeo.fit(small(), rows(), steps=2, precision=precision)
+    else:
+        assert np.isfinite(diffeo.fit(diffeo.nsf(2), rows(), steps=5, precision=precision).validation_loss)
 
 
 def run_worker(*args, env=None, **options):
@@ -226,6 +285,19 @@ def test_a_killed_fit_resumes_to_the_same_weights(tmp_path):
     assert all(torch.equal(a["state"][k], b["state"][k]) for k in a["state"])
 
 
+def test_an_interrupted_fit_resumes_to_the_same_weights(tmp_path):
+    whole = run_worker("train", tmp_path / "whole", tmp_path / "whole.pt", 300)
+    assert whole.wait(120) == 0
+    stopped = run_worker("interrupt", tmp_path / "part", tmp_path / "never.pt", 300)
+    assert stopped.wait(120) == 7  # the worker's own code for KeyboardInterrupt
+    resumed = run_worker("resume", tmp_path / "part", tmp_path / "resumed.pt", 300)
+    assert resumed.wait(120) == 0
+    a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "resumed.pt"))
+    assert 0 < b["resumed_steps"] < 300
+    assert a["losses"] == b["losses"]
+    assert all(torch.equal(a["state"][k], b["state"][k]) for k in a["state"])
+
+
 def test_checkpoint_folders(tmp_path):
     folder = tmp_path / "c"
     flow = small()
@@ -238,7 +310,9 @@ def test_checkpoint_folders(tmp_path):
     assert torch.equal(weights(again), weights(flow))
     with pytest.raises(ValueError, match="batch_size"):
         diffeo.fit(small(), rows(), steps=10, batch_size=16, checkpoint=folder, resume=True)
-    with pytest.raises(ValueError, match="ends"):
+    with pytest.raises(ValueError, match="other data: flow"):
+        diffeo.fit(diffeo.maf(2, layers=3, hidden=(16,)), rows(), steps=10, checkpoint=folder, resume=True)
+    with pytest.raises(ValueError, match="other data: values"):
         diffeo.fit(small(), rows(seed=1), steps=10, checkpoint=folder, resume=True)
     assert diffeo.fit(small(), rows(), steps=4, checkpoint=tmp_path / "new", resume=True).resumed_steps == 0
 

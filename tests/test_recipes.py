@@ -45,7 +45,7 @@ def test_float64_and_tensor_arguments_survive(tmp_path):
 
 def test_a_flow_made_by_hand_names_the_decorator(tmp_path):
     with pytest.raises(ValueError, match=r"@diffeo\.recipe"):
-        diffeo.save(diffeo.Flow(diffeo.Exp(), diffeo.Normal(1)), tmp_path / "m.safetensors")
+        diffeo.save(diffeo.Flow(diffeo.Permute(torch.tensor([0])), diffeo.Normal(1)), tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -109,3 +109,12 @@ def test_truncated_altered_foreign_and_newer(tmp_path, saved):
     torch.save({"a": torch.zeros(2)}, bad)
     with pytest.raises(ValueError, match="not a model file"):
         diffeo.load(bad)
+
+
+def test_a_flow_changed_after_its_recipe_is_not_saved(tmp_path):
+    flow = diffeo.maf(2, layers=1)
+    flow.transform.parts[1].univariate = diffeo.SinhArcsinh()
+    with pytest.raises(ValueError, match="was changed after the recipe"):
+        diffeo.save(flow, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="name every argument"):
+        diffeo.recipe(lambda **options: diffeo.maf(2, **options))

@@ -29,7 +29,12 @@ class Baseline(NamedTuple):
 
 
 def score_baselines(
-    train: np.ndarray, validation: np.ndarray, test: np.ndarray, kde_rows: int | None = None, seed: int = 0
+    train: np.ndarray,
+    validation: np.ndarray,
+    test: np.ndarray,
+    kde_rows: int | None = None,
+    cross_validate: bool = False,
+    seed: int = 0,
 ) -> list[Baseline]:
     """Gaussian, mixture and KDE, fitted on `train`, tuned on `validation`, scored on `test`; arrays (n, features).
 
@@ -37,6 +42,7 @@ def score_baselines(
         train, validation, test: rows in the same units; no constant column.
         kde_rows: use at most this many training rows for the KDE, drawn at random, since its cost grows with
             training times test rows. None: all.
+        cross_validate: choose the bandwidth of the KDE by leaving out one training row at a time, not on `validation`.
         seed: of the mixture's start and the drawn rows.
     """
     mean, std = train.mean(0), train.std(0)
@@ -45,7 +51,7 @@ def score_baselines(
     return [
         _baseline("Gaussian", _gaussian(*parts), volume),
         _baseline("Gaussian mixture", _mixture(*parts, seed=seed), volume),
-        _baseline("KDE", _kde(*parts, rows=kde_rows, seed=seed), volume),
+        _baseline("KDE", _kde(*parts, rows=kde_rows, cross_validate=cross_validate, seed=seed), volume),
     ]
 
 
@@ -84,28 +90,30 @@ def _fit_mixture(rows: np.ndarray, k: int, seed: int):
 
 
 def _kde(
-    train: np.ndarray, validation: np.ndarray, test: np.ndarray, rows: int | None, seed: int
+    train: np.ndarray, validation: np.ndarray, test: np.ndarray, rows: int | None, cross_validate: bool, seed: int
 ) -> tuple[np.ndarray, str]:
     rng = np.random.default_rng(seed)
     if rows is not None and len(train) > rows:
         train = train[rng.choice(len(train), rows, replace=False)]
     tuning = validation[rng.permutation(len(validation))[:TUNING_ROWS]]
     points = torch.from_numpy(np.ascontiguousarray(train, dtype=np.float32))
-    scores = [_kde_log_prob(points, tuning, h).mean() for h in BANDWIDTHS]
+    if cross_validate:
+        scores = [_kde_log_prob(points, train[:TUNING_ROWS], h, leave_out=True).mean() for h in BANDWIDTHS]
+    else:
+        scores = [_kde_log_prob(points, tuning, h).mean() for h in BANDWIDTHS]
     h = BANDWIDTHS[int(np.argmax(scores))]
     return _kde_log_prob(points, test, h), f"bandwidth {h:g} sd"
 
 
-def _kde_log_prob(points: Tensor, rows: np.ndarray, bandwidth: float) -> np.ndarray:
+def _kde_log_prob(points: Tensor, rows: np.ndarray, bandwidth: float, leave_out: bool = False) -> np.ndarray:
     """Gaussian-kernel log-density of rows; scikit-learn's trees are far slower than matrix products at these sizes."""
     n, d = points.shape
     queries = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
-    norm = math.log(n) + d * math.log(bandwidth) + 0.5 * d * math.log(2 * math.pi)
-    chunk = max(1, 20_000_000 // n)
-    out = [
-        torch.logsumexp(
-            torch.cdist(q, points, compute_mode="use_mm_for_euclid_dist").square_() / (-2 * bandwidth**2), 1
-        )
-        for q in queries.split(chunk)
-    ]
+    norm = math.log(n - leave_out) + d * math.log(bandwidth) + 0.5 * d * math.log(2 * math.pi)
+    out = []
+    for start, part in zip(range(0, len(queries), chunk := max(1, 20_000_000 // n)), queries.split(chunk), strict=True):
+        exponent = torch.cdist(part, points, compute_mode="use_mm_for_euclid_dist").square_() / (-2 * bandwidth**2)
+        if leave_out:  # row i is point i: without it
+            exponent.diagonal(start).fill_(-math.inf)
+        out.append(torch.logsumexp(exponent, 1))
     return torch.cat(out).double().numpy() - norm

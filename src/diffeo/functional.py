@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
 import torch
@@ -77,10 +78,36 @@ def keep_masked(x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple
     return torch.where(mask, z, x), torch.where(mask, logdet, 0.0)
 
 
+def visible(x: Tensor, context: Context) -> Tensor:
+    """What a conditioner may see of x: padding, whatever it holds, counts as zero."""
+    mask = context_mask(context)
+    return x if mask is None else torch.where(mask, x, 0.0)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Inside, autocast is off: maps and densities run in the precision of x, only conditioners in a lower one."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 def masked_sum(per_position: Tensor, ndim: int, context: Context) -> Tensor:
     """Sum of a per-position log-density over the event, masked positions left out."""
     mask = context_mask(context)
     return sum_event(per_position if mask is None else torch.where(mask, per_position, 0.0), ndim)
+
+
+def in_blocks(transform: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Context, event_ndim: int) -> Tensor:
+    """z of a large batch of rows (one leading dim), a block of them at a time to bound memory."""
+    size = 8192
+    if x.ndim == event_ndim or len(x) <= size:
+        return transform(x, context)[0]
+
+    def part(c: Context, i: int) -> Context:
+        if isinstance(c, Mapping):
+            return {k: v[i : i + size] if len(v) == len(x) else v for k, v in c.items()}
+        return None if c is None else c[i : i + size] if c.ndim > 1 and len(c) == len(x) else c
+
+    return torch.cat([transform(x[i : i + size], part(context, i))[0] for i in range(0, len(x), size)])
 
 
 def is_real(constraint: Constraint) -> bool:

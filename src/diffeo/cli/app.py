@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -35,8 +36,8 @@ def main(args: list[str] | None = None) -> int:
         return 130
     except usage_error as error:
         message = error.format_message()
-    except (ValueError, OSError, FloatingPointError) as error:
-        message = str(error).removeprefix("fit: ")
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+        message = str(error).removeprefix("fit: ") or type(error).__name__
     if message:
         print("diffeo: " + " ".join(message.split()), file=sys.stderr)
     return 2
@@ -59,8 +60,9 @@ def fit(
     """Fit a density to a table and print its score on held-out rows beside simple baselines."""
     from diffeo.cli.files import check_output, numbers, read_table
     from diffeo.recipes import find_recipe
+    from diffeo.training import checkpoint as checkpoints
 
-    check_output(output, (MODEL,))
+    check_output(output, (MODEL,), table)
     build = find_recipe(recipe)
     seconds = None if time_limit is None else parse_duration(time_limit)
     frame = numbers(read_table(table), table)
@@ -73,32 +75,29 @@ def fit(
     rows = frame.to_numpy()
     if len(rows) < 20:
         raise ValueError(f"{table}: {len(rows)} row{'s' * (len(rows) != 1)}; a density needs at least 20")
-    constant = [name for name, column in zip(names, rows.T, strict=True) if column.min() == column.max()]
-    if constant:
-        raise ValueError(f"{table}: column {constant[0]!r} is constant, so it has no density; drop it first")
+    parts = _split(rows, seed)
+    _check_columns(table, names, parts[2])
     _warn_of_atoms(names, rows)
     try:
-        _fit(build, rows, names, output, folder, epochs, seconds, seed, resume)
+        _fit(build, parts, names, output, folder, epochs, seconds, seed, resume)
     except KeyboardInterrupt:
-        command = f"diffeo fit {table} -o {output} --recipe {recipe} --seed {seed}"
-        command += f" --epochs {epochs}" if epochs else ""
-        command += f" --time-limit {time_limit}" if time_limit else ""
-        print(f"diffeo: interrupted; continue with: {command} --resume", file=sys.stderr)
+        words = ["diffeo", "fit", str(table), "-o", str(output), "--recipe", recipe, "--seed", str(seed)]
+        words += ["--epochs", str(epochs)] if epochs else []
+        words += ["--time-limit", time_limit] if time_limit else []
+        again = shlex.join([*words, "--resume"]) if (folder / checkpoints.NAME).exists() else "the same command"
+        print(f"diffeo: interrupted; continue with: {again}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
-def _fit(build, rows, names, output, folder, epochs, seconds, seed, resume) -> None:
-    import numpy as np
+def _fit(build, parts, names, output, folder, epochs, seconds, seed, resume) -> None:
     import torch
 
     import diffeo
     from diffeo.baselines import score_baselines
 
-    order = np.random.default_rng(seed).permutation(len(rows))
-    tenth = max(1, len(rows) // 10)
-    test, validation, train = rows[order[:tenth]], rows[order[tenth : 2 * tenth]], rows[order[2 * tenth :]]
+    test, validation, train = parts
     torch.manual_seed(seed)
-    flow = build(rows.shape[1])
+    flow = build(len(names))
     result = diffeo.fit(
         flow,
         train,
@@ -111,7 +110,7 @@ def _fit(build, rows, names, output, folder, epochs, seconds, seed, resume) -> N
     )
     log_p = score(flow, test)
     nats, stderr = float(log_p.mean()), float(log_p.std() / len(log_p) ** 0.5)
-    others = score_baselines(train, validation, test, kde_rows=KDE_ROWS, seed=seed)
+    others = score_baselines(train, validation, test, kde_rows=KDE_ROWS, cross_validate=True, seed=seed)
     told = {
         "columns": names,
         "rows": {"train": len(train), "validation": len(validation), "test": len(test)},
@@ -143,7 +142,7 @@ def score_command(
 
     from diffeo.cli.files import SUFFIXES, check_output, numbers, read_table, write_table
 
-    check_output(output, SUFFIXES)
+    check_output(output, SUFFIXES, model, table)
     flow, notes = _load(model)
     frame = read_table(table)
     frame.columns = [str(c) for c in frame.columns]
@@ -171,7 +170,7 @@ def sample(
 
     if n < 1:
         raise ValueError(f"-n: expected at least 1 row, got {n}")
-    check_output(output, SUFFIXES)
+    check_output(output, SUFFIXES, model)
     flow, notes = _load(model)
     generator = torch.Generator().manual_seed(seed)
     blocks = [flow.sample(min(BLOCK, n - start), generator=generator) for start in range(0, n, BLOCK)]
@@ -184,15 +183,16 @@ def info(model: Annotated[Path, typer.Argument(help="Model file.", show_default=
     flow, notes = _load(model)
     arguments = ", ".join(f"{k}={v}" for k, v in notes["arguments"].items())
     parameters = sum(p.numel() for p in flow.parameters())
-    rows = notes["rows"]
+    rows, done = notes.get("rows"), notes.get("fit")
     print(f"recipe      {notes['recipe']}({arguments})")
     print(f"columns     {', '.join(notes['columns'])}")
     print(f"parameters  {parameters:,}")
-    print(f"rows        {rows['train']} train, {rows['validation']} validation, {rows['test']} test")
-    print(f"fit         {notes['fit']['steps']} steps, {notes['fit']['seconds']} s")
-    print(f"test        {notes['test_nats']:.3f} ± {notes['test_stderr']:.3f} nats per row")
-    for name, nats in notes["baselines"].items():
-        print(f"            {nats:.3f} {name}")
+    if rows and done:  # what `diffeo fit` notes
+        print(f"rows        {rows['train']} train, {rows['validation']} validation, {rows['test']} test")
+        print(f"fit         {done['steps']} steps, {done['seconds']} s")
+        print(f"test        {notes['test_nats']:.3f} ± {notes['test_stderr']:.3f} nats per row")
+        for name, nats in notes["baselines"].items():
+            print(f"            {nats:.3f} {name}")
     print(f"written by  diffeo {notes['diffeo']}, torch {notes['torch']}")
 
 
@@ -229,6 +229,30 @@ def _load(model: Path):
     if "columns" not in notes:
         raise ValueError(f"{model}: a model without column names; the program reads what `diffeo fit` wrote")
     return flow, notes
+
+
+def _split(rows, seed: int):
+    """Test, validation and training rows: a tenth, a tenth, and the rest."""
+    import numpy as np
+
+    order = np.random.default_rng(seed).permutation(len(rows))
+    tenth = max(1, len(rows) // 10)
+    return rows[order[:tenth]], rows[order[tenth : 2 * tenth]], rows[order[2 * tenth :]]
+
+
+def _check_columns(table: Path, names: list[str], train) -> None:
+    """Refuse, by name, columns whose training rows have no density that float32 could hold."""
+    import torch
+
+    from diffeo.training.data import indistinct_columns
+
+    for name, column in zip(names, train.T, strict=True):
+        if column.min() == column.max():
+            raise ValueError(f"{table}: column {name!r} is constant, so it has no density; drop it first")
+    for i in indistinct_columns(torch.from_numpy(train), torch.float32):
+        raise ValueError(
+            f"{table}: column {names[i]!r} varies too little around a large value for float32; subtract an offset first"
+        )
 
 
 def _warn_of_atoms(names: list[str], rows) -> None:

@@ -48,7 +48,7 @@ def density(rows: np.ndarray, names: list[str], out: Path) -> None:
     nats = _score(flow, test)
     print(f"\nMean log-density of {len(test)} test rows, in nats (higher is better):")
     scores = [("nsf_ar", nats.mean(), nats.std() / len(nats) ** 0.5, "this flow")]
-    for name, value, error, choice in [*scores, *score_baselines(train, validation, test)]:
+    for name, value, error, choice in [*scores, *score_baselines(train, validation, test, cross_validate=True)]:
         print(f"  {name:<18}{value:>9.2f} ± {error:.2f}   {choice}")
     notes = {
         "columns": names,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import gzip
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from diffeo.atomic import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,11 +54,12 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", newline="") as file:
-            header = next(csv.reader(file), [])
+        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
+            header = next((row for row in csv.reader(file) if row), [])
     except (UnicodeDecodeError, gzip.BadGzipFile, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV file ({_first_line(error)})") from error
-    headerless = bool(header) and all(_is_number(cell) for cell in header)
+    cells = [cell for cell in header if cell.strip().lower() not in ("", "na", "nan", "null")]
+    headerless = bool(cells) and all(_is_number(cell) for cell in cells)
     doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled and not headerless:
         raise ValueError(f"{path}: the column name {doubled[0]!r} stands more than once in the header")
@@ -65,7 +67,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(path, header=None if headerless else 0, names=names, index_col=False)
+            return pd.read_csv(
+                path, header=None if headerless else 0, names=names, index_col=False, encoding="utf-8-sig"
+            )
     except (ValueError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path}: the rows do not all fit the header ({_first_line(error)})") from error
 
@@ -94,24 +98,20 @@ def write_table(table: pd.DataFrame, path: Path | None) -> None:
     if path is None:
         table.to_csv(sys.stdout, index=False)
         return
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         if path.suffix == ".parquet":
             table.to_parquet(temporary, index=False)
         else:
             table.to_csv(temporary, index=False, compression="gzip" if path.suffix == ".gz" else None)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
-def check_output(path: Path | None, endings: tuple[str, ...]) -> None:
-    """Refuse an output that could not be written, before any work is done."""
+def check_output(path: Path | None, endings: tuple[str, ...], *inputs: Path) -> None:
+    """Refuse an output that could not be written, or would overwrite an input, before any work is done."""
     if path is None:
         return
+    for source in inputs:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise ValueError(f"{path}: the output would overwrite an input; give another name")
     if path.is_dir():
         raise ValueError(f"{path}: a directory; give a file name")
     if not path.name.endswith(endings):

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core.transform import Transform, Univariate
-from diffeo.functional import Context, check_event, sum_event
+from diffeo.functional import Context, check_event, in_blocks, keep_masked, sum_event
 
 
 class Chain(Transform):
@@ -91,7 +91,9 @@ class Chain(Transform):
         z = x
         logdets: list[Tensor] = []
         for part, fold in zip(self._transforms(), self._folds, strict=True):
-            z, logdet = part(z, context)
+            x, (z, logdet) = z, part(z, context)
+            if isinstance(part, Univariate):
+                z, logdet = keep_masked(x, z, logdet, context)
             logdets.append(sum_event(logdet, fold))
             context = part.map_context(context)
         return z, _add(logdets)
@@ -105,7 +107,9 @@ class Chain(Transform):
         x = z
         logdets: list[Tensor] = []
         for part, fold, c in zip(parts[::-1], self._folds[::-1], contexts[::-1], strict=True):
-            x, logdet = part.inverse(x, c)
+            z, (x, logdet) = x, part.inverse(x, c)
+            if isinstance(part, Univariate):
+                x, logdet = keep_masked(z, x, logdet, c)
             logdets.append(sum_event(logdet, fold))
         return x, _add(logdets)
 
@@ -134,7 +138,7 @@ class Chain(Transform):
         for i in range(wanting[-1] + 1 if wanting else 0):
             parts[i].initialize(x, context)
             if i < wanting[-1]:
-                x, _ = parts[i](x, context)
+                x = in_blocks(parts[i], x, context, parts[i].event_ndim)
                 context = parts[i].map_context(context)
 
 

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core.transform import Transform
-from diffeo.functional import Context, as_size, check_event, context_batch, is_real
+from diffeo.functional import Context, as_size, check_event, context_batch, in_blocks, is_real
 
 if TYPE_CHECKING:
     from diffeo.core.given import Given
@@ -112,11 +112,17 @@ class Density(nn.Module, ABC):
         temperature: float = 1.0,
         generator: Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Samples and their log-density from one pass, with gradient where samples have one.
+        """Samples and their log-density from one pass, with gradient.
 
-        The log-density is that of the untempered model.
+        The log-density is that of the untempered model. Where samples are not reparameterised (`has_rsample` is False)
+        they carry no gradient, and the log-density takes a second pass.
         """
-        return self.draw_with_log_prob(*_request(shape, context, temperature), generator)
+        request = _request(shape, context, temperature)
+        if self.has_rsample:
+            return self.draw_with_log_prob(*request, generator)
+        with torch.no_grad():  # part of a gradient would be worse than none
+            x = self.draw(*request, generator)
+        return x, self(x, context)
 
     def given(self, context: Context = None) -> Given:
         """This density at a context as a `torch.distributions.Distribution`, with torch's shape rules.
@@ -129,7 +135,10 @@ class Density(nn.Module, ABC):
 
     def _require_rsample(self) -> None:
         if not self.has_rsample:
-            raise ValueError(f"{type(self).__name__} has no reparameterised samples; use sample()")
+            raise ValueError(
+                f"{type(self).__name__} has no reparameterised samples; use sample(), or another base "
+                "(nsf and nsf_ar: components=0)"
+            )
 
 
 class Flow(Density):
@@ -158,6 +167,11 @@ class Flow(Density):
         self.transform = transform
         self.base = base
         self.encoder = encoder
+        if is_real(base.support) and not is_real(transform.codomain):
+            raise ValueError(
+                f"Flow: {type(transform).__name__} ends in {transform.codomain}, where the base {type(base).__name__}, "
+                "which covers the whole line, cannot follow; use a base on that domain, or swap the map with Inverse"
+            )
         self.exact = base.exact
         self.has_rsample = base.has_rsample
         if transform.event is not None and transform.output_shape(transform.event) != base.event_shape():
@@ -174,7 +188,7 @@ class Flow(Density):
     def support(self) -> Constraint:
         inner = self.base.support
         if not is_real(inner):
-            return _Preimage(self.transform, inner, len(self.event_shape()))
+            return Preimage(self.transform, inner, len(self.event_shape()))
         missing = len(self.event_shape()) - self.transform.domain.event_dim
         return constraints.independent(self.transform.domain, missing) if missing else self.transform.domain
 
@@ -183,8 +197,7 @@ class Flow(Density):
         return context if self.encoder is None or context is None else self.encoder(context)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        if self.transform.event is not None:
-            check_event(x, self.transform.event, type(self).__name__)
+        check_event(x, self.transform.event, type(self).__name__)
         context = self.encode(context)
         z, logdet = self.transform(x, context)
         log_base = self.base(z, self.transform.map_context(context))
@@ -216,7 +229,7 @@ class Flow(Density):
         context = self.encode(context)
         self.transform.initialize(x, context)
         if type(self.base).initialize is not Density.initialize:
-            z, _ = self.transform(x, context)
+            z = in_blocks(self.transform, x, context, self.transform.event_ndim)
             self.base.initialize(z, self.transform.map_context(context))
 
     def given(self, context: Context = None) -> Given:
@@ -226,18 +239,22 @@ class Flow(Density):
         return Given(Flow(self.transform, self.base) if self.encoder is not None else self, encoded)
 
 
-class _Preimage(Constraint):
-    """The events that a transform maps into the support of the base."""
+class Preimage(Constraint):
+    """The events that a transform, at a context, maps into the support of the base."""
 
-    def __init__(self, transform: Transform, inner: Constraint, event_dim: int):
-        self.transform, self.inner, self._event_dim = transform, inner, event_dim
+    def __init__(self, transform: Transform, inner: Constraint, event_dim: int, context: Context = None):
+        self.transform, self.inner, self._event_dim, self.context = transform, inner, event_dim, context
+
+    def at(self, context: Context) -> Preimage:
+        """The same at another context."""
+        return Preimage(self.transform, self.inner, self._event_dim, context)
 
     @property
     def event_dim(self) -> int:  # type: ignore[override]
         return self._event_dim
 
     def check(self, value: Tensor) -> Tensor:
-        return self.inner.check(self.transform(value)[0])  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        return self.inner.check(self.transform(value, self.context)[0])  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _request(shape: int | tuple[int, ...] | Size, context: Context, temperature: float) -> tuple[Size, Context, float]:

@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from diffeo.core.density import Density
+from diffeo.core.density import Density, Preimage
 from diffeo.functional import Context, as_size, context_batch, context_features
 
 
@@ -43,7 +43,8 @@ class Given(Distribution):
 
     @property
     def support(self) -> Constraint:  # type: ignore[override]
-        return self.density.support
+        support = self.density.support
+        return support.at(self.context) if isinstance(support, Preimage) else support
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density, Flow
-from diffeo.functional import Context
+from diffeo.functional import Context, context_batch
 
 
 class _Integer(Constraint):
@@ -86,7 +86,8 @@ class Dequantized(Density):
     ) -> Tensor:
         event = self.event_shape(context)
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-        u = torch.rand((samples, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
+        batch = torch.broadcast_shapes(x.shape[: x.ndim - len(event)], context_batch(context))
+        u = torch.rand((samples, *batch, *event), dtype=x.dtype, device=x.device, generator=generator)
         log_p = self.density(x + u * self.spacing, context)
         volume = math.prod(event) * math.log(self.spacing)
         return torch.logsumexp(log_p, 0) - math.log(samples) + volume

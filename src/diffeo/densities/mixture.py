@@ -12,7 +12,7 @@ from torch import Generator, Size, Tensor, nn
 
 from diffeo.core import Density
 from diffeo.densities.normal import standard_normal
-from diffeo.functional import Context, LogProb, soft_clip
+from diffeo.functional import Context, LogProb, check_event, context_mask, full_precision, soft_clip
 
 EM_ROWS = 20_000  # rows that expectation–maximisation sees at most
 UNUSED = -12.0  # log-weight, not normalised, of components that it did not need
@@ -42,6 +42,8 @@ class GaussianMixture(Density):
     """
 
     has_rsample = False
+    center: Tensor
+    scale: Tensor
     initialized: Tensor
 
     def __init__(self, features: int, components: int, bound: float = 8.0):
@@ -54,26 +56,40 @@ class GaussianMixture(Density):
         self.logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(spread.expand(components, features).clone())
         self.factors = nn.Parameter(torch.zeros(components, features, features))  # A; its diagonal holds logarithms
+        self.register_buffer("center", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
         self.register_buffer("initialized", torch.tensor(False))
 
     def event_shape(self, context: Context = None) -> Size:
         return self.means.shape[1:]
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
+        check_event(x, self.event_shape(), "GaussianMixture")
         factors, log_diagonal = self._factors()
-        z = torch.einsum("kij,...kj->...ki", factors, x.unsqueeze(-2) - self.means)
-        log_norm = log_diagonal.sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
-        return torch.logsumexp(self.logits.log_softmax(0) + log_norm - 0.5 * (z * z).sum(-1), -1)
+        u = (x - self.center) / self.scale
+        with full_precision(x):
+            z = torch.einsum("kij,...kj->...ki", factors, u.unsqueeze(-2) - self.means)
+        log_norm = log_diagonal.sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi) - self.scale.log().sum()
+        log_p = torch.logsumexp(self.logits.log_softmax(0) + log_norm - 0.5 * (z * z).sum(-1), -1)
+        mask = context_mask(context)
+        if mask is None:
+            return log_p
+        if mask.shape[-1] != 1:
+            raise ValueError(f"GaussianMixture: a mask must cover whole rows, last dim 1, got {tuple(mask.shape)}")
+        return torch.where(mask.squeeze(-1), log_p, 0.0)
 
+    @torch.no_grad()
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
         features = self.means.shape[1]
         if temperature == 0:
-            return self.means[self(self.means).argmax()].expand(*shape, features)
+            means = self.means * self.scale + self.center
+            return means[self(means).argmax()].expand(*shape, features)
         n = max(1, math.prod(shape))
         k = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=generator)
         noise = standard_normal(Size((n, features, 1)), self.means, generator) * temperature
         offset = torch.linalg.solve_triangular(self._factors()[0][k], noise, upper=False).squeeze(-1)
-        return (self.means[k] + offset)[: math.prod(shape)].reshape(*shape, features)
+        rows = (self.means[k] + offset) * self.scale + self.center
+        return rows[: math.prod(shape)].reshape(*shape, features)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         log_diagonal = soft_clip(self.factors.diagonal(dim1=-2, dim2=-1), self.bound)
@@ -84,9 +100,14 @@ class GaussianMixture(Density):
         """Fit the mixture to training rows by expectation–maximisation (scikit-learn), once."""
         if self.initialized:
             return
+        check_event(x, self.event_shape(), "GaussianMixture")
         rows = x.reshape(-1, x.shape[-1]).double().cpu()
         if len(rows) > EM_ROWS:
             rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:EM_ROWS]]
+        self.center.copy_(rows.mean(0))
+        self.scale.copy_(rows.std(0, correction=0).clamp_min(1e-12))
+        # standardised, so that the result does not depend on units
+        rows = (rows - rows.mean(0)) / rows.std(0, correction=0).clamp_min(1e-12)
         weights, means, factors = _expectation_maximisation(rows.numpy(), len(self.logits))
         k = len(weights)
         log_diagonal = factors.diagonal(dim1=-2, dim2=-1).log()

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Size, Tensor, nn
 
 from diffeo.core import Density
-from diffeo.functional import Context, LogProb, as_size, context_mask, masked_sum, soft_clip
+from diffeo.functional import Context, LogProb, as_size, check_event, context_mask, masked_sum, soft_clip
 
 
 def standard_normal(shape: Size, like: Tensor, generator: Generator | None) -> Tensor:
@@ -37,6 +37,7 @@ class Normal(Density):
         return self.origin.shape
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
+        check_event(x, self.event_shape(), "Normal")
         return masked_sum(-0.5 * x * x - 0.5 * math.log(2 * math.pi), self.origin.ndim, context)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
@@ -69,6 +70,7 @@ class DiagonalNormal(Density):
         return self.loc.shape
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
+        check_event(x, self.event_shape(), "DiagonalNormal")
         s = soft_clip(self.log_scale, self.bound)
         z = (x - self.loc) * (-s).exp()
         return masked_sum(-0.5 * z * z - s - 0.5 * math.log(2 * math.pi), self.loc.ndim, context)

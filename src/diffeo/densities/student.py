@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density
 from diffeo.densities.normal import standard_normal
-from diffeo.functional import Context, LogProb, as_size, context_mask, masked_sum
+from diffeo.functional import Context, LogProb, as_size, check_event, context_mask, masked_sum
 
 
 class StudentT(Density):
@@ -36,7 +36,7 @@ class StudentT(Density):
         super().__init__()
         if not df > 1:
             raise ValueError(f"StudentT: expected df > 1, got {df}")
-        self.raw_df = nn.Parameter(torch.full(as_size(event), math.log(math.expm1(df - 1))))
+        self.raw_df = nn.Parameter(torch.full(as_size(event), (df - 1) + math.log(-math.expm1(1 - df))))
 
     @property
     def df(self) -> Tensor:
@@ -47,6 +47,7 @@ class StudentT(Density):
         return self.raw_df.shape
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
+        check_event(x, self.event_shape(), "StudentT")
         df = self.df
         norm = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (df * math.pi).log()
         # log1p(x²/ν) as a logaddexp, so that x² does not overflow

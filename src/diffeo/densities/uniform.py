@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density
-from diffeo.functional import Context, LogProb, sum_event
+from diffeo.functional import Context, LogProb, check_event, masked_sum
 
 
 class Uniform(Density):
@@ -32,7 +32,7 @@ class Uniform(Density):
 
     def __init__(self, low: Tensor | float, high: Tensor | float):
         super().__init__()
-        corners = torch.broadcast_tensors(torch.as_tensor(low).float(), torch.as_tensor(high).float())
+        corners = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=_float_type(c)) for c in (low, high)))
         if not (corners[0] < corners[1]).all():
             raise ValueError(f"Uniform: expected low < high, got {corners[0].tolist()} and {corners[1].tolist()}")
         self.register_buffer("low", corners[0].clone())
@@ -46,9 +46,10 @@ class Uniform(Density):
         return self.low.shape
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
+        check_event(x, self.event_shape(), "Uniform")
         log_p = (-(self.high - self.low).log()).expand_as(x)
         log_p = torch.where((x < self.low) | (x > self.high), -math.inf, log_p)
-        return sum_event(torch.where(x.isnan(), x, log_p), self.low.ndim)
+        return masked_sum(torch.where(x.isnan(), x, log_p), self.low.ndim, context)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
         if temperature > 1:
@@ -56,3 +57,7 @@ class Uniform(Density):
         event = shape + self.low.shape
         u = torch.rand(event, dtype=self.low.dtype, device=self.low.device, generator=generator)
         return self.low + (self.high - self.low) * (0.5 + temperature * (u - 0.5))
+
+
+def _float_type(corner: Tensor | float) -> torch.dtype:
+    return corner.dtype if isinstance(corner, Tensor) and corner.is_floating_point() else torch.get_default_dtype()

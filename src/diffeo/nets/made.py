@@ -102,7 +102,12 @@ class MADE(Incremental):
         ready = (sets * positions).amax(1)  # the step from which a unit with this set can be computed
         sets = sets[ready.argsort(stable=True)]
         ready = ready.sort().values
-        kinds = [(torch.arange(width) * len(sets)) // width for width in hidden]  # evenly over the sets, sorted
+        if adjacency is not None and hidden and min(hidden) < len(sets):
+            raise ValueError(
+                f"MADE: this adjacency has {len(sets)} different sets of parents, so hidden layers need at least "
+                f"that many units, got {tuple(hidden)}"
+            )
+        kinds = [_spread(len(sets), width) for width in hidden]
         inside = _contains(sets, sets)  # inside[t, s]: set s lies in set t
         outputs = _contains(sees, sets)  # outputs[i, s]: output i may see units with set s
 
@@ -187,6 +192,12 @@ class MADEState(NamedTuple):
     context: Tensor | None
     weights: tuple[Tensor, ...]
     activations: tuple[Tensor, ...]
+
+
+def _spread(sets: int, width: int) -> Tensor:
+    """Which set each of `width` units carries: evenly, sorted, the last set included."""
+    units = torch.arange(width)
+    return units * sets // width if width >= sets else (units * (sets - 1)) // max(1, width - 1)
 
 
 def _contains(outer: Tensor, inner: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ import hashlib
 import inspect
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -20,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from diffeo.atomic import replacing
 from diffeo.core import Density
 from diffeo.core.density import RecipeCall
 from diffeo.version import __version__
@@ -53,6 +53,9 @@ def recipe(function: Callable[P, D]) -> Callable[P, D]:
     if known is not None and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
         raise ValueError(f"recipe: the name {name!r} is taken by {known.__module__}.{known.__qualname__}")
     signature = inspect.signature(function)
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError(f"recipe: {name} takes {parameter}; name every argument, so that a file can hold it")
 
     @functools.wraps(function)
     def build(*args: P.args, **kwargs: P.kwargs) -> D:
@@ -103,11 +106,19 @@ def save(density: Density, path: str | os.PathLike[str], notes: Mapping[str, Any
             f"save: this {type(density).__name__} was made by hand, so a file cannot say how to rebuild it; "
             "build it in a function decorated with @diffeo.recipe, or save its state_dict() yourself"
         )
+    arguments = _to_json(call.arguments)
+    with torch.random.fork_rng(devices=[]):
+        rebuilt = find_recipe(call.name)(**_from_json(arguments))
+    if repr(rebuilt) != repr(density):
+        raise ValueError(
+            f"save: this flow was changed after the recipe {call.name!r} built it, so loading would give another; "
+            "put the change into a recipe of your own with @diffeo.recipe"
+        )
     header = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "recipe": call.name,
-        "arguments": _to_json(call.arguments),
+        "arguments": arguments,
         "notes": _to_json(dict(notes or {})),
         "diffeo": __version__,
         "torch": torch.__version__,
@@ -152,19 +163,9 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], head
     """Write tensors and a header with a digest over both; atomic."""
     from safetensors.torch import save as to_bytes
 
-    path = Path(path)
     header = {**header, "sha256": _digest(tensors, header)}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(to_bytes(tensors, metadata=header))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(to_bytes(tensors, metadata=header))
 
 
 def read_tensors(path: str | os.PathLike[str], format: str = FORMAT) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -184,9 +185,12 @@ def read_tensors(path: str | os.PathLike[str], format: str = FORMAT) -> tuple[di
         raise ValueError(f"{path}: not a model file, or truncated ({error})") from error
     if header.get("format") != format:
         raise ValueError(f"{path}: a safetensors file, but not one that diffeo wrote for this purpose")
-    if int(header["format_version"]) > FORMAT_VERSION:
+    written = header.get("format_version", "")
+    if not written.isdigit():
+        raise ValueError(f"{path}: its header names no format version; the file was altered or damaged")
+    if int(written) > FORMAT_VERSION:
         raise ValueError(
-            f"{path}: written in format {header['format_version']} by diffeo {header.get('diffeo')}; "
+            f"{path}: written in format {written} by diffeo {header.get('diffeo')}; "
             f"this version reads up to {FORMAT_VERSION}: upgrade diffeo"
         )
     digest = header.pop("sha256", "")
@@ -204,16 +208,12 @@ def _digest(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
     return sha.hexdigest()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _to_json(value: Any) -> str:
     def encode(v: Any) -> Any:
         if isinstance(v, Tensor):
             return {"tensor": v.tolist(), "dtype": str(v.dtype).removeprefix("torch.")}
+        if hasattr(v, "item") and getattr(v, "ndim", None) == 0:  # a NumPy number
+            return v.item()
         raise ValueError(f"save: a recipe's arguments must be JSON data or tensors, got {type(v).__name__}: {v!r}")
 
     return json.dumps(value, default=encode)

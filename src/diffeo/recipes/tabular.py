@@ -171,7 +171,6 @@ def iaf(
     context: int = 0,
     layers: int = 5,
     hidden: Sequence[int] = (128, 128),
-    dropout: float = 0.0,
     residual: bool = False,
 ) -> Flow:
     """IAF: `maf` with its directions swapped, so that sampling is the fast one.
@@ -181,7 +180,6 @@ def iaf(
         context: width of the context; 0 for none.
         layers: number of autoregressive layers.
         hidden: widths of the hidden layers of each MADE.
-        dropout: probability of dropping a hidden unit while training.
         residual: residual blocks in the conditioners.
 
     Cost: one pass for a sample; a density takes D steps for each layer, each hidden unit computed once.
@@ -193,7 +191,7 @@ def iaf(
     >>> diffeo.iaf(3)(torch.zeros(5, 3)).shape
     torch.Size([5])
     """
-    options = {"dropout": dropout, "residual": residual}
+    options = {"residual": residual}
     parts = _autoregressive(features, Affine(), context, layers, hidden, options, mix=False)
     return _flow(features, context, [Whiten(features), *(Inverse(part) for part in parts)])
 

@@ -17,7 +17,7 @@ NAME = "fit.safetensors"
 
 
 def open_folder(checkpoint: str | os.PathLike[str] | None, resume: bool) -> tuple[Path | None, bool]:
-    """The folder, made if needed, and whether there is a state in it to continue from."""
+    """The folder, made when a state is first written, and whether there is one in it to continue from."""
     if checkpoint is None:
         if resume:
             raise ValueError("fit: resume=True needs checkpoint=, the folder of the fit to continue")
@@ -31,12 +31,12 @@ def open_folder(checkpoint: str | os.PathLike[str] | None, resume: bool) -> tupl
             f"fit: the folder {str(folder)!r} is not empty ({', '.join(there[:3])}); "
             "pass resume=True to continue that fit, or another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     return folder, NAME in there
 
 
 def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write a state, replacing the one before it in one rename."""
+    folder.mkdir(parents=True, exist_ok=True)
     header = {"format": f"{FORMAT}-fit", "format_version": str(FORMAT_VERSION), "state": json.dumps(state)}
     write_tensors(folder / NAME, tensors, header)
 

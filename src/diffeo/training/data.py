@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 Batch = tuple[Tensor, ...]
 
@@ -34,6 +34,14 @@ class Table(NamedTuple):
 
     def take(self, index: Tensor) -> Table:
         return Table(self.rows(index), None if self.weights is None else self.weights.index_select(0, index))
+
+    def weighted_rows(self) -> Batch:
+        """As many rows, each as often as its weight says (systematic resampling): for statistics of the data."""
+        if self.weights is None:
+            return self.tensors
+        mass = self.weights.double().cumsum(0)
+        at = (torch.arange(len(self), dtype=torch.float64, device=mass.device) + 0.5) * (mass[-1] / len(self))
+        return self.rows(torch.searchsorted(mass, at).clamp_max(len(self) - 1))
 
     def to(self, device: torch.device) -> Table:
         weights = None if self.weights is None else self.weights.to(device)
@@ -61,6 +69,8 @@ class Indexed(NamedTuple):
 def as_batch(batch: Any, dtype: torch.dtype) -> Batch:
     """A loader's batch as a tuple of tensors, floats in the training dtype."""
     parts = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
+    if not all(isinstance(t, Tensor) for t in parts):
+        raise ValueError(f"fit: a batch must be x or (x, context), tensors; got {[type(t).__name__ for t in parts]}")
     return tuple(t.to(dtype) if t.is_floating_point() else t for t in parts)
 
 
@@ -69,11 +79,17 @@ def as_source(x: Any, context: Any, weights: Any, dtype: torch.dtype) -> Table |
     if isinstance(x, DataLoader | Dataset) and not isinstance(x, TensorDataset):
         if context is not None or weights is not None:
             raise ValueError("fit: a Dataset or DataLoader gives (x, context) itself; weights need rows in memory")
+        if not isinstance(x, DataLoader) and isinstance(x, IterableDataset):
+            raise ValueError("fit: an IterableDataset has no length; wrap it in a DataLoader over one that has")
         return x if isinstance(x, DataLoader) else Indexed(x, torch.arange(len(x)), dtype)  # type: ignore[arg-type]
     if isinstance(x, TensorDataset):
-        x, *rest = x.tensors
-        context = rest[0] if rest else context
+        given: list[Tensor] = list(x.tensors)
+        if not 1 <= len(given) <= 2:
+            raise ValueError(f"fit: a TensorDataset holds x, or x and context; got {len(given)} tensors")
+        x, context = given[0], given[1] if len(given) == 2 else context
     rows = [as_rows("x", x, dtype)]
+    if isinstance(context, Mapping):
+        raise ValueError("fit: the context of rows in memory is one array (n, context), not a dict")
     if context is not None:
         rows.append(as_rows("context", context, dtype))
         if len(rows[1]) != len(rows[0]):
@@ -97,20 +113,27 @@ def as_rows(name: str, value: Any, dtype: torch.dtype) -> Tensor:
     if value.ndim == 0 or len(value) == 0:
         raise ValueError(f"fit: {name} has no rows (shape {tuple(value.shape)})")
     if not value.is_floating_point():
-        # integers stay integers for dequantized densities of images; vectors become floats
-        return value if value.ndim > 2 else value.to(dtype)
+        if value.ndim > 2:  # images stay integers, for dequantized densities
+            return value
+        value = value.double()
     check_finite(name, value)
-    rows = value.to(dtype)
-    if rows.dtype != value.dtype and value.ndim == 2:
-        exact, kept = value.double(), rows.double()
-        lost = (exact - kept).abs().amax(0) > 1e-3 * exact.std(0, correction=0)
-        lost &= exact.std(0, correction=0) > 0
-        if lost.any():
-            raise ValueError(
-                f"fit: columns {lost.nonzero()[:, 0].tolist()} of {name} vary too little around a large value for "
-                f"{str(dtype).removeprefix('torch.')}; subtract an offset, or pass precision='64-true'"
-            )
-    return rows
+    lost = indistinct_columns(value, dtype)
+    if lost:
+        raise ValueError(
+            f"fit: columns {lost} of {name} vary too little around a large value for "
+            f"{str(dtype).removeprefix('torch.')}; subtract an offset, or pass precision='64-true'"
+        )
+    return value.to(dtype)
+
+
+def indistinct_columns(value: Tensor, dtype: torch.dtype) -> list[int]:
+    """Columns of a table whose spread this dtype cannot resolve."""
+    if value.ndim != 2 or value.dtype == dtype:
+        return []
+    exact = value.double()
+    spread = exact.std(0, correction=0)
+    lost = ((exact - value.to(dtype).double()).abs().amax(0) > 1e-3 * spread) & (spread > 0)
+    return lost.nonzero()[:, 0].tolist()
 
 
 def check_finite(name: str, value: Tensor) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ from diffeo.training.progress import Progress
 from diffeo.training.result import FitResult
 
 EVALUATION_ROWS = 4096  # rows scored at once
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 INITIAL_ROWS = 100_000  # rows that data-dependent layers see of a dataset that is not in memory
 
 
@@ -105,6 +111,11 @@ def fit(
     objective = flow_or_objective if isinstance(flow_or_objective, Objective) else MaximumLikelihood(flow_or_objective)
     if x is None:
         raise ValueError("fit: expected rows to train on, got x=None")
+    if not 0 <= average < 1 or not clip > 0:
+        raise ValueError(f"fit: expected average in [0, 1) and clip > 0, got {average} and {clip}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"fit: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    began = time.monotonic()
     dtype = torch.float64 if str(precision).startswith("64") else torch.float32
     if dtype == torch.float32 and any(p.dtype == torch.float64 for p in objective.parameters()):
         raise ValueError(f"fit: the flow is float64, but precision={precision!r}; pass precision='64-true'")
@@ -119,7 +130,10 @@ def fit(
     launched = "WORLD_SIZE" in os.environ  # by torchrun
     if devices == "auto" and not launched:
         devices = 1
-    fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"precision": precision}
+    if precision.endswith("mixed"):
+        options = {"plugins": _mixed_precision(precision, accelerator)}
+    fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, **options)
     if fabric.strategy.launcher is not None:
         fabric.launch()
     plan = make_plan(
@@ -137,11 +151,18 @@ def fit(
         world=fabric.world_size,
         steps_per_epoch=len(train) if isinstance(train, DataLoader) else None,
     )
-    cuda = [fabric.device] if fabric.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    before = {k: v.detach().clone() for k, v in objective.state_dict().items()}
+    run = None
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reaches all of them
         torch.manual_seed(seed + fabric.global_rank)
-        run = _Run(fabric, objective, train, held, kept, plan, compile, folder, checkpoint_every)
-        return run.go(continued, progress)
+        try:
+            run = _Run(fabric, objective, train, held, kept, plan, compile, folder, checkpoint_every)
+            run.elapsed = time.monotonic() - began
+            return run.go(continued, progress)
+        except BaseException:
+            if run is None or run.step == 0:  # nothing was trained: leave the flow as it came
+                objective.load_state_dict(before)
+            raise
 
 
 def _hold_out(
@@ -183,6 +204,7 @@ class _Run:
         self.folder, self.checkpoint_every = folder, checkpoint_every
         self.kept = kept  # index of the training rows in the caller's data
         self.home = next((t.device for t in (*objective.parameters(), *objective.buffers())), torch.device("cpu"))
+        self.data_digest = _digest(train, held) if folder is not None else ""
         self.held = held.to(fabric.device) if isinstance(held, Table) else held
         self.train = train
         if str(fabric._precision.precision).startswith("64"):
@@ -205,13 +227,13 @@ class _Run:
     def _initialize(self) -> None:
         """Data-dependent layers see training rows, once, before any wrapping."""
         initialize = getattr(self.objective, "initialize", None)
-        density = getattr(self.objective, "density", None)
-        if initialize is None and isinstance(density, Density):
-            initialize = density.initialize
+        densities = [child for child in self.objective.children() if isinstance(child, Density)]
+        if initialize is None and len(densities) == 1:
+            initialize = densities[0].initialize
         if initialize is None:
             return
         if isinstance(self.train, Table):
-            rows = self.train.tensors
+            rows = self.train.weighted_rows()
         elif isinstance(self.train, Indexed):
             rows = self.train.rows(torch.arange(min(len(self.train), INITIAL_ROWS)))
         else:
@@ -227,8 +249,10 @@ class _Run:
     def go(self, continued: bool, progress: bool) -> FitResult:
         """Train to the end; leaves the kept weights in the objective."""
         if not self.parameters:  # nothing to learn beyond what `initialize` set
+            self.objective.to(self.fabric.device)
             if self.held is not None:
                 self._keep_best(*self.evaluate())
+            self._use_best()
             return self.result
         matrices = [p for p in self.parameters if p.ndim >= 2]
         rest = [p for p in self.parameters if p.ndim < 2]
@@ -244,24 +268,26 @@ class _Run:
         if continued and self._restore():
             self._use_best()
             return self.result
-        if self.step == 0 and self.held is not None:
-            self._keep_best(*self.evaluate())  # what `initialize` made may be hard to beat on a small table
         try:
+            if self.step == 0 and self.held is not None:
+                loss, stderr = self.evaluate()
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"fit: the held-out loss is {loss} before training; rows outside the support of the base?"
+                    )
+                self._keep_best(loss, stderr)  # what `initialize` made may be hard to beat on a small table
             if self.result.compiled:
                 self.objective.compile()
-            with Progress(self.plan.steps, self.step, progress and self.fabric.global_rank == 0) as bar:
-                self.result.stopped = self._loop(bar)
-        except KeyboardInterrupt:
-            if self.fabric.world_size == 1:
-                self._write(finished=False)
-            raise
+            shown = progress and self.fabric.global_rank == 0
+            with Progress(self.plan.steps, self.step, shown) as bar, _deferred_interrupt() as interrupted:
+                self.result.stopped = self._loop(bar, interrupted)
         finally:
             self.objective._compiled_call_impl = None
             self._use_best()
         self._write(finished=True)
         return self.result
 
-    def _loop(self, bar: Progress) -> str:
+    def _loop(self, bar: Progress, interrupted: list[int]) -> str:
         plan, fabric = self.plan, self.fabric
         device = fabric.device
         alone = fabric.world_size == 1
@@ -270,12 +296,13 @@ class _Run:
         # Once a loss or gradient is not finite, the fused optimiser skips this and every later update by itself, so
         # that the weights stay as they were and nothing has to wait for the device to find out.
         bad = torch.zeros((), device=device)
-        bad_step = torch.full((), -1.0, dtype=torch.float64, device=device)
+        bad_step = torch.full((), -1, dtype=torch.long, device=device)
         if not scaled:
             self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        total = torch.full((), self.total, device=device, dtype=torch.float64)
-        began = saved = since = time.monotonic()
-        began -= self.elapsed
+        exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        total = torch.full((), self.total, device=device, dtype=exact)
+        since = time.monotonic()
+        began, saved = since - self.elapsed, since - self.checkpoint_every  # the first state is written at once
         self.objective.train()
         for index, batch in self._batches():
             self.elapsed = time.monotonic() - began
@@ -295,7 +322,7 @@ class _Run:
             norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=plan.clip, error_if_nonfinite=False)
             with torch.no_grad():
                 fine = loss.isfinite() if scaled else loss.isfinite() & norm.isfinite()
-                bad_step = torch.where((bad_step < 0) & ~fine, float(self.step), bad_step)
+                bad_step = torch.where((bad_step < 0) & ~fine, self.step, bad_step)
                 torch.maximum(bad, (~fine).to(bad.dtype), out=bad)
                 total += loss.detach()
             self.stepper.step()
@@ -317,10 +344,13 @@ class _Run:
                 if self.step == plan.steps:
                     return "steps"
             # with several processes the clocks differ, so they agree to write after evaluations
-            if self.folder and time.monotonic() - saved >= self.checkpoint_every if alone else self.folder and closing:
+            due = time.monotonic() - saved >= self.checkpoint_every or interrupted if alone else closing
+            if self.folder and due:
                 self.total = float(total)
                 self._write(finished=False)
                 saved = time.monotonic()
+            if interrupted:
+                raise KeyboardInterrupt
         raise RuntimeError("fit: the data ended")
 
     def _batches(self) -> Iterator[tuple[Tensor, Batch]]:
@@ -387,10 +417,10 @@ class _Run:
         for start in range(0, len(held), EVALUATION_ROWS):
             index = torch.arange(start, min(start + EVALUATION_ROWS, len(held)), device=device)
             batch = tuple(t.to(device) for t in held.rows(index))
-            losses.append(self.objective.forward(*batch).double())  # not through __call__: eager, any batch size
+            losses.append(self.objective.forward(*batch).cpu().double())  # not through __call__: eager, any size
         self.objective.train()
         loss = torch.cat(losses)
-        w = torch.ones_like(loss) if held.weights is None else held.weights.double()
+        w = torch.ones_like(loss) if held.weights is None else held.weights.cpu().double()
         w = w / w.sum()
         mean = (w * loss).sum()
         return float(mean), float((w * w * (loss - mean) ** 2).sum().sqrt())
@@ -402,7 +432,8 @@ class _Run:
             batch = tuple(t.to(self.fabric.device) for t in self.train.rows(index.to(self.fabric.device)))
             rows = (index if self.kept is None else self.kept[index]).tolist()
         layer = first_non_finite(self.objective, batch)
-        folder = None if self.folder is None else str(self.folder)
+        written = self.folder is not None and (self.folder / checkpoints.NAME).exists()
+        folder = str(self.folder) if written else None
         shown = f"; rows of the batch: {', '.join(map(str, rows[:8]))}{', …' if len(rows) > 8 else ''}" if rows else ""
         raise NonFiniteError(
             f"fit: the loss was not finite at step {failed_step + 1}, first in {layer}{shown}. "
@@ -432,20 +463,20 @@ class _Run:
             **checkpoints.with_prefix("random", random),
         }
         own = {name: getattr(self, name) for name in _CARRIED}
-        state = {"plan": self.plan.as_dict(), "rows": self._fingerprint(), "finished": finished, **own}
+        state = {"plan": self.plan.as_dict(), "data": self._fingerprint(), "finished": finished, **own}
         checkpoints.write(self.folder, tensors, {**state, "result": asdict(self.result)})
 
     def _restore(self) -> bool:
         """Continue from the folder's state; True where that fit had finished."""
         tensors, state = checkpoints.read(self.folder or Path())
-        now = {"plan": self.plan.as_dict(), "rows": self._fingerprint()}
+        now = {"plan": self.plan.as_dict(), "data": self._fingerprint()}
         for name, value in now.items():
             if state[name] != value:
-                differs = [k for k in value if value[k] != state[name].get(k)]
+                was = state[name]
+                differs = ", ".join(f"{k} ({was.get(k)}, now {value[k]})" for k in value if value[k] != was.get(k))
                 raise ValueError(
-                    f"fit: the checkpoint in {str(self.folder)!r} was made with another "
-                    + ", ".join(f"{k} ({state[name].get(k)}, now {value[k]})" for k in differs)
-                    + "; resume with the same data and arguments"
+                    f"fit: the checkpoint in {str(self.folder)!r} was made with other {name}: {differs}; "
+                    "resume with the same flow, data and arguments"
                 )
         self.objective.load_state_dict(checkpoints.without_prefix("model", tensors))
         self.average.values = [
@@ -466,11 +497,11 @@ class _Run:
         return state["finished"]
 
     def _fingerprint(self) -> dict[str, Any]:
-        """What tells the data apart: number of rows and the first and last of them."""
-        source: Any = self.train
-        n = len(source)
-        ends = source.rows(torch.tensor([0, n - 1], device=_index_device(source)))
-        return {"n": n, "ends": [t.double().flatten().tolist() for t in ends]}
+        """What tells flows and data apart: shapes of the state, number of rows, and a digest of what is in memory."""
+        shapes = {k: tuple(v.shape) for k, v in self.objective.state_dict().items()}
+        train: Any = self.train
+        flow = hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+        return {"flow": flow, "rows": len(train), "values": self.data_digest}
 
 
 _CARRIED = ("step", "elapsed", "waited", "best_loss", "total", "counted")
@@ -480,8 +511,46 @@ def _in_order(tensors: dict[str, Tensor]) -> list[Tensor]:
     return [tensors[str(i)] for i in range(len(tensors))]
 
 
-def _index_device(source: Any) -> torch.device:
-    return source.tensors[0].device if isinstance(source, Table) else torch.device("cpu")
+def _digest(*sources: Any) -> str:
+    """A digest of all rows in memory; of a dataset only its length counts, since reading it all may take long."""
+    sha = hashlib.sha256()
+    for source in sources:
+        for t in (*source.tensors, source.weights) if isinstance(source, Table) else ():
+            if t is not None:
+                sha.update(t.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[list[int]]:
+    """Inside, Ctrl-C only fills the list, so that the loop can stop between two steps; a second one acts at once."""
+    caught: list[int] = []
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield caught  # ignored, or somebody else's: theirs to decide
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _mixed_precision(precision: Any, accelerator: str) -> Any:
+    """Fabric's autocast, but rows keep their digits: only what runs inside conditioners is rounded."""
+    from lightning_fabric.plugins import MixedPrecision
+
+    class KeepsInputs(MixedPrecision):
+        def convert_input(self, data: Any) -> Any:
+            return data
+
+    return KeepsInputs(precision, "cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
 
 def _wants_compile(compile: bool | str, plan: Plan) -> bool:

@@ -7,7 +7,7 @@ from torch import Size
 from torch.distributions import constraints
 
 from diffeo.core import Incremental, Transform, Univariate
-from diffeo.functional import Context, MappedVector, Vector, check_event, context_mask, keep_masked, sum_event
+from diffeo.functional import Context, MappedVector, Vector, check_event, context_mask, keep_masked, sum_event, visible
 
 
 class Autoregressive(Transform):
@@ -45,7 +45,9 @@ class Autoregressive(Transform):
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Autoregressive")
-        params = self.net(x, context).unflatten(-1, (x.shape[-1], self.univariate.n_params)).to(x.dtype)
+        params = (
+            self.net(visible(x, context), context).unflatten(-1, (x.shape[-1], self.univariate.n_params)).to(x.dtype)
+        )
         z, logdet = self.univariate(x.expand(params.shape[:-1]), params)
         z, logdet = keep_masked(x, z, logdet, context)
         return z, sum_event(logdet, 1)
@@ -57,7 +59,8 @@ class Autoregressive(Transform):
         masks = None if mask is None else mask.expand_as(z).index_select(-1, order).unbind(-1)
         state, x_d, xs, logdets = self.net.start(z, context), None, [], []
         for d, z_d in enumerate(z.index_select(-1, order).unbind(-1)):
-            params, _, state = self.net.step(x_d, state)
+            seen = x_d if masks is None or x_d is None else torch.where(masks[d - 1], x_d, 0.0)
+            params, _, state = self.net.step(seen, state)
             z_d = z_d.expand(params.shape[:-1])
             x_d, logdet = self.univariate.inverse(z_d, params.to(z.dtype))
             if masks is not None:

@@ -7,7 +7,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform, Univariate
-from diffeo.functional import Context, MappedVector, Vector, check_event, keep_masked, sum_event
+from diffeo.functional import Context, MappedVector, Vector, check_event, keep_masked, sum_event, visible
 
 
 class Coupling(Transform):
@@ -58,14 +58,18 @@ class Coupling(Transform):
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Coupling")
+        seen = visible(x, context)
         x_a, x_b = x.index_select(-1, self.keeps), x.index_select(-1, self.changes)
-        z_b, logdet = self.univariate(x_b, self._params(x_a, x_b, context))
+        params = self._params(seen.index_select(-1, self.keeps), x_b, context)
+        z_b, logdet = self.univariate(x_b.expand(params.shape[:-1]), params)
         return self._join(x, x_a, z_b, logdet, context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Coupling")
+        seen = visible(z, context)
         z_a, z_b = z.index_select(-1, self.keeps), z.index_select(-1, self.changes)
-        x_b, logdet = self.univariate.inverse(z_b, self._params(z_a, z_b, context))
+        params = self._params(seen.index_select(-1, self.keeps), z_b, context)
+        x_b, logdet = self.univariate.inverse(z_b.expand(params.shape[:-1]), params)
         return self._join(z, z_a, x_b, logdet, context)
 
     def _params(self, a: Tensor, b: Tensor, context: Context) -> Tensor:

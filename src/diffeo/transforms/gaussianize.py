@@ -111,6 +111,8 @@ class Gaussianize(Transform):
         """The number of quantiles that predicts the other half of the rows best; 0, an affine map, if none does
         clearly: a bent axis must earn its place, since it bends what the column has in common with the others."""
         halves = column[::2], column[1::2]
+        if min(len(half.unique()) for half in halves) < 3:
+            return 0
         scores: dict[int, Tensor] = {}
         for anchors in (0, *(m for m in ANCHORS if m < min(self.spline.bins, len(column) / 20))):
             folds = [(halves[0], halves[1]), (halves[1], halves[0])]

@@ -8,7 +8,16 @@ from torch.distributions import constraints
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Transform
-from diffeo.functional import Context, MappedVector, Vector, check_event, constant_logdet, context_mask, soft_clip
+from diffeo.functional import (
+    Context,
+    MappedVector,
+    Vector,
+    check_event,
+    constant_logdet,
+    context_mask,
+    full_precision,
+    soft_clip,
+)
 
 
 class LULinear(Transform):
@@ -45,15 +54,17 @@ class LULinear(Transform):
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "LULinear")
         lower, upper, log_scale = self._factors(x.dtype)
-        z = F.linear(F.linear(x, upper), lower, self.bias.to(x.dtype))
+        with full_precision(x):
+            z = F.linear(F.linear(x, upper), lower, self.bias.to(x.dtype))
         return _rows_kept(x, z, log_scale.sum(), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "LULinear")
         lower, upper, log_scale = self._factors(z.dtype)
         rows = (z - self.bias.to(z.dtype)).reshape(-1, z.shape[-1]).T
-        y = torch.linalg.solve_triangular(lower, rows, upper=False, unitriangular=True)
-        x = torch.linalg.solve_triangular(upper, y, upper=True).T.reshape(z.shape)
+        with full_precision(z):
+            y = torch.linalg.solve_triangular(lower, rows, upper=False, unitriangular=True)
+            x = torch.linalg.solve_triangular(upper, y, upper=True).T.reshape(z.shape)
         return _rows_kept(z, x, -log_scale.sum(), context)
 
     def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,9 +115,10 @@ class Householder(Transform):
 
     @staticmethod
     def _reflect(x: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
-        for v in vectors:
-            v = v.to(x.dtype)
-            x = x - (x @ v).unsqueeze(-1) * (2 / (v @ v)) * v
+        with full_precision(x):
+            for v in vectors:
+                v = v.to(x.dtype)
+                x = x - (x @ v).unsqueeze(-1) * (2 / (v @ v)) * v
         return x
 
 

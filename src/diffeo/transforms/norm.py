@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, MappedVector, Vector, check_event, keep_masked, sum_event
+from diffeo.functional import (
+    Context,
+    MappedVector,
+    Vector,
+    check_event,
+    full_precision,
+    keep_masked,
+    sum_event,
+)
 from diffeo.transforms.linear import _rows_kept
 
 
@@ -163,12 +172,14 @@ class Whiten(Transform):
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Whiten")
         rows = ((x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)).reshape(-1, x.shape[-1])
-        z = torch.linalg.solve_triangular(self.factor.to(x.dtype), rows.T, upper=False).T.reshape(x.shape)
+        with full_precision(x):
+            z = torch.linalg.solve_triangular(self.factor.to(x.dtype), rows.T, upper=False).T.reshape(x.shape)
         return _rows_kept(x, z, -self._log_volume(x.dtype), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Whiten")
-        x = (z @ self.factor.to(z.dtype).T) * self.scale.to(z.dtype) + self.mean.to(z.dtype)
+        with full_precision(z):
+            x = (z @ self.factor.to(z.dtype).T) * self.scale.to(z.dtype) + self.mean.to(z.dtype)
         return _rows_kept(z, x, self._log_volume(z.dtype), context)
 
     def _log_volume(self, dtype: torch.dtype) -> Tensor:
@@ -183,6 +194,7 @@ class Whiten(Transform):
         rows = training_rows(x, self.event, "Whiten")
         mean, scale = rows.mean(0), rows.std(0, correction=0)
         covariance, _ = ledoit_wolf(((rows - mean) / scale).cpu().numpy(), assume_centered=True)
+        covariance += 1e-6 * np.eye(len(covariance))  # the shrinkage itself may be zero for collinear columns
         self.mean.copy_(mean)
         self.scale.copy_(scale)
         self.factor.copy_(torch.linalg.cholesky(torch.from_numpy(covariance)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator, Size, Tensor
+from torch import Size, Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
@@ -44,13 +44,3 @@ class Permute(Transform):
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Permute")
         return z.index_select(-1, self.back), constant_logdet(z.new_zeros(()), z, 1)
-
-
-def reverse(features: int) -> Permute:
-    """The permutation that turns the order of the coordinates round."""
-    return Permute(torch.arange(features - 1, -1, -1))
-
-
-def shuffle(features: int, generator: Generator | None = None) -> Permute:
-    """A random permutation, fixed once drawn."""
-    return Permute(torch.randperm(features, generator=generator))

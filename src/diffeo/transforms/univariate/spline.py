@@ -45,6 +45,8 @@ class RationalQuadraticSpline(Univariate):
     tensor([  0.5000, 100.0000])
     """
 
+    least: Tensor
+
     def __init__(
         self,
         bins: int = 8,
@@ -64,6 +66,7 @@ class RationalQuadraticSpline(Univariate):
         self.bins, self.bound = bins, bound
         self.min_width, self.min_height, self.min_slope = min_width, min_height, min_slope
         self.n_params = 3 * bins - 1
+        self.register_buffer("least", torch.tensor([[min_width], [min_height]]), persistent=False)
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         inside = x.clamp(-self.bound, self.bound)
@@ -115,7 +118,7 @@ class RationalQuadraticSpline(Univariate):
         """
         k = self.bins
         sizes, slopes = self.params(context).split([2 * k, k - 1], -1)
-        least = sizes.new_tensor([[self.min_width], [self.min_height]])
+        least = self.least.to(sizes.dtype)
         share = least + (1 - k * least) * sizes.unflatten(-1, (2, k)).softmax(-1)
         sizes = share * (2 * self.bound)
         ends = sizes.cumsum(-1) - self.bound
