@@ -72,7 +72,7 @@ def fsdp(out: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from diffeo.training.fit import register_forward_methods
+    from diffeo.training.sharding import register_forward_methods
 
     torch.distributed.init_process_group("gloo")
     whole, flow = build(), build()

@@ -26,6 +26,7 @@ def read_table(path: Path) -> pd.DataFrame:
         ValueError: anything wrong with the file or its contents.
     """
     import pandas as pd
+    import pyarrow
 
     if path.is_dir():
         raise ValueError(f"{path}: a directory, not a table")
@@ -38,7 +39,7 @@ def read_table(path: Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
         try:
             table = pd.read_parquet(path)
-        except Exception as error:  # pyarrow's errors have many types
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise ValueError(f"{path}: not a Parquet file ({_first_line(error)})") from error
     else:
         table = _read_csv(path)
