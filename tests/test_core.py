@@ -310,3 +310,16 @@ def test_a_mixture_does_not_depend_on_units():
         mixture.initialize(x * unit)
         scores.append(mixture(x * unit).mean().item() + 2 * torch.tensor(unit).log().item())
     assert max(scores) - min(scores) < 0.01
+
+
+def test_flows_refuse_arrays_and_other_precisions_and_trace():
+    flow = diffeo.nsf_ar(3, layers=1, context=2)
+    x, c = torch.randn(4, 3), torch.randn(4, 2)
+    with pytest.raises(ValueError, match="expected a tensor, got ndarray"):
+        flow(x.numpy(), c)
+    with pytest.raises(ValueError, match=r"use x\.float\(\) or flow\.double\(\)"):
+        flow(x.double(), c)
+    assert flow.double()(x.double(), c.double()).dtype == torch.float64
+    flow = flow.float()
+    traced = torch.compile(flow, fullgraph=True, backend="eager")
+    assert torch.allclose(traced(x, c), flow(x, c))

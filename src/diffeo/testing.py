@@ -353,6 +353,7 @@ def _check_normalised(d: Density, x: Tensor, context: Context) -> None:
     for points, w in zip(grid.split(50_000), weight.split(50_000), strict=True):
         points = points.long() if discrete else points.to(x.dtype)
         log_p = d.log_prob(points, context, samples=64) if discrete else d(points, context)  # type: ignore[call-arg]
+        _expect(not log_p.isnan().any() or not is_real(d.support), "the log-density is NaN inside the support")
         total += float((log_p.double().exp().nan_to_num(0.0) * w).sum())
     _expect(abs(total - 1) < 0.02, f"the density integrates to {total:.4f}, not 1")
 

@@ -197,11 +197,21 @@ class Flow(Density):
         return context if self.encoder is None or context is None else self.encoder(context)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        check_event(x, self.transform.event, type(self).__name__)
+        self._check_input(x)
         context = self.encode(context)
         z, logdet = self.transform(x, context)
         log_base = self.base(z, self.transform.map_context(context))
         return log_base + self._over_base_batch(logdet, log_base)
+
+    def _check_input(self, x: Tensor) -> None:
+        """Refuse what would otherwise fail deep inside: NumPy arrays, wrong shapes, another precision."""
+        who = type(self).__name__
+        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"{who}: expected a tensor, got {type(x).__name__}; use torch.as_tensor(x).float()")
+        check_event(x, self.transform.event, who)
+        own = next(self.parameters(), None)
+        if own is not None and {x.dtype, own.dtype} == {torch.float32, torch.float64}:
+            raise ValueError(f"{who}: x is {x.dtype}, the weights are {own.dtype}; use x.float() or flow.double()")
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
         context = self.encode(context)
