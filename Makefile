@@ -6,10 +6,13 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?= $(or $(DIFFEO_DATA),../shared/data)
+# waiting threads sleep instead of spinning, which costs little alone and very much beside other work
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test test-all lint bench-density pictures clean
 
 $(READY): pyproject.toml constraints.txt
+	@echo "Installing PyTorch and the rest into $(VENV); this takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e .
 	touch $(READY)

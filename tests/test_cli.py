@@ -76,7 +76,8 @@ ROWS = "".join(f"{i * 0.37 % 1},{i * 0.73 % 1}\n" for i in range(40))
         (b"", "the file is empty"),
         (HEADER.encode(), "a header but no rows"),
         ((HEADER + "1,2\n").encode(), "at least 20"),
-        ((HEADER + ROWS + "x,1\n").encode(), "column 'a' is not numeric"),
+        ((HEADER + ROWS + "x,1\n").encode(), "column 'a' is not numeric ('x' in row 41)"),
+        (("a;b\n" + ROWS.replace(",", ";")).encode(), "the separator looks like ';'"),
         ((HEADER + ROWS + ",1\n").encode(), "missing or infinite values ('a': 1)"),
         ((HEADER + ROWS + "inf,1\n").encode(), "missing or infinite"),
         ((HEADER + ROWS + "1,2,3\n").encode(), "do not all fit the header"),
@@ -111,6 +112,7 @@ def test_bad_tables(folder, tmp_path, capsys, text, message):
         (["fit", "{folder}/table.csv", "-o", "{folder}/new.safetensors", "--resume"], "no interrupted fit"),
         (["fit", "{folder}/m.safetensors"], "expected a table with one of the endings"),
         (["fit"], "Missing argument"),
+        (["fit", "{folder}/table.csv", "--seed", "-1"], "--seed"),
         (["nonsense"], "No such command"),
         (["sample", "{folder}/m.safetensors", "-n", "-1"], "at least 1"),
         (["sample", "{folder}/m.safetensors", "-n", "many"], "-n"),
@@ -202,3 +204,8 @@ def test_info_on_a_model_from_python(tmp_path, capsys):
     diffeo.save(diffeo.maf(2), tmp_path / "m.safetensors", notes={"columns": ["a", "b"]})
     assert main(["info", str(tmp_path / "m.safetensors")]) == 0
     assert "maf(features=2" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("diffeo 0")

@@ -14,6 +14,7 @@ app = typer.Typer(
     name="diffeo",
     help="Densities of tables: fit a normalizing flow, score rows, draw samples.",
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -43,6 +44,18 @@ def main(args: list[str] | None = None) -> int:
     return 2
 
 
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Densities of tables: fit a normalizing flow, score rows, draw samples."""
+    if version:
+        from diffeo.version import __version__
+
+        print(f"diffeo {__version__}")
+        raise typer.Exit
+
+
 @app.command(epilog="Example:  diffeo fit measurements.csv -o measurements.safetensors --time-limit 5m")
 def fit(
     table: Annotated[Path, typer.Argument(help="CSV or Parquet file of numbers.", show_default=False)],
@@ -54,7 +67,7 @@ def fit(
     time_limit: Annotated[
         str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of split, weights and batches.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of split, weights and batches.", min=0, max=2**32 - 1)] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
     """Fit a density to a table and print its score on held-out rows beside simple baselines."""
@@ -81,7 +94,7 @@ def fit(
     try:
         _fit(build, parts, names, output, folder, epochs, seconds, seed, resume)
     except KeyboardInterrupt:
-        words = ["diffeo", "fit", str(table), "-o", str(output), "--recipe", recipe, "--seed", str(seed)]
+        words = [_program(), "fit", str(table), "-o", str(output), "--recipe", recipe, "--seed", str(seed)]
         words += ["--epochs", str(epochs)] if epochs else []
         words += ["--time-limit", time_limit] if time_limit else []
         again = shlex.join([*words, "--resume"]) if (folder / checkpoints.NAME).exists() else "the same command"
@@ -121,12 +134,15 @@ def _fit(build, parts, names, output, folder, epochs, seconds, seed, resume) -> 
     }
     diffeo.save(flow, output, notes=told)
     shutil.rmtree(folder, ignore_errors=True)
-    print(f"{result.steps} steps on {len(train)} rows in {result.seconds:.0f} s, stopped by {result.stopped}.")
+    why = {"steps": "as planned", "patience": "no better on held-out rows", "time_limit": "time limit reached"}
+    print(f"{result.steps} steps on {len(train)} rows in {result.seconds:.0f} s ({why[result.stopped]}).")
     print(f"Mean log-density of {len(test)} test rows, in nats (higher is better):")
     scores = [(flow.recipe.name, nats, stderr, "this flow"), *others]
     for name, value, error, choice in scores:
         print(f"  {name:<18}{value:>10.3f} ± {error:.3f}   {choice}")
-    print(f"Wrote {output}.  Next:  diffeo sample {output} -n 5    diffeo score {output} TABLE")
+    print(f"Wrote {output}.  Next:")
+    print("  " + shlex.join([_program(), "sample", str(output), "-n", "5"]))
+    print("  " + shlex.join([_program(), "score", str(output)]) + " TABLE")
 
 
 @app.command("score", epilog="Example:  diffeo score model.safetensors new.csv -o scores.csv")
@@ -148,7 +164,9 @@ def score_command(
     frame.columns = [str(c) for c in frame.columns]
     missing = [name for name in notes["columns"] if name not in frame.columns]
     if missing:
-        raise ValueError(f"{table}: the model needs a column {missing[0]!r}, which the table lacks")
+        headerless = all(name == f"x{i}" for i, name in enumerate(frame.columns))
+        hint = "; its first line is all numbers, so it counts as having no header" if headerless else ""
+        raise ValueError(f"{table}: the model needs a column {missing[0]!r}, which the table lacks{hint}")
     rows = numbers(frame.loc[:, notes["columns"]], table).to_numpy()
     write_table(pd.DataFrame({"log_density": score(flow, rows)}), output)
 
@@ -157,7 +175,7 @@ def score_command(
 def sample(
     model: Annotated[Path, typer.Argument(help="Model file.", show_default=False)],
     n: Annotated[int, typer.Option("-n", help="Number of rows, at least 1.", show_default=False)],
-    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.", min=0, max=2**63 - 1)] = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="CSV or Parquet to write.", show_default="standard output")
     ] = None,
@@ -205,6 +223,11 @@ def score(flow, rows):
     exact = copy.deepcopy(flow).double().eval()
     with torch.inference_mode():
         return torch.cat([exact(block) for block in torch.from_numpy(rows).split(BLOCK)]).numpy()
+
+
+def _program() -> str:
+    """The program as the user can call it again."""
+    return "diffeo" if shutil.which("diffeo") else sys.argv[0]
 
 
 def parse_duration(text: str) -> float:

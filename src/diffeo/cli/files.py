@@ -7,7 +7,7 @@ import gzip
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffeo.atomic import replacing
 
@@ -59,6 +59,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
             header = next((row for row in csv.reader(file) if row), [])
     except (UnicodeDecodeError, gzip.BadGzipFile, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV file ({_first_line(error)})") from error
+    for separator, name in ((";", "';'"), ("\t", "a tab")):
+        if len(header) <= 2 and any(separator in cell for cell in header):
+            raise ValueError(f"{path}: the separator looks like {name}; save it with commas")
     cells = [cell for cell in header if cell.strip().lower() not in ("", "na", "nan", "null")]
     headerless = bool(cells) and all(_is_number(cell) for cell in cells)
     doubled = sorted({name for name in header if header.count(name) > 1})
@@ -78,11 +81,16 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def numbers(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The table as float64, or a ValueError that names the columns that are not finite numbers."""
     import numpy as np
+    import pandas as pd
     from pandas.api import types
 
     words = [str(c) for c in table.columns if not types.is_numeric_dtype(table[c]) or types.is_bool_dtype(table[c])]
     if words:
-        raise ValueError(f"{path}: {_columns(words)} not numeric; drop or encode first")
+        column: Any = table[words[0]]
+        parsed: Any = pd.to_numeric(column, errors="coerce")
+        bad = column[parsed.isna() & column.notna()]
+        where = f" ({bad.iloc[0]!r} in row {bad.index[0] + 1})" if len(bad) else ""
+        raise ValueError(f"{path}: {_columns(words)} not numeric{where}; drop or encode first")
     table = table.astype("float64")
     bad = (~np.isfinite(table)).sum()
     bad = bad[bad > 0]
