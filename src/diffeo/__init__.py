@@ -14,23 +14,26 @@ from diffeo.core import Inverse as Inverse
 from diffeo.core import Objective as Objective
 from diffeo.core import Transform as Transform
 from diffeo.core import Univariate as Univariate
+from diffeo.densities import Categorical as Categorical
 from diffeo.densities import Dequantized as Dequantized
 from diffeo.densities import DiagonalNormal as DiagonalNormal
 from diffeo.densities import GaussianMixture as GaussianMixture
+from diffeo.densities import Mixed as Mixed
 from diffeo.densities import Normal as Normal
 from diffeo.densities import StudentT as StudentT
 from diffeo.densities import Uniform as Uniform
+from diffeo.files import load as load
+from diffeo.files import save as save
 from diffeo.recipes import gaussian as gaussian
 from diffeo.recipes import iaf as iaf
-from diffeo.recipes import load as load
 from diffeo.recipes import maf as maf
+from diffeo.recipes import mixed as mixed
 from diffeo.recipes import nice as nice
 from diffeo.recipes import nsf as nsf
 from diffeo.recipes import nsf_ar as nsf_ar
 from diffeo.recipes import realnvp as realnvp
 from diffeo.recipes import recipe as recipe
 from diffeo.recipes import recipes as recipes
-from diffeo.recipes import save as save
 from diffeo.transforms import ActNorm as ActNorm
 from diffeo.transforms import Affine as Affine
 from diffeo.transforms import Autoregressive as Autoregressive
@@ -51,13 +54,17 @@ from diffeo.transforms import SinhArcsinh as SinhArcsinh
 from diffeo.transforms import Softplus as Softplus
 from diffeo.transforms import Standardize as Standardize
 from diffeo.transforms import Tanh as Tanh
+from diffeo.transforms import Unconstrain as Unconstrain
 from diffeo.transforms import Whiten as Whiten
 from diffeo.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from diffeo import interop as interop
     from diffeo import plotting as plotting
+    from diffeo import tables as tables
     from diffeo import testing as testing
+    from diffeo.tables import TableDensity as TableDensity
+    from diffeo.tables import fit_table as fit_table
     from diffeo.training import FitResult as FitResult
     from diffeo.training import MaximumLikelihood as MaximumLikelihood
     from diffeo.training import NonFiniteError as NonFiniteError
@@ -69,10 +76,13 @@ _LATER = {
     "FitResult": "diffeo.training",
     "MaximumLikelihood": "diffeo.training",
     "NonFiniteError": "diffeo.training",
+    "TableDensity": "diffeo.tables",
     "fit": "diffeo.training",
+    "fit_table": "diffeo.tables",
     "kl_monte_carlo": "diffeo.training",
     "interop": "diffeo.interop",
     "plotting": "diffeo.plotting",
+    "tables": "diffeo.tables",
     "testing": "diffeo.testing",
 }
 

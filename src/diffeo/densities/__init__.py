@@ -1,6 +1,8 @@
 """Densities: bases for flows, and wrappers; everything public here is also `diffeo.<name>`."""
 
+from diffeo.densities.categorical import Categorical as Categorical
 from diffeo.densities.dequantized import Dequantized as Dequantized
+from diffeo.densities.mixed import Mixed as Mixed
 from diffeo.densities.mixture import GaussianMixture as GaussianMixture
 from diffeo.densities.normal import DiagonalNormal as DiagonalNormal
 from diffeo.densities.normal import Normal as Normal

@@ -13,7 +13,9 @@ from diffeo.core import Density, Flow
 from diffeo.functional import Context, context_batch
 
 
-class _Integer(Constraint):
+class Integer(Constraint):
+    """Whole numbers."""
+
     is_discrete = True
 
     def check(self, value: Tensor) -> Tensor:
@@ -21,15 +23,16 @@ class _Integer(Constraint):
 
 
 class Dequantized(Density):
-    """A probability for values on a grid: log P(x) ≥ E_u log p(x + u·spacing) + D log spacing, with p on the line.
+    """A probability for values on a grid: log P(x) ≥ E_u log p(x + u·spacing) + Σ log spacingᵢ, with p on the line.
 
     u is uniform on [0, 1)^D. The value is a lower bound, tighter with more samples (the importance-weighted bound
-    log (1/S) Σₛ p(x + uₛ·spacing) in expectation), and random unless a seeded generator is given. Samples are rounded
-    down to the grid; they are integers where spacing is 1.
+    log (1/S) Σₛ p(x + uₛ·spacing) in expectation), and random unless a seeded generator, or the noise itself, is given.
+    Samples are rounded down to the grid; they are integers where spacing is 1.
 
     Args:
         density: a density over x + u·spacing.
-        spacing: distance between neighbouring values, > 0.
+        spacing: distance between neighbouring values, > 0; or one for each position of the event, where 0 marks
+            continuous ones: they get no noise and keep their density.
 
     Cost: `samples` passes of the density.
 
@@ -43,13 +46,16 @@ class Dequantized(Density):
 
     exact = False
     has_rsample = False
+    spacing: Tensor
 
-    def __init__(self, density: Density, spacing: float = 1.0):
+    def __init__(self, density: Density, spacing: float | Tensor = 1.0):
         super().__init__()
-        if not spacing > 0:
+        steps = torch.as_tensor(spacing, dtype=torch.get_default_dtype())
+        if not ((steps >= 0).all() and (steps > 0).any()):
             raise ValueError(f"Dequantized: expected spacing > 0, got {spacing}")
         self.density = density
-        self.spacing = spacing
+        self.register_buffer("spacing", steps.clone(), persistent=False)
+        self._on_grid = bool((steps == 1).all())  # samples are integers
 
     @property
     def flow(self) -> Flow:
@@ -75,33 +81,54 @@ class Dequantized(Density):
 
     @property
     def support(self) -> Constraint:
-        integer = _Integer() if self.spacing == 1 else constraints.real
+        integer = Integer() if self._on_grid else constraints.real
         return constraints.independent(integer, len(self.event_shape()))
 
     def event_shape(self, context: Context = None) -> Size:
         return self.density.event_shape(context)
 
     def forward(
-        self, x: Tensor, context: Context = None, samples: int = 1, generator: Generator | None = None
+        self,
+        x: Tensor,
+        context: Context = None,
+        samples: int = 1,
+        generator: Generator | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
         event = self.event_shape(context)
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         batch = torch.broadcast_shapes(x.shape[: x.ndim - len(event)], context_batch(context))
-        u = torch.rand((samples, *batch, *event), dtype=x.dtype, device=x.device, generator=generator)
-        log_p = self.density(x + u * self.spacing, context)
-        volume = math.prod(event) * math.log(self.spacing)
-        return torch.logsumexp(log_p, 0) - math.log(samples) + volume
+        if noise is None:
+            noise = torch.rand((samples, *batch, *event), dtype=x.dtype, device=x.device, generator=generator)
+        else:  # (samples, *event): the same for every row
+            samples = len(noise)
+            noise = noise.to(x).reshape(samples, *(1 for _ in batch), *event)
+        spacing = self.spacing.to(x.dtype)
+        log_p = self.density(x + noise * spacing, context)
+        log_volume = torch.where(spacing > 0, spacing, 1.0).log().expand(event).sum()
+        return torch.logsumexp(log_p, 0) - math.log(samples) + log_volume
 
     def log_prob(
-        self, x: Tensor, context: Context = None, samples: int = 1, generator: Generator | None = None
+        self,
+        x: Tensor,
+        context: Context = None,
+        samples: int = 1,
+        generator: Generator | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        """A lower bound on the log-probability in nats; more samples tighten it."""
-        return self(x, context, samples, generator)
+        """A lower bound on the log-probability in nats; more samples tighten it.
+
+        `noise`, of shape (samples, *event) in [0, 1), replaces random draws by the same points for every row.
+        """
+        return self(x, context, samples, generator, noise)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
-        steps = (self.density.draw(shape, context, temperature, generator) / self.spacing).floor()
-        return steps.long() if self.spacing == 1 else steps * self.spacing
+        x = self.density.draw(shape, context, temperature, generator)
+        spacing = self.spacing.to(x.dtype)
+        steps = torch.where(spacing > 0, (x / torch.where(spacing > 0, spacing, 1.0)).floor() * spacing, x)
+        return steps.long() if self._on_grid else steps
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-        self.density.initialize(x + 0.5 * self.spacing, context)
+        u = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+        self.density.initialize(x + u * self.spacing.to(x.dtype), context)

@@ -1,5 +1,6 @@
 """Models of the literature, and how to save and load them."""
 
+from diffeo.recipes.mixed import mixed as mixed
 from diffeo.recipes.registry import find_recipe as find_recipe
 from diffeo.recipes.registry import load as load
 from diffeo.recipes.registry import read_notes as read_notes

@@ -82,23 +82,10 @@ def find_recipe(name: str) -> Callable[..., Density]:
 
 
 def save(density: Density, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
-    """Write a density made by a recipe to one safetensors file: weights, recipe and arguments, no pickle.
-
-    The write is atomic: a temporary file beside it, then a rename.
-
-    Args:
-        density: made by a recipe.
-        path: where to, usually `*.safetensors`.
-        notes: JSON data to keep beside it (column names, scores); `read_notes` gives it back.
+    """Write a density made by a recipe to one safetensors file; `diffeo.save` is this, and takes densities of tables too.
 
     Raises:
         ValueError: the density was made by hand, or an argument of its recipe cannot be written as JSON.
-
-    >>> import diffeo, tempfile, pathlib
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
-    >>> diffeo.save(diffeo.maf(3), path)
-    >>> diffeo.load(path).recipe.name
-    'maf'
     """
     call = density.recipe
     if call is None:
@@ -128,13 +115,14 @@ def save(density: Density, path: str | os.PathLike[str], notes: Mapping[str, Any
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Density:
-    """Read a density that `save` wrote.
+    """Read a density that `save` wrote; `diffeo.load` is this, and reads the densities of tables too."""
+    return load_with_notes(path, device)[0]
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is truncated, altered, not diffeo's, newer than this version, or names a recipe that is
-            not registered (import the module that registers it first).
-    """
+
+def load_with_notes(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[Density, dict[str, Any]]:
+    """A density that `save` wrote, with what `read_notes` tells of it."""
     tensors, header = read_tensors(path)
     arguments = _from_json(header["arguments"])
     if header["recipe"] not in _recipes:
@@ -149,12 +137,15 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> De
     except RuntimeError as error:
         raise ValueError(f"{path}: the weights do not fit the recipe {header['recipe']!r}: {error}") from error
     floats = [t.dtype for t in tensors.values() if t.is_floating_point()]
-    return density.to(device=device, dtype=floats[0] if floats else None).eval()
+    return density.to(device=device, dtype=floats[0] if floats else None).eval(), _notes(header)
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The notes that `save` kept beside a density, with the recipe, its arguments and the versions that wrote it."""
-    _, header = read_tensors(path)
+    return _notes(read_tensors(path)[1])
+
+
+def _notes(header: dict[str, str]) -> dict[str, Any]:
     told = {key: header[key] for key in ("recipe", "diffeo", "torch")}
     return {**_from_json(header["notes"]), **told, "arguments": _from_json(header["arguments"])}
 

@@ -1,0 +1,327 @@
+"""Columns: what each holds, as numbers for a density and back; learned from training rows, written as JSON.
+
+A number column is encoded as y = (x − shift) / scale, with bounds where the values have them and `whole` where they lie
+on a grid (then y counts its steps); a category as its code; a date as a number of days; a constant not at all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api import types
+
+ATOM = 0.05  # a value that holds more of the rows than this is an atom: no density describes it
+REPEATS = 0.95  # a column on a grid whose distinct values are fewer than this share of its rows is dequantized
+MOST_LEVELS = 0.5  # text with more distinct values than this share of its rows is no category
+DAY = 86_400_000_000_000  # nanoseconds
+DECIMALS = 9
+KINDS = ("continuous", "positive", "whole", "category")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A numeric column: y = (x − shift) / scale, within [low, high]; of whole values only, if it lies on a grid."""
+
+    name: Any
+    dtype: str
+    shift: float
+    scale: float
+    low: float | None
+    high: float | None
+    whole: bool
+    minimum: float  # of the training rows, in the units of the column
+    maximum: float
+    decimals: int | None  # with which the training rows are written
+    type: str = "number"
+
+    def describe(self) -> str:
+        """What the column holds, in a word or two."""
+        if self.whole:
+            return f"whole steps of {self.scale:g}"
+        bounded = self.low is not None and self.high is not None
+        return "bounded" if bounded else "positive" if self.low is not None else "continuous"
+
+    def encode(self, values: pd.Series) -> np.ndarray:
+        y = (_floats(values) - self.shift) / self.scale
+        return np.rint(y) if self.whole else y
+
+    def condition(self, y: np.ndarray) -> np.ndarray:
+        """Encoded values on a common scale, long tails pulled in: what a conditioner reads."""
+        if self.whole or (self.low is not None and self.high is not None):
+            x = y * self.scale + self.shift
+            return (x - (self.minimum + self.maximum) / 2) * 4 / (self.maximum - self.minimum)
+        return np.arcsinh(y)
+
+    def decode(self, y: np.ndarray) -> pd.Series:
+        x = np.clip(y * self.scale + self.shift, self.minimum, self.maximum)
+        if self.decimals is not None:
+            x = np.round(x, self.decimals)
+        if types.is_integer_dtype(pd.api.types.pandas_dtype(self.dtype)):
+            x = np.rint(x)
+        return pd.Series(x).astype(self.dtype)  # pyright: ignore
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A column of dates or times: days since an origin, on a grid where the times are that of a clock."""
+
+    name: Any
+    dtype: str
+    origin: int  # nanoseconds since 1970, UTC
+    step: int  # nanoseconds between neighbouring times that were seen
+    number: Number
+    type: str = "moment"
+
+    def describe(self) -> str:
+        steps = {DAY: "whole days", 3_600_000_000_000: "whole hours", 60_000_000_000: "whole minutes"}
+        return "date, " + steps.get(self.step, f"steps of {self.step / 1e9:g} s") if self.number.whole else "time"
+
+    def encode(self, values: pd.Series) -> np.ndarray:
+        if not types.is_datetime64_any_dtype(values.dtype):
+            raise ValueError(f"column {self.name!r}: expected dates, got {values.dtype}")
+        return self.number.encode(pd.Series((_nanoseconds(values) - self.origin) / DAY))
+
+    def decode(self, y: np.ndarray) -> pd.Series:
+        steps = np.rint(self.number.decode(y).to_numpy() * (DAY / self.step)).astype("int64")
+        moments = pd.Series(pd.to_datetime(self.origin + steps * self.step, unit="ns", utc=True))
+        zone = getattr(pd.api.types.pandas_dtype(self.dtype), "tz", None)
+        return (moments.dt.tz_convert(zone) if zone is not None else moments.dt.tz_localize(None)).astype(self.dtype)  # pyright: ignore
+
+
+@dataclass(frozen=True)
+class Category:
+    """A column of categories, each with a code: those of a categorical dtype, or the distinct values."""
+
+    name: Any
+    dtype: str
+    levels: list[Any]
+    ordered: bool = False
+    type: str = "category"
+
+    def describe(self) -> str:
+        return f"{len(self.levels)} categories"
+
+    def encode(self, values: pd.Series) -> np.ndarray:
+        plain = values.astype(object) if isinstance(values.dtype, pd.CategoricalDtype) else values
+        if self.numeric and not types.is_numeric_dtype(plain.dtype):
+            raise ValueError(f"column {self.name!r}: expected numbers, got {values.dtype}")
+        codes = pd.Index(self.levels, dtype=None if self.numeric else object).get_indexer(
+            pd.Index(plain, dtype=None if self.numeric else object)
+        )
+        if (codes < 0).any():
+            unseen = list(dict.fromkeys(plain[codes < 0].tolist()))
+            raise ValueError(
+                f"column {self.name!r}: {_listed(unseen)} never occurred in training; it knows {_listed(self.levels)}"
+            )
+        return codes.astype(np.float64)
+
+    def decode(self, y: np.ndarray) -> pd.Series:
+        codes = np.rint(y).astype(np.int64)
+        if self.dtype == "category":
+            levels = pd.CategoricalDtype(self.levels, self.ordered)
+            return pd.Series(pd.Categorical.from_codes(codes, dtype=levels))
+        return pd.Series(np.array(self.levels, dtype=object)[codes]).astype(self.dtype)  # pyright: ignore
+
+    @property
+    def numeric(self) -> bool:
+        return all(isinstance(level, int | float) for level in self.levels)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A column with one value in all training rows: set aside, and put back into samples."""
+
+    name: Any
+    dtype: str
+    value: Any
+    type: str = "constant"
+
+    def describe(self) -> str:
+        return f"always {self.value}"
+
+    def differs(self, values: pd.Series) -> np.ndarray:
+        """Which rows hold another value."""
+        if isinstance(self.value, float | int) and not types.is_numeric_dtype(values.dtype):
+            raise ValueError(f"column {self.name!r}: expected numbers, got {values.dtype}")
+        return (values.astype(object) != self._typed()).to_numpy(dtype=bool)
+
+    def decode(self, n: int) -> pd.Series:
+        return pd.Series([self._typed()] * n).astype(self.dtype)  # pyright: ignore
+
+    def _typed(self) -> Any:
+        return pd.Timestamp(self.value) if self.dtype.startswith("datetime") else self.value
+
+
+Column = Number | Moment | Category | Constant
+
+
+def to_json(column: Column) -> dict[str, Any]:
+    """The column as JSON data."""
+    return asdict(column)
+
+
+def from_json(data: dict[str, Any]) -> Column:
+    """The column that `to_json` wrote."""
+    types_: dict[str, Any] = {"number": Number, "moment": Moment, "category": Category, "constant": Constant}
+    if data.get("type") not in types_:
+        raise ValueError(f"a column of type {data.get('type')!r}, which this version does not know: upgrade diffeo")
+    if data["type"] == "moment":
+        data = {**data, "number": Number(**data["number"])}
+    return types_[data["type"]](**data)
+
+
+def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = None) -> Column:
+    """The column that these training values (none of them missing) make.
+
+    Args:
+        values: the column.
+        kind: "continuous", "positive", "whole" or "category", or bounds (low, high) with None for an open side; None
+            finds out.
+        known: rows that tell which categories there are, and whether the column is constant; None: the values.
+
+    Raises:
+        ValueError: text that is no category, a dtype that is not supported, values against a declared kind.
+    """
+    name, dtype = values.name, values.dtype
+    if kind is not None and kind not in KINDS and not (isinstance(kind, tuple | list) and len(kind) == 2):
+        raise ValueError(f"column {name!r}: expected a kind among {', '.join(KINDS)}, or (low, high); got {kind!r}")
+    distinct = (values if known is None else known).drop_duplicates()
+    if len(distinct) == 1:
+        return Constant(name, str(dtype), _plain(distinct.iloc[0]))
+    if types.is_datetime64_any_dtype(dtype):
+        return _learn_moment(values)
+    if types.is_numeric_dtype(dtype) and not types.is_bool_dtype(dtype) and not types.is_complex_dtype(dtype):
+        if kind == "category" or (kind is None and len(distinct) == 2) or values.nunique() == 1:
+            return Category(name, str(dtype), sorted(_plain(v) for v in distinct))
+        return _learn_number(name, str(dtype), _floats(values), kind)
+    if kind not in (None, "category"):
+        raise ValueError(f"column {name!r}: expected numbers for the kind {kind!r}, got {dtype}")
+    if isinstance(dtype, pd.CategoricalDtype):
+        levels = [_plain(v) for v in dtype.categories]
+        return Category(name, "category", levels, bool(dtype.ordered))
+    if not (types.is_bool_dtype(dtype) or types.is_string_dtype(dtype) or types.is_object_dtype(dtype)):
+        raise ValueError(f"column {name!r}: {dtype} is not supported; turn it into numbers, categories or dates")
+    if types.is_object_dtype(dtype):
+        strange = [v for v in distinct.tolist() if not isinstance(v, str | bool | int | float | np.bool_ | np.number)]
+        if strange:
+            raise ValueError(f"column {name!r}: holds {type(strange[0]).__name__} objects; expected text or numbers")
+    if kind is None and len(distinct) > max(20, MOST_LEVELS * len(values)):
+        raise ValueError(
+            f"column {name!r}: text with {len(distinct)} distinct values in {len(values)} rows is no category; "
+            "drop it, or turn it into numbers or dates"
+        )
+    return Category(name, str(dtype), sorted((_plain(v) for v in distinct), key=lambda v: (str(type(v)), v)))
+
+
+def atom(column: Column, values: pd.Series) -> tuple[Any, float] | None:
+    """The value of an otherwise continuous column that holds too many rows for a density, and their share."""
+    if not isinstance(column, Number) or column.whole:
+        return None
+    distinct, counts = np.unique(_floats(values), return_counts=True)
+    share = counts.max() / len(values)
+    return (float(distinct[counts.argmax()]), share) if share > ATOM else None
+
+
+def _learn_number(name: Any, dtype: str, x: np.ndarray, kind: Any) -> Number:
+    distinct = np.unique(x)
+    low, high = kind if isinstance(kind, tuple | list) else (None, None)
+    decimals = _decimals(distinct)
+    step = _step(distinct, decimals)
+    whole = kind == "whole" or (kind is None and step is not None and _repeats(x, step))
+    written = {"minimum": float(distinct[0]), "maximum": float(distinct[-1]), "decimals": decimals}
+    if whole:
+        if step is None:
+            raise ValueError(f"column {name!r}: its values are not evenly spaced, so they are not whole steps")
+        # a grid that begins at zero or one step above it counts something, which is never less
+        counts = bool(0 <= distinct[0] <= 1.5 * step)
+        shift = distinct[0] - (math.floor(distinct[0] / step + 1e-9) * step if counts else 0.0)
+        return Number(name, dtype, float(shift), float(step), 0.0 if counts else None, None, True, **written)
+    if kind == "positive":
+        low = 0.0
+    elif kind is None and distinct[0] > 0:
+        if distinct[-1] < 1 and distinct[0] < 0.1 and distinct[-1] > 0.9:
+            low, high = 0.0, 1.0
+        elif distinct[0] < 0.5 * np.median(x):  # otherwise the bound is too far away to matter
+            low = 0.0
+    if (low is not None and distinct[0] <= low) or (high is not None and distinct[-1] >= high):
+        raise ValueError(
+            f"column {name!r}: values from {distinct[0]:g} to {distinct[-1]:g} reach the bounds ({low}, {high}); "
+            "they must lie strictly between"
+        )
+    if low is not None and high is not None:
+        return Number(name, dtype, float(low), float(high - low), 0.0, 1.0, False, **written)
+    if low is not None:
+        return Number(name, dtype, float(low), float(np.median(x - low)), 0.0, None, False, **written)
+    if high is not None:
+        return Number(name, dtype, float(high), float(np.median(high - x)), None, 0.0, False, **written)
+    return Number(name, dtype, float(np.median(x)), float(x.std()), None, None, False, **written)
+
+
+def _learn_moment(values: pd.Series) -> Moment:
+    ns = _nanoseconds(values)
+    origin = int(ns.min())
+    step = int(np.gcd.reduce(ns - origin)) or 1
+    days = (ns - origin) / DAY
+    whole = _repeats(days, step / DAY)
+    spread = float(days.std())
+    shift, scale = (0.0, step / DAY) if whole else (float(np.median(days)), spread)
+    number = Number("days", "float64", shift, scale, None, None, whole, 0.0, float(days.max()), None)
+    return Moment(values.name, str(values.dtype), origin, step, number)
+
+
+def _decimals(distinct: np.ndarray) -> int | None:
+    """How many decimals write every value exactly, or None where there are too many."""
+    for decimals in range(DECIMALS + 1):
+        scaled = distinct * 10.0**decimals
+        # as exact as single precision can be, but never so coarse that large values all count as whole
+        if np.all(np.abs(scaled - np.rint(scaled)) <= np.minimum(1e-3, 2e-7 * np.abs(scaled))):
+            return decimals
+    return None
+
+
+def _step(distinct: np.ndarray, decimals: int | None) -> float | None:
+    """The spacing of the grid that holds every value, or None where there is none."""
+    gaps = np.diff(distinct)
+    if decimals is not None and (distinct[-1] - distinct[0]) * 10.0**decimals < 2**53:
+        steps = np.rint((distinct - distinct[0]) * 10.0**decimals).astype(np.int64)
+        return float(np.gcd.reduce(steps) / 10.0**decimals)
+    counted = gaps / gaps.min()
+    on_grid = np.abs(counted - np.rint(counted)).max() < 1e-3 and counted.sum() < 1e6
+    return float((distinct[-1] - distinct[0]) / np.rint(counted).sum()) if on_grid else None
+
+
+def _repeats(x: np.ndarray, step: float) -> bool:
+    """Whether a column on a grid of this step meets its values again, beyond a single atom, and not by a hair."""
+    distinct, counts = np.unique(x, return_counts=True)
+    rest = len(x) - counts.max()
+    coarse = (distinct[-1] - distinct[0]) / step <= max(1000, 20 * len(distinct))
+    return coarse and (rest == 0 or (len(distinct) - 1) < REPEATS * rest)
+
+
+def _floats(values: pd.Series) -> np.ndarray:
+    if not types.is_numeric_dtype(values.dtype) or types.is_complex_dtype(values.dtype):
+        raise ValueError(f"column {values.name!r}: expected numbers, got {values.dtype}")
+    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _nanoseconds(values: pd.Series) -> np.ndarray:
+    moments = values.dt.tz_convert("UTC").dt.tz_localize(None) if values.dt.tz is not None else values
+    return moments.astype("datetime64[ns]").to_numpy().astype(np.int64)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it."""
+    if isinstance(value, pd.Timestamp):
+        return value.isoformat()
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"expected finite numbers, got {value}")
+    return value
+
+
+def _listed(values: list[Any], most: int = 4) -> str:
+    return ", ".join(repr(v) for v in values[:most]) + (", …" if len(values) > most else "")

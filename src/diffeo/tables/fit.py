@@ -1,0 +1,115 @@
+"""`diffeo.fit_table`: from a DataFrame to its density."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from diffeo.recipes import mixed
+from diffeo.recipes.registry import find_recipe
+from diffeo.tables.model import TableDensity
+from diffeo.tables.schema import check_complete, learn_schema
+from diffeo.training import fit
+from diffeo.training.data import split
+
+AUTO = "nsf_ar"
+QUANTILES = 1001  # of the training rows' log-densities, kept for percentiles
+RANKED_ROWS = 20_000  # training rows that these are taken from
+
+
+def fit_table(
+    table: pd.DataFrame,
+    *,
+    given: Sequence[Any] = (),
+    kinds: Mapping[Any, Any] | None = None,
+    missing: str = "error",
+    recipe: str = "auto",
+    options: Mapping[str, Any] | None = None,
+    validation: float | pd.DataFrame = 0.1,
+    vocabulary: pd.DataFrame | None = None,
+    seed: int = 0,
+    **training: Any,
+) -> TableDensity:
+    """Fit the density of a table's rows, or of some columns given others; columns as they come.
+
+    Numbers, positive and bounded numbers, whole and rounded values, categories, booleans, dates and constant columns are
+    recognised from dtype and training values.
+
+    Args:
+        table: rows to learn from.
+        given: names of columns that the others are conditional on.
+        kinds: overrides what is recognised: "continuous", "positive", "whole" or "category", or bounds (low, high) with
+            None for an open side, by column name.
+        missing: "error", or "drop" to leave out rows with missing or infinite values.
+        recipe: which flow the numbers get; "auto" is `nsf_ar`.
+        options: arguments of that recipe, such as `layers` or `hidden`.
+        validation: share of rows held out, or held-out rows.
+        vocabulary: further rows whose categories the model should know (those of `validation` are known anyway).
+        seed: of weights, split and batches.
+        **training: passed on to `diffeo.fit`.
+
+    Returns:
+        A `TableDensity`; its `result` is the `FitResult`.
+
+    Raises:
+        ValueError: before any training: missing values (counted by column), unknown names, unsupported columns, too few
+            rows.
+
+    >>> import pandas as pd, diffeo
+    >>> rows = pd.DataFrame({"size": [1.5, 2.5, 2.0, 4.0] * 25, "kind": ["a", "b"] * 50})
+    >>> model = diffeo.fit_table(rows, recipe="maf", steps=10, progress=False)
+    >>> model
+    TableDensity(size: whole steps of 0.5, kind: 2 categories)
+    """
+    if missing not in ("error", "drop"):
+        raise ValueError(f"fit_table: missing must be 'error' or 'drop', got {missing!r}")
+    name = AUTO if recipe == "auto" else recipe
+    find_recipe(name)
+    parts = [table, *([validation] if isinstance(validation, pd.DataFrame) else [])]
+    if missing == "drop":
+        parts = [part[part.replace([np.inf, -np.inf], np.nan).notna().all(axis=1)] for part in parts]
+    for part in parts:
+        check_complete(part, hint='drop or fill those rows first, or pass missing="drop"')
+    train, held = parts if len(parts) == 2 else _hold_out(parts[0], validation, seed)  # type: ignore[arg-type]
+    if len(train) < 2:
+        raise ValueError(f"fit_table: expected at least 2 training rows, got {len(train)}")
+    known = pd.concat([train, held, *([] if vocabulary is None else [vocabulary])])
+    schema, remarks = learn_schema(train, given, kinds, known)
+    for remark in remarks:
+        warnings.warn(remark, stacklevel=2)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        density = mixed(**schema.recipe_arguments(), flow=name, options=dict(options or {}))
+    rows, contexts = zip(*((schema.encode(part), schema.encode_given(part)) for part in (train, held)), strict=True)
+    result = fit(
+        density,
+        rows[0],
+        contexts[0],
+        validation=0 if not len(held) else (rows[1], contexts[1]),
+        seed=seed,
+        **training,
+    )
+    model = TableDensity(schema, density)
+    model.result = result
+    some = np.random.default_rng(seed).permutation(len(train))[:RANKED_ROWS]
+    context = None if contexts[0] is None else torch.from_numpy(contexts[0][some])
+    log_p = model.score(torch.from_numpy(rows[0][some]), context).numpy()
+    model.notes = {
+        "rows": {"train": len(train), "validation": len(held)},
+        "fit": {"steps": result.steps, "seconds": round(result.seconds, 1), "stopped": result.stopped},
+        "history": result.history,
+        "log_volume": schema.log_volume,
+        "log_prob_quantiles": np.quantile(log_p, np.linspace(0, 1, QUANTILES)).tolist(),
+    }
+    return model
+
+
+def _hold_out(table: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    kept, held = split(len(table), share, seed)
+    return table.iloc[kept.numpy()], table.iloc[held.numpy()]

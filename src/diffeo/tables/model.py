@@ -1,0 +1,196 @@
+"""A density over the rows of a table, in the table's own units."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from diffeo.core import Density
+from diffeo.tables.explain import surprise
+from diffeo.tables.schema import Schema
+
+if TYPE_CHECKING:
+    from diffeo.training import FitResult
+
+BLOCK = 8192  # rows scored or drawn at once
+NOISE = 8  # points of the cell of a whole number at which its density is taken
+
+
+class TableDensity:
+    """A density of DataFrames: p(row), or p(row | given columns), as `fit_table` returns it and `load` reads it.
+
+    log p(row) = log P(categories) + log p(numbers | categories), in nats, numbers in the units of the table (dates by the
+    day). A column on a grid counts with the mean density over the cell of its value, which is its probability where the
+    grid is that of the integers; the cell's mean is taken over a few fixed points, so that with such columns the value is
+    an estimate of a lower bound (`exact` is False), though always the same for the same row.
+
+    Attributes:
+        schema: what the columns hold.
+        density: the density of encoded rows, a `Density`.
+        notes: JSON data: history of the fit, quantiles of the training rows' log-densities, and what else was kept.
+        exact: whether log-densities are exact.
+        result: the `FitResult` of the fit that made it; None after loading.
+
+    "Masked Autoencoder for Distribution Estimation" (Germain et al., 2015), https://arxiv.org/abs/1502.03509, for
+    categories; "A note on the evaluation of generative models" (Theis et al., 2015), https://arxiv.org/abs/1511.01844,
+    for whole numbers.
+
+    >>> import numpy as np, pandas as pd, diffeo
+    >>> rng = np.random.default_rng(0)
+    >>> table = pd.DataFrame({"coin": rng.choice(["heads", "tails"], 200), "toss": rng.normal(size=200)})
+    >>> model = diffeo.fit_table(table, recipe="maf", steps=10, progress=False)
+    >>> model.sample(3).dtypes.tolist() == table.dtypes.tolist()
+    True
+    """
+
+    def __init__(self, schema: Schema, density: Density, notes: Mapping[str, Any] | None = None):
+        self.schema = schema
+        self.density = density.eval()
+        self.notes = dict(notes or {})
+        self.result: FitResult | None = None
+
+    @property
+    def columns(self) -> list[Any]:
+        """Names of all columns of the table, constant and given ones included."""
+        return [c.name for c in self.schema.columns]
+
+    @property
+    def exact(self) -> bool:
+        return self.density.exact
+
+    def log_prob(self, table: pd.DataFrame, samples: int = NOISE) -> pd.Series:
+        """Log-density of each row in nats, with the index of the table; −∞ for rows that it could not hold.
+
+        Args:
+            table: with (at least) the model's columns, in any order.
+            samples: points of the cell of a whole number; more cost more and tighten the bound.
+
+        Raises:
+            ValueError: a missing column, a missing or infinite value, a category that training never saw, a wrong dtype.
+        """
+        self.schema.check(table, self.columns)
+        x, context = self.schema.encode(table), self.schema.encode_given(table)
+        log_p = self.score(torch.from_numpy(x), None if context is None else torch.from_numpy(context), samples).numpy()
+        log_p[self.schema.impossible(table)] = -np.inf
+        return pd.Series(log_p, index=table.index, name="log_density")
+
+    def score(self, x: Tensor, context: Tensor | None = None, samples: int = NOISE) -> Tensor:
+        """Log-density of encoded rows in the table's units, in float64 and in blocks."""
+        exact = self._exact
+        noise = None
+        if not exact.exact:
+            noise = _lattice(samples, x.shape[-1])
+        out = []
+        size = BLOCK if noise is None else max(1, BLOCK // samples)
+        with torch.inference_mode():
+            for start in range(0, len(x), size):
+                rows = x[start : start + size].double()
+                c = None if context is None else context[start : start + size].double()
+                out.append(exact(rows, c) if noise is None else exact(rows, c, noise=noise))  # type: ignore[call-arg]
+        return torch.cat(out) - self.schema.log_volume if out else x.new_zeros(0).double()
+
+    def percentile(self, log_prob: pd.Series | np.ndarray) -> np.ndarray:
+        """Share of training rows, in percent, whose log-density is not above each of these."""
+        known = np.asarray(self.notes["log_prob_quantiles"])
+        return 100 * np.searchsorted(known, np.asarray(log_prob), side="right") / len(known)
+
+    def sample(
+        self,
+        n: int,
+        given: pd.DataFrame | Mapping[Any, Any] | None = None,
+        *,
+        temperature: float = 1.0,
+        seed: int | None = None,
+    ) -> pd.DataFrame:
+        """Rows like those of the table: its columns, dtypes, categories, ranges and rounding.
+
+        Args:
+            n: number of rows; with a table of several given rows, that many rows.
+            given: values of the given columns: one for each column, or a DataFrame of n rows.
+            temperature: below 1 for rows closer to the mode, above 1 for more varied ones.
+            seed: for reproducible rows; None draws from torch's global generator.
+
+        Raises:
+            ValueError: n below 1, given values missing, unknown or of another number of rows.
+        """
+        if n < 1:
+            raise ValueError(f"sample: expected at least 1 row, got {n}")
+        conditions = self._conditions(n, given)
+        context = None if conditions is None else self.schema.encode_given(conditions)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        rows = []
+        for start in range(0, n, BLOCK):
+            size = min(BLOCK, n - start)
+            c = None if context is None else torch.from_numpy(context[start : start + size]).float()
+            rows.append(self.density.sample((size,), c, temperature=temperature, generator=generator))
+        return self.schema.decode(torch.cat(rows).double().numpy(), conditions)
+
+    def explain(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Which columns make each row unusual: the surprise, in nats, of each value given the rest of its row.
+
+        sⱼ = E[log p(Xⱼ | x₋ⱼ)] − log p(xⱼ | x₋ⱼ), the expectation under the model: 0 on average, large where the value
+        does not go with the others. Conditional densities are found by quadrature along each column.
+
+        Cost: about 130 density evaluations for each value of a number, one for each category.
+        """
+        self.schema.check(table, self.columns)
+        x, context = self.schema.encode(table), self.schema.encode_given(table)
+        c = None if context is None else torch.from_numpy(context)
+        whole = [n.whole for n in self.schema.numbers]
+        bounds = [(n.low, n.high) for n in self.schema.numbers]
+        reach = [((n.minimum - n.shift) / n.scale, (n.maximum - n.shift) / n.scale) for n in self.schema.numbers]
+        nats = surprise(
+            lambda rows, c: self.score(rows, c), torch.from_numpy(x), c, self.schema.levels, reach, bounds, whole
+        )
+        names = [column.name for column in self.schema.modelled]
+        shown = pd.DataFrame(nats.numpy(), index=table.index, columns=pd.Index(names))
+        return shown[[name for name in self.columns if name in names]]
+
+    def _conditions(self, n: int, given: pd.DataFrame | Mapping[Any, Any] | None) -> pd.DataFrame | None:
+        """The given values as a table of n rows with the dtypes of training, or an error that says what is wrong."""
+        names = list(self.schema.given)
+        if not names:
+            if given:
+                raise ValueError(f"sample: this model has no given columns, got values for {list(given)}")
+            return None
+        if given is None:
+            raise ValueError(f"sample: this model is conditional: give values of {names}")
+        unknown = [name for name in given if name not in names]
+        lacking = [name for name in names if name not in given]
+        if unknown or lacking:
+            which = f"{lacking[0]!r} is missing" if lacking else f"{unknown[0]!r} is none of them"
+            raise ValueError(f"sample: expected values of the given columns {names}; {which}")
+        if not isinstance(given, pd.DataFrame):
+            given = pd.DataFrame({name: [given[name]] * n for name in names})
+        if len(given) != n:
+            raise ValueError(f"sample: {n} rows, but {len(given)} rows of given values")
+        return given.reset_index(drop=True)
+
+    @cached_property
+    def _exact(self) -> Density:
+        """The density in float64: what scores are computed with, so that a row alone scores as it does among others."""
+        return copy.deepcopy(self.density).double().eval()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_exact"}
+
+    def __repr__(self) -> str:
+        kinds = [f"{c.name}: {c.describe()}" for c in self.schema.columns]
+        given = f" | {', '.join(map(str, self.schema.given))}" if self.schema.given else ""
+        return f"TableDensity({', '.join(kinds)}{given})"
+
+
+def _lattice(samples: int, dimensions: int) -> Tensor:
+    """Fixed, evenly spread points of the unit cube (Kronecker's, along powers of a generalised golden ratio)."""
+    ratio = 2.0
+    for _ in range(64):
+        ratio = (1 + ratio) ** (1 / (dimensions + 1))
+    steps = ratio ** -torch.arange(1, dimensions + 1, dtype=torch.float64)
+    return (0.5 + torch.arange(samples, dtype=torch.float64)[:, None] * steps) % 1.0

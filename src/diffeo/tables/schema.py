@@ -1,0 +1,190 @@
+"""The codec of a table: DataFrame ↔ encoded rows, learned from training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from diffeo.tables.columns import Category, Column, Constant, Moment, Number, atom, from_json, learn_column, to_json
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What the columns of a table hold, in the table's order, and which of them the others are conditional on.
+
+    Encoded rows hold the codes of categories first, then the numbers; a context holds the conditioning columns, categories
+    one-hot and numbers on a common scale.
+    """
+
+    columns: tuple[Column, ...]
+    given: tuple[Any, ...] = ()
+
+    @cached_property
+    def modelled(self) -> list[Column]:
+        """The columns with a density, in the order of encoded rows."""
+        free = [c for c in self.columns if c.name not in self.given and not isinstance(c, Constant)]
+        return [c for c in free if isinstance(c, Category)] + [c for c in free if not isinstance(c, Category)]
+
+    @cached_property
+    def conditions(self) -> list[Column]:
+        """The conditioning columns, without constant ones."""
+        return [c for c in self.columns if c.name in self.given and not isinstance(c, Constant)]
+
+    @cached_property
+    def levels(self) -> list[int]:
+        """Number of categories of each modelled categorical column."""
+        return [len(c.levels) for c in self.modelled if isinstance(c, Category)]
+
+    @cached_property
+    def numbers(self) -> list[Number]:
+        """The modelled number columns, dates as numbers."""
+        return [n for c in self.modelled if (n := _number(c)) is not None]
+
+    @cached_property
+    def log_volume(self) -> float:
+        """Σ log scale of the number columns: a density of encoded rows minus this is one in the table's units."""
+        return float(sum(np.log(n.scale) for n in self.numbers))
+
+    @property
+    def context_width(self) -> int:
+        """Width of the context."""
+        return sum(len(c.levels) if isinstance(c, Category) else 1 for c in self.conditions)
+
+    def recipe_arguments(self) -> dict[str, Any]:
+        """What `diffeo.mixed` needs to know of the columns."""
+        return {
+            "features": len(self.numbers),
+            "levels": self.levels,
+            "context": self.context_width,
+            "low": [n.low for n in self.numbers],
+            "high": [n.high for n in self.numbers],
+            "whole": [i for i, n in enumerate(self.numbers) if n.whole],
+        }
+
+    def encode(self, table: pd.DataFrame) -> np.ndarray:
+        """Encoded rows, shape (n, categories + numbers)."""
+        self.check(table, [c.name for c in self.modelled])
+        columns = [c.encode(table[c.name]) for c in self.modelled]  # type: ignore[union-attr]
+        return np.column_stack(columns) if columns else np.zeros((len(table), 0))
+
+    def encode_given(self, table: pd.DataFrame) -> np.ndarray | None:
+        """The context, shape (n, context_width); None where nothing is given."""
+        if not self.conditions:
+            return None
+        self.check(table, [c.name for c in self.conditions])
+        parts = []
+        for column in self.conditions:
+            codes = column.encode(table[column.name])  # type: ignore[union-attr]
+            number = _number(column)
+            if number is None:
+                parts.append(codes[:, None] == np.arange(len(column.levels)))  # type: ignore[union-attr]
+            else:
+                parts.append(number.condition(codes)[:, None])
+        return np.concatenate(parts, 1).astype(np.float64)
+
+    def impossible(self, table: pd.DataFrame) -> np.ndarray:
+        """Rows that this table cannot hold: outside a bound, or another value in a constant column."""
+        bad = np.zeros(len(table), dtype=bool)
+        for column in self.columns:
+            if column.name in self.given or column.name not in table:
+                continue
+            if isinstance(column, Constant):
+                bad |= column.differs(table[column.name])
+            elif (number := _number(column)) is not None:
+                y = column.encode(table[column.name])  # type: ignore[union-attr]
+                bad |= (y < number.low if number.low is not None else False) | (
+                    y > number.high if number.high is not None else False
+                )
+        return bad
+
+    def decode(self, rows: np.ndarray, given: pd.DataFrame | None = None) -> pd.DataFrame:
+        """A table from encoded rows, with the columns, dtypes, categories, ranges and rounding of the training table."""
+        place = {c.name: i for i, c in enumerate(self.modelled)}
+        columns: dict[Any, pd.Series] = {}
+        for column in self.columns:
+            if column.name in self.given:
+                if given is not None and column.name in given:
+                    columns[column.name] = given[column.name].reset_index(drop=True)
+            elif isinstance(column, Constant):
+                columns[column.name] = column.decode(len(rows))
+            else:
+                columns[column.name] = column.decode(rows[:, place[column.name]])
+        return pd.DataFrame(columns)
+
+    def check(self, table: pd.DataFrame, names: Sequence[Any]) -> None:
+        """Refuse a table that lacks a column, or misses values in one."""
+        if not isinstance(table, pd.DataFrame):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"expected a DataFrame with the columns {list(names)}, got {type(table).__name__}")
+        lacking = [name for name in names if name not in table]
+        if lacking:
+            raise ValueError(f"the model needs a column {lacking[0]!r}, which the table lacks")
+        check_complete(table[list(names)], hint="drop or fill those rows first")
+
+    def to_json(self) -> dict[str, Any]:
+        """The schema as JSON data."""
+        return {"columns": [to_json(c) for c in self.columns], "given": list(self.given)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Schema:
+        """The schema that `to_json` wrote."""
+        return Schema(tuple(from_json(c) for c in data["columns"]), tuple(data["given"]))
+
+
+def learn_schema(
+    table: pd.DataFrame,
+    given: Sequence[Any] = (),
+    kinds: Mapping[Any, Any] | None = None,
+    known: pd.DataFrame | None = None,
+) -> tuple[Schema, list[str]]:
+    """The schema of a table without missing values, and warnings about columns that no density describes well.
+
+    Scales and grids come from `table`, the training rows; which values and categories exist at all, from `known`.
+
+    Raises:
+        ValueError: unknown names in `given` or `kinds`, no column left to model, or a column that is not supported.
+    """
+    kinds = dict(kinds or {})
+    doubled = table.columns[table.columns.duplicated()].tolist()
+    if doubled:
+        raise ValueError(f"the column name {doubled[0]!r} stands more than once in the table")
+    for what, names in (("given", given), ("kinds", kinds)):
+        unknown = [name for name in names if name not in table]
+        if unknown:
+            raise ValueError(f"{what}: no column {unknown[0]!r} in the table; it has {list(table.columns)}")
+    columns, warnings = [], []
+    for name in table.columns:
+        column = learn_column(table[name], kinds.get(name), None if known is None else known[name])
+        columns.append(column)
+        if name not in given and (spike := atom(column, table[name])) is not None:
+            warnings.append(
+                f"column {name!r} holds {spike[0]:g} in {spike[1]:.0%} of the rows; a density grows without bound at "
+                "such a value, so log-densities say little about this column"
+            )
+    schema = Schema(tuple(columns), tuple(given))
+    if not schema.modelled:
+        raise ValueError("no column to model: all are constant or given")
+    return schema, warnings
+
+
+def check_complete(table: pd.DataFrame, hint: str) -> None:
+    """Refuse missing and infinite values, counted by column."""
+    counts = {}
+    for name in table.columns:
+        bad = table[name].isna()
+        if pd.api.types.is_float_dtype(table[name].dtype):
+            bad |= np.isinf(table[name].to_numpy(dtype=np.float64, na_value=np.nan))
+        if bad.any():
+            counts[name] = int(bad.sum())
+    if counts:
+        shown = ", ".join(f"{name!r}: {count}" for name, count in list(counts.items())[:6])
+        more = ", …" if len(counts) > 6 else ""
+        raise ValueError(f"missing or infinite values ({shown}{more}); {hint}")
+
+
+def _number(column: Column) -> Number | None:
+    return column.number if isinstance(column, Moment) else column if isinstance(column, Number) else None
