@@ -63,6 +63,10 @@ if TYPE_CHECKING:
     from diffeo import plotting as plotting
     from diffeo import tables as tables
     from diffeo import testing as testing
+    from diffeo.estimators import FlowDensity as FlowDensity
+    from diffeo.estimators import FlowOutlierDetector as FlowOutlierDetector
+    from diffeo.estimators import FlowRegressor as FlowRegressor
+    from diffeo.estimators import FlowTransformer as FlowTransformer
     from diffeo.tables import TableDensity as TableDensity
     from diffeo.tables import fit_table as fit_table
     from diffeo.training import FitResult as FitResult
@@ -75,6 +79,10 @@ if TYPE_CHECKING:
 _LATER = {
     "FitResult": "diffeo.training",
     "MaximumLikelihood": "diffeo.training",
+    "FlowDensity": "diffeo.estimators",
+    "FlowOutlierDetector": "diffeo.estimators",
+    "FlowRegressor": "diffeo.estimators",
+    "FlowTransformer": "diffeo.estimators",
     "NonFiniteError": "diffeo.training",
     "TableDensity": "diffeo.tables",
     "fit": "diffeo.training",

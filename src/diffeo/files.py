@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 TABLE = "table"  # the note that holds a table's schema
 
 
-def save(
-    model: Density | TableDensity, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None
-) -> None:
+def save(model: Density | TableDensity, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
     """Write a density made by a recipe, or the density of a table, to one safetensors file: no pickle.
 
     The write is atomic: a temporary file beside it, then a rename.

@@ -78,9 +78,7 @@ class Categorical(Density):
         ones = self.one_hot(x)
         logits = self.logits + self.net(ones, context)
         total = logits.new_zeros(())
-        for i, (own, chosen) in enumerate(
-            zip(logits.split(self.levels, -1), ones.split(self.levels, -1), strict=True)
-        ):
+        for i, (own, chosen) in enumerate(zip(logits.split(self.levels, -1), ones.split(self.levels, -1), strict=True)):
             log_p = torch.where(chosen.any(-1), (own.log_softmax(-1) * chosen).sum(-1), -math.inf)
             total = total + torch.where(x[..., i].isnan(), math.nan, log_p)
         return total

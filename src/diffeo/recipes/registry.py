@@ -119,9 +119,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> De
     return load_with_notes(path, device)[0]
 
 
-def load_with_notes(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu"
-) -> tuple[Density, dict[str, Any]]:
+def load_with_notes(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Density, dict[str, Any]]:
     """A density that `save` wrote, with what `read_notes` tells of it."""
     tensors, header = read_tensors(path)
     arguments = _from_json(header["arguments"])

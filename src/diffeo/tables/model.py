@@ -83,7 +83,7 @@ class TableDensity:
 
     def score(self, x: Tensor, context: Tensor | None = None, samples: int = NOISE) -> Tensor:
         """Log-density of encoded rows in the table's units, in float64 and in blocks."""
-        exact = self._exact
+        exact = self.exact_density
         noise = None
         if not exact.exact:
             noise = _lattice(samples, x.shape[-1])
@@ -174,12 +174,12 @@ class TableDensity:
         return given.reset_index(drop=True)
 
     @cached_property
-    def _exact(self) -> Density:
+    def exact_density(self) -> Density:
         """The density in float64: what scores are computed with, so that a row alone scores as it does among others."""
         return copy.deepcopy(self.density).double().eval()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_exact"}
+        return {k: v for k, v in self.__dict__.items() if k != "exact_density"}
 
     def __repr__(self) -> str:
         kinds = [f"{c.name}: {c.describe()}" for c in self.schema.columns]

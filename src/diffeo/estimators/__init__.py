@@ -1,0 +1,5 @@
+"""scikit-learn estimators; everything public here is also `diffeo.<name>`."""
+
+from diffeo.estimators.density import FlowDensity as FlowDensity
+from diffeo.estimators.outlier import FlowOutlierDetector as FlowOutlierDetector
+from diffeo.estimators.transformer import FlowTransformer as FlowTransformer

@@ -1,0 +1,143 @@
+"""What the scikit-learn estimators share: their parameters, checks of X, and the fit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from diffeo.tables import TableDensity, fit_table
+
+FLOOR = 1e-3  # standard deviation that a column without any counts with, as reg_covar=1e-6 gives scikit-learn's mixtures
+PEAK = float(-np.log(FLOOR) - 0.5 * np.log(2 * np.pi))  # log-density at its center
+
+
+class FlowEstimator(BaseEstimator):
+    """Parameters, checks and training of every estimator here."""
+
+    _kind: str | None = None  # what numeric columns are taken for; None: found out, as in `fit_table`
+    _defaults: dict[str, Any] = {}  # noqa: RUF012 (arguments of the recipe where the caller sets none)
+
+    def __init__(
+        self,
+        *,
+        recipe: str = "auto",
+        layers: int | None = None,
+        hidden: Sequence[int] | None = None,
+        max_epochs: int | None = None,
+        time_limit: float | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        validation_fraction: float = 0.1,
+        device: str = "auto",
+        verbose: bool = False,
+        random_state: Any = None,
+    ):
+        self.recipe = recipe
+        self.layers = layers
+        self.hidden = hidden
+        self.max_epochs = max_epochs
+        self.time_limit = time_limit
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.validation_fraction = validation_fraction
+        self.device = device
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _options(self) -> dict[str, Any]:
+        """Arguments of the recipe."""
+        chosen = {"layers": self.layers, "hidden": None if self.hidden is None else tuple(self.hidden)}
+        return {**self._defaults, **{k: v for k, v in chosen.items() if v is not None}}
+
+    def _training(self) -> dict[str, Any]:
+        """Arguments of `diffeo.fit`."""
+        return {
+            "epochs": self.max_epochs,
+            "time_limit": self.time_limit,
+            "batch_size": self.batch_size,
+            "lr": self.learning_rate,
+            "accelerator": self.device,
+            "progress": self.verbose,
+        }
+
+    def _seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _fit_rows(self, X: Any) -> None:
+        """Fit the density of X, and keep it as `model_`."""
+        table = self._table(X, reset=True)
+        self.spread_ = table.nunique().to_numpy() > 1  # columns that vary
+        if not self.spread_.any():
+            self.model_ = None
+            return
+        numeric = [c for c in table.columns[self.spread_] if table[c].dtype == np.float64]
+        with warnings.catch_warnings():
+            if self._kind is not None:
+                warnings.simplefilter("ignore", UserWarning)
+            self.model_ = fit_table(
+                table.loc[:, self.spread_],
+                kinds=dict.fromkeys(numeric, self._kind) if self._kind else None,
+                recipe=self.recipe,
+                options=self._options(),
+                validation=self.validation_fraction,
+                seed=self._seed(),
+                **self._training(),
+            )
+        self.result_ = self.model_.result
+
+    def _table(self, X: Any, reset: bool) -> pd.DataFrame:
+        """X as a table: a DataFrame with columns that are not numeric as it is, everything else as float64 columns."""
+        mixed = isinstance(X, pd.DataFrame) and any(_is_mixed(dtype) for dtype in X.dtypes)
+        if not reset and mixed != self.mixed_:
+            expected = "a DataFrame with the training dtypes" if self.mixed_ else "numeric columns"
+            raise ValueError(f"{type(self).__name__}: expected {expected}, as in fit")
+        if mixed:
+            validate_data(self, X, skip_check_array=True, reset=reset)
+            if reset and len(X) < 2:
+                raise ValueError(f"{type(self).__name__}: needs at least 2 rows, got {len(X)} (n_samples={len(X)})")
+            table = X
+        else:
+            rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2 if reset else 1, reset=reset)
+            names = getattr(self, "feature_names_in_", None)
+            table = pd.DataFrame(rows, columns=range(rows.shape[1]) if names is None else names)
+        if reset:
+            self.mixed_ = mixed
+            self.framed_ = isinstance(X, pd.DataFrame)
+            self.constants_ = table.iloc[0].to_numpy()
+        return table
+
+    def _score_rows(self, X: Any) -> np.ndarray:
+        """Log-density of each row of X in nats."""
+        check_is_fitted(self)
+        table = self._table(X, reset=False)
+        out = np.zeros(len(table))
+        if self.model_ is not None:
+            out += self.model_.log_prob(table.loc[:, self.spread_]).to_numpy()
+        for j in np.flatnonzero(~self.spread_):
+            out += narrow(table.iloc[:, j], self.constants_[j]) + (0.0 if self.mixed_ else PEAK)
+        return out
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = tags.input_tags.categorical = False
+        return tags
+
+
+def _is_mixed(dtype: Any) -> bool:
+    numeric = pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype)
+    return not numeric or pd.api.types.is_bool_dtype(dtype)
+
+
+def narrow(values: pd.Series, constant: Any) -> np.ndarray:
+    """Log-density of a column without spread below its peak: a narrow normal, or −∞ for another category."""
+    if _is_mixed(values.dtype):
+        return np.where(values.astype(object).to_numpy() == constant, 0.0, -np.inf)
+    z = (values.to_numpy(dtype=np.float64) - float(constant)) / FLOOR
+    return -0.5 * z * z
