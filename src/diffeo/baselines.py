@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from diffeo.tables import TableDensity
+
+KDE_ROWS = 20_000  # training rows of a table that its KDE uses at most
 COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 32)
 BANDWIDTHS = (0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8)  # in standard deviations
 TUNING_ROWS = 2000  # held-out rows that choose the bandwidth
@@ -45,19 +51,60 @@ def score_baselines(
         cross_validate: choose the bandwidth of the KDE by leaving out one training row at a time, not on `validation`.
         seed: of the mixture's start and the drawn rows.
     """
-    mean, std = train.mean(0), train.std(0)
-    volume = float(np.log(std).sum())
-    parts = [(part - mean) / std for part in (train, validation, test)]
     return [
-        _baseline("Gaussian", _gaussian(*parts), volume),
-        _baseline("Gaussian mixture", _mixture(*parts, seed=seed), volume),
-        _baseline("KDE", _kde(*parts, rows=kde_rows, cross_validate=cross_validate, seed=seed), volume),
+        _baseline(name, (log_p, choice))
+        for name, log_p, choice in _scores(train, validation, test, kde_rows, cross_validate, seed)
     ]
 
 
-def _baseline(name: str, scored: tuple[np.ndarray, str], volume: float) -> Baseline:
+def _scores(
+    train: np.ndarray,
+    validation: np.ndarray,
+    test: np.ndarray,
+    kde_rows: int | None,
+    cross_validate: bool,
+    seed: int,
+) -> list[tuple[str, np.ndarray, str]]:
+    """Name, log-density of every test row, and what was chosen, of each."""
+    mean, std = train.mean(0), train.std(0)
+    volume = float(np.log(std).sum())
+    parts = [(part - mean) / std for part in (train, validation, test)]
+    found = {
+        "Gaussian": _gaussian(*parts),
+        "Gaussian mixture": _mixture(*parts, seed=seed),
+        "KDE": _kde(*parts, rows=kde_rows, cross_validate=cross_validate, seed=seed),
+    }
+    return [(name, log_p - volume, choice) for name, (log_p, choice) in found.items()]
+
+
+def table_baselines(
+    model: TableDensity, train: pd.DataFrame, validation: pd.DataFrame, test: pd.DataFrame, seed: int = 0
+) -> list[Baseline]:
+    """The same for a table with columns of every kind: categories counted, independent of all else, and numbers as above.
+
+    In the table's units, whole numbers dequantized; given columns are ignored.
+    """
+    rng = np.random.default_rng(seed)
+    schema = model.schema
+    k = len(schema.levels)
+    parts = [schema.encode(part) for part in (train, validation, test)]
+    counted = np.zeros(len(test))
+    for j, n in enumerate(schema.levels):
+        frequency = np.bincount(parts[0][:, j].astype(int), minlength=n) + 0.5
+        counted += np.log(frequency / frequency.sum())[parts[2][:, j].astype(int)]
+    if not schema.numbers:
+        return [_baseline("frequencies", (counted, "independent columns"))]
+    whole = np.array([n.whole for n in schema.numbers])
+    numbers = [part[:, k:] + whole * rng.random(part[:, k:].shape) for part in parts]
+    remark = (", independent of the categories" if k else "") + (", given columns ignored" if schema.given else "")
+    return [
+        _baseline(name, (log_p + counted - schema.log_volume, choice + remark))
+        for name, log_p, choice in _scores(*numbers, kde_rows=KDE_ROWS, cross_validate=True, seed=seed)
+    ]
+
+
+def _baseline(name: str, scored: tuple[np.ndarray, str]) -> Baseline:
     log_p, choice = scored
-    log_p = log_p - volume
     return Baseline(name, float(log_p.mean()), float(log_p.std() / math.sqrt(len(log_p))), choice)
 
 

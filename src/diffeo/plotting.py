@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-INK, DATA, MODEL = "#1b1f24", "#3d5a80", "#ee6c4d"
+INK, DATA, MODEL, PALE = "#1b1f24", "#3d5a80", "#ee6c4d", "#c9d3df"
+MOST_BARS = 12  # categories shown of a column
 
 
 def plot_pairs(data: np.ndarray, samples: np.ndarray, names: list[str] | None = None, most: int = 4) -> Any:
@@ -24,7 +27,7 @@ def plot_pairs(data: np.ndarray, samples: np.ndarray, names: list[str] | None = 
     figure = plt.figure(figsize=(2.1 * d + 0.6, 2.1 * d + 0.6), layout="constrained")
     axes = figure.subplots(d, d, squeeze=False)
     limits = [np.quantile(data[:, i], [0.002, 0.998]) for i in range(d)]
-    limits = [(a - 0.05 * (b - a), b + 0.05 * (b - a)) for a, b in limits]
+    limits = [(a - 0.05 * (b - a), b + 0.05 * (b - a)) if a < b else (a - 1, b + 1) for a, b in limits]
     rng = np.random.default_rng(0)
     shown = [rows[rng.permutation(len(rows))[:2000]] for rows in (data, samples)]
     for i in range(d):
@@ -50,6 +53,82 @@ def plot_pairs(data: np.ndarray, samples: np.ndarray, names: list[str] | None = 
     return figure
 
 
+def plot_marginal(data: pd.Series, samples: pd.Series, ax: Any = None) -> Any:
+    """One column of data and of samples: a histogram, or bars of categories; returns the axes."""
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        ax = plt.figure(figsize=(3, 2), layout="constrained").subplots()
+    numeric = pd.api.types.is_numeric_dtype(data.dtype) and not pd.api.types.is_bool_dtype(data.dtype)
+    if numeric and data.nunique() > MOST_BARS or pd.api.types.is_datetime64_any_dtype(data.dtype):
+        values, drawn = (_as_numbers(column) for column in (data, samples))
+        low, high = np.quantile(values, [0.001, 0.999])
+        low, high = (low, high) if low < high else (values.min() - 0.5, values.max() + 0.5)
+        steps = np.unique(values)
+        bins = np.linspace(low, high, 31)
+        if len(steps) <= 40:  # a bar for each value
+            gap = np.diff(steps).min()
+            bins = np.arange(steps[0] - gap / 2, steps[-1] + gap, gap) if (high - low) / gap < 80 else bins
+        ax.hist(np.clip(values, low, high), bins, density=True, color=DATA, alpha=0.5)
+        ax.hist(np.clip(drawn, low, high), bins, density=True, histtype="step", color=MODEL, lw=1.6)
+        ax.set_yticks([])
+        if pd.api.types.is_datetime64_any_dtype(data.dtype):
+            ticks = np.linspace(low, high, 3)[[0, 2]]
+            ax.set_xticks(ticks, [pd.Timestamp(t, unit="s").strftime("%Y-%m-%d") for t in ticks])
+    else:
+        share = data.value_counts(normalize=True)
+        levels = list(share.index[:MOST_BARS])
+        drawn = samples.value_counts(normalize=True)
+        at = np.arange(len(levels))
+        ax.bar(at - 0.2, [share[v] for v in levels], 0.4, color=DATA, alpha=0.6)
+        ax.bar(at + 0.2, [drawn.get(v, 0.0) for v in levels], 0.4, color=MODEL, alpha=0.85)
+        long = max(len(str(v)) for v in levels) * len(levels) > 24
+        ax.set_xticks(at, [_short(str(v)) for v in levels], rotation=30 if long else 0, ha="right" if long else "center")
+        ax.set_yticks([])
+    ax.tick_params(labelsize=7)
+    _quiet(ax)
+    ax.spines["left"].set_visible(False)
+    return ax
+
+
+def plot_latents(latents: np.ndarray, base: np.ndarray, ax: Any = None) -> Any:
+    """Quantiles of each latent coordinate of the data against those of the base; on the diagonal if it fits."""
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        ax = plt.figure(figsize=(4, 4), layout="constrained").subplots()
+    levels = np.linspace(0.005, 0.995, 100)
+    lines = [(np.quantile(base[:, j], levels), np.quantile(latents[:, j], levels)) for j in range(latents.shape[1])]
+    ends = np.array([[x[0], x[-1]] for x, _ in lines])
+    low, high = ends.min(), ends.max()
+    ax.plot([low, high], [low, high], color=INK, lw=0.8, ls=":")
+    for x, y in lines:
+        ax.plot(x, y, color=DATA, lw=1.2, alpha=max(0.25, 1 / math.sqrt(len(lines))))
+    ax.set(xlabel="quantiles of the base", ylabel="quantiles of the data's latents")
+    _quiet(ax)
+    return ax
+
+
+def plot_calibration(ranks: np.ndarray, ax: Any = None) -> Any:
+    """Histogram of where rows fall among the model's own samples, by log-density, in [0, 1]; flat if it fits.
+
+    The band holds 95 % of what chance alone gives.
+    """
+    import matplotlib.pyplot as plt
+    from scipy.stats import binom
+
+    if ax is None:
+        ax = plt.figure(figsize=(5, 4), layout="constrained").subplots()
+    n, bins = len(ranks), int(min(20, max(5, len(ranks) // 15)))
+    low, high = (binom.ppf(q, n, 1 / bins) * bins / n for q in (0.025, 0.975))
+    ax.axhspan(float(low), float(high), color=PALE, alpha=0.6, lw=0)
+    ax.hist(ranks, np.linspace(0, 1, bins + 1), weights=np.full(n, bins / n), color=DATA, alpha=0.6)
+    ax.axhline(1, color=INK, lw=0.8, ls=":")
+    ax.set(xlabel="share of samples with a lower log-density", ylabel="rows, relative to an even share", xlim=(0, 1))
+    _quiet(ax)
+    return ax
+
+
 def plot_scores(groups: dict[str, np.ndarray], xlabel: str, ax: Any = None) -> Any:
     """Histograms of scores by group on one axis; returns the axes."""
     import matplotlib.pyplot as plt
@@ -65,6 +144,17 @@ def plot_scores(groups: dict[str, np.ndarray], xlabel: str, ax: Any = None) -> A
     ax.legend(frameon=False)
     _quiet(ax)
     return ax
+
+
+def _as_numbers(column: pd.Series) -> np.ndarray:
+    """Values as floats, dates as seconds since 1970."""
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return column.dt.tz_localize(None).astype("datetime64[ns]").astype("int64").to_numpy() / 1e9
+    return column.to_numpy(dtype=np.float64)
+
+
+def _short(text: str, most: int = 12) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _quiet(ax: Any) -> None:

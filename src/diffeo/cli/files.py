@@ -1,11 +1,21 @@
-"""Reading and writing tables for the program: CSV and Parquet, numbers only, every fault named in one line."""
+"""Tables as files: read whole or a block at a time, written a block at a time, every fault named in one line.
+
+Which format is meant, the ending says: CSV, TSV, Parquet, Feather or JSON Lines; the text ones may be gzipped. `-` is
+CSV from a pipe.
+"""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import os
+import re
+import shutil
+import sys
+import tempfile
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,54 +24,84 @@ from diffeo.atomic import replacing
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".csv.gz", ".parquet")
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet", ".feather")
+PIPE = Path("-")
+BLOCK = 65_536  # rows read or written at once
+DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$")  # ISO 8601: other dates are not guessed at
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """The path itself, or a temporary file with what a pipe brings."""
+    if path != PIPE:
+        yield path
+        return
+    if sys.stdin.isatty():
+        raise ValueError("-: no pipe to read a table from; use it as in  cat table.csv | diffeo fit -")
+    with tempfile.TemporaryDirectory() as folder:
+        spooled = Path(folder) / "stdin.csv"
+        with open(spooled, "wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield spooled
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of finite numbers, columns named.
+    """The whole table.
 
     A CSV whose first line is all numbers is taken to have no header; its columns are named x0, x1, …
 
     Raises:
-        ValueError: anything wrong with the file or its contents.
+        ValueError: anything wrong with the file.
     """
     import pandas as pd
-    import pyarrow
 
+    blocks = list(read_blocks(path))
+    return blocks[0] if len(blocks) == 1 else _dates(pd.concat(blocks, ignore_index=True))
+
+
+def read_blocks(path: Path) -> Iterator[pd.DataFrame]:
+    """The table a block of rows at a time, so that it may be larger than memory; at least one row in all."""
+    check_input(path)
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    readers: dict[str, Callable[[Path], Iterator[pd.DataFrame]]] = {
+        "csv": _csv_blocks,
+        "tsv": _csv_blocks,
+        "jsonl": _json_blocks,
+        "parquet": _parquet_blocks,
+        "feather": _feather_blocks,
+    }
+    seen = 0
+    for block in readers[kind](path):
+        if not len(block.columns):
+            raise ValueError(f"{path}: no columns")
+        doubled = block.columns[block.columns.duplicated()].tolist()
+        if doubled:
+            raise ValueError(f"{path}: the column name {doubled[0]!r} stands more than once")
+        block.columns = [str(name) for name in block.columns]
+        seen += len(block)
+        if len(block):
+            yield _dates(block)
+    if not seen:
+        raise ValueError(f"{path}: a header but no rows" if kind in ("csv", "tsv") else f"{path}: no rows")
+
+
+def check_input(path: Path) -> None:
+    """Refuse what cannot be a table, before any work."""
     if path.is_dir():
         raise ValueError(f"{path}: a directory, not a table")
     if not path.exists():
         raise ValueError(f"{path}: no such file")
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(f"{path}: expected a table with one of the endings {', '.join(SUFFIXES)}, or - for a pipe")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
-    if not path.name.endswith(SUFFIXES):
-        raise ValueError(f"{path}: expected a table with one of the endings {', '.join(SUFFIXES)}")
-    if path.suffix == ".parquet":
-        try:
-            table = pd.read_parquet(path)
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
-            raise ValueError(f"{path}: not a Parquet file ({_first_line(error)})") from error
-    else:
-        table = _read_csv(path)
-    if not len(table.columns):
-        raise ValueError(f"{path}: no columns")
-    if not len(table):
-        raise ValueError(f"{path}: a header but no rows")
-    return table
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _csv_blocks(path: Path) -> Iterator[pd.DataFrame]:
     import pandas as pd
 
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
-            header = next((row for row in csv.reader(file) if row), [])
-    except (UnicodeDecodeError, gzip.BadGzipFile, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file ({_first_line(error)})") from error
-    for separator, name in ((";", "';'"), ("\t", "a tab")):
-        if len(header) <= 2 and any(separator in cell for cell in header):
-            raise ValueError(f"{path}: the separator looks like {name}; save it with commas")
+    separator = "\t" if ".tsv" in path.name else ","
+    header = _header(path, separator)
     cells = [cell for cell in header if cell.strip().lower() not in ("", "na", "nan", "null")]
     headerless = bool(cells) and all(_is_number(cell) for cell in cells)
     doubled = sorted({name for name in header if header.count(name) > 1})
@@ -71,47 +111,152 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(
-                path, header=None if headerless else 0, names=names, index_col=False, encoding="utf-8-sig"
+            yield from pd.read_csv(
+                path,
+                sep=separator,
+                header=None if headerless else 0,
+                names=names,
+                index_col=False,
+                encoding="utf-8-sig",
+                chunksize=BLOCK,
             )
-    except (ValueError, pd.errors.ParserWarning) as error:
+    except pd.errors.EmptyDataError as error:
+        raise ValueError(f"{path}: the file is empty") from error
+    except (ValueError, EOFError, OSError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path}: the rows do not all fit the header ({_first_line(error)})") from error
 
 
-def numbers(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The table as float64, or a ValueError that names the columns that are not finite numbers."""
-    import numpy as np
-    import pandas as pd
-    from pandas.api import types
+def _header(path: Path, separator: str) -> list[str]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
+            header = next((row for row in csv.reader(file, delimiter=separator) if row), [])
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
+        raise ValueError(f"{path}: not a text table ({_first_line(error)})") from error
+    for other, name in ((";", "';'"), ("\t", "a tab"), (",", "a comma")):
+        if other != separator and len(header) <= 2 and any(other in cell for cell in header):
+            if other == "," and len(header) == 2:
+                continue
+            hint = "rename it to .tsv" if other == "\t" else "save it with commas as .csv"
+            raise ValueError(f"{path}: the separator looks like {name}; {hint}")
+    if "\0" in "".join(header):
+        raise ValueError(f"{path}: not a text table (it holds null characters)")
+    return header
 
-    words = [str(c) for c in table.columns if not types.is_numeric_dtype(table[c]) or types.is_bool_dtype(table[c])]
-    if words:
-        column: Any = table[words[0]]
-        parsed: Any = pd.to_numeric(column, errors="coerce")
-        bad = column[parsed.isna() & column.notna()]
-        where = f" ({bad.iloc[0]!r} in row {bad.index[0] + 1})" if len(bad) else ""
-        raise ValueError(f"{path}: {_columns(words)} not numeric{where}; drop or encode first")
-    table = table.astype("float64")
-    bad = (~np.isfinite(table)).sum()
-    bad = bad[bad > 0]
-    if len(bad):
-        counts = ", ".join(f"{name!r}: {count}" for name, count in bad.head(6).items())
-        raise ValueError(f"{path}: missing or infinite values ({counts}); drop or fill those rows first")
+
+def _json_blocks(path: Path) -> Iterator[pd.DataFrame]:
+    import pandas as pd
+
+    try:
+        yield from pd.read_json(path, lines=True, chunksize=BLOCK, convert_dates=False)
+    except (ValueError, AttributeError, TypeError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not JSON Lines, one object a line ({_first_line(error)})") from error
+
+
+def _parquet_blocks(path: Path) -> Iterator[pd.DataFrame]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.metadata.num_rows:
+                yield file.schema_arrow.empty_table().to_pandas()
+            for batch in file.iter_batches(BLOCK):
+                yield batch.to_pandas()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: not a Parquet file ({_first_line(error)})") from error
+
+
+def _feather_blocks(path: Path) -> Iterator[pd.DataFrame]:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
+            if not file.num_record_batches:
+                yield file.schema.empty_table().to_pandas()
+            for i in range(file.num_record_batches):
+                batch = file.get_batch(i)
+                for start in range(0, batch.num_rows, BLOCK):
+                    yield batch.slice(start, BLOCK).to_pandas()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: not a Feather file ({_first_line(error)})") from error
+
+
+def _dates(table: pd.DataFrame) -> pd.DataFrame:
+    """Text columns whose every value is an ISO date, as dates."""
+    import pandas as pd
+
+    for name in table.columns:
+        column = table[name]
+        if not pd.api.types.is_string_dtype(column.dtype) and not pd.api.types.is_object_dtype(column.dtype):
+            continue
+        known = column.dropna()
+        if not len(known) or not DATE.match(str(known.iloc[0])):
+            continue
+        try:
+            table[name] = pd.to_datetime(column, format="ISO8601")
+        except (ValueError, TypeError):
+            continue  # text after all
     return table
 
 
-def write_table(table: pd.DataFrame, path: Path | None) -> None:
-    """Write a table as its ending says, in one rename; None writes CSV to the standard output."""
-    import sys
+class Writer:
+    """A table written block after block to a path that appears whole at the end, or as CSV to the standard output."""
 
-    if path is None:
-        table.to_csv(sys.stdout, index=False)
-        return
-    with replacing(path) as temporary:
-        if path.suffix == ".parquet":
-            table.to_parquet(temporary, index=False)
+    def __init__(self, path: Path | None):
+        self.path = path
+        self._file: Any = None
+        self._began = False
+
+    def __enter__(self) -> Writer:
+        if self.path is None:
+            self._file = sys.stdout
+            return self
+        self._replacing = replacing(self.path)
+        self._temporary = self._replacing.__enter__()
+        kind = self.path.name.removesuffix(".gz").rpartition(".")[2]
+        self._kind = kind
+        if kind in ("csv", "tsv", "jsonl"):
+            opener = gzip.open if self.path.suffix == ".gz" else open
+            self._file = opener(self._temporary, "wt", newline="", encoding="utf-8")
+        return self
+
+    def write(self, block: pd.DataFrame) -> None:
+        """Append rows; every block has the same columns."""
+        kind = "csv" if self.path is None else self._kind
+        if kind in ("csv", "tsv"):
+            separator = "\t" if kind == "tsv" else ","
+            block.to_csv(self._file, sep=separator, index=False, header=not self._began, lineterminator="\n")
+        elif kind == "jsonl":
+            self._file.write(block.to_json(orient="records", lines=True, date_format="iso"))
         else:
-            table.to_csv(temporary, index=False, compression="gzip" if path.suffix == ".gz" else None)
+            self._write_arrow(block)
+        self._began = True
+
+    def _write_arrow(self, block: pd.DataFrame) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not self._began:
+            self._schema = pa.Schema.from_pandas(block, preserve_index=False)
+            where = str(self._temporary)
+            if self._kind == "parquet":
+                self._file = pq.ParquetWriter(where, self._schema)
+            else:
+                self._file = pa.ipc.new_file(where, self._schema)
+        self._file.write(pa.Table.from_pandas(block, schema=self._schema, preserve_index=False))
+
+    def __exit__(self, *error: Any) -> None:
+        if self.path is None:
+            sys.stdout.flush()
+            return
+        try:
+            if self._file is not None:
+                self._file.close()
+        except BaseException as failed:
+            self._replacing.__exit__(type(failed), failed, failed.__traceback__)
+            raise
+        self._replacing.__exit__(*error)
 
 
 def check_output(path: Path | None, endings: tuple[str, ...], *inputs: Path) -> None:
@@ -127,13 +272,12 @@ def check_output(path: Path | None, endings: tuple[str, ...], *inputs: Path) -> 
         raise ValueError(f"{path}: expected a name that ends in {' or '.join(endings)}")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: the folder {str(path.parent)!r} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path}: the folder {str(path.parent)!r} is not writable")
-
-
-def _columns(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:6]) + (", …" if len(names) > 6 else "")
-    return f"column {shown} is" if len(names) == 1 else f"columns {shown} are"
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as probe:  # a full or read-only disk shows here, not after hours
+            probe.write(b"\0" * 65_536)
+            probe.flush()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write there ({error.strerror})") from error
 
 
 def _is_number(cell: str) -> bool:

@@ -50,20 +50,20 @@ class Mixed(Density):
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event_shape(), "Mixed")
         codes, y = x[..., : self._split], x[..., self._split :]
-        return self.categories(codes, context) + self.numbers(y, self._condition(codes, context))
+        return self.categories(codes, context) + self.numbers(y, self.condition(codes, context))
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
         codes = self.categories.draw(shape, context, temperature, generator)
-        y = self.numbers.draw(shape, self._condition(codes, context), temperature, generator)
+        y = self.numbers.draw(shape, self.condition(codes, context), temperature, generator)
         return torch.cat([codes.to(y.dtype), y], -1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
         codes, y = x[..., : self._split], x[..., self._split :]
         self.categories.initialize(codes, context)
-        self.numbers.initialize(y, self._condition(codes, context))
+        self.numbers.initialize(y, self.condition(codes, context))
 
-    def _condition(self, codes: Tensor, context: Context) -> Tensor:
+    def condition(self, codes: Tensor, context: Context) -> Tensor:
         """What the numbers depend on: one-hot categories, and the context behind them."""
         ones = self.categories.one_hot(codes)
         features = context_features(context)

@@ -21,7 +21,7 @@ PEAK = float(-np.log(FLOOR) - 0.5 * np.log(2 * np.pi))  # log-density at its cen
 class FlowEstimator(BaseEstimator):
     """Parameters, checks and training of every estimator here."""
 
-    _kind: str | None = None  # what numeric columns are taken for; None: found out, as in `fit_table`
+    _kind = "number"  # what the columns of a numeric table are taken for
     _defaults: dict[str, Any] = {}  # noqa: RUF012 (arguments of the recipe where the caller sets none)
 
     def __init__(
@@ -77,13 +77,12 @@ class FlowEstimator(BaseEstimator):
         if not self.spread_.any():
             self.model_ = None
             return
-        numeric = [c for c in table.columns[self.spread_] if table[c].dtype == np.float64]
         with warnings.catch_warnings():
-            if self._kind is not None:
+            if not self.mixed_:  # scikit-learn's users expect no remarks on arrays
                 warnings.simplefilter("ignore", UserWarning)
             self.model_ = fit_table(
                 table.loc[:, self.spread_],
-                kinds=dict.fromkeys(numeric, self._kind) if self._kind else None,
+                kinds=None if self.mixed_ else dict.fromkeys(table.columns[self.spread_], self._kind),
                 recipe=self.recipe,
                 options=self._options(),
                 validation=self.validation_fraction,

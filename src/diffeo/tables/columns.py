@@ -19,7 +19,7 @@ REPEATS = 0.95  # a column on a grid whose distinct values are fewer than this s
 MOST_LEVELS = 0.5  # text with more distinct values than this share of its rows is no category
 DAY = 86_400_000_000_000  # nanoseconds
 DECIMALS = 9
-KINDS = ("continuous", "positive", "whole", "category")
+KINDS = ("number", "continuous", "positive", "whole", "category")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,16 @@ class Number:
     def encode(self, values: pd.Series) -> np.ndarray:
         y = (_floats(values) - self.shift) / self.scale
         return np.rint(y) if self.whole else y
+
+    def parse(self, text: str) -> float:
+        """A value of the column from text."""
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"column {self.name!r}: expected a number, got {text!r}")
+        return value
 
     def condition(self, y: np.ndarray) -> np.ndarray:
         """Encoded values on a common scale, long tails pulled in: what a conditioner reads."""
@@ -85,6 +95,17 @@ class Moment:
             raise ValueError(f"column {self.name!r}: expected dates, got {values.dtype}")
         return self.number.encode(pd.Series((_nanoseconds(values) - self.origin) / DAY))
 
+    def parse(self, text: str) -> pd.Timestamp:
+        """A value of the column from text."""
+        try:
+            moment = pd.Timestamp(text)
+        except ValueError:
+            moment = pd.NaT
+        if moment is pd.NaT:
+            raise ValueError(f"column {self.name!r}: expected a date such as 2024-05-31, got {text!r}")
+        zone = getattr(pd.api.types.pandas_dtype(self.dtype), "tz", None)
+        return moment if zone is None or moment.tz is not None else moment.tz_localize(zone)
+
     def decode(self, y: np.ndarray) -> pd.Series:
         steps = np.rint(self.number.decode(y).to_numpy() * (DAY / self.step)).astype("int64")
         moments = pd.Series(pd.to_datetime(self.origin + steps * self.step, unit="ns", utc=True))
@@ -107,6 +128,8 @@ class Category:
 
     def encode(self, values: pd.Series) -> np.ndarray:
         plain = values.astype(object) if isinstance(values.dtype, pd.CategoricalDtype) else values
+        if types.is_numeric_dtype(plain.dtype) and all(isinstance(level, str) for level in self.levels):
+            plain = plain.astype(str)  # a file may hold few enough rows to look numeric
         if self.numeric and not types.is_numeric_dtype(plain.dtype):
             raise ValueError(f"column {self.name!r}: expected numbers, got {values.dtype}")
         codes = pd.Index(self.levels, dtype=None if self.numeric else object).get_indexer(
@@ -118,6 +141,13 @@ class Category:
                 f"column {self.name!r}: {_listed(unseen)} never occurred in training; it knows {_listed(self.levels)}"
             )
         return codes.astype(np.float64)
+
+    def parse(self, text: str) -> Any:
+        """A value of the column from text."""
+        for level in self.levels:
+            if str(level) == text or (isinstance(level, bool) and str(level).lower() == text.lower()):
+                return level
+        raise ValueError(f"column {self.name!r}: {text!r} never occurred in training; it knows {_listed(self.levels)}")
 
     def decode(self, y: np.ndarray) -> pd.Series:
         codes = np.rint(y).astype(np.int64)
@@ -149,6 +179,10 @@ class Constant:
             raise ValueError(f"column {self.name!r}: expected numbers, got {values.dtype}")
         return (values.astype(object) != self._typed()).to_numpy(dtype=bool)
 
+    def parse(self, text: str) -> Any:
+        """The constant, whatever the text."""
+        return self.value
+
     def decode(self, n: int) -> pd.Series:
         return pd.Series([self._typed()] * n).astype(self.dtype)  # pyright: ignore
 
@@ -179,8 +213,8 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
 
     Args:
         values: the column.
-        kind: "continuous", "positive", "whole" or "category", or bounds (low, high) with None for an open side; None
-            finds out.
+        kind: "continuous", "positive", "whole" or "category"; "number" for whole or continuous, without bounds; or
+            bounds (low, high) with None for an open side; None finds out.
         known: rows that tell which categories there are, and whether the column is constant; None: the values.
 
     Raises:
@@ -197,7 +231,7 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
     if types.is_numeric_dtype(dtype) and not types.is_bool_dtype(dtype) and not types.is_complex_dtype(dtype):
         if kind == "category" or (kind is None and len(distinct) == 2) or values.nunique() == 1:
             return Category(name, str(dtype), sorted(_plain(v) for v in distinct))
-        return _learn_number(name, str(dtype), _floats(values), kind)
+        return _learn_number(name, str(dtype), _floats(values), kind, _floats(distinct))
     if kind not in (None, "category"):
         raise ValueError(f"column {name!r}: expected numbers for the kind {kind!r}, got {dtype}")
     if isinstance(dtype, pd.CategoricalDtype):
@@ -210,6 +244,10 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
         if strange:
             raise ValueError(f"column {name!r}: holds {type(strange[0]).__name__} objects; expected text or numbers")
     if kind is None and len(distinct) > max(20, MOST_LEVELS * len(values)):
+        parsed = pd.to_numeric(values, errors="coerce")
+        if parsed.notna().mean() > 0.5:
+            wrong = values[parsed.isna()].iloc[0]
+            raise ValueError(f"column {name!r}: numbers, but for {int(parsed.isna().sum())} values such as {wrong!r}")
         raise ValueError(
             f"column {name!r}: text with {len(distinct)} distinct values in {len(values)} rows is no category; "
             "drop it, or turn it into numbers or dates"
@@ -226,30 +264,31 @@ def atom(column: Column, values: pd.Series) -> tuple[Any, float] | None:
     return (float(distinct[counts.argmax()]), share) if share > ATOM else None
 
 
-def _learn_number(name: Any, dtype: str, x: np.ndarray, kind: Any) -> Number:
+def _learn_number(name: Any, dtype: str, x: np.ndarray, kind: Any, known: np.ndarray) -> Number:
     distinct = np.unique(x)
+    least, most = known.min(), known.max()  # bounds are bounds of every row there is
     low, high = kind if isinstance(kind, tuple | list) else (None, None)
     decimals = _decimals(distinct)
     step = _step(distinct, decimals)
-    whole = kind == "whole" or (kind is None and step is not None and _repeats(x, step))
+    whole = kind == "whole" or (kind in (None, "number") and step is not None and _repeats(x, step))
     written = {"minimum": float(distinct[0]), "maximum": float(distinct[-1]), "decimals": decimals}
     if whole:
         if step is None:
             raise ValueError(f"column {name!r}: its values are not evenly spaced, so they are not whole steps")
         # a grid that begins at zero or one step above it counts something, which is never less
-        counts = bool(0 <= distinct[0] <= 1.5 * step)
+        counts = kind != "number" and bool(0 <= least <= distinct[0] <= 1.5 * step)
         shift = distinct[0] - (math.floor(distinct[0] / step + 1e-9) * step if counts else 0.0)
         return Number(name, dtype, float(shift), float(step), 0.0 if counts else None, None, True, **written)
     if kind == "positive":
         low = 0.0
-    elif kind is None and distinct[0] > 0:
-        if distinct[-1] < 1 and distinct[0] < 0.1 and distinct[-1] > 0.9:
+    elif kind is None and least > 0:
+        if most < 1 and distinct[0] < 0.1 and distinct[-1] > 0.9:
             low, high = 0.0, 1.0
         elif distinct[0] < 0.5 * np.median(x):  # otherwise the bound is too far away to matter
             low = 0.0
-    if (low is not None and distinct[0] <= low) or (high is not None and distinct[-1] >= high):
+    if (low is not None and least <= low) or (high is not None and most >= high):
         raise ValueError(
-            f"column {name!r}: values from {distinct[0]:g} to {distinct[-1]:g} reach the bounds ({low}, {high}); "
+            f"column {name!r}: values from {least:g} to {most:g} reach the bounds ({low}, {high}); "
             "they must lie strictly between"
         )
     if low is not None and high is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 from diffeo.recipes import mixed
 from diffeo.recipes.registry import find_recipe
 from diffeo.tables.model import TableDensity
-from diffeo.tables.schema import check_complete, learn_schema
-from diffeo.training import fit
+from diffeo.tables.schema import Schema, check_complete, learn_schema
+from diffeo.training import FitResult, fit
 from diffeo.training.data import split
 
 AUTO = "nsf_ar"
@@ -33,6 +34,7 @@ def fit_table(
     validation: float | pd.DataFrame = 0.1,
     vocabulary: pd.DataFrame | None = None,
     seed: int = 0,
+    on_schema: Callable[[Schema], None] | None = None,
     **training: Any,
 ) -> TableDensity:
     """Fit the density of a table's rows, or of some columns given others; columns as they come.
@@ -43,14 +45,15 @@ def fit_table(
     Args:
         table: rows to learn from.
         given: names of columns that the others are conditional on.
-        kinds: overrides what is recognised: "continuous", "positive", "whole" or "category", or bounds (low, high) with
-            None for an open side, by column name.
+        kinds: overrides what is recognised, by column name: "continuous", "positive", "whole" or "category"; "number"
+            for whole or continuous, without bounds; or bounds (low, high) with None for an open side.
         missing: "error", or "drop" to leave out rows with missing or infinite values.
         recipe: which flow the numbers get; "auto" is `nsf_ar`.
         options: arguments of that recipe, such as `layers` or `hidden`.
         validation: share of rows held out, or held-out rows.
         vocabulary: further rows whose categories the model should know (those of `validation` are known anyway).
         seed: of weights, split and batches.
+        on_schema: called with what the columns were taken for, before training.
         **training: passed on to `diffeo.fit`.
 
     Returns:
@@ -82,6 +85,8 @@ def fit_table(
     schema, remarks = learn_schema(train, given, kinds, known)
     for remark in remarks:
         warnings.warn(remark, stacklevel=2)
+    if on_schema is not None:
+        on_schema(schema)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -95,19 +100,30 @@ def fit_table(
         seed=seed,
         **training,
     )
+    result = _in_table_units(result, schema.log_volume)
     model = TableDensity(schema, density)
     model.result = result
     some = np.random.default_rng(seed).permutation(len(train))[:RANKED_ROWS]
     context = None if contexts[0] is None else torch.from_numpy(contexts[0][some])
     log_p = model.score(torch.from_numpy(rows[0][some]), context).numpy()
     model.notes = {
+        "flow": name,
         "rows": {"train": len(train), "validation": len(held)},
-        "fit": {"steps": result.steps, "seconds": round(result.seconds, 1), "stopped": result.stopped},
+        "fit": {k: v for k, v in asdict(result).items() if k != "history"},
         "history": result.history,
-        "log_volume": schema.log_volume,
         "log_prob_quantiles": np.quantile(log_p, np.linspace(0, 1, QUANTILES)).tolist(),
     }
     return model
+
+
+def _in_table_units(result: FitResult, log_volume: float) -> FitResult:
+    """The losses of encoded rows as losses of the table's."""
+    history = [
+        {k: v + log_volume if k.endswith("_loss") and v is not None else v for k, v in entry.items()}
+        for entry in result.history
+    ]
+    held = result.validation_loss
+    return replace(result, history=history, validation_loss=None if held is None else held + log_volume)
 
 
 def _hold_out(table: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

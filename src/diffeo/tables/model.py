@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from diffeo.core import Density
+from diffeo.core import Density, Flow
+from diffeo.densities import Dequantized, Mixed
 from diffeo.tables.explain import surprise
 from diffeo.tables.schema import Schema
 
@@ -107,7 +108,7 @@ class TableDensity:
         given: pd.DataFrame | Mapping[Any, Any] | None = None,
         *,
         temperature: float = 1.0,
-        seed: int | None = None,
+        seed: int | torch.Generator | None = None,
     ) -> pd.DataFrame:
         """Rows like those of the table: its columns, dtypes, categories, ranges and rounding.
 
@@ -115,7 +116,7 @@ class TableDensity:
             n: number of rows; with a table of several given rows, that many rows.
             given: values of the given columns: one for each column, or a DataFrame of n rows.
             temperature: below 1 for rows closer to the mode, above 1 for more varied ones.
-            seed: for reproducible rows; None draws from torch's global generator.
+            seed: for reproducible rows, or a generator; None draws from torch's global one.
 
         Raises:
             ValueError: n below 1, given values missing, unknown or of another number of rows.
@@ -124,7 +125,7 @@ class TableDensity:
             raise ValueError(f"sample: expected at least 1 row, got {n}")
         conditions = self._conditions(n, given)
         context = None if conditions is None else self.schema.encode_given(conditions)
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         rows = []
         for start in range(0, n, BLOCK):
             size = min(BLOCK, n - start)
@@ -152,6 +153,40 @@ class TableDensity:
         names = [column.name for column in self.schema.modelled]
         shown = pd.DataFrame(nats.numpy(), index=table.index, columns=pd.Index(names))
         return shown[[name for name in self.columns if name in names]]
+
+    def latents(self, table: pd.DataFrame) -> np.ndarray:
+        """What the flow maps the numbers of each row to, shape (n, numbers): like draws of its base if it fits."""
+        flow, mixed = self._parts()
+        if flow is None:
+            return np.zeros((len(table), 0))
+        self.schema.check(table, self.columns)
+        x, given = torch.from_numpy(self.schema.encode(table)), self.schema.encode_given(table)
+        c = None if given is None else torch.from_numpy(given)
+        whole = torch.tensor([n.whole for n in self.schema.numbers])
+        k = len(self.schema.levels)
+        out = []
+        with torch.inference_mode():
+            for start in range(0, len(x), BLOCK):
+                rows = x[start : start + BLOCK]
+                noise = torch.rand(rows[:, k:].shape, generator=torch.Generator().manual_seed(start)).double()
+                context = None if c is None else c[start : start + BLOCK]
+                if mixed is not None:
+                    context = mixed.condition(rows[:, :k], context)
+                out.append(flow.transform(rows[:, k:] + whole * noise, context)[0])
+        return torch.cat(out).numpy()
+
+    def base_samples(self, n: int, generator: torch.Generator | None = None) -> np.ndarray:
+        """Draws of the flow's base, shape (n, numbers), to hold `latents` against."""
+        flow, _ = self._parts()
+        return np.zeros((n, 0)) if flow is None else flow.base.sample(n, generator=generator).numpy()
+
+    def _parts(self) -> tuple[Flow | None, Mixed | None]:
+        """The flow of the numbers, None if there are only categories, and what joins it to the categories, if there are."""
+        inner = self.exact_density
+        inner = inner.density if isinstance(inner, Dequantized) else inner
+        mixed = inner if isinstance(inner, Mixed) else None
+        flow = inner if mixed is None else mixed.numbers
+        return (flow if isinstance(flow, Flow) else None), mixed
 
     def _conditions(self, n: int, given: pd.DataFrame | Mapping[Any, Any] | None) -> pd.DataFrame | None:
         """The given values as a table of n rows with the dtypes of training, or an error that says what is wrong."""

@@ -66,6 +66,10 @@ class Schema:
             "whole": [i for i, n in enumerate(self.numbers) if n.whole],
         }
 
+    def column(self, name: Any) -> Column:
+        """The column of this name."""
+        return next(c for c in self.columns if c.name == name)
+
     def encode(self, table: pd.DataFrame) -> np.ndarray:
         """Encoded rows, shape (n, categories + numbers)."""
         self.check(table, [c.name for c in self.modelled])

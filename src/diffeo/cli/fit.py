@@ -1,0 +1,183 @@
+"""`diffeo fit`: from a table to a model file, with its score beside simple baselines."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffeo.cli.app import MODEL, app, parse_duration, program
+
+FEWEST = 20  # rows
+
+
+@app.command(epilog="Example:  diffeo fit patients.csv -o patients.safetensors --drop id --time-limit 5m")
+def fit(
+    table: Annotated[
+        Path,
+        typer.Argument(help="CSV, TSV, Parquet, Feather or JSON Lines; - for CSV from a pipe.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write.")] = Path("model.safetensors"),
+    recipe: Annotated[str, typer.Option(help="Which flow; `diffeo recipes` lists them.")] = "auto",
+    given: Annotated[
+        list[str] | None,
+        typer.Option(help="Column that the others are conditional on; repeat for more.", show_default=False),
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="Column to leave out; repeat for more.", show_default=False)
+    ] = None,
+    missing: Annotated[str, typer.Option(help="Rows with missing values: error, or drop.")] = "error",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the rows.", show_default="by size")] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of split, weights and batches.", min=0, max=2**32 - 1)] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
+) -> None:
+    """Fit a density to a table and print its score on held-out rows beside simple baselines."""
+    from diffeo.cli.files import PIPE, check_output, opened, read_table
+    from diffeo.recipes import find_recipe
+    from diffeo.training import checkpoint as checkpoints
+
+    check_output(output, (MODEL,), table)
+    if recipe != "auto":
+        find_recipe(recipe)
+    seconds = None if time_limit is None else parse_duration(time_limit)
+    if missing not in ("error", "drop"):
+        raise ValueError(f"--missing: expected error or drop, got {missing!r}")
+    folder = output.with_name(output.name + ".ckpt")
+    if folder.exists() and not resume and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds an interrupted fit: add --resume to continue it, or delete the folder")
+    if resume and not folder.exists():
+        raise ValueError(f"{folder}: no interrupted fit to resume")
+    with opened(table) as path:
+        frame = read_table(path)
+    frame = _chosen(frame, table, given or [], drop or [], missing)
+    try:
+        _fit(frame, table, output, folder, recipe, given or [], epochs, seconds, seed, resume)
+    except KeyboardInterrupt:
+        words = [program(), "fit", str(table), "-o", str(output), "--recipe", recipe, "--seed", str(seed)]
+        for flag, names in (("--given", given), ("--drop", drop)):
+            words += [word for name in names or [] for word in (flag, name)]
+        words += ["--missing", missing] if missing != "error" else []
+        words += ["--epochs", str(epochs)] if epochs else []
+        words += ["--time-limit", time_limit] if time_limit else []
+        kept = (folder / checkpoints.NAME).exists()
+        again = shlex.join([*words, "--resume"]) if kept else "the same command"
+        piped = " (with the same table in the pipe)" if table == PIPE else ""
+        print(f"diffeo: interrupted; continue with: {again}{piped}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except BaseException:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def _chosen(frame: Any, table: Path, given: list[str], drop: list[str], missing: str) -> Any:
+    """The columns and rows to learn from, or an error before any work."""
+    import numpy as np
+
+    from diffeo.tables.schema import check_complete
+
+    for flag, names in (("--given", given), ("--drop", drop)):
+        unknown = [name for name in names if name not in frame]
+        if unknown:
+            raise ValueError(f"{flag}: {table} has no column {unknown[0]!r}; it has {', '.join(frame.columns)}")
+    both = sorted(set(given) & set(drop))
+    if both:
+        raise ValueError(f"--given and --drop both name {both[0]!r}")
+    frame = frame.drop(columns=drop)
+    if not len(frame.columns):
+        raise ValueError(f"{table}: no column left")
+    if missing == "drop":
+        frame = frame[frame.replace([np.inf, -np.inf], np.nan).notna().all(axis=1)].reset_index(drop=True)
+    try:
+        check_complete(frame, hint="fill them, drop a column with --drop, or the rows with --missing drop")
+    except ValueError as error:
+        raise ValueError(f"{table}: {error}") from error
+    if len(frame) < FEWEST:
+        raise ValueError(f"{table}: {len(frame)} row{'s' * (len(frame) != 1)}; a density needs at least {FEWEST}")
+    return frame
+
+
+def _fit(
+    frame: Any,
+    table: Path,
+    output: Path,
+    folder: Path,
+    recipe: str,
+    given: list[str],
+    epochs: int | None,
+    seconds: float | None,
+    seed: int,
+    resume: bool,
+) -> None:
+    import numpy as np
+
+    import diffeo
+    from diffeo.baselines import table_baselines
+    from diffeo.tables import fit_table
+
+    order = np.random.default_rng(seed).permutation(len(frame))
+    tenth = max(1, len(frame) // 10)
+    test, validation, train = (frame.iloc[i] for i in np.split(order, [tenth, 2 * tenth]))
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            model = fit_table(
+                train,
+                given=given,
+                recipe=recipe,
+                validation=validation,
+                vocabulary=test,
+                seed=seed,
+                epochs=epochs,
+                time_limit=seconds,
+                checkpoint=folder,
+                resume=resume,
+                on_schema=lambda schema: _announce(schema, remarks),
+            )
+        except ValueError as error:
+            raise ValueError(f"{table}: {str(error).removeprefix('fit: ')}") from error
+    result = model.result
+    assert result is not None
+    log_p = model.log_prob(test).to_numpy()
+    nats, stderr = float(log_p.mean()), float(log_p.std() / len(log_p) ** 0.5)
+    others = table_baselines(model, train, validation, test, seed=seed)
+    notes = {
+        "rows": {"train": len(train), "validation": len(validation), "test": len(test)},
+        "test_nats": nats,
+        "test_stderr": stderr,
+        "baselines": [b._asdict() for b in others],
+    }
+    diffeo.save(model, output, notes=notes)
+    shutil.rmtree(folder, ignore_errors=True)
+    why = {"steps": "as planned", "patience": "no better on held-out rows", "time_limit": "time limit reached"}
+    print(f"{result.steps} steps on {len(train)} rows in {result.seconds:.0f} s ({why[result.stopped]}).")
+    bound = "" if model.exact else "; a bound, since some columns are whole"
+    print(f"Mean log-density of {len(test)} test rows, in nats (higher is better{bound}):")
+    name = model.notes["flow"]
+    for label, value, error, choice in [(name, nats, stderr, "this flow"), *others]:
+        print(f"  {label:<18}{value:>10.3f} ± {error:.3f}   {choice}")
+    print(f"Wrote {output}.  Next:")
+    print("  " + shlex.join([program(), "report", str(output)]) + " TABLE")
+    print("  " + shlex.join([program(), "sample", str(output), "-n", "5"]))
+    print("  " + shlex.join([program(), "score", str(output)]) + " TABLE")
+
+
+def _announce(schema: Any, remarks: list[Any]) -> None:
+    """What each column was taken for, and warnings, before training begins."""
+    width = max(len(str(c.name)) for c in schema.columns)
+    print("Columns:")
+    for column in schema.columns:
+        role = " (given)" if column.name in schema.given else ""
+        print(f"  {column.name!s:<{width}}  {column.describe()}{role}")
+    sys.stdout.flush()
+    for remark in remarks:
+        print(f"diffeo: warning: {remark.message}", file=sys.stderr)
+    remarks.clear()
