@@ -123,6 +123,10 @@ TRANSFORMS: dict[str, TransformCase] = {
     "ActNorm": TransformCase(_seeded(lambda: _fitted(diffeo.ActNorm(3), 3)), _normal(6, 3)),
     "Standardize": TransformCase(_seeded(lambda: _fitted(diffeo.Standardize(3), 3)), _normal(6, 3)),
     "Whiten": TransformCase(_seeded(lambda: _fitted(diffeo.Whiten(3), 3)), _normal(6, 3)),
+    "Unconstrain": TransformCase(
+        _seeded(lambda: diffeo.Unconstrain([0.0, None, None, 1.0], [None, None, 2.0, 3.0])),
+        lambda: torch.stack([_positive(6)(), _normal(6)(), 2 - _positive(6)(), 1 + 2 * _unit(6)()], -1),
+    ),
     "Gaussianize": TransformCase(_seeded(lambda: _fitted(diffeo.Gaussianize(3, bins=8), 3)), _normal(6, 3, scale=3.0)),
     "Chain": TransformCase(
         _seeded(
@@ -170,6 +174,13 @@ DENSITIES: dict[str, DensityCase] = {
     "GaussianMixture": DensityCase(lambda: diffeo.GaussianMixture(2, components=3)),
     "GaussianMixture of one": DensityCase(lambda: diffeo.GaussianMixture(1, components=1)),
     "Dequantized": DensityCase(lambda: diffeo.Dequantized(_wide())),
+    "Categorical": DensityCase(lambda: diffeo.Categorical([5])),
+    "Categorical of two, context": DensityCase(lambda: diffeo.Categorical([2, 3], context=2), CONTEXT),
+    "Mixed": DensityCase(lambda: diffeo.Mixed(diffeo.Categorical([2]), diffeo.maf(2, context=2, layers=1))),
+    "mixed, bounds": DensityCase(lambda: diffeo.mixed(2, low=[0, None], high=[None, 1], flow="maf")),
+    "mixed, whole, context": DensityCase(
+        lambda: diffeo.mixed(2, levels=[3], whole=[0], context=2, flow="maf", options={"layers": 1}), CONTEXT
+    ),
     "Flow": DensityCase(lambda: diffeo.Flow(diffeo.Exp(), diffeo.Uniform(torch.ones(1), torch.full((1,), 4.0)))),
     "gaussian": DensityCase(_gaussian),
     "nice": DensityCase(_small(diffeo.nice, 2)),

@@ -64,11 +64,7 @@ def plot_marginal(data: pd.Series, samples: pd.Series, ax: Any = None) -> Any:
         values, drawn = (_as_numbers(column) for column in (data, samples))
         low, high = np.quantile(values, [0.001, 0.999])
         low, high = (low, high) if low < high else (values.min() - 0.5, values.max() + 0.5)
-        steps = np.unique(values)
-        bins = np.linspace(low, high, 31)
-        if len(steps) <= 40:  # a bar for each value
-            gap = np.diff(steps).min()
-            bins = np.arange(steps[0] - gap / 2, steps[-1] + gap, gap) if (high - low) / gap < 80 else bins
+        bins = _bins(values, low, high)
         ax.hist(np.clip(values, low, high), bins, density=True, color=DATA, alpha=0.5)
         ax.hist(np.clip(drawn, low, high), bins, density=True, histtype="step", color=MODEL, lw=1.6)
         ax.set_yticks([])
@@ -83,9 +79,11 @@ def plot_marginal(data: pd.Series, samples: pd.Series, ax: Any = None) -> Any:
         ax.bar(at - 0.2, [share[v] for v in levels], 0.4, color=DATA, alpha=0.6)
         ax.bar(at + 0.2, [drawn.get(v, 0.0) for v in levels], 0.4, color=MODEL, alpha=0.85)
         long = max(len(str(v)) for v in levels) * len(levels) > 24
-        ax.set_xticks(at, [_short(str(v)) for v in levels], rotation=30 if long else 0, ha="right" if long else "center")
+        ax.set_xticks(
+            at, [_short(str(v)) for v in levels], rotation=30 if long else 0, ha="right" if long else "center"
+        )
         ax.set_yticks([])
-    ax.tick_params(labelsize=7)
+    ax.tick_params(labelsize=8)
     _quiet(ax)
     ax.spines["left"].set_visible(False)
     return ax
@@ -144,6 +142,15 @@ def plot_scores(groups: dict[str, np.ndarray], xlabel: str, ax: Any = None) -> A
     ax.legend(frameon=False)
     _quiet(ax)
     return ax
+
+
+def _bins(values: np.ndarray, low: float, high: float, about: int = 30) -> np.ndarray:
+    """Edges of about so many bars; on a grid each bar holds equally many of its values."""
+    gap = np.diff(np.unique(values)).min()
+    if (high - low) / gap > 2000:  # no grid that one could see
+        return np.linspace(low, high, about + 1)
+    width = max(1, round((high - low) / gap / about)) * gap
+    return np.arange(low - gap / 2, high + width, width)
 
 
 def _as_numbers(column: pd.Series) -> np.ndarray:

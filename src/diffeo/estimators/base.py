@@ -14,7 +14,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from diffeo.tables import TableDensity, fit_table
 
-FLOOR = 1e-3  # standard deviation that a column without any counts with, as reg_covar=1e-6 gives scikit-learn's mixtures
+FLOOR = (
+    1e-3  # standard deviation that a column without any counts with, as reg_covar=1e-6 gives scikit-learn's mixtures
+)
 PEAK = float(-np.log(FLOOR) - 0.5 * np.log(2 * np.pi))  # log-density at its center
 
 

@@ -172,7 +172,7 @@ def _history(model: TableDensity) -> str | None:
 def _marginals(model: TableDensity, seen: pd.DataFrame, samples: pd.DataFrame) -> list[tuple[str, str]]:
     out = []
     for name in _drawn(model)[:MOST_MARGINALS]:
-        ax = plot_marginal(seen[name], samples[name], _axes(3.0, 1.7))
+        ax = plot_marginal(seen[name], samples[name], _axes(2.4, 1.4))
         out.append((name, _svg(ax.figure, f"{name}: data and samples")))
     return out
 
@@ -232,5 +232,3 @@ def _show(value: Any) -> str:
     if isinstance(value, pd.Timestamp):
         return value.isoformat(sep=" ").removesuffix(" 00:00:00")
     return str(value)
-
-

@@ -223,7 +223,12 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
     name, dtype = values.name, values.dtype
     if kind is not None and kind not in KINDS and not (isinstance(kind, tuple | list) and len(kind) == 2):
         raise ValueError(f"column {name!r}: expected a kind among {', '.join(KINDS)}, or (low, high); got {kind!r}")
-    distinct = (values if known is None else known).drop_duplicates()
+    if types.is_object_dtype(dtype):
+        strange = [v for v in values if not isinstance(v, str | bool | int | float | np.bool_ | np.number)]
+        if strange:
+            raise ValueError(f"column {name!r}: holds {type(strange[0]).__name__} objects; expected text or numbers")
+    every = values if known is None else known
+    distinct = every.drop_duplicates()
     if len(distinct) == 1:
         return Constant(name, str(dtype), _plain(distinct.iloc[0]))
     if types.is_datetime64_any_dtype(dtype):
@@ -239,17 +244,16 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
         return Category(name, "category", levels, bool(dtype.ordered))
     if not (types.is_bool_dtype(dtype) or types.is_string_dtype(dtype) or types.is_object_dtype(dtype)):
         raise ValueError(f"column {name!r}: {dtype} is not supported; turn it into numbers, categories or dates")
-    if types.is_object_dtype(dtype):
-        strange = [v for v in distinct.tolist() if not isinstance(v, str | bool | int | float | np.bool_ | np.number)]
-        if strange:
-            raise ValueError(f"column {name!r}: holds {type(strange[0]).__name__} objects; expected text or numbers")
-    if kind is None and len(distinct) > max(20, MOST_LEVELS * len(values)):
-        parsed = pd.to_numeric(values, errors="coerce")
+    if kind is None and len(distinct) > max(20, MOST_LEVELS * len(every)):
+        parsed = pd.to_numeric(every, errors="coerce")
         if parsed.notna().mean() > 0.5:
-            wrong = values[parsed.isna()].iloc[0]
-            raise ValueError(f"column {name!r}: numbers, but for {int(parsed.isna().sum())} values such as {wrong!r}")
+            wrong = every[parsed.isna()]
+            raise ValueError(
+                f"column {name!r}: numbers, but for {len(wrong)} of {len(every)} rows, such as {wrong.iloc[0]!r} "
+                f"in row {wrong.index[0]}"
+            )
         raise ValueError(
-            f"column {name!r}: text with {len(distinct)} distinct values in {len(values)} rows is no category; "
+            f"column {name!r}: text with {len(distinct)} distinct values in {len(every)} rows is no category; "
             "drop it, or turn it into numbers or dates"
         )
     return Category(name, str(dtype), sorted((_plain(v) for v in distinct), key=lambda v: (str(type(v)), v)))

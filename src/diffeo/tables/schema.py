@@ -153,9 +153,6 @@ def learn_schema(
         ValueError: unknown names in `given` or `kinds`, no column left to model, or a column that is not supported.
     """
     kinds = dict(kinds or {})
-    doubled = table.columns[table.columns.duplicated()].tolist()
-    if doubled:
-        raise ValueError(f"the column name {doubled[0]!r} stands more than once in the table")
     for what, names in (("given", given), ("kinds", kinds)):
         unknown = [name for name in names if name not in table]
         if unknown:
@@ -176,7 +173,10 @@ def learn_schema(
 
 
 def check_complete(table: pd.DataFrame, hint: str) -> None:
-    """Refuse missing and infinite values, counted by column."""
+    """Refuse missing and infinite values, counted by column, and names that do not tell columns apart."""
+    doubled = table.columns[table.columns.duplicated()].tolist()
+    if doubled:
+        raise ValueError(f"the column name {doubled[0]!r} stands more than once in the table")
     counts = {}
     for name in table.columns:
         bad = table[name].isna()

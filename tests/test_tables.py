@@ -1,0 +1,356 @@
+"""Tables: what columns are taken for, codec and density in the table's units, samples like the table, errors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import diffeo
+from diffeo.tables.columns import Category, Constant, Moment, Number, from_json, learn_column, to_json
+from diffeo.tables.explain import surprise
+from diffeo.tables.schema import Schema, learn_schema
+
+
+def _table(n: int = 600, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 3, n)
+    return pd.DataFrame(
+        {
+            "real": rng.normal(size=n).astype("float32"),
+            "kind": pd.Categorical.from_codes(kind, ["low", "mid", "high"], ordered=True),
+            "flag": rng.random(n) < 0.3,
+            "word": np.array(["a", "b"])[rng.integers(0, 2, n)],
+            "size": np.exp(0.5 * rng.normal(size=n) + kind),
+            "count": rng.poisson(3 + 2 * kind),
+            "rounded": np.round(2 * rng.normal(size=n), 1),
+            "when": pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 300, n), "D"),
+            "share": rng.beta(2, 2, n),
+            "nullable": pd.array(rng.integers(10, 50, n), dtype="Int64"),
+            "always": 7,
+            "binary": rng.integers(0, 2, n),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> diffeo.TableDensity:
+    return diffeo.fit_table(_table(), recipe="maf", steps=60, progress=False)
+
+
+def test_columns_are_recognised():
+    schema, remarks = learn_schema(_table())
+    assert remarks == []
+    assert {c.name: c.describe() for c in schema.columns} == {
+        "real": "continuous",
+        "kind": "3 categories",
+        "flag": "2 categories",
+        "word": "2 categories",
+        "size": "positive",
+        "count": "whole steps of 1",
+        "rounded": "whole steps of 0.1",
+        "when": "date, whole days",
+        "share": "bounded",
+        "nullable": "whole steps of 1",
+        "always": "always 7",
+        "binary": "2 categories",
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "described"),
+    [
+        (np.arange(100) % 7 * 5, "whole steps of 5"),
+        (np.arange(100) % 7 * 0.25 - 3, "whole steps of 0.25"),
+        ((np.arange(100) % 7 - 3.1234567) / 1.7654321, "whole steps of 0.566434"),  # standardised integers
+        (np.random.default_rng(0).normal(size=100), "continuous"),
+        (np.random.default_rng(0).normal(size=100) * 1e-8, "continuous"),
+        (1e7 + np.random.default_rng(0).normal(size=100), "continuous"),
+        (np.random.default_rng(0).exponential(size=100), "positive"),
+        (np.random.default_rng(0).normal(size=100) + 50, "continuous"),  # positive, but far from zero
+        (np.round(np.random.default_rng(0).normal(size=100), 6), "continuous"),  # rounded, but no value twice
+        (np.float32(np.arange(100) % 9) / np.float32(10), "whole steps of 0.1"),
+    ],
+)
+def test_numbers_are_recognised(values, described):
+    assert learn_column(pd.Series(values, name="x")).describe() == described
+
+
+def test_declared_kinds():
+    x = pd.Series(np.random.default_rng(0).uniform(1, 9, 200), name="x")
+    assert learn_column(x, (0, 10)).describe() == "bounded"
+    assert learn_column(x, "continuous").describe() == "continuous"
+    upper = learn_column(x, (None, 10))
+    assert isinstance(upper, Number)
+    assert (upper.low, upper.high) == (None, 0.0)
+    whole = pd.Series(np.arange(100) % 7, name="x")
+    assert learn_column(whole, "category").describe() == "7 categories"
+    assert learn_column(whole, "continuous").describe() == "continuous"
+    for kind, message in (("integer", "expected a kind"), ((2, 10), "reach the bounds"), ("whole", "evenly spaced")):
+        with pytest.raises(ValueError, match=message):
+            learn_column(x, kind)
+
+
+def test_every_column_survives_the_codec():
+    table = _table()
+    schema, _ = learn_schema(table)
+    back = schema.decode(schema.encode(table))
+    assert back.dtypes.equals(table.dtypes)
+    assert list(back.columns) == list(table.columns)
+    for name in table.columns:
+        if pd.api.types.is_float_dtype(table[name].dtype):
+            assert np.allclose(back[name], table[name], rtol=1e-6), name
+        else:
+            assert (back[name] == table[name]).all(), name
+    assert Schema.from_json(schema.to_json()) == schema
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Rome"])
+@pytest.mark.parametrize("step", ["h", "min", "ns"])
+def test_times_survive_the_codec(zone, step):
+    rng = np.random.default_rng(0)
+    moments = pd.Timestamp("2024-03-30", tz=zone) + pd.to_timedelta(rng.integers(0, 60, 200), step)
+    values = pd.Series(moments, name="t")
+    column = learn_column(values)
+    assert isinstance(column, Moment)
+    again = from_json(to_json(column))
+    assert isinstance(again, Moment)
+    back = again.decode(again.encode(values))
+    assert back.dtype == values.dtype
+    assert (back == values).all()
+
+
+def test_samples_look_like_the_table(model):
+    table, samples = _table(), model.sample(2000, seed=1)
+    assert samples.dtypes.equals(table.dtypes)
+    for name in ("real", "size", "count", "rounded", "when", "share", "nullable"):
+        assert samples[name].min() >= table[name].min(), name
+        assert samples[name].max() <= table[name].max(), name
+    assert list(samples["kind"].cat.categories) == ["low", "mid", "high"]
+    assert samples["kind"].cat.ordered
+    assert (samples["always"] == 7).all()
+    assert np.allclose(samples["rounded"] * 10, np.rint(samples["rounded"] * 10))
+    assert model.sample(5, seed=3).equals(model.sample(5, seed=3))
+    assert not model.sample(5, seed=3).equals(model.sample(5, seed=4))
+
+
+def test_a_row_alone_scores_as_among_others(model):
+    table = _table(50, seed=2)
+    every = model.log_prob(table)
+    assert every.index.equals(table.index)
+    shuffled = table.sample(frac=1.0, random_state=0)
+    assert np.array_equal(model.log_prob(shuffled).loc[table.index], every)
+    assert abs(model.log_prob(table.iloc[[7]]).iloc[0] - every.iloc[7]) < 1e-9
+    assert not model.exact
+
+
+def test_save_and_load(model, tmp_path):
+    path = tmp_path / "m.safetensors"
+    diffeo.save(model, path)
+    loaded = diffeo.load(path)
+    assert isinstance(loaded, diffeo.TableDensity)
+    table = _table(20, seed=3)
+    assert np.array_equal(loaded.log_prob(table), model.log_prob(table))
+    assert loaded.sample(5, seed=0).equals(model.sample(5, seed=0))
+    assert 0 <= loaded.percentile(loaded.log_prob(table)).min() <= 100
+    assert repr(loaded).startswith("TableDensity(real: continuous, kind: 3 categories")
+
+
+def _known(n: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """A table whose log-density is known: a category, a positive and a real number, both depending on it."""
+    rng = np.random.default_rng(seed)
+    p, mean, spread = np.array([0.5, 0.3, 0.2]), np.array([0.0, 1.0, 2.0]), np.array([0.5, 0.3, 0.7])
+    k = rng.choice(3, n, p=p)
+    log_size = mean[k] + spread[k] * rng.normal(size=n)
+    real = 3 * log_size * (k == 1) + rng.normal(size=n)
+    log_p = np.log(p[k]) - 0.5 * ((log_size - mean[k]) / spread[k]) ** 2 - np.log(spread[k]) - log_size
+    log_p += -0.5 * (real - 3 * log_size * (k == 1)) ** 2 - math.log(2 * math.pi)
+    table = pd.DataFrame({"kind": np.array(["x", "y", "z"])[k], "size": np.exp(log_size), "real": real})
+    return table, log_p
+
+
+def test_the_density_of_a_known_table():
+    train, _ = _known(4000, 0)
+    model = diffeo.fit_table(train, options={"layers": 2, "hidden": (64, 64)}, steps=800, seed=0, progress=False)
+    assert model.exact
+    test, truth = _known(4000, 1)
+    log_p = model.log_prob(test).to_numpy()
+    excess = truth - log_p  # its mean is the divergence of the model from the truth: at least 0, and small
+    error = excess.std() / len(excess) ** 0.5
+    assert -3 * error < excess.mean() < 0.06
+
+
+def test_the_density_integrates_to_one_in_the_tables_units():
+    train, _ = _known(500, 0)
+    model = diffeo.fit_table(train[["kind", "size"]], recipe="maf", steps=50, progress=False)
+    size = np.geomspace(1e-4, 1e4, 4001)
+    total = 0.0
+    for kind in "xyz":
+        p = np.exp(model.log_prob(pd.DataFrame({"kind": kind, "size": size})).to_numpy())
+        total += np.trapezoid(p, size)
+    assert abs(total - 1) < 0.01
+    counts = pd.DataFrame({"n": np.random.default_rng(0).poisson(4, 500) * 5})
+    whole = diffeo.fit_table(counts, recipe="maf", steps=50, progress=False)
+    p = np.exp(whole.log_prob(pd.DataFrame({"n": np.arange(0, 300, 5)}), samples=256))
+    assert abs(p.sum() * 5 - 1) < 0.02  # probabilities of steps of 5, by unit of the column
+
+
+def test_categories_alone():
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 3, 3000)
+    table = pd.DataFrame({"a": a.astype(str), "b": np.where(rng.random(3000) < 0.9, a, (a + 1) % 3).astype(str)})
+    model = diffeo.fit_table(table, steps=400, lr=1e-2, progress=False)
+    seen = table.value_counts(normalize=True)
+    p = np.exp(model.log_prob(seen.index.to_frame(index=False)).to_numpy())
+    assert np.abs(p - seen.to_numpy()).max() < 0.02
+    assert abs(p.sum() - 1) < 0.02
+    surprises = model.explain(pd.DataFrame({"a": ["0", "0"], "b": ["0", "2"]}))
+    assert surprises["b"].iloc[0] < 1 < surprises["b"].iloc[1]
+
+
+def test_given_columns():
+    train, _ = _known(1500, 0)
+    model = diffeo.fit_table(train, given=["kind"], recipe="maf", steps=300, progress=False)
+    drawn = {kind: model.sample(500, {"kind": kind}, seed=0) for kind in "xz"}
+    assert (drawn["z"]["kind"] == "z").all()
+    assert np.log(drawn["z"]["size"]).mean() - np.log(drawn["x"]["size"]).mean() > 1.5
+    rows = train.iloc[:4][["kind"]]
+    assert list(model.sample(4, rows)["kind"]) == list(rows["kind"])
+    assert list(model.sample(4, rows).columns) == list(train.columns)
+    for given, message in (
+        (None, "give values"),
+        ({"size": 1.0}, "is missing"),
+        ({"kind": "x", "size": 1}, "is none of them"),
+        (rows, "4 rows of given"),
+        ({"kind": "w"}, "never occurred"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.sample(3, given)
+    assert list(model.explain(train.iloc[:2]).columns) == ["size", "real"]
+
+
+def test_surprise_of_a_correlated_normal():
+    """sⱼ = ½ (zⱼ² − 1) with zⱼ the standardised residual of xⱼ given the others: known for a normal."""
+    rho = 0.95
+    precision = torch.linalg.inv(torch.tensor([[1.0, rho], [rho, 1.0]], dtype=torch.float64))
+    x = torch.tensor([[0.0, 0.0], [2.0, 2.0], [1.5, -1.5]], dtype=torch.float64)
+
+    def score(rows, context):
+        return -0.5 * torch.einsum("ni,ij,nj->n", rows, precision, rows)
+
+    got = surprise(score, x, None, [], [(-3.5, 3.5)] * 2, [(None, None)] * 2, [False, False])
+    z = (x - rho * x.flip(1)) / (1 - rho**2) ** 0.5
+    assert torch.allclose(got, 0.5 * (z * z - 1), atol=0.02)
+
+
+def test_explain_names_the_odd_column():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=1500)
+    table = pd.DataFrame({"x": x, "twice": 2 * x + 0.1 * rng.normal(size=1500), "n": rng.poisson(5, 1500)})
+    model = diffeo.fit_table(table, recipe="maf", steps=300, progress=False)
+    odd = pd.DataFrame({"x": [0.0, 0.0], "twice": [0.0, 0.0], "n": [5, 17]})
+    nats = model.explain(odd)
+    assert nats.shape == (2, 3)
+    assert nats.iloc[0].abs().max() < 1.5
+    assert nats.iloc[1].idxmax() == "n"
+    assert nats.iloc[1]["n"] > 5
+    assert model.explain(table.iloc[:300]).mean().abs().max() < 0.25  # zero on average
+
+
+def test_impossible_rows_have_no_density(model):
+    row = _table(1, seed=4)
+    assert np.isfinite(model.log_prob(row)).all()
+    for name, value in (("size", -1.0), ("share", 1.5), ("always", 8), ("count", -1)):
+        assert model.log_prob(row.assign(**{name: value})).iloc[0] == -math.inf, name
+
+
+def test_latents_of_the_training_table_look_like_the_base(model):
+    latents = model.latents(_table())
+    base = model.base_samples(500, torch.Generator().manual_seed(0))
+    assert latents.shape == (600, 7)
+    assert base.shape == (500, 7)
+    assert np.abs(latents.mean(0)).max() < 0.3
+    assert np.abs(latents.std(0) - 1).max() < 0.3
+
+
+BAD_ROWS = [
+    ({"real": np.nan}, "missing or infinite values \\('real': 1\\)"),
+    ({"size": np.inf}, "missing or infinite values"),
+    ({"word": "c"}, "'word': 'c' never occurred in training; it knows 'a', 'b'"),
+    ({"count": "many"}, "column 'count': expected numbers"),
+    ({"when": 3.0}, "column 'when': expected dates"),
+    ({"binary": 2}, "never occurred"),
+    ({"binary": "yes"}, "expected numbers"),
+    ({"always": "x"}, "expected numbers"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_ROWS)
+def test_bad_rows(model, change, message):
+    with pytest.raises(ValueError, match=message):
+        model.log_prob(_table(1, seed=4).assign(**change))
+
+
+def test_a_lacking_column_is_named(model):
+    with pytest.raises(ValueError, match="needs a column 'size', which the table lacks"):
+        model.log_prob(_table(3).drop(columns="size"))
+    with pytest.raises(ValueError, match="expected a DataFrame"):
+        model.log_prob(np.zeros((3, 12)))
+
+
+def _with(**columns) -> pd.DataFrame:
+    return pd.DataFrame({"x": np.random.default_rng(0).normal(size=60), **columns})
+
+
+BAD_TABLES = [
+    (lambda: _with(y=[np.nan] * 3 + [1.0] * 57), {}, "'y': 3\\); .*missing=\"drop\""),
+    (lambda: _with(y=[f"id{i}" for i in range(60)]), {}, "text with 60 distinct values in 60 rows is no category"),
+    (lambda: _with(y=[*range(59), "x"]), {}, "column 'y': numbers, but for 1 of 60 rows, such as 'x' in row 59"),
+    (lambda: _with(y=[[1]] * 60), {}, "holds list objects"),
+    (lambda: _with(y=pd.to_timedelta(range(60), "D")), {}, "timedelta64.* is not supported"),
+    (lambda: _with()[["x"]].assign(x=1.0), {}, "no column to model"),
+    (lambda: _with(), {"given": ["z"]}, "given: no column 'z'"),
+    (lambda: _with(), {"given": ["x"]}, "no column to model"),
+    (lambda: _with(), {"kinds": {"z": "whole"}}, "kinds: no column 'z'"),
+    (lambda: _with(), {"recipe": "glow2"}, "unknown recipe 'glow2'"),
+    (lambda: _with(), {"missing": "fill"}, "missing must be"),
+    (lambda: pd.concat([_with(), _with()], axis=1), {}, "'x' stands more than once"),
+    (lambda: _with().iloc[:1], {}, "at least 2 training rows"),
+]
+
+
+@pytest.mark.parametrize(("table", "options", "message"), BAD_TABLES)
+def test_bad_tables(table, options, message):
+    with pytest.raises(ValueError, match=message):
+        diffeo.fit_table(table(), steps=2, progress=False, **options)
+
+
+def test_missing_rows_can_be_dropped():
+    table = _with(y=[np.nan] * 3 + list(np.linspace(0, 1, 57) ** 2))
+    model = diffeo.fit_table(table, missing="drop", recipe="gaussian", steps=2, progress=False)
+    assert model.notes["rows"] == {"train": 51, "validation": 6}
+
+
+def test_an_atom_is_named():
+    rng = np.random.default_rng(0)
+    table = _with(spike=np.r_[np.zeros(20), rng.normal(size=40)])
+    with pytest.warns(UserWarning, match="column 'spike' holds 0 in 3.% of the rows"):
+        diffeo.fit_table(table, recipe="gaussian", steps=2, progress=False)
+
+
+def test_categories_of_held_out_rows_are_known():
+    table = _with(y=["a", "b"] * 29 + ["a", "rare"])
+    model = diffeo.fit_table(table.iloc[:58], validation=table.iloc[58:], recipe="gaussian", steps=2, progress=False)
+    kind = model.schema.column("y")
+    assert isinstance(kind, Category)
+    assert kind.levels == ["a", "b", "rare"]
+    assert np.isfinite(model.log_prob(table)).all()
+
+
+def test_a_number_constant_in_training_only():
+    column = learn_column(pd.Series([1.0] * 9, name="x"), known=pd.Series([1.0] * 9 + [2.0, 3.0]))
+    assert isinstance(column, Category)
+    assert isinstance(learn_column(pd.Series(["q"] * 9, name="x")), Constant)
