@@ -78,6 +78,11 @@ TRANSFORMS: dict[str, TransformCase] = {
     "RationalQuadraticSpline of 3 narrow bins": _univariate(lambda: Spline(3, bound=2.0), _normal(6)),
     "SinhArcsinh": _univariate(diffeo.SinhArcsinh, _normal(6)),
     "Power": _univariate(diffeo.Power, _positive(6)),
+    "LocationScale": _univariate(diffeo.LocationScale, _normal(6)),
+    "Composed": _univariate(
+        lambda: diffeo.Composed(diffeo.LocationScale(2.0), diffeo.Asinh(), diffeo.RationalQuadraticSpline(4)), _normal(6)
+    ),
+    "Asinh": TransformCase(lambda seed: diffeo.Asinh(), _normal(6)),
     "Exp": TransformCase(lambda seed: diffeo.Exp(), _normal(6)),
     "Softplus": TransformCase(lambda seed: diffeo.Softplus(), _normal(6)),
     "Sigmoid": TransformCase(lambda seed: diffeo.Sigmoid(), _normal(6)),
@@ -181,6 +186,7 @@ DENSITIES: dict[str, DensityCase] = {
     "mixed, whole, context": DensityCase(
         lambda: diffeo.mixed(2, levels=[3], whole=[0], context=2, flow="maf", options={"layers": 1}), CONTEXT
     ),
+    "regression": DensityCase(lambda: diffeo.regression(context=2, hidden=(16,), encoding=4), CONTEXT),
     "Flow": DensityCase(lambda: diffeo.Flow(diffeo.Exp(), diffeo.Uniform(torch.ones(1), torch.full((1,), 4.0)))),
     "gaussian": DensityCase(_gaussian),
     "nice": DensityCase(_small(diffeo.nice, 2)),

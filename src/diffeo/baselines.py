@@ -80,7 +80,7 @@ def _scores(
 def table_baselines(
     model: TableDensity, train: pd.DataFrame, validation: pd.DataFrame, test: pd.DataFrame, seed: int = 0
 ) -> list[Baseline]:
-    """The same for a table with columns of every kind: categories counted, independent of all else, and numbers as above.
+    """The same for a table with columns of every kind: categories counted, independent of all else, numbers as above.
 
     In the table's units, whole numbers dequantized; given columns are ignored.
     """

@@ -60,7 +60,7 @@ def plot_marginal(data: pd.Series, samples: pd.Series, ax: Any = None) -> Any:
     if ax is None:
         ax = plt.figure(figsize=(3, 2), layout="constrained").subplots()
     numeric = pd.api.types.is_numeric_dtype(data.dtype) and not pd.api.types.is_bool_dtype(data.dtype)
-    if numeric and data.nunique() > MOST_BARS or pd.api.types.is_datetime64_any_dtype(data.dtype):
+    if (numeric and data.nunique() > MOST_BARS) or pd.api.types.is_datetime64_any_dtype(data.dtype):
         values, drawn = (_as_numbers(column) for column in (data, samples))
         low, high = np.quantile(values, [0.001, 0.999])
         low, high = (low, high) if low < high else (values.min() - 0.5, values.max() + 0.5)

@@ -19,9 +19,9 @@ from diffeo.nets import MADE
 class Categorical(Density):
     """Autoregressive categories: log P(x) = Σᵢ log softmax(aᵢ + net(x₁ … xᵢ₋₁, c))[xᵢ], exact.
 
-    An event is a vector of codes, column i from 0 … levels[i] − 1 (integers, or floats that hold them). `initialize` sets
-    the a to the log-frequencies of the training rows, so that it starts as independent columns; a code out of range has
-    log-probability −∞.
+    An event is a vector of codes, column i from 0 … levels[i] − 1 (integers, or floats that hold them). `initialize`
+    sets the a to the log-frequencies of the training rows, so that it starts as independent columns; a code out of
+    range has log-probability −∞.
 
     Args:
         levels: number of categories of each column, at least 1.

@@ -1,5 +1,8 @@
 """What the scikit-learn estimators share: their parameters, checks of X, and the fit."""
 
+# pandas' and scikit-learn's annotations are unions of all that could come back
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import warnings
@@ -12,7 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from diffeo.tables import TableDensity, fit_table
+from diffeo.tables import fit_table
 
 FLOOR = (
     1e-3  # standard deviation that a column without any counts with, as reg_covar=1e-6 gives scikit-learn's mixtures
@@ -75,6 +78,10 @@ class FlowEstimator(BaseEstimator):
     def _fit_rows(self, X: Any) -> None:
         """Fit the density of X, and keep it as `model_`."""
         table = self._table(X, reset=True)
+        seed = self._seed()
+        most = getattr(self, "max_samples", None)
+        if most is not None and len(table) > most:
+            table = table.iloc[np.sort(np.random.default_rng(seed).permutation(len(table))[:most])]
         self.spread_ = table.nunique().to_numpy() > 1  # columns that vary
         if not self.spread_.any():
             self.model_ = None
@@ -88,7 +95,8 @@ class FlowEstimator(BaseEstimator):
                 recipe=self.recipe,
                 options=self._options(),
                 validation=self.validation_fraction,
-                seed=self._seed(),
+                blur=getattr(self, "blur", 0.0),
+                seed=seed,
                 **self._training(),
             )
         self.result_ = self.model_.result

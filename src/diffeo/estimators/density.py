@@ -1,5 +1,8 @@
 """`FlowDensity`: a density estimator for scikit-learn."""
 
+# pandas' and scikit-learn's annotations are unions of all that could come back
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from typing import Any
@@ -16,9 +19,9 @@ from diffeo.estimators.base import FLOOR, FlowEstimator
 class FlowDensity(DensityMixin, FlowEstimator):
     """The density of a table's rows by a normalizing flow: a `KernelDensity` that learns.
 
-    Numeric input is an array or DataFrame (n, features), columns on a grid (integers, rounded values) dequantized: such a
-    column counts with the mean density over the cell of its value. A DataFrame may also hold categories, text, booleans
-    and dates (see `diffeo.fit_table`). A column without spread counts as a normal of standard deviation 1e-3.
+    Numeric input is an array or DataFrame (n, features), columns on a grid (integers, rounded values) dequantized: such
+    a column counts with the mean density over the cell of its value. A DataFrame may also hold categories, text,
+    booleans and dates (see `diffeo.fit_table`). A column without spread counts as a normal of standard deviation 1e-3.
 
     Args:
         recipe: which flow; "auto" is `nsf_ar`.

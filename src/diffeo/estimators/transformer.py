@@ -1,5 +1,8 @@
 """`FlowTransformer`: data to Gaussian noise and back."""
 
+# pandas' and scikit-learn's annotations are unions of all that could come back
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,5 +1,6 @@
 """Plain networks for conditioners: `(x, context) -> params`, zero at the start."""
 
+from diffeo.nets.encoder import PiecewiseLinear as PiecewiseLinear
 from diffeo.nets.made import MADE as MADE
 from diffeo.nets.mlp import MLP as MLP
 from diffeo.nets.scaler import ContextScaler as ContextScaler

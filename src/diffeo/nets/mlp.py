@@ -92,7 +92,7 @@ class MLP(nn.Module):
         h = None if self.from_x is None else self.from_x(x)
         if self.from_context is not None:
             c = self.from_context(require_context(context, self.context, "MLP"))
-            h = c.expand(*torch.broadcast_shapes(x.shape[:-1], c.shape[:-1]), -1) if h is None else h + c
+            h = c if h is None else h + c  # without an x the batch is that of the context: one pass serves many x
         return self.body(h)
 
 

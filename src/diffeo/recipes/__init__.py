@@ -7,6 +7,7 @@ from diffeo.recipes.registry import read_notes as read_notes
 from diffeo.recipes.registry import recipe as recipe
 from diffeo.recipes.registry import recipes as recipes
 from diffeo.recipes.registry import save as save
+from diffeo.recipes.regression import regression as regression
 from diffeo.recipes.tabular import gaussian as gaussian
 from diffeo.recipes.tabular import iaf as iaf
 from diffeo.recipes.tabular import maf as maf

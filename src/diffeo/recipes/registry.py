@@ -82,7 +82,7 @@ def find_recipe(name: str) -> Callable[..., Density]:
 
 
 def save(density: Density, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
-    """Write a density made by a recipe to one safetensors file; `diffeo.save` is this, and takes densities of tables too.
+    """Write a density made by a recipe to a safetensors file; `diffeo.save` is this, and takes densities of tables too.
 
     Raises:
         ValueError: the density was made by hand, or an argument of its recipe cannot be written as JSON.

@@ -252,6 +252,7 @@ def nsf_ar(
     adjacency: Tensor | None = None,
     dropout: float = 0.0,
     residual: bool = False,
+    rotate: bool = False,
 ) -> Flow:
     """Autoregressive neural spline flow, RQ-NSF (AR); learned linear maps between layers, the order turned round.
 
@@ -267,6 +268,10 @@ def nsf_ar(
         adjacency: (D, D) booleans, which coordinate may depend on which, the same in every layer; instead of orders.
         dropout: probability of dropping a hidden unit while training.
         residual: residual blocks in the conditioners.
+        rotate: whiten before the columns are Gaussianized too, so that thin directions across columns are met first.
+
+    Raises:
+        ValueError: an adjacency together with `rotate`, which mixes the coordinates.
 
     Cost: one pass for a density; a sample takes D steps for each layer, each hidden unit computed once.
 
@@ -277,9 +282,11 @@ def nsf_ar(
     torch.Size([5])
     """
     options = {"dropout": dropout, "residual": residual, "adjacency": adjacency}
-    first: list[Transform] = (
-        [Gaussianize(features)] if adjacency is not None else [Gaussianize(features), Whiten(features)]
-    )
+    if rotate and adjacency is not None:
+        raise ValueError("nsf_ar: rotate mixes the coordinates, which an adjacency forbids")
+    first: list[Transform] = [*([Whiten(features)] if rotate else []), Gaussianize(features)]
+    if adjacency is None:
+        first.append(Whiten(features))
     spline = RationalQuadraticSpline(bins, bound)
     parts = [*first, *_autoregressive(features, spline, context, layers, hidden, options, mix=True)]
     return _flow(features, context, parts, components)

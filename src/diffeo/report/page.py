@@ -1,5 +1,8 @@
 """`write_report`: what a model says about a table, as one self-contained HTML page."""
 
+# pandas' and scikit-learn's annotations are unions of all that could come back
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import base64

@@ -4,6 +4,9 @@ A number column is encoded as y = (x − shift) / scale, with bounds where the v
 on a grid (then y counts its steps); a category as its code; a date as a number of days; a constant not at all.
 """
 
+# pandas' and scikit-learn's annotations are unions of all that could come back
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import math

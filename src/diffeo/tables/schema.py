@@ -1,5 +1,8 @@
 """The codec of a table: DataFrame ↔ encoded rows, learned from training rows."""
 
+# pandas' and scikit-learn's annotations are unions of all that could come back
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +20,8 @@ from diffeo.tables.columns import Category, Column, Constant, Moment, Number, at
 class Schema:
     """What the columns of a table hold, in the table's order, and which of them the others are conditional on.
 
-    Encoded rows hold the codes of categories first, then the numbers; a context holds the conditioning columns, categories
-    one-hot and numbers on a common scale.
+    Encoded rows hold the codes of categories first, then the numbers; a context holds the conditioning columns,
+    categories one-hot and numbers on a common scale.
     """
 
     columns: tuple[Column, ...]
@@ -107,7 +110,7 @@ class Schema:
         return bad
 
     def decode(self, rows: np.ndarray, given: pd.DataFrame | None = None) -> pd.DataFrame:
-        """A table from encoded rows, with the columns, dtypes, categories, ranges and rounding of the training table."""
+        """A table from encoded rows, with the columns, dtypes, categories, ranges and rounding of the training one."""
         place = {c.name: i for i, c in enumerate(self.modelled)}
         columns: dict[Any, pd.Series] = {}
         for column in self.columns:

@@ -2,6 +2,7 @@
 
 from diffeo.training.diagnosis import NonFiniteError as NonFiniteError
 from diffeo.training.fit import fit as fit
+from diffeo.training.objectives import Blurred as Blurred
 from diffeo.training.objectives import MaximumLikelihood as MaximumLikelihood
 from diffeo.training.objectives import kl_monte_carlo as kl_monte_carlo
 from diffeo.training.result import FitResult as FitResult

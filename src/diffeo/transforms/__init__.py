@@ -12,8 +12,11 @@ from diffeo.transforms.norm import Whiten as Whiten
 from diffeo.transforms.permute import Permute as Permute
 from diffeo.transforms.unconstrain import Unconstrain as Unconstrain
 from diffeo.transforms.univariate import Affine as Affine
+from diffeo.transforms.univariate import Asinh as Asinh
+from diffeo.transforms.univariate import Composed as Composed
 from diffeo.transforms.univariate import Exp as Exp
 from diffeo.transforms.univariate import LeakyReLU as LeakyReLU
+from diffeo.transforms.univariate import LocationScale as LocationScale
 from diffeo.transforms.univariate import Logit as Logit
 from diffeo.transforms.univariate import Power as Power
 from diffeo.transforms.univariate import RationalQuadraticSpline as RationalQuadraticSpline

@@ -61,7 +61,7 @@ class Coupling(Transform):
         seen = visible(x, context)
         x_a, x_b = x.index_select(-1, self.keeps), x.index_select(-1, self.changes)
         params = self._params(seen.index_select(-1, self.keeps), x_b, context)
-        z_b, logdet = self.univariate(x_b.expand(params.shape[:-1]), params)
+        z_b, logdet = self.univariate(_broadcast(x_b, params), params)
         return self._join(x, x_a, z_b, logdet, context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
@@ -69,7 +69,7 @@ class Coupling(Transform):
         seen = visible(z, context)
         z_a, z_b = z.index_select(-1, self.keeps), z.index_select(-1, self.changes)
         params = self._params(seen.index_select(-1, self.keeps), z_b, context)
-        x_b, logdet = self.univariate.inverse(z_b.expand(params.shape[:-1]), params)
+        x_b, logdet = self.univariate.inverse(_broadcast(z_b, params), params)
         return self._join(z, z_a, x_b, logdet, context)
 
     def _params(self, a: Tensor, b: Tensor, context: Context) -> Tensor:
@@ -82,3 +82,8 @@ class Coupling(Transform):
         joined = torch.cat([a, b], -1).index_select(-1, self.merge)
         joined, logdet = keep_masked(whole, joined, logdet.index_select(-1, self.merge), context)
         return joined, sum_event(logdet, 1)
+
+
+def _broadcast(x: Tensor, params: Tensor) -> Tensor:
+    """x over the batch of its parameters too; these may stay smaller, as where one context serves many x."""
+    return x.expand(torch.broadcast_shapes(x.shape, params.shape[:-1]))

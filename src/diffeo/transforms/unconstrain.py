@@ -21,8 +21,8 @@ class Unconstrain(Transform):
     high only: z = −s·softplus⁻¹((high − x) / s)
     both:      z = logit((x − low) / (high − low))
 
-    s is 1 until `initialize` sets it to the median distance of the training rows from the bound. Outside the bounds z is
-    NaN; a value within rounding of a bound counts as just inside.
+    s is 1 until `initialize` sets it to the median distance of the training rows from the bound. Outside the bounds z
+    is NaN; a value within rounding of a bound counts as just inside.
 
     Args:
         low, high: a number for each column, or None (±inf) where there is no bound.

@@ -42,6 +42,39 @@ class Affine(Univariate):
         return shift, soft_clip(s, self.bound)
 
 
+class LocationScale(Univariate):
+    """z = (x − m) exp(−s), with the log-scale s softly bounded: x standardised by its own location and scale.
+
+    s = bound · tanh(s₀ / bound); parameters (m, s₀). The same maps as `Affine`, in the parameters of a regression: small
+    scales do not make the location move.
+
+    Args:
+        bound: largest absolute log-scale, > 0.
+
+    >>> import torch, diffeo
+    >>> diffeo.LocationScale()(torch.tensor(2.0), torch.tensor([1.0, 0.0]))
+    (tensor(1.), tensor(-0.))
+    """
+
+    n_params = 2
+
+    def __init__(self, bound: float = 10.0):
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
+        location, log_scale = self._unpack(context)
+        return (x - location) * (-log_scale).exp(), -log_scale.expand_as(x)
+
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
+        location, log_scale = self._unpack(context)
+        return z * log_scale.exp() + location, log_scale.expand_as(z)
+
+    def _unpack(self, context: Context) -> tuple[Tensor, Tensor]:
+        location, s = self.params(context).unbind(-1)
+        return location, soft_clip(s, self.bound)
+
+
 class Shift(Univariate):
     """z = x + t, which preserves volume; parameter (t,).
 

@@ -106,6 +106,32 @@ class Tanh(Univariate):
         return z.atanh(), -torch.log1p(-z) - torch.log1p(z)
 
 
+class Asinh(Univariate):
+    """z = asinh(δ x) / δ: close to x near zero, logarithmic far out; a Gaussian z gives x tails heavier than Gaussian.
+
+    Args:
+        delta: where the tails begin, at |x| ≈ 1 / δ; > 0.
+
+    >>> import torch, diffeo
+    >>> diffeo.Asinh()(torch.tensor(0.0))
+    (tensor(0.), tensor(-0.))
+    """
+
+    def __init__(self, delta: float = 0.5):
+        super().__init__()
+        if not delta > 0:
+            raise ValueError(f"Asinh: expected delta > 0, got {delta}")
+        self.delta = delta
+
+    def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
+        z = (self.delta * x).asinh()
+        return z / self.delta, -_log_cosh(z)
+
+    def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
+        z = self.delta * z
+        return z.sinh() / self.delta, _log_cosh(z)
+
+
 class SinhArcsinh(Univariate):
     """z = sinh(δ asinh(x) + ε): ε skews, δ = exp(s) > 0 makes tails lighter or heavier; parameters (ε, s₀).
 
