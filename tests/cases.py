@@ -80,7 +80,8 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Power": _univariate(diffeo.Power, _positive(6)),
     "LocationScale": _univariate(diffeo.LocationScale, _normal(6)),
     "Composed": _univariate(
-        lambda: diffeo.Composed(diffeo.LocationScale(2.0), diffeo.Asinh(), diffeo.RationalQuadraticSpline(4)), _normal(6)
+        lambda: diffeo.Composed(diffeo.LocationScale(2.0), diffeo.Asinh(), diffeo.RationalQuadraticSpline(4)),
+        _normal(6),
     ),
     "Asinh": TransformCase(lambda seed: diffeo.Asinh(), _normal(6)),
     "Exp": TransformCase(lambda seed: diffeo.Exp(), _normal(6)),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 
 import diffeo
-from diffeo.nets import MADE, MLP
+from diffeo.nets import MADE, MLP, PiecewiseLinear
 from diffeo.testing import perturbed
 
 
@@ -134,3 +137,32 @@ def test_a_mixture_starts_where_expectation_maximisation_ends():
     mixture.initialize(x)
     expected = GaussianMixture(2, random_state=0).fit(x.numpy()).score(x.numpy())
     assert mixture(x).mean().item() == pytest.approx(expected, abs=0.02)
+
+
+def test_piecewise_linear_codes_do_not_hang_on_rounding():
+    """Columns that repeat their values: each code is the same in float32, where it was learnt, and in float64."""
+    rng = np.random.default_rng(0)
+    columns = [rng.integers(0, 2, 500), rng.integers(0, 7, 500), np.full(500, 3), rng.normal(size=500)]
+    rows = torch.from_numpy(np.stack(columns, 1) * 1.234567 + 0.1)
+    rows = (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-3)
+    encoder = PiecewiseLinear(4, bins=8)
+    encoder.initialize(rows.float())
+    single, double = encoder(rows.float()), copy.deepcopy(encoder).double()(rows)
+    assert single.shape == (500, 36)
+    assert torch.allclose(single.double(), double, atol=1e-4)
+    codes = single[:, 4:].reshape(500, 4, 8)
+    assert len(torch.unique(codes[:, 0].double().round(decimals=3), dim=0)) == 2
+    assert len(torch.unique(codes[:, 1].double().round(decimals=3), dim=0)) == 7  # every value has its own code
+    assert codes.mean(0).abs().max() < 1e-5
+
+
+def test_a_network_of_the_context_alone_runs_once_for_many_x():
+    net = perturbed(MLP(0, 3, context=2, hidden=(8,)))
+    assert net(torch.zeros(5, 7, 0), torch.randn(5, 1, 2)).shape == (5, 1, 3)
+    layer = diffeo.Coupling(torch.zeros(1, dtype=torch.bool), perturbed(MLP(0, 2, context=2)), diffeo.Affine())
+    x, c = torch.randn(5, 7, 1), torch.randn(5, 1, 2)
+    z, logdet = layer(x, c)
+    apart, logdet_apart = layer(x, c.expand(5, 7, 2).clone())
+    assert torch.allclose(z, apart, atol=1e-6)
+    assert torch.allclose(logdet, logdet_apart, atol=1e-6)
+    assert torch.allclose(layer.inverse(z, c)[0], x, atol=1e-5)

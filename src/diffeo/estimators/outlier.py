@@ -16,8 +16,8 @@ from diffeo.estimators.base import FlowEstimator, narrow
 class FlowOutlierDetector(OutlierMixin, FlowEstimator):
     """Outliers as rows of low density under a normalizing flow; `explain` says which columns make a row one.
 
-    The flow, a small `nsf_ar` on whitened rows, is trained on rows blurred by Gaussian noise: a density that is sharp at
-    repeated values or thin directions is a good density, but a bad score. It is scored on the rows as they are.
+    The flow, a small `nsf_ar` on whitened rows, is trained on rows blurred by Gaussian noise: a density that is sharp
+    at repeated values or thin directions is a good density, but a bad score. It is scored on the rows as they are.
 
     Args:
         contamination: share of training rows that `predict` calls outliers, in (0, 0.5].
@@ -114,8 +114,8 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
     def explain(self, X: Any) -> Any:
         """Nats of surprise of every value given the rest of its row: 0 on average, large where it is unusual.
 
-        sⱼ = E[log p(Xⱼ | x₋ⱼ)] − log p(xⱼ | x₋ⱼ), by quadrature along each column; for a column without spread, how far the
-        value lies below the constant in log-density.
+        sⱼ = E[log p(Xⱼ | x₋ⱼ)] − log p(xⱼ | x₋ⱼ), by quadrature along each column; for a column without spread, how far
+        the value lies below the constant in log-density.
 
         Returns:
             An array of the shape of X, or a DataFrame like X where `fit` saw one.

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffeo.core import Chain, Flow
 from diffeo.densities import Normal
 from diffeo.estimators.base import FlowEstimator
-from diffeo.recipes import find_recipe, regression
+from diffeo.recipes import find_recipe
 from diffeo.tables.columns import learn_column
 from diffeo.tables.schema import Schema
 from diffeo.training import fit

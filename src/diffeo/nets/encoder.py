@@ -13,7 +13,7 @@ class PiecewiseLinear(nn.Module):
     """Piecewise-linear encoding of context columns: how far each value has come through each of its quantile bins.
 
     c ↦ ((c − mean) / std, clamp((c − q_{t−1}) / (q_t − q_{t−1}), 0, 1) − its mean for t = 1 … bins), with q the
-    quantiles of the training rows. Bins without width, where values repeat, become steps. Networks learn sharp and
+    quantiles of the training rows, moved to between values. Bins without width become steps. Networks learn sharp and
     long-tailed dependences on such columns far faster than on the plain ones.
 
     Args:
@@ -74,8 +74,14 @@ class PiecewiseLinear(nn.Module):
         self.mean.copy_(rows.mean(0))
         self.scale.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
         scaled = (rows - rows.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
-        ranked = scaled.sort(0).values
-        at = torch.linspace(0, len(ranked) - 1, self.bins + 1).round().long()
-        self.knots.copy_(ranked[at].T)
+        ranked = scaled.sort(0).values.T.contiguous()
+        at = torch.linspace(0, len(rows) - 1, self.bins + 1).round().long()
+        knots = ranked[:, at]
+        # inner knots lie between values that occur, never on one, where rounding would decide on which side it falls
+        following = torch.searchsorted(ranked, knots.contiguous(), right=True)
+        previous = torch.searchsorted(ranked, knots.contiguous()) - 1
+        other = torch.where(following < len(rows), following, previous).clamp(0, len(rows) - 1)
+        knots[:, 1:-1] = ((knots + ranked.gather(1, other)) / 2)[:, 1:-1]
+        self.knots.copy_(torch.where(spread[:, None] > 0, knots, self.knots.double()))
         self.center.copy_(self._passed(scaled.to(self.knots.dtype)).mean(0))
         self.initialized.fill_(True)

@@ -90,7 +90,12 @@ def fit_table(
     if len(train) < 2:
         raise ValueError(f"fit_table: expected at least 2 training rows, got {len(train)}")
     known = pd.concat([train, held, *([] if vocabulary is None else [vocabulary])])
+    if blur:  # noise would cross a bound
+        free = {c: "number" for c in train if c not in given and _is_number(train[c])}
+        kinds = {**free, **(kinds or {})}
     schema, remarks = learn_schema(train, given, kinds, known)
+    if blur and any(n.low is not None or n.high is not None for n in schema.numbers):
+        raise ValueError("fit_table: blurred rows would cross bounds; leave out blur, or the kinds with bounds")
     for remark in remarks:
         warnings.warn(remark, stacklevel=2)
     if on_schema is not None:
@@ -122,6 +127,10 @@ def fit_table(
         "log_prob_quantiles": np.quantile(log_p, np.linspace(0, 1, QUANTILES)).tolist(),
     }
     return model
+
+
+def _is_number(values: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype)
 
 
 def _spread(rows: np.ndarray, categories: int) -> torch.Tensor:

@@ -45,8 +45,8 @@ class Affine(Univariate):
 class LocationScale(Univariate):
     """z = (x − m) exp(−s), with the log-scale s softly bounded: x standardised by its own location and scale.
 
-    s = bound · tanh(s₀ / bound); parameters (m, s₀). The same maps as `Affine`, in the parameters of a regression: small
-    scales do not make the location move.
+    s = bound · tanh(s₀ / bound); parameters (m, s₀). The same maps as `Affine`, in the parameters of a regression:
+    small scales do not make the location move.
 
     Args:
         bound: largest absolute log-scale, > 0.

@@ -1,0 +1,223 @@
+"""The scikit-learn estimators: the whole of `check_estimator`, and what each promises beyond it."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+import diffeo
+
+SMALL = {"max_epochs": 2, "layers": 1, "hidden": (8,)}
+ESTIMATORS = {
+    "density": diffeo.FlowDensity(**SMALL),
+    "outlier": diffeo.FlowOutlierDetector(**SMALL),
+    "transformer": diffeo.FlowTransformer(**SMALL),
+    "regressor": diffeo.FlowRegressor(**{**SMALL, "max_epochs": 20}),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_check_estimator(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's own remarks about what it feeds
+        results = check_estimator(ESTIMATORS[name], on_fail=None, on_skip=None)
+    wrong = {r["check_name"]: r["exception"] for r in results if r["status"] in ("failed", "xfail")}
+    assert wrong == {}
+    skipped = [r["check_name"] for r in results if r["status"] == "skipped"]
+    assert skipped == ["check_array_api_input"]  # PyTorch arrays as input: it is not declared, so it is not checked
+    assert sum(r["status"] == "passed" for r in results) >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["FlowDensity", "FlowOutlierDetector", "FlowTransformer", "FlowRegressor"])
+def test_check_estimator_with_the_defaults(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_estimator(getattr(diffeo, name)(), on_skip=None)
+
+
+def _rows(n: int = 400, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 3))
+    x[:, 2] = x[:, 0] ** 2 + 0.3 * x[:, 2]
+    return x
+
+
+def _mixed(n: int = 300, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 2, n)
+    return pd.DataFrame(
+        {
+            "kind": np.array(["a", "b"])[kind],
+            "size": rng.exponential(1.0 + kind),
+            "when": pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 90, n), "D"),
+        }
+    )
+
+
+def test_density_in_pipelines_searches_and_files():
+    X = _rows()
+    density = diffeo.FlowDensity(recipe="maf", layers=1, max_epochs=3, random_state=0)
+    assert np.isfinite(cross_val_score(density, X, cv=3)).all()
+    search = GridSearchCV(density, {"layers": [1, 2]}, cv=2).fit(X)
+    assert search.best_params_["layers"] in (1, 2)
+    pipe = make_pipeline(StandardScaler(), clone(density)).fit(X)
+    assert pipe.score_samples(X).shape == (400,)
+    fitted = density.fit(X)
+    assert np.array_equal(pickle.loads(pickle.dumps(fitted)).score_samples(X), fitted.score_samples(X))
+    assert fitted.score(X) == pytest.approx(fitted.score_samples(X).sum())
+    assert np.array_equal(fitted.sample(5, random_state=1), fitted.sample(5, random_state=1))
+    assert clone(fitted).fit(X).score(X) == fitted.score(X)  # the seed decides
+
+
+def test_the_density_is_in_the_units_of_the_data():
+    X = _rows(1500)
+    a = diffeo.FlowDensity(recipe="gaussian", random_state=0).fit(X).score_samples(X)
+    b = diffeo.FlowDensity(recipe="gaussian", random_state=0).fit(1000 * X).score_samples(1000 * X)
+    assert np.allclose(a - b, 3 * np.log(1000), atol=1e-3)
+
+
+def test_one_row_alone_scores_as_among_others():
+    X = np.round(_rows(), 1)  # on a grid: dequantized
+    for estimator in (diffeo.FlowDensity(**SMALL), diffeo.FlowOutlierDetector(**SMALL)):
+        fitted = estimator.fit(X)
+        every = fitted.score_samples(X)
+        assert abs(fitted.score_samples(X[[11]])[0] - every[11]) < 1e-9
+        assert np.isfinite(fitted.score_samples(X + 100)).all()  # off the grid and far away, yet a score
+
+
+def test_columns_without_spread():
+    X = np.column_stack([_rows(), np.full(400, 5.0)])
+    fitted = diffeo.FlowDensity(**SMALL).fit(X)
+    other = X[:3].copy()
+    other[:, 3] += 1
+    assert (fitted.score_samples(other) < fitted.score_samples(X[:3]) - 1e5).all()
+    assert np.abs(fitted.sample(50, random_state=0)[:, 3] - 5).max() < 0.01
+    detector = diffeo.FlowOutlierDetector(**SMALL).fit(X)
+    assert (detector.explain(other).argmax(1) == 3).all()
+    z = diffeo.FlowTransformer(**SMALL).fit(X).transform(X)
+    assert np.allclose(z[:, 3], 0)
+    alone = diffeo.FlowDensity().fit(np.ones((5, 2)))
+    assert np.isfinite(alone.score_samples(np.ones((2, 2)))).all()
+
+
+def test_data_frames_of_every_kind():
+    table = _mixed()
+    density = diffeo.FlowDensity(**SMALL).fit(table)
+    assert list(density.feature_names_in_) == ["kind", "size", "when"]
+    drawn = density.sample(20, random_state=0)
+    assert drawn.dtypes.equals(table.dtypes)
+    assert np.isfinite(density.score_samples(table)).all()
+    with pytest.raises(ValueError, match="training dtypes"):
+        density.score_samples(np.zeros((3, 3)))
+    detector = diffeo.FlowOutlierDetector(**SMALL).fit(table)
+    assert list(detector.explain(table.iloc[:2]).columns) == ["kind", "size", "when"]
+    with pytest.raises(ValueError, match="numeric columns only"):
+        diffeo.FlowTransformer(**SMALL).fit(table)
+    y = table["size"] + (table["kind"] == "a")
+    regressor = diffeo.FlowRegressor(max_epochs=20, hidden=(16,), random_state=0).fit(table[["kind", "when"]], y)
+    assert regressor.predict(table[["kind", "when"]]).shape == (300,)
+
+
+def test_the_detector_finds_and_explains():
+    X = _rows(1200)
+    detector = diffeo.FlowOutlierDetector(contamination=0.02, random_state=0).fit(X)
+    assert abs((detector.predict(X) == -1).mean() - 0.02) < 0.005
+    assert np.allclose(detector.decision_function(X), detector.score_samples(X) - detector.offset_)
+    odd = np.array([[2.0, 0.0, -0.5], [0.0, 6.0, 0.0]])  # the third coordinate of the first row should be near 4
+    assert (detector.predict(odd) == -1).all()
+    nats = detector.explain(odd)
+    assert nats[0, 1] < 1 < min(nats[0, 0], nats[0, 2])  # first and third do not go together
+    assert nats[1].argmax() == 1
+    framed = diffeo.FlowOutlierDetector(**SMALL).fit(pd.DataFrame(X, columns=["a", "b", "c"]))
+    assert list(framed.explain(pd.DataFrame(odd, columns=["a", "b", "c"])).columns) == ["a", "b", "c"]
+    for bad in ({"contamination": 0.0}, {"contamination": 0.6}, {"blur": -1.0}, {"max_samples": 1}):
+        with pytest.raises(ValueError, match="expected"):
+            diffeo.FlowOutlierDetector(**bad).fit(X)
+
+
+def test_the_transformer_makes_independent_normals_and_inverts():
+    X = _rows(2000)
+    fitted = diffeo.FlowTransformer(layers=3, hidden=(64, 64), max_epochs=40, random_state=0).fit(X)
+    z = fitted.transform(X)
+    assert np.allclose(fitted.inverse_transform(z), X, atol=1e-6)
+    assert np.abs(z.mean(0)).max() < 0.15
+    assert np.abs(np.cov(z.T) - np.eye(3)).max() < 0.15
+    assert abs(np.corrcoef(z[:, 0] ** 2, z[:, 2])[0, 1]) < 0.1 < abs(np.corrcoef(X[:, 0] ** 2, X[:, 2])[0, 1])
+    fitted.set_output(transform="pandas")
+    assert list(fitted.transform(X).columns) == [f"flowtransformer{i}" for i in range(3)]
+    assert list(fitted.get_feature_names_out()) == [f"flowtransformer{i}" for i in range(3)]
+    with pytest.raises(ValueError, match="not the standard normal"):
+        diffeo.FlowTransformer(recipe="mixed").fit(X)
+
+
+@pytest.fixture(scope="module")
+def regression():
+    """y | x normal with mean sin(2x) and a spread that grows with x: everything about it is known."""
+    rng = np.random.default_rng(0)
+    X = rng.uniform(-2, 2, size=(4000, 2))
+    mean, spread = np.sin(2 * X[:, 0]), 0.1 + 0.1 * (X[:, 1] + 2)
+    y = mean + spread * rng.normal(size=4000)
+    model = diffeo.FlowRegressor(max_epochs=40, hidden=(64, 64), random_state=0).fit(X[:3000], y[:3000])
+    return model, X[3000:], y[3000:], mean[3000:], spread[3000:]
+
+
+def test_the_regressor_against_a_known_conditional(regression):
+    from scipy.stats import norm
+
+    model, X, y, mean, spread = regression
+    assert np.abs(model.predict(X) - mean).mean() < 0.06
+    truth = norm(mean, spread)
+    excess = truth.logpdf(y) - model.log_prob(X, y)
+    assert -0.02 < excess.mean() < 0.08
+    quantiles = model.predict_quantiles(X, [0.05, 0.5, 0.95])
+    assert (np.diff(quantiles, axis=1) > 0).all()
+    assert np.abs(quantiles[:, 2] - truth.ppf(0.95)).mean() < 0.12
+    assert np.allclose(model.cdf(X, quantiles[:, 0]), 0.05, atol=1e-6)
+    interval = model.predict_interval(X, coverage=0.9)
+    assert 0.86 < ((y >= interval[:, 0]) & (y <= interval[:, 1])).mean() < 0.94
+    draws = model.sample(X[:200], 300, random_state=0)
+    assert draws.shape == (200, 300)
+    assert np.abs(draws.mean(1) - model.predict(X[:200])).max() < 0.15
+    assert model.score(X, y) > 0.7
+
+
+def test_the_regressors_density_integrates_to_one(regression):
+    model, X, y, _, _ = regression
+    grid = np.linspace(-4, 4, 2001)
+    p = np.exp(model.log_prob(np.repeat(X[:1], len(grid), 0), grid))
+    assert abs(np.trapezoid(p, grid) - 1) < 1e-3
+    assert np.allclose(np.gradient(model.cdf(np.repeat(X[:1], len(grid), 0), grid), grid), p, atol=0.02)
+
+
+def test_one_prediction_alone_is_what_it_is_among_others(regression):
+    model, X, y, _, _ = regression
+    assert np.allclose(model.predict(X[[5]]), model.predict(X)[5], atol=1e-10)
+    assert np.allclose(model.log_prob(X[[5]], y[[5]]), model.log_prob(X, y)[5], atol=1e-10)
+    again = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(again.predict(X), model.predict(X))
+
+
+def test_bad_requests_of_the_regressor(regression):
+    model, X, y, _, _ = regression
+    for call, message in (
+        (lambda: model.predict_quantiles(X, [0.0]), "quantile levels"),
+        (lambda: model.predict_interval(X, 1.0), "coverage"),
+        (lambda: model.sample(X, 0), "n_samples"),
+        (lambda: model.log_prob(X, y[:-1]), "1000 rows, but 999 targets"),
+        (lambda: diffeo.FlowRegressor(recipe="glow2").fit(X, y), "unknown recipe"),
+        (lambda: diffeo.FlowRegressor(recipe="mixed").fit(X, y), "not the standard normal"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    constant = diffeo.FlowRegressor().fit(X, np.full(len(X), 3.0))
+    assert (constant.predict(X) == 3.0).all()
