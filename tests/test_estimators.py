@@ -192,7 +192,7 @@ def test_the_regressor_against_a_known_conditional(regression):
 
 
 def test_the_regressors_density_integrates_to_one(regression):
-    model, X, y, _, _ = regression
+    model, X, _, _, _ = regression
     grid = np.linspace(-4, 4, 2001)
     p = np.exp(model.log_prob(np.repeat(X[:1], len(grid), 0), grid))
     assert abs(np.trapezoid(p, grid) - 1) < 1e-3

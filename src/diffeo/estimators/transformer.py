@@ -84,6 +84,7 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, FlowEst
         return self.n_features_in_
 
     def _run(self, direction: str, rows: np.ndarray) -> np.ndarray:
+        assert self.model_ is not None
         run = getattr(self.model_.exact_density.transform, direction)
         with torch.inference_mode():
             return torch.cat([run(block)[0] for block in torch.from_numpy(rows).split(BLOCK)]).numpy()

@@ -193,7 +193,7 @@ def _pairs(model: TableDensity, seen: pd.DataFrame, samples: pd.DataFrame) -> st
     together = seen[names].astype("float64").rank().corr().abs().fillna(0.0).sum().sort_values(ascending=False)
     chosen = sorted(together.index[:MOST_PAIRS], key=names.index)
     rows = [part[chosen].to_numpy(dtype=np.float64) for part in (seen, samples)]
-    figure = plot_pairs(*rows, [str(name) for name in chosen], most=MOST_PAIRS)
+    figure = plot_pairs(rows[0], rows[1], [str(name) for name in chosen], most=MOST_PAIRS)
     return _svg(figure, "Pairs of columns: data below the diagonal, samples above")
 
 

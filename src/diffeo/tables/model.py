@@ -195,7 +195,7 @@ class TableDensity:
         """The given values as a table of n rows with the dtypes of training, or an error that says what is wrong."""
         names = list(self.schema.given)
         if not names:
-            if given:
+            if given is not None and len(given):
                 raise ValueError(f"sample: this model has no given columns, got values for {list(given)}")
             return None
         if given is None:

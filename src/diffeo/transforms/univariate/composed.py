@@ -50,8 +50,10 @@ class Composed(Univariate):
 
     def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         logdet = torch.zeros_like(z)
-        for part, params in zip(reversed(self.parts), reversed(self._split(z, context)), strict=True):  # type: ignore[call-overload]
-            z, change = part.inverse(z, params)
+        split = self._split(z, context)
+        for i in reversed(range(len(self.parts))):
+            part: Univariate = self.parts[i]  # type: ignore[assignment]
+            z, change = part.inverse(z, split[i])
             logdet = logdet + change
         return z, logdet
 
