@@ -109,6 +109,8 @@ class Tanh(Univariate):
 class Asinh(Univariate):
     """z = asinh(δ x) / δ: close to x near zero, logarithmic far out; a Gaussian z gives x tails heavier than Gaussian.
 
+    Beyond |δ x| = sinh(40) ≈ 10¹⁷ it goes on as its tangent, so that no inverse overflows.
+
     Args:
         delta: where the tails begin, at |x| ≈ 1 / δ; > 0.
 
@@ -117,6 +119,8 @@ class Asinh(Univariate):
     (tensor(0.), tensor(-0.))
     """
 
+    _end = 40.0
+
     def __init__(self, delta: float = 0.5):
         super().__init__()
         if not delta > 0:
@@ -124,12 +128,17 @@ class Asinh(Univariate):
         self.delta = delta
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
-        z = (self.delta * x).asinh()
-        return z / self.delta, -_log_cosh(z)
+        x = self.delta * x
+        near = x.clamp(-math.sinh(self._end), math.sinh(self._end))
+        z = near.asinh()
+        beyond = x.sign() * self._end + (x - near) / math.cosh(self._end)
+        return torch.where(x == near, z, beyond) / self.delta, -_log_cosh(z)
 
     def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         z = self.delta * z
-        return z.sinh() / self.delta, _log_cosh(z)
+        near = z.clamp(-self._end, self._end)
+        beyond = z.sign() * math.sinh(self._end) + (z - near) * math.cosh(self._end)
+        return torch.where(z == near, near.sinh(), beyond) / self.delta, _log_cosh(near)
 
 
 class SinhArcsinh(Univariate):
