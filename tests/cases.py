@@ -129,6 +129,7 @@ TRANSFORMS: dict[str, TransformCase] = {
     "ActNorm": TransformCase(_seeded(lambda: _fitted(diffeo.ActNorm(3), 3)), _normal(6, 3)),
     "Standardize": TransformCase(_seeded(lambda: _fitted(diffeo.Standardize(3), 3)), _normal(6, 3)),
     "Whiten": TransformCase(_seeded(lambda: _fitted(diffeo.Whiten(3), 3)), _normal(6, 3)),
+    "Regress": TransformCase(_seeded(lambda: diffeo.Regress(3, context=2)), _normal(6, 3), _normal(6, 2)),
     "Unconstrain": TransformCase(
         _seeded(lambda: diffeo.Unconstrain([0.0, None, None, 1.0], [None, None, 2.0, 3.0])),
         lambda: torch.stack([_positive(6)(), _normal(6)(), 2 - _positive(6)(), 1 + 2 * _unit(6)()], -1),

@@ -52,6 +52,7 @@ from diffeo.transforms import LULinear as LULinear
 from diffeo.transforms import Permute as Permute
 from diffeo.transforms import Power as Power
 from diffeo.transforms import RationalQuadraticSpline as RationalQuadraticSpline
+from diffeo.transforms import Regress as Regress
 from diffeo.transforms import Shift as Shift
 from diffeo.transforms import Sigmoid as Sigmoid
 from diffeo.transforms import SinhArcsinh as SinhArcsinh

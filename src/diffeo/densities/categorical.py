@@ -17,11 +17,11 @@ from diffeo.nets import MADE
 
 
 class Categorical(Density):
-    """Autoregressive categories: log P(x) = Σᵢ log softmax(aᵢ + net(x₁ … xᵢ₋₁, c))[xᵢ], exact.
+    """Autoregressive categories: log P(x) = Σᵢ log softmax(aᵢ + Σⱼ Bᵢⱼ[xⱼ] + net(x₁ … xᵢ₋₁, c))[xᵢ], j < i, exact.
 
     An event is a vector of codes, column i from 0 … levels[i] − 1 (integers, or floats that hold them). `initialize`
-    sets the a to the log-frequencies of the training rows, so that it starts as independent columns; a code out of
-    range has log-probability −∞.
+    sets a and B to the log-frequencies of the training rows, given the earlier column that tells most about the one at
+    hand: it starts as a tree of columns. A code out of range has log-probability −∞.
 
     Args:
         levels: number of categories of each column, at least 1.
@@ -45,6 +45,7 @@ class Categorical(Density):
     has_rsample = False
     codes: Tensor
     owner: Tensor
+    earlier: Tensor
 
     def __init__(
         self, levels: Sequence[int], *, context: int = 0, hidden: Sequence[int] = (64, 64), dropout: float = 0.0
@@ -61,6 +62,8 @@ class Categorical(Density):
         hidden = [max(width, len(levels)) for width in hidden]  # a unit for each set of columns seen
         self.net = MADE(len(self.codes), 1, context=context, hidden=hidden, adjacency=adjacency, dropout=dropout)
         self.logits = nn.Parameter(torch.zeros(len(self.codes)))
+        self.pairs = nn.Parameter(torch.zeros(len(self.codes), len(self.codes)))
+        self.register_buffer("earlier", adjacency.to(self.pairs.dtype), persistent=False)
 
     @property
     def support(self) -> Constraint:
@@ -76,7 +79,7 @@ class Categorical(Density):
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x.to(self.logits.dtype), self.event_shape(), "Categorical")
         ones = self.one_hot(x)
-        logits = self.logits + self.net(ones, context)
+        logits = self._logits(ones, context)
         total = logits.new_zeros(())
         for i, (own, chosen) in enumerate(zip(logits.split(self.levels, -1), ones.split(self.levels, -1), strict=True)):
             log_p = torch.where(chosen.any(-1), (own.log_softmax(-1) * chosen).sum(-1), -math.inf)
@@ -86,7 +89,7 @@ class Categorical(Density):
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
         x = torch.zeros((*shape, len(self.levels)), dtype=torch.long, device=self.logits.device)
         for i, n in enumerate(self.levels):
-            logits = self.logits + self.net(self.one_hot(x), context)
+            logits = self._logits(self.one_hot(x), context)
             own = logits.split(self.levels, -1)[i].expand(*shape, n).reshape(-1, n)
             if temperature == 0:
                 code = own.argmax(-1)
@@ -97,7 +100,27 @@ class Categorical(Density):
             x[..., i] = code.reshape(shape)
         return x
 
+    def _logits(self, ones: Tensor, context: Context) -> Tensor:
+        return self.logits + ones @ (self.pairs * self.earlier).T + self.net(ones, context)
+
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
-        counts = self.one_hot(x).reshape(-1, len(self.codes)).double().sum(0)
-        self.logits.copy_((counts + 0.5).log())
+        """Set the tree: each column given the earlier one with the largest mutual information (Chow and Liu, 1968)."""
+        ones = self.one_hot(x).reshape(-1, len(self.codes)).double()
+        counts = ones.T @ ones  # how often two categories meet
+        starts = [0, *torch.tensor(self.levels).cumsum(0).tolist()]
+        for i, n in enumerate(self.levels):
+            own = slice(starts[i], starts[i + 1])
+            alone = counts[own, own].diagonal() + 0.5 / n  # pseudo-counts: half a row for each column
+            self.logits[own] = (alone / alone.sum()).log().to(self.logits)
+            best = 0.0
+            for j in range(i):
+                parent = slice(starts[j], starts[j + 1])
+                joint = counts[own, parent] + 0.5 / (n * self.levels[j])
+                joint = joint / joint.sum()
+                log_ratio = joint.log() - joint.sum(0).log() - joint.sum(1, keepdim=True).log()
+                information = float((joint * log_ratio).sum())
+                if information > best:
+                    best = information
+                    self.pairs[own, : starts[i]] = 0.0
+                    self.pairs[own, parent] = log_ratio.to(self.pairs)

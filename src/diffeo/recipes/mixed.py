@@ -10,7 +10,7 @@ import torch
 from diffeo.core import Chain, Density, Flow
 from diffeo.densities import Categorical, Dequantized, Mixed
 from diffeo.recipes.registry import find_recipe, recipe
-from diffeo.transforms import Unconstrain
+from diffeo.transforms import Regress, Unconstrain
 
 
 @recipe
@@ -27,7 +27,8 @@ def mixed(
 ) -> Density:
     """Categories, then numbers by a flow that is conditional on them; whole numbers are dequantized.
 
-    log p(k, y | c) = log P(k | c) + log p(y | k, c); exact without whole numbers, else a lower bound.
+    log p(k, y | c) = log P(k | c) + log p(y | k, c); exact without whole numbers, else a lower bound. It starts as a tree
+    of categories and a linear regression of the numbers on them, in front of the flow.
 
     Args:
         features: how many numbers, at least 0.
@@ -56,6 +57,8 @@ def mixed(
     if not isinstance(numbers, Flow):
         raise ValueError(f"mixed: the recipe {flow!r} makes no flow of vectors")
     transform = numbers.transform
+    if width := context + sum(levels):
+        transform = Chain(Regress(features, width), transform)
     if any(bound is not None for bound in (*(low or ()), *(high or ()))):
         free = [None] * features
         transform = Chain(Unconstrain(low or free, high or free), transform)

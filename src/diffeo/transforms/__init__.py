@@ -10,6 +10,7 @@ from diffeo.transforms.norm import ActNorm as ActNorm
 from diffeo.transforms.norm import Standardize as Standardize
 from diffeo.transforms.norm import Whiten as Whiten
 from diffeo.transforms.permute import Permute as Permute
+from diffeo.transforms.regress import Regress as Regress
 from diffeo.transforms.unconstrain import Unconstrain as Unconstrain
 from diffeo.transforms.univariate import Affine as Affine
 from diffeo.transforms.univariate import Asinh as Asinh
