@@ -1,8 +1,8 @@
 """Mixed tables: can a classifier tell sampled rows from real ones, and does log_prob equal a density that is known?
 
-- penguins (palmerpenguins) and affairs (statsmodels): `fit_table` on a random 80 % of the rows; as many samples as the table has
-  rows; five-fold AUROC of gradient boosting between the two (0.5: it cannot tell, 1: it always can). A Gaussian copula
-  on the same training rows beside it.
+- penguins (palmerpenguins) and affairs (statsmodels): `fit_table` on a random 80 % of the rows; as many samples as the
+  table has rows; five-fold AUROC of gradient boosting between the two (0.5: it cannot tell, 1: it always can). A
+  Gaussian copula on the same training rows beside it.
 - known: a synthetic table (category, positive and real numbers, a count) with a density in closed form; mean difference
   of log-densities on fresh rows.
 

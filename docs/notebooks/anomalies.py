@@ -32,8 +32,7 @@ print(f"{(detector.predict(malignant) == -1).mean():.0%} of the malignant ones")
 
 # %%
 scores = {"benign, held out": -detector.score_samples(held), "malignant": -detector.score_samples(malignant)}
-plot_scores(scores, "surprise: minus log-density (nats)");
-
+plot_scores(scores, "surprise: minus log-density (nats)")
 # %% [markdown]
 # ## Beside other detectors
 #
@@ -57,7 +56,9 @@ for name, other in others.items():
 
 # %%
 typical = malignant.iloc[[int(np.argsort(detector.score_samples(malignant))[len(malignant) // 2])]]
-detector.explain(typical).T.set_axis(["nats of surprise"], axis=1).sort_values("nats of surprise").iloc[::-1].head(5).round(1)
+detector.explain(typical).T.set_axis(["nats of surprise"], axis=1).sort_values("nats of surprise").iloc[::-1].head(
+    5
+).round(1)
 
 # %% [markdown]
 # ## Tables with categories and dates

@@ -43,8 +43,7 @@ for column in model.schema.columns:
 print(model.result)
 
 # %%
-model.result.plot();
-
+model.result.plot()
 # %% [markdown]
 # ## Score
 #
@@ -74,8 +73,7 @@ for ax, (name, rows) in zip(axes, {"data": train.dropna(), "samples": samples}.i
     ax.set(title=name, xlabel="bill length (mm)")
     ax.spines[["top", "right"]].set_visible(False)
 axes[0].set_ylabel("bill depth (mm)")
-axes[1].legend(frameon=False);
-
+axes[1].legend(frameon=False)
 # %% [markdown]
 # ## What is unusual, and why
 #

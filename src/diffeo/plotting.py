@@ -44,9 +44,9 @@ def plot_pairs(data: np.ndarray, samples: np.ndarray, names: list[str] | None = 
             ax.set_xlim(*limits[j])
             ax.tick_params(labelbottom=i == d - 1, labelleft=j == 0 and i != j, left=i != j, labelsize=7)
             if i == d - 1:
-                ax.set_xlabel(names[j], fontsize=9)
+                ax.set_xlabel(_literal(names[j]), fontsize=9)
             if j == 0:
-                ax.set_ylabel(names[i], fontsize=9)
+                ax.set_ylabel(_literal(names[i]), fontsize=9)
             _quiet(ax)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
@@ -80,7 +80,7 @@ def plot_marginal(data: pd.Series, samples: pd.Series, ax: Any = None) -> Any:
         ax.bar(at + 0.2, [drawn.get(v, 0.0) for v in levels], 0.4, color=MODEL, alpha=0.85)
         long = max(len(str(v)) for v in levels) * len(levels) > 24
         ax.set_xticks(
-            at, [_short(str(v)) for v in levels], rotation=30 if long else 0, ha="right" if long else "center"
+            at, [_literal(_short(str(v))) for v in levels], rotation=30 if long else 0, ha="right" if long else "center"
         )
         ax.set_yticks([])
     ax.tick_params(labelsize=8)
@@ -146,7 +146,7 @@ def plot_scores(groups: dict[str, np.ndarray], xlabel: str, ax: Any = None) -> A
 
 def _bins(values: np.ndarray, low: float, high: float, about: int = 30) -> np.ndarray:
     """Edges of about so many bars; on a grid each bar holds equally many of its values."""
-    gap = np.diff(np.unique(values)).min()
+    gap = float(np.diff(np.unique(values)).min(initial=high - low))
     if (high - low) / gap > 2000:  # no grid that one could see
         return np.linspace(low, high, about + 1)
     width = max(1, round((high - low) / gap / about)) * gap
@@ -158,6 +158,11 @@ def _as_numbers(column: pd.Series) -> np.ndarray:
     if pd.api.types.is_datetime64_any_dtype(column.dtype):
         return column.dt.tz_localize(None).astype("datetime64[ns]").astype("int64").to_numpy() / 1e9
     return column.to_numpy(dtype=np.float64)
+
+
+def _literal(text: str) -> str:
+    """Text as it is, not as matplotlib's mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _short(text: str, most: int = 12) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
+import math
 import re
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,23 +56,29 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    blocks = list(read_blocks(path))
-    return blocks[0] if len(blocks) == 1 else _dates(pd.concat(blocks, ignore_index=True))
+    # text is read as one block: what a column holds shows in all of its rows
+    return _dates(pd.concat(list(read_blocks(path, rows=None)), ignore_index=True))
 
 
-def read_blocks(path: Path) -> Iterator[pd.DataFrame]:
-    """The table a block of rows at a time, so that it may be larger than memory; at least one row in all."""
+def read_blocks(path: Path, rows: int | None = BLOCK, text: Collection[str] = ()) -> Iterator[pd.DataFrame]:
+    """The table a block of rows at a time, so that it may be larger than memory; at least one row in all.
+
+    Args:
+        path: of the table.
+        rows: of a block of a text file; None for all of it.
+        text: columns of a CSV or TSV file that hold text, whatever a block of them looks like.
+    """
     check_input(path)
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    readers: dict[str, Callable[[Path], Iterator[pd.DataFrame]]] = {
-        "csv": _csv_blocks,
-        "tsv": _csv_blocks,
-        "jsonl": _json_blocks,
-        "parquet": _parquet_blocks,
-        "feather": _feather_blocks,
+    readers: dict[str, Callable[[], Iterator[pd.DataFrame]]] = {
+        "csv": lambda: _csv_blocks(path, rows, text),
+        "tsv": lambda: _csv_blocks(path, rows, text),
+        "jsonl": lambda: _json_blocks(path, rows),
+        "parquet": lambda: _parquet_blocks(path),
+        "feather": lambda: _feather_blocks(path),
     }
     seen = 0
-    for block in readers[kind](path):
+    for block in readers[kind]():
         if not len(block.columns):
             raise ValueError(f"{path}: no columns")
         doubled = block.columns[block.columns.duplicated()].tolist()
@@ -96,7 +104,7 @@ def check_input(path: Path) -> None:
         raise ValueError(f"{path}: the file is empty")
 
 
-def _csv_blocks(path: Path) -> Iterator[pd.DataFrame]:
+def _csv_blocks(path: Path, rows: int | None, text: Collection[str]) -> Iterator[pd.DataFrame]:
     import pandas as pd
 
     separator = "\t" if ".tsv" in path.name else ","
@@ -110,15 +118,18 @@ def _csv_blocks(path: Path) -> Iterator[pd.DataFrame]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            yield from pd.read_csv(
+            found: Any = pd.read_csv(
                 path,
                 sep=separator,
                 header=None if headerless else 0,
                 names=names,
                 index_col=False,
                 encoding="utf-8-sig",
-                chunksize=BLOCK,
+                dtype=dict.fromkeys(text, str),  # type: ignore[arg-type]
+                low_memory=False,
+                chunksize=rows,
             )
+            yield from [found] if rows is None else found
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{path}: the file is empty") from error
     except (ValueError, EOFError, OSError, pd.errors.ParserWarning) as error:
@@ -143,11 +154,12 @@ def _header(path: Path, separator: str) -> list[str]:
     return header
 
 
-def _json_blocks(path: Path) -> Iterator[pd.DataFrame]:
+def _json_blocks(path: Path, rows: int | None) -> Iterator[pd.DataFrame]:
     import pandas as pd
 
     try:
-        yield from pd.read_json(path, lines=True, chunksize=BLOCK, convert_dates=False)
+        found: Any = pd.read_json(path, lines=True, chunksize=rows, convert_dates=False)
+        yield from [found] if rows is None else found
     except (ValueError, AttributeError, TypeError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not JSON Lines, one object a line ({_first_line(error)})") from error
 
@@ -223,11 +235,17 @@ class Writer:
     def write(self, block: pd.DataFrame) -> None:
         """Append rows; every block has the same columns."""
         kind = "csv" if self.path is None else self._kind
+        if not self._began:
+            self._columns = list(block.columns)
+        elif sorted(map(str, block.columns)) != sorted(map(str, self._columns)):
+            raise ValueError("the columns of a later row differ from those of the first ones")
+        block = block.reindex(columns=self._columns)
         if kind in ("csv", "tsv"):
             separator = "\t" if kind == "tsv" else ","
             block.to_csv(self._file, sep=separator, index=False, header=not self._began, lineterminator="\n")
         elif kind == "jsonl":
-            self._file.write(block.to_json(orient="records", lines=True, date_format="iso"))
+            for row in block.to_dict("records"):
+                self._file.write(json.dumps({k: _as_json(v) for k, v in row.items()}) + "\n")
         else:
             self._write_arrow(block)
         self._began = True
@@ -243,7 +261,10 @@ class Writer:
                 self._file = pq.ParquetWriter(where, self._schema)
             else:
                 self._file = pa.ipc.new_file(where, self._schema)
-        self._file.write(pa.Table.from_pandas(block, schema=self._schema, preserve_index=False))
+        try:
+            self._file.write(pa.Table.from_pandas(block, schema=self._schema, preserve_index=False))
+        except pa.ArrowException as error:
+            raise ValueError(f"a later row does not fit the types of the first ones ({_first_line(error)})") from error
 
     def __exit__(self, *error: Any) -> None:
         if self.path is None:
@@ -277,6 +298,14 @@ def check_output(path: Path | None, endings: tuple[str, ...], *inputs: Path) -> 
             probe.flush()
     except OSError as error:
         raise ValueError(f"{path}: cannot write there ({error.strerror})") from error
+
+
+def _as_json(value: Any) -> Any:
+    """A cell as JSON: dates in ISO 8601, and null for what JSON has no number for."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_number(cell: str) -> bool:

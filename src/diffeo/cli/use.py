@@ -36,13 +36,15 @@ def score(
     import pandas as pd
 
     from diffeo.cli.files import SUFFIXES, Writer, check_input, check_output, opened, read_blocks
+    from diffeo.tables.columns import Category
 
     check_output(output, SUFFIXES, model, table)
     density = load_model(model)
     with opened(table) as path:
         check_input(path)
         with Writer(output) as writer:
-            for block in read_blocks(path):
+            text = {c.name for c in density.schema.columns if isinstance(c, Category) and isinstance(c.levels[0], str)}
+            for block in read_blocks(path, text=text):
                 if all(name in block for name in density.columns):
                     new = [name for name in ("log_density", "percentile") if keep and name in block]
                     if new:

@@ -46,6 +46,7 @@ class Categorical(Density):
     codes: Tensor
     owner: Tensor
     earlier: Tensor
+    initialized: Tensor
 
     def __init__(
         self, levels: Sequence[int], *, context: int = 0, hidden: Sequence[int] = (64, 64), dropout: float = 0.0
@@ -63,6 +64,7 @@ class Categorical(Density):
         self.net = MADE(len(self.codes), 1, context=context, hidden=hidden, adjacency=adjacency, dropout=dropout)
         self.logits = nn.Parameter(torch.zeros(len(self.codes)))
         self.pairs = nn.Parameter(torch.zeros(len(self.codes), len(self.codes)))
+        self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("earlier", adjacency.to(self.pairs.dtype), persistent=False)
 
     @property
@@ -106,6 +108,9 @@ class Categorical(Density):
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
         """Set the tree: each column given the earlier one with the largest mutual information (Chow and Liu, 1968)."""
+        if self.initialized:
+            return
+        self.initialized.fill_(True)
         ones = self.one_hot(x).reshape(-1, len(self.codes)).double()
         counts = ones.T @ ones  # how often two categories meet
         starts = [0, *torch.tensor(self.levels).cumsum(0).tolist()]

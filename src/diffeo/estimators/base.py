@@ -16,6 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from diffeo.tables import fit_table
+from diffeo.tables.schema import check_complete
 
 FLOOR = (
     1e-3  # standard deviation that a column without any counts with, as reg_covar=1e-6 gives scikit-learn's mixtures
@@ -82,6 +83,7 @@ class FlowEstimator(BaseEstimator):
         most = getattr(self, "max_samples", None)
         if most is not None and len(table) > most:
             table = table.iloc[np.sort(np.random.default_rng(seed).permutation(len(table))[:most])]
+        self.constants_ = table.iloc[0].to_numpy()
         self.spread_ = table.nunique().to_numpy() > 1  # columns that vary
         if not self.spread_.any():
             self.model_ = None
@@ -103,7 +105,7 @@ class FlowEstimator(BaseEstimator):
 
     def _table(self, X: Any, reset: bool) -> pd.DataFrame:
         """X as a table: a DataFrame with columns that are not numeric as it is, everything else as float64 columns."""
-        mixed = isinstance(X, pd.DataFrame) and any(_is_mixed(dtype) for dtype in X.dtypes)
+        mixed = isinstance(X, pd.DataFrame) and any(is_mixed(dtype) for dtype in X.dtypes)
         if not reset and mixed != self.mixed_:
             expected = "a DataFrame with the training dtypes" if self.mixed_ else "numeric columns"
             raise ValueError(f"{type(self).__name__}: expected {expected}, as in fit")
@@ -111,15 +113,16 @@ class FlowEstimator(BaseEstimator):
             validate_data(self, X, skip_check_array=True, reset=reset)
             if reset and len(X) < 2:
                 raise ValueError(f"{type(self).__name__}: needs at least 2 rows, got {len(X)} (n_samples={len(X)})")
+            check_complete(X, hint="drop or fill those rows first")
             table = X
         else:
             rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2 if reset else 1, reset=reset)
             names = getattr(self, "feature_names_in_", None)
-            table = pd.DataFrame(rows, columns=range(rows.shape[1]) if names is None else names)
+            index = X.index if isinstance(X, pd.DataFrame) else None
+            table = pd.DataFrame(rows, index=index, columns=range(rows.shape[1]) if names is None else names)
         if reset:
             self.mixed_ = mixed
             self.framed_ = isinstance(X, pd.DataFrame)
-            self.constants_ = table.iloc[0].to_numpy()
         return table
 
     def _score_rows(self, X: Any) -> np.ndarray:
@@ -139,14 +142,14 @@ class FlowEstimator(BaseEstimator):
         return tags
 
 
-def _is_mixed(dtype: Any) -> bool:
+def is_mixed(dtype: Any) -> bool:
     numeric = pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype)
     return not numeric or pd.api.types.is_bool_dtype(dtype)
 
 
 def narrow(values: pd.Series, constant: Any) -> np.ndarray:
     """Log-density of a column without spread below its peak: a narrow normal, or −∞ for another category."""
-    if _is_mixed(values.dtype):
+    if is_mixed(values.dtype):
         return np.where(values.astype(object).to_numpy() == constant, 0.0, -np.inf)
     z = (values.to_numpy(dtype=np.float64) - float(constant)) / FLOOR
     return -0.5 * z * z

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffeo.core import Chain, Flow
 from diffeo.densities import Normal
-from diffeo.estimators.base import FlowEstimator
+from diffeo.estimators.base import FlowEstimator, is_mixed
 from diffeo.recipes import find_recipe
 from diffeo.tables.columns import learn_column
 from diffeo.tables.schema import Schema
@@ -72,21 +72,21 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
             y = column_or_1d(y, dtype=np.float64, warn=True)
             if len(y) != len(table) or not np.isfinite(y).all():
                 raise ValueError(f"FlowRegressor: expected {len(table)} finite targets, got shape {y.shape}")
-            columns = tuple(learn_column(table[name]) for name in table.columns)
-            self.schema_ = Schema(columns, tuple(table.columns))
         else:
             _, y = check_X_y(table.to_numpy(), y, y_numeric=True)
             y = y.astype(np.float64)
-            self.location_, self.spread_ = table.to_numpy().mean(0), table.to_numpy().std(0)
-        self.y_mean_, self.y_scale_ = float(y.mean()), float(y.std()) or 1.0
+        seed = self._seed()
+        kept, held = split(len(y), self.validation_fraction, seed)
+        self._learn_scales(table, table.iloc[kept.numpy()])
+        spread = np.ptp(y[kept.numpy()]) > 0
+        self.y_mean_, self.y_scale_ = float(y[kept.numpy()].mean()), float(y[kept.numpy()].std()) if spread else 1.0
         context = torch.from_numpy(self._context(table))
         target = torch.from_numpy((y - self.y_mean_) / self.y_scale_)[:, None]
-        seed = self._seed()
         self.flow_ = self._build(context.shape[1], seed)
-        if y.std() == 0:  # nothing to learn: a spike, as wide as floating-point numbers are apart
+        if not spread:  # nothing to learn: all of the mass is at one point
+            self.y_mean_ = float(y[kept.numpy()][0])
             self.result_ = None
             return self
-        kept, held = split(len(y), self.validation_fraction, seed)
         training = self._training()
         large = {"batch_size": 256} if self.batch_size is None and len(kept) >= 4096 else {}
         self.result_ = fit(
@@ -156,12 +156,22 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         check_is_fitted(self)
         return torch.from_numpy(self._context(self._table(X, reset=False)))
 
+    def _learn_scales(self, table: Any, train: Any) -> None:
+        """How columns are encoded, from the training rows; which categories there are, from all."""
+        if self.mixed_:
+            kinds = [None if is_mixed(dtype) else "number" for dtype in table.dtypes]
+            columns = [learn_column(train[c], k, table[c]) for c, k in zip(table.columns, kinds, strict=True)]
+            self.schema_ = Schema(tuple(columns), tuple(table.columns))
+            return
+        rows = train.to_numpy()
+        self.location_, self.spread_ = rows.mean(0), np.where(np.ptp(rows, axis=0) > 0, rows.std(0), 1.0)
+
     def _context(self, table: Any) -> np.ndarray:
         """What the network reads of each row."""
         if self.mixed_:
             context = self.schema_.encode_given(table)
             return np.zeros((len(table), 1)) if context is None else context
-        return (table.to_numpy() - self.location_) / np.where(self.spread_ > 0, self.spread_, 1.0)
+        return (table.to_numpy() - self.location_) / self.spread_
 
     def _at(self, X: Any, levels: np.ndarray) -> np.ndarray:
         """Quantiles at these levels, shape (n, levels)."""

@@ -49,9 +49,10 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, FlowEst
 
     def fit(self, X: Any, y: Any = None) -> FlowTransformer:
         """Learn the map from the rows of X; y is ignored."""
-        self._fit_rows(X)
+        self._table(X, reset=True)
         if self.mixed_:
             raise ValueError("FlowTransformer: expected numeric columns only")
+        self._fit_rows(X)
         if self.model_ is not None and not isinstance(self.model_.density.base, Normal):
             raise ValueError(f"FlowTransformer: the base of {self.recipe!r} is not the standard normal")
         return self

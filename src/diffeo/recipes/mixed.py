@@ -27,8 +27,8 @@ def mixed(
 ) -> Density:
     """Categories, then numbers by a flow that is conditional on them; whole numbers are dequantized.
 
-    log p(k, y | c) = log P(k | c) + log p(y | k, c); exact without whole numbers, else a lower bound. It starts as a tree
-    of categories and a linear regression of the numbers on them, in front of the flow.
+    log p(k, y | c) = log P(k | c) + log p(y | k, c); exact without whole numbers, else a lower bound. It starts as a
+    tree of categories and a linear regression of the numbers on them, in front of the flow.
 
     Args:
         features: how many numbers, at least 0.

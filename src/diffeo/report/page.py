@@ -51,11 +51,8 @@ def write_report(
     import matplotlib as mpl
 
     log_p = model.log_prob(table)
-    if len(table) > MOST_ROWS:
-        some = np.sort(np.random.default_rng(seed).permutation(len(table))[:MOST_ROWS])
-        seen = table.iloc[some]
-    else:
-        seen = table
+    some = np.sort(np.random.default_rng(seed).permutation(len(table))[:MOST_ROWS])
+    seen = table.iloc[some]
     given = seen[list(model.schema.given)].reset_index(drop=True) if model.schema.given else None
     samples = model.sample(len(seen), given, seed=seed)
     with mpl.rc_context({"font.size": 9, "svg.fonttype": "path", "axes.edgecolor": "#8a94a0", "figure.dpi": 150}):
@@ -63,7 +60,7 @@ def write_report(
             "history": _history(model),
             "marginals": _marginals(model, seen, samples),
             "pairs": _pairs(model, seen, samples),
-            "calibration": _calibration(model, log_p.loc[seen.index], samples),
+            "calibration": _calibration(model, log_p.to_numpy()[some], samples, seed),
             "latents": _latents(model, seen, seed),
         }
     page = _template().render(
@@ -197,9 +194,11 @@ def _pairs(model: TableDensity, seen: pd.DataFrame, samples: pd.DataFrame) -> st
     return _svg(figure, "Pairs of columns: data below the diagonal, samples above")
 
 
-def _calibration(model: TableDensity, log_p: pd.Series, samples: pd.DataFrame) -> str:
+def _calibration(model: TableDensity, log_p: np.ndarray, samples: pd.DataFrame, seed: int) -> str:
     own = np.sort(model.log_prob(samples).to_numpy())
-    ranks = np.searchsorted(own, log_p.to_numpy()) / len(own)
+    below, upto = np.searchsorted(own, log_p, "left"), np.searchsorted(own, log_p, "right")
+    u = np.random.default_rng(seed).random(len(log_p))  # where categories make rows equally likely
+    ranks = (below + u * (upto - below)) / len(own)
     return _svg(plot_calibration(ranks, _axes(4.6, 3.4)).figure, "Ranks of the rows among the model's samples")
 
 

@@ -10,7 +10,7 @@ on a grid (then y counts its steps); a category as its code; a date as a number 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ REPEATS = 0.95  # a column on a grid whose distinct values are fewer than this s
 MOST_LEVELS = 0.5  # text with more distinct values than this share of its rows is no category
 DAY = 86_400_000_000_000  # nanoseconds
 DECIMALS = 9
+QUANTILES = 33  # kept of each number
 KINDS = ("number", "continuous", "positive", "whole", "category")
 
 
@@ -39,6 +40,7 @@ class Number:
     minimum: float  # of the training rows, in the units of the column
     maximum: float
     decimals: int | None  # with which the training rows are written
+    quantiles: list[float]  # of the training rows, encoded: where along the column they lie
     type: str = "number"
 
     def describe(self) -> str:
@@ -130,16 +132,10 @@ class Category:
         return f"{len(self.levels)} categories"
 
     def encode(self, values: pd.Series) -> np.ndarray:
-        plain = values.astype(object) if isinstance(values.dtype, pd.CategoricalDtype) else values
-        if types.is_numeric_dtype(plain.dtype) and all(isinstance(level, str) for level in self.levels):
-            plain = plain.astype(str)  # a file may hold few enough rows to look numeric
-        if self.numeric and not types.is_numeric_dtype(plain.dtype):
-            raise ValueError(f"column {self.name!r}: expected numbers, got {values.dtype}")
-        codes = pd.Index(self.levels, dtype=None if self.numeric else object).get_indexer(
-            pd.Index(plain, dtype=None if self.numeric else object)
-        )
+        code = {level: i for i, level in enumerate(self.levels)}
+        codes = np.array([code.get(value, -1) for value in values.tolist()], dtype=np.int64)
         if (codes < 0).any():
-            unseen = list(dict.fromkeys(plain[codes < 0].tolist()))
+            unseen = list(dict.fromkeys(values[codes < 0].tolist()))
             raise ValueError(
                 f"column {self.name!r}: {_listed(unseen)} never occurred in training; it knows {_listed(self.levels)}"
             )
@@ -158,10 +154,6 @@ class Category:
             levels = pd.CategoricalDtype(self.levels, self.ordered)
             return pd.Series(pd.Categorical.from_codes(codes, dtype=levels))
         return pd.Series(np.array(self.levels, dtype=object)[codes]).astype(self.dtype)  # pyright: ignore
-
-    @property
-    def numeric(self) -> bool:
-        return all(isinstance(level, int | float) for level in self.levels)
 
 
 @dataclass(frozen=True)
@@ -224,32 +216,41 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
         ValueError: text that is no category, a dtype that is not supported, values against a declared kind.
     """
     name, dtype = values.name, values.dtype
+    every = values if known is None else known
     if kind is not None and kind not in KINDS and not (isinstance(kind, tuple | list) and len(kind) == 2):
         raise ValueError(f"column {name!r}: expected a kind among {', '.join(KINDS)}, or (low, high); got {kind!r}")
+    if types.is_object_dtype(dtype) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in every):
+        number = learn_column(pd.to_numeric(values), kind, pd.to_numeric(every))
+        return replace(number, name=name)
     if types.is_object_dtype(dtype):
         strange = [v for v in values if not isinstance(v, str | bool | int | float | np.bool_ | np.number)]
         if strange:
             raise ValueError(f"column {name!r}: holds {type(strange[0]).__name__} objects; expected text or numbers")
-    every = values if known is None else known
     distinct = every.drop_duplicates()
     if len(distinct) == 1:
         return Constant(name, str(dtype), _plain(distinct.iloc[0]))
+    if values.nunique() == 1:  # constant in training, but known not to be
+        values = every
     if types.is_datetime64_any_dtype(dtype):
         return _learn_moment(values)
     if types.is_numeric_dtype(dtype) and not types.is_bool_dtype(dtype) and not types.is_complex_dtype(dtype):
-        if kind == "category" or (kind is None and len(distinct) == 2) or values.nunique() == 1:
+        if kind == "category" or (kind is None and len(distinct) == 2):
             return Category(name, str(dtype), sorted(_plain(v) for v in distinct))
         return _learn_number(name, str(dtype), _floats(values), kind, _floats(distinct))
     if kind not in (None, "category"):
         raise ValueError(f"column {name!r}: expected numbers for the kind {kind!r}, got {dtype}")
     if isinstance(dtype, pd.CategoricalDtype):
         levels = [_plain(v) for v in dtype.categories]
+        strange = [v for v in levels if not isinstance(v, str | bool | int | float)]
+        if strange or not levels:
+            what = f"categories such as {strange[0]!r}" if strange else "no categories"
+            raise ValueError(f"column {name!r}: {what}; expected text or numbers, as .astype(str) gives")
         return Category(name, "category", levels, bool(dtype.ordered))
     if not (types.is_bool_dtype(dtype) or types.is_string_dtype(dtype) or types.is_object_dtype(dtype)):
         raise ValueError(f"column {name!r}: {dtype} is not supported; turn it into numbers, categories or dates")
     if kind is None and len(distinct) > max(20, MOST_LEVELS * len(every)):
         parsed = pd.to_numeric(every, errors="coerce")
-        if parsed.notna().mean() > 0.5:
+        if 0.5 < parsed.notna().mean() < 1:
             wrong = every[parsed.isna()]
             raise ValueError(
                 f"column {name!r}: numbers, but for {len(wrong)} of {len(every)} rows, such as {wrong.iloc[0]!r} "
@@ -273,19 +274,27 @@ def atom(column: Column, values: pd.Series) -> tuple[Any, float] | None:
 
 def _learn_number(name: Any, dtype: str, x: np.ndarray, kind: Any, known: np.ndarray) -> Number:
     distinct = np.unique(x)
+    if len(distinct) == 1:
+        raise ValueError(f"column {name!r}: its values are too large to be told apart; subtract an offset first")
     least, most = known.min(), known.max()  # bounds are bounds of every row there is
     low, high = kind if isinstance(kind, tuple | list) else (None, None)
     decimals = _decimals(distinct)
     step = _step(distinct, decimals)
     whole = kind == "whole" or (kind in (None, "number") and step is not None and _repeats(x, step))
     written = {"minimum": float(distinct[0]), "maximum": float(distinct[-1]), "decimals": decimals}
+
+    def number(shift: float, scale: float, low: float | None, high: float | None, whole: bool = False) -> Number:
+        at = (np.quantile(x, np.linspace(0, 1, QUANTILES)) - shift) / scale
+        quantiles = (np.rint(at) if whole else at).tolist()
+        return Number(name, dtype, float(shift), float(scale), low, high, whole, quantiles=quantiles, **written)
+
     if whole:
         if step is None:
             raise ValueError(f"column {name!r}: its values are not evenly spaced, so they are not whole steps")
         # a grid that begins at zero or one step above it counts something, which is never less
         counts = kind != "number" and bool(0 <= least <= distinct[0] <= 1.5 * step)
         shift = distinct[0] - (math.floor(distinct[0] / step + 1e-9) * step if counts else 0.0)
-        return Number(name, dtype, float(shift), float(step), 0.0 if counts else None, None, True, **written)
+        return number(shift, step, 0.0 if counts else None, None, whole=True)
     if kind == "positive":
         low = 0.0
     elif kind is None and least > 0:
@@ -299,12 +308,12 @@ def _learn_number(name: Any, dtype: str, x: np.ndarray, kind: Any, known: np.nda
             "they must lie strictly between"
         )
     if low is not None and high is not None:
-        return Number(name, dtype, float(low), float(high - low), 0.0, 1.0, False, **written)
+        return number(low, high - low, 0.0, 1.0)
     if low is not None:
-        return Number(name, dtype, float(low), float(np.median(x - low)), 0.0, None, False, **written)
+        return number(low, np.median(x - low), 0.0, None)
     if high is not None:
-        return Number(name, dtype, float(high), float(np.median(high - x)), None, 0.0, False, **written)
-    return Number(name, dtype, float(np.median(x)), float(x.std()), None, None, False, **written)
+        return number(high, np.median(high - x), None, 0.0)
+    return number(np.median(x), x.std(), None, None)
 
 
 def _learn_moment(values: pd.Series) -> Moment:
@@ -315,7 +324,9 @@ def _learn_moment(values: pd.Series) -> Moment:
     whole = _repeats(days, step / DAY)
     spread = float(days.std())
     shift, scale = (0.0, step / DAY) if whole else (float(np.median(days)), spread)
-    number = Number("days", "float64", shift, scale, None, None, whole, 0.0, float(days.max()), None)
+    at = (np.quantile(days, np.linspace(0, 1, QUANTILES)) - shift) / scale
+    quantiles = (np.rint(at) if whole else at).tolist()
+    number = Number("days", "float64", shift, scale, None, None, whole, 0.0, float(days.max()), None, quantiles)
     return Moment(values.name, str(values.dtype), origin, step, number)
 
 
@@ -349,6 +360,8 @@ def _repeats(x: np.ndarray, step: float) -> bool:
 
 
 def _floats(values: pd.Series) -> np.ndarray:
+    if types.is_object_dtype(values.dtype) and all(isinstance(v, int | float | np.number) for v in values):
+        values = pd.Series(pd.to_numeric(values), name=values.name)
     if not types.is_numeric_dtype(values.dtype) or types.is_complex_dtype(values.dtype):
         raise ValueError(f"column {values.name!r}: expected numbers, got {values.dtype}")
     return values.to_numpy(dtype=np.float64, na_value=np.nan)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-COARSE, FINE = 48, 24  # quadrature points along the range of a column, and around the mode and the value
-CELLS = 128  # at most so many cells of a grid, around the value and over the range
+EVEN, FINE = 17, 24  # quadrature points evenly over the range of a column, and around the mode and the value each
+CELLS = 128  # a grid of at most so many cells is summed cell by cell
 ROWS = 8192  # points evaluated at once
 
 Score = Callable[[Tensor, Tensor | None], Tensor]
@@ -23,7 +23,7 @@ def surprise(
     x: Tensor,
     context: Tensor | None,
     levels: Sequence[int],
-    reach: Sequence[tuple[float, float]],
+    quantiles: Sequence[Tensor],
     bounds: Sequence[tuple[float | None, float | None]],
     whole: Sequence[bool],
 ) -> Tensor:
@@ -34,7 +34,7 @@ def surprise(
         x: rows: codes of categories first, then numbers.
         context: of the rows, or None.
         levels: number of categories of each categorical column.
-        reach: smallest and largest training value of each number.
+        quantiles: of the training values of each number, ascending from the smallest to the largest.
         bounds: between which a number must stay; None for an open side.
         whole: whether a number takes whole values only.
     """
@@ -43,17 +43,23 @@ def surprise(
     for j, n in enumerate(levels):
         points = torch.arange(n, dtype=x.dtype).expand(len(x), n)
         columns.append(_surprise(base, _along(score, x, context, j, points), torch.ones_like(points)))
-    for i, (low, high) in enumerate(reach):
+    for i, known in enumerate(quantiles):
         j = len(levels) + i
-        points, width = _points(x[:, j], low, high, bounds[i], whole[i])
+        if whole[i] and known[-1] - known[0] < CELLS:
+            points = torch.arange(round(float(known[0])), round(float(known[-1])) + 1, dtype=x.dtype).expand(len(x), -1)
+            columns.append(_surprise(base, _along(score, x, context, j, points), torch.ones_like(points)))
+            continue
+        points = _points(x[:, j], known, bounds[i], whole[i])
         log_p = _along(score, x, context, j, points)
-        if not whole[i]:  # a narrow conditional density may hide between the points: look closer around the mode
-            mode = points.gather(1, log_p.nan_to_num(-torch.inf).argmax(1, keepdim=True))
-            more = _around(mode, points[:, 1:].sub(points[:, :-1]).amax(1, keepdim=True), bounds[i])
+        for _ in range(2):  # a narrow conditional density may hide between the points: look closer around the mode
+            at = log_p.nan_to_num(-torch.inf).argmax(1, keepdim=True)
+            near = points.gather(1, (at - 1).clamp_min(0)), points.gather(1, (at + 1).clamp_max(points.shape[1] - 1))
+            more = _around(
+                points.gather(1, at), torch.maximum(2 * (near[1] - near[0]), _least(whole[i])), bounds[i], whole[i]
+            )
             points, order = torch.cat([points, more], 1).sort(1)
             log_p = torch.cat([log_p, _along(score, x, context, j, more)], 1).gather(1, order)
-            width = _trapezoid(points)
-        columns.append(_surprise(base, log_p, width))
+        columns.append(_surprise(base, log_p, _trapezoid(points, alone=1.0 if whole[i] else 0.0)))
     return torch.stack(columns, 1) if columns else x.new_zeros(len(x), 0)
 
 
@@ -65,32 +71,33 @@ def _surprise(base: Tensor, log_p: Tensor, width: Tensor) -> Tensor:
     return expected - base  # the integral, common to both conditional densities, cancels
 
 
-def _points(
-    value: Tensor, low: float, high: float, bounds: tuple[float | None, float | None], whole: bool
-) -> tuple[Tensor, Tensor]:
-    """Where to evaluate along a column, each row its own, and the width that each point stands for."""
-    n = len(value)
-    if whole:
-        if high - low < CELLS:
-            points = torch.arange(round(low), round(high) + 1, dtype=value.dtype).expand(n, -1)
-        else:
-            points = torch.linspace(low, high, CELLS, dtype=value.dtype).round().expand(n, -1)
-        return points, _trapezoid(points, alone=1.0)
-    margin = 0.1 * (high - low)
+def _points(value: Tensor, known: Tensor, bounds: tuple[float | None, float | None], whole: bool) -> Tensor:
+    """Where to evaluate along a column, each row its own: among the training rows, evenly, and around the value."""
+    low, high = float(known[0]), float(known[-1])
+    margin = 0.0 if whole else 0.1 * (high - low)
     low = low - margin if bounds[0] is None else bounds[0] + 1e-3 * (low - bounds[0])
     high = high + margin if bounds[1] is None else bounds[1] - 1e-3 * (bounds[1] - high)
-    coarse = torch.linspace(low, high, COARSE, dtype=value.dtype).expand(n, -1)
-    near = _around(value[:, None], coarse[:, 1:2] - coarse[:, :1], bounds)
-    points = torch.cat([coarse, near], 1).sort(1).values
-    return points, _trapezoid(points)
+    fixed = torch.cat([known, torch.linspace(low, high, EVEN, dtype=known.dtype)]).sort().values
+    after = fixed[torch.searchsorted(fixed, value.contiguous()).clamp(1, len(fixed) - 1)]
+    gap = (after - value).abs().clamp_min(1e-3 * (high - low))
+    near = _around(value[:, None], torch.maximum(gap[:, None], _least(whole)), bounds, whole)
+    points = torch.cat([fixed.expand(len(value), -1), near], 1).sort(1).values
+    return points.round() if whole else points
 
 
-def _around(center: Tensor, reach: Tensor, bounds: tuple[float | None, float | None]) -> Tensor:
-    """Points around a center, denser towards it."""
+def _least(whole: bool) -> Tensor:
+    """The least reach around a point: on a grid, far enough to meet its neighbours."""
+    return torch.tensor(FINE / 2 if whole else 0.0, dtype=torch.float64)
+
+
+def _around(center: Tensor, reach: Tensor, bounds: tuple[float | None, float | None], whole: bool) -> Tensor:
+    """Points around a center: denser towards it, or, on a grid, the cells next to it."""
     u = torch.linspace(-1, 1, FINE, dtype=center.dtype)
-    points = center + reach * u.sign() * u.square()
+    points = center + reach * (u if whole else u.sign() * u.square())
     low, high = bounds
-    return points.clamp(-torch.inf if low is None else low + 1e-9, torch.inf if high is None else high - 1e-9)
+    points = points.round() if whole else points
+    edge = 0.0 if whole else 1e-9
+    return points.clamp(-torch.inf if low is None else low + edge, torch.inf if high is None else high - edge)
 
 
 def _trapezoid(points: Tensor, alone: float = 0.0) -> Tensor:

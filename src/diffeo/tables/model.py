@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +71,10 @@ class TableDensity:
         return self.density.exact
 
     def log_prob(self, table: pd.DataFrame, samples: int = NOISE) -> pd.Series:
-        """Log-density of each row in nats, with the index of the table; −∞ for rows that it could not hold.
+        """Log-density of each row in nats, with the index of the table.
+
+        Rows that the table could not hold, beyond a bound or with another value in a constant column, get −∞; a value
+        between two steps of a grid counts as the nearer one.
 
         Args:
             table: with (at least) the model's columns, in any order.
@@ -128,7 +132,7 @@ class TableDensity:
             raise ValueError(f"sample: expected at least 1 row, got {n}")
         conditions = self._conditions(n, given)
         context = None if conditions is None else self.schema.encode_given(conditions)
-        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+        generator = torch.Generator().manual_seed(int(seed)) if isinstance(seed, Integral) else seed
         rows = []
         for start in range(0, n, BLOCK):
             size = min(BLOCK, n - start)
@@ -149,9 +153,9 @@ class TableDensity:
         c = None if context is None else torch.from_numpy(context)
         whole = [n.whole for n in self.schema.numbers]
         bounds = [(n.low, n.high) for n in self.schema.numbers]
-        reach = [((n.minimum - n.shift) / n.scale, (n.maximum - n.shift) / n.scale) for n in self.schema.numbers]
+        quantiles = [torch.tensor(n.quantiles, dtype=torch.float64) for n in self.schema.numbers]
         nats = surprise(
-            lambda rows, c: self.score(rows, c), torch.from_numpy(x), c, self.schema.levels, reach, bounds, whole
+            lambda rows, c: self.score(rows, c), torch.from_numpy(x), c, self.schema.levels, quantiles, bounds, whole
         )
         names = [column.name for column in self.schema.modelled]
         shown = pd.DataFrame(nats.numpy(), index=table.index, columns=pd.Index(names))

@@ -81,6 +81,14 @@ class Schema:
 
     def encode_given(self, table: pd.DataFrame) -> np.ndarray | None:
         """The context, shape (n, context_width); None where nothing is given."""
+        for column in self.columns:
+            if column.name in self.given and isinstance(column, Constant):
+                self.check(table, [column.name])
+                if column.differs(table[column.name]).any():
+                    raise ValueError(
+                        f"column {column.name!r}: it was {column.value!r} in all training rows, so nothing is known of "
+                        "rows where it is not"
+                    )
         if not self.conditions:
             return None
         self.check(table, [c.name for c in self.conditions])
@@ -160,6 +168,9 @@ def learn_schema(
         unknown = [name for name in names if name not in table]
         if unknown:
             raise ValueError(f"{what}: no column {unknown[0]!r} in the table; it has {list(table.columns)}")
+    strange = [name for name in table.columns if not isinstance(name, str | int)]
+    if strange:
+        raise ValueError(f"column names must be text or whole numbers, got {strange[0]!r}")
     columns, warnings = [], []
     for name in table.columns:
         column = learn_column(table[name], kinds.get(name), None if known is None else known[name])

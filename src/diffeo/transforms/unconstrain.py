@@ -13,6 +13,10 @@ from diffeo.functional import Context, MappedVector, Vector, check_event, keep_m
 from diffeo.transforms.norm import training_rows
 from diffeo.transforms.univariate import Sigmoid, Softplus
 
+# How close to a bound a value may come, in units of the scale: the same in every precision, so that what was trained in
+# float32 is scored alike in float64. Below an upper bound float32 itself is coarser.
+EDGE, HIGH_EDGE = 1e-12, 1e-6
+
 
 class Unconstrain(Transform):
     """Columns with bounds onto the line: softplus⁻¹ for one bound, logit for two, the identity for none.
@@ -22,7 +26,7 @@ class Unconstrain(Transform):
     both:      z = logit((x − low) / (high − low))
 
     s is 1 until `initialize` sets it to the median distance of the training rows from the bound. Outside the bounds z
-    is NaN; a value within rounding of a bound counts as just inside.
+    is NaN; a value on a bound, or closer to it than float32 can tell, counts as just inside.
 
     Args:
         low, high: a number for each column, or None (±inf) where there is no bound.
@@ -63,9 +67,8 @@ class Unconstrain(Transform):
         check_event(x, self.event, "Unconstrain")
         kind, anchor, sign, span = self._parts(x.dtype)
         t = sign * (x - anchor) / span
-        edge = torch.finfo(x.dtype).eps
         inside = torch.where(kind == 2, (t >= 0) & (t <= 1), t >= 0)
-        half, whole = t.clamp(min=edge), t.clamp(edge, 1 - edge)
+        half, whole = t.clamp(min=EDGE), t.clamp(EDGE, 1 - HIGH_EDGE)
         (above, above_logdet), (between, between_logdet) = self._softplus.inverse(half), self._sigmoid.inverse(whole)
         z = torch.where(kind == 2, between, sign * span * above)
         logdet = torch.where(kind == 2, between_logdet - span.log(), above_logdet)
