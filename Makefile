@@ -9,7 +9,7 @@ DATA ?= $(or $(DIFFEO_DATA),../shared/data)
 # waiting threads sleep instead of spinning, which costs little alone and very much beside other work
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-all lint bench-density pictures clean
+.PHONY: demo test test-all lint bench bench-density notebooks docs pictures clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing PyTorch and the rest into $(VENV); this takes a few minutes."
@@ -42,8 +42,25 @@ bench-density: $(READY)  ## density tables of docs/benchmarks.md; needs the data
 	$(BIN)/python benchmarks/inverse.py
 	$(BIN)/python benchmarks/report.py
 
-pictures: demo  ## the pictures of the README
-	cp demo/*.png docs/images/
+bench: $(READY)  ## the tables about outliers, regression, mixed columns and streaming; needs the data folder
+	$(INSTALL) -e ".[bench]"
+	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/outliers.py
+	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/regression.py
+	$(BIN)/python benchmarks/mixed.py
+	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/report.py
+
+notebooks: $(READY)  ## execute the tutorials (installs zuko, nflows and sbi, which one of them compares with)
+	$(INSTALL) -e ".[docs,bench]" sbi
+	cd docs/notebooks && PATH=$(abspath $(BIN)):$$PATH jupytext --to ipynb --set-kernel python3 --execute *.py
+
+docs: $(READY)  ## the site, with API pages from the docstrings, to site/
+	$(INSTALL) -e ".[docs]"
+	$(BIN)/mkdocs build --quiet
+
+pictures: demo  ## the pictures of the README; the report needs Chromium
+	cp demo/pairs.png demo/anomalies.png docs/images/
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1200,1900 --screenshot=docs/images/report.png demo/report.html
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site

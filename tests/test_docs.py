@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+import diffeo
 from diffeo.testing import check_transform
 
 ROOT = Path(__file__).resolve().parents[1]
+API = ROOT / "docs" / "api"
 
 
 def blocks(name: str) -> list[str]:
@@ -23,16 +27,49 @@ def blocks(name: str) -> list[str]:
 @pytest.mark.slow
 def test_readme_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    table, estimators, tensors, by_hand = ({} for _ in range(4))
     found = blocks("README.md")
-    assert len(found) == 2
-    numpy_example: dict = {}
-    exec(found[0], numpy_example)
-    assert numpy_example["samples"].shape == (1000, 3)
-    assert numpy_example["log_density"].isfinite().all()
+    assert len(found) == 4
+    for code, names in zip(found, (table, estimators, tensors, by_hand), strict=True):
+        exec(code, names)
+    assert table["samples"].dtypes.equals(table["table"].dtypes)
+    assert table["reasons"].shape == (5, 3)
     assert (tmp_path / "model.safetensors").exists()
-    by_hand: dict = {}
-    exec(found[1], by_hand)
+    assert estimators["unusual"].mean() == pytest.approx(0.05, abs=0.01)
+    inside = (estimators["interval"][:, 0] <= estimators["y"]) & (estimators["y"] <= estimators["interval"][:, 1])
+    assert 0.8 < inside.mean() < 1
+    assert tensors["samples"].shape == (1000, 3)
+    assert tensors["log_density"].isfinite().all()
     assert by_hand["loss"] < -by_hand["flow"].base(by_hand["x"]).mean() + 0.1
+
+
+def test_every_public_name_has_an_api_page():
+    listed = set(
+        re.findall(r"^::: diffeo\.([\w.]+)$", "\n".join(p.read_text() for p in API.glob("*.md")), re.MULTILINE)
+    )
+    modules = {"interop", "nets", "plotting", "tables", "testing"}
+    public = {name for name in dir(diffeo) if not name.startswith("_") and name[0].isalpha()}
+    hidden = {n for n in public if isinstance(getattr(diffeo, n), ModuleType)} - modules
+    hidden |= {"annotations", "Any", "TYPE_CHECKING", "import_module"}
+    assert {n for n in public - hidden if n not in listed and not any(x.startswith(f"{n}.") for x in listed)} == set()
+    for name in listed:
+        value = diffeo
+        for part in name.split("."):
+            value = getattr(value, part, None) or importlib.import_module(f"diffeo.{part}")
+
+
+def test_the_tutorials_are_executed():
+    """Every code cell of every notebook has run, without an error, and says what its source says."""
+    sources = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
+    assert len(sources) == 4
+    for source in sources:
+        cells = json.loads(source.with_suffix(".ipynb").read_text())["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        assert code
+        assert all(cell["execution_count"] for cell in code)
+        assert not any(output["output_type"] == "error" for cell in code for output in cell["outputs"])
+        text = source.read_text()
+        assert all("".join(cell["source"]).splitlines()[-1] in text for cell in code), source.name
 
 
 def test_the_transform_in_contributing_keeps_the_contract(tmp_path, monkeypatch):
