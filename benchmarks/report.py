@@ -5,14 +5,15 @@ python benchmarks/report.py
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import report_tables
+from markdown import load, number, table
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 FAMILIES = {"nsf_ar": "autoregressive", "nsf": "coupling"}
 # best of zuko, nflows, normflows and FlowJAX as measured when the goal was set, with standard error where given
 GOALS = {
@@ -23,21 +24,6 @@ GOALS = {
     ("nsf_ar", "magic.gamma"): "−4.02 ± 0.14",
     ("nsf", "magic.gamma"): "−4.43",
 }
-
-
-def load(name: str) -> dict[str, Any]:
-    """One result file."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table."""
-    return ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number with a real minus sign."""
-    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def peers_section() -> list[str]:
@@ -204,10 +190,20 @@ def main() -> None:
         "# Benchmarks",
         "",
         "Written by `benchmarks/report.py` from the JSON in `benchmarks/results`; no number is typed in by hand. The data is",
-        "not shipped: set `DIFFEO_DATA` to its folder. `make bench-density` runs everything here but FlowJAX.",
+        "not shipped: set `DIFFEO_DATA` to its folder. `make bench-density` and `make bench` run everything here but FlowJAX.",
         "",
     ]
-    sections = [peers_section, defaults_section, roundtrip_section, inverse_section]
+    sections = [
+        peers_section,
+        defaults_section,
+        report_tables.estimator_section,
+        report_tables.outliers_section,
+        report_tables.regression_section,
+        report_tables.mixed_section,
+        report_tables.streaming_section,
+        roundtrip_section,
+        inverse_section,
+    ]
     text = "\n".join([*head, *(line for section in sections for line in section())])
     (ROOT / "docs" / "benchmarks.md").write_text(text.rstrip() + "\n")
 
