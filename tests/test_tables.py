@@ -65,6 +65,8 @@ def test_columns_are_recognised():
     ("values", "described"),
     [
         (np.arange(100) % 7 * 5, "whole steps of 5"),
+        (np.array([17.5, 22, 27, 32, 37, 42])[np.arange(100) % 6], "6 categories"),  # age groups by their midpoints
+        (np.array([1, 2, 4, 7])[np.arange(100) % 4], "whole steps of 1"),
         (np.arange(100) % 7 * 0.25 - 3, "whole steps of 0.25"),
         ((np.arange(100) % 7 - 3.1234567) / 1.7654321, "whole steps of 0.566434"),  # standardised integers
         (np.random.default_rng(0).normal(size=100), "continuous"),

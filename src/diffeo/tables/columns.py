@@ -22,6 +22,7 @@ REPEATS = 0.95  # a column on a grid whose distinct values are fewer than this s
 MOST_LEVELS = 0.5  # text with more distinct values than this share of its rows is no category
 DAY = 86_400_000_000_000  # nanoseconds
 DECIMALS = 9
+FEW = 32  # distinct numbers with gaps between them that may count as categories
 QUANTILES = 33  # kept of each number
 KINDS = ("number", "continuous", "positive", "whole", "category")
 
@@ -234,7 +235,7 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
     if types.is_datetime64_any_dtype(dtype):
         return _learn_moment(values)
     if types.is_numeric_dtype(dtype) and not types.is_bool_dtype(dtype) and not types.is_complex_dtype(dtype):
-        if kind == "category" or (kind is None and len(distinct) == 2):
+        if kind == "category" or (kind is None and _few_values(_floats(values), _floats(distinct))):
             return Category(name, str(dtype), sorted(_plain(v) for v in distinct))
         return _learn_number(name, str(dtype), _floats(values), kind, _floats(distinct))
     if kind not in (None, "category"):
@@ -349,6 +350,17 @@ def _step(distinct: np.ndarray, decimals: int | None) -> float | None:
     counted = gaps / gaps.min()
     on_grid = np.abs(counted - np.rint(counted)).max() < 1e-3 and counted.sum() < 1e6
     return float((distinct[-1] - distinct[0]) / np.rint(counted).sum()) if on_grid else None
+
+
+def _few_values(x: np.ndarray, distinct: np.ndarray) -> bool:
+    """Whether numbers are names: two values, or a few that come back often and leave most of their grid empty."""
+    if len(distinct) == 2:
+        return True
+    if not 2 < len(distinct) <= FEW or len(x) < 10 * len(distinct):
+        return False
+    distinct = np.sort(distinct)
+    step = _step(distinct, _decimals(distinct))
+    return step is None or (distinct[-1] - distinct[0]) / step + 1 > 2 * len(distinct)
 
 
 def _repeats(x: np.ndarray, step: float) -> bool:
