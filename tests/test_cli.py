@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import diffeo
 from diffeo.cli import main
 
 
@@ -214,3 +215,154 @@ def test_info_on_a_model_from_python(tmp_path, capsys):
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("diffeo 0")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mixed")
+    rng = np.random.default_rng(0)
+    n = 150
+    frame = pd.DataFrame(
+        {
+            "shop": rng.choice(["Rome", "Oslo"], n),
+            "open": rng.random(n) < 0.5,
+            "items": rng.poisson(3, n),
+            "price": np.round(rng.lognormal(2, 0.5, n), 2),
+            "day": pd.Timestamp("2026-01-01") + pd.to_timedelta(rng.integers(0, 60, n), "D"),
+            "currency": "EUR",
+        }
+    )
+    frame.to_csv(path / "t.csv", index=False)
+    frame.to_csv(path / "t.tsv", index=False, sep="\t")
+    frame.to_csv(path / "t.csv.gz", index=False)
+    frame.to_parquet(path / "t.parquet")
+    frame.to_feather(path / "t.feather")
+    frame.to_json(path / "t.jsonl", orient="records", lines=True, date_format="iso")
+    assert main(["fit", str(path / "t.csv"), "-o", str(path / "m.safetensors"), "--epochs", "2"]) == 0
+    return path
+
+
+FORMATS = ["csv", "tsv", "csv.gz", "parquet", "feather", "jsonl"]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_every_format_gives_the_same_scores(mixed, tmp_path, ending):
+    out = tmp_path / f"s.{ending}"
+    assert main(["score", str(mixed / "m.safetensors"), str(mixed / f"t.{ending}"), "-o", str(out), "--keep"]) == 0
+    readers = {"parquet": pd.read_parquet, "feather": pd.read_feather, "tsv": lambda p: pd.read_csv(p, sep="\t")}
+    read = readers.get(ending, lambda p: pd.read_json(p, lines=True) if ending == "jsonl" else pd.read_csv(p))
+    scored = read(out)
+    assert list(scored.columns) == ["shop", "open", "items", "price", "day", "currency", "log_density", "percentile"]
+    expected = diffeo.load(mixed / "m.safetensors").log_prob(pd.read_parquet(mixed / "t.parquet"))
+    assert np.allclose(scored["log_density"], expected, atol=1e-9)
+    assert scored["percentile"].between(0, 100).all()
+    again = tmp_path / f"samples.{ending}"
+    assert main(["sample", str(mixed / "m.safetensors"), "-n", "30", "-o", str(again)]) == 0
+    assert main(["score", str(mixed / "m.safetensors"), str(again)]) == 0  # samples are a table like the first
+
+
+def test_blocks_are_scored_as_the_whole_is(mixed, tmp_path, monkeypatch):
+    from diffeo.cli import files
+
+    whole, blocks = tmp_path / "whole.csv", tmp_path / "blocks.csv"
+    model, table = str(mixed / "m.safetensors"), str(mixed / "t.csv")
+    assert main(["score", model, table, "-o", str(whole)]) == 0
+    real = files.read_blocks
+    seen = []
+
+    def small(path, rows=7, text=()):
+        for block in real(path, 7, text):
+            seen.append(len(block))
+            yield block
+
+    monkeypatch.setattr(files, "read_blocks", small)
+    assert main(["score", model, table, "-o", str(blocks)]) == 0
+    assert set(seen) == {7, 3}
+    assert np.allclose(pd.read_csv(whole), pd.read_csv(blocks), atol=1e-9)
+
+
+def test_a_pipe(mixed, capfd):
+    text = (mixed / "t.csv").read_bytes()
+    run = [sys.executable, "-m", "diffeo.cli", "score", str(mixed / "m.safetensors"), "-"]
+    done = subprocess.run(run, input=text, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 151
+
+
+def test_given_and_drop(mixed, tmp_path, capsys):
+    model = str(tmp_path / "g.safetensors")
+    fit = ["fit", str(mixed / "t.parquet"), "-o", model, "--epochs", "2", "--given", "shop", "--given", "items"]
+    assert main([*fit, "--drop", "day", "--drop", "currency"]) == 0
+    assert "given columns ignored" in capsys.readouterr().out
+    assert main(["sample", model, "-n", "4", "--given", "shop=Oslo", "--given", "items=7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "shop,open,items,price"
+    assert all(line.startswith("Oslo,") and ",7," in line for line in lines[1:])
+    for wrong, message in (
+        (["--given", "shop=Oslo"], "'items' is missing"),
+        (["--given", "shop=Lima", "--given", "items=1"], "never occurred"),
+        (["--given", "shop=Oslo", "--given", "items=few"], "expected a number"),
+        (["--given", "price=3"], "no given column"),
+        (["--given", "shop"], "expected column=value"),
+        ([], "give values of"),
+    ):
+        assert main(["sample", model, "-n", "2", *wrong]) == 2
+        assert message in capsys.readouterr().err
+    for flag in ("--given", "--drop"):
+        assert main([*fit[:4], flag, "nope"]) == 2
+        assert "has no column 'nope'" in capsys.readouterr().err
+    assert main([*fit[:4], "--given", "shop", "--drop", "shop"]) == 2
+
+
+def test_report_and_recipes(mixed, tmp_path, capsys):
+    page = tmp_path / "r.html"
+    assert main(["report", str(mixed / "m.safetensors"), str(mixed / "t.csv"), "-o", str(page)]) == 0
+    assert "The most unusual rows" in page.read_text()
+    assert main(["report", str(mixed / "m.safetensors"), str(mixed / "t.csv"), "-o", str(tmp_path / "r.txt")]) == 2
+    assert main(["recipes"]) == 0
+    assert "nsf_ar" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="price"), "needs a column 'price'"),
+        (lambda t: t.assign(shop="Lima"), "'Lima' never occurred in training"),
+        (lambda t: t.assign(items="many"), "column 'items': expected numbers"),
+        (lambda t: t.assign(day=3), "column 'day': expected dates"),
+        (lambda t: t.iloc[:0], "a header but no rows"),
+        (lambda t: t.assign(price=[1.0] * 149 + [np.nan]), "missing or infinite values ('price': 1)"),
+    ],
+)
+def test_bad_tables_at_score_time(mixed, tmp_path, capsys, change, message):
+    change(pd.read_parquet(mixed / "t.parquet")).to_csv(tmp_path / "bad.csv", index=False)
+    args = ["score", str(mixed / "m.safetensors"), str(tmp_path / "bad.csv"), "-o", str(tmp_path / "out.csv")]
+    assert main(args) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.csv"]
+
+
+def test_model_files_that_are_none(mixed, tmp_path, capsys):
+    from safetensors.numpy import save_file
+
+    good = (mixed / "m.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(good[: len(good) // 2])
+    (tmp_path / "flipped.safetensors").write_bytes(good[:-100] + bytes([good[-100] ^ 1]) + good[-99:])
+    save_file({"x": np.zeros(3)}, tmp_path / "foreign.safetensors")
+    for name, message in (("cut", "truncated"), ("flipped", "checksum"), ("foreign", "not one that diffeo wrote")):
+        assert main(["info", str(tmp_path / f"{name}.safetensors")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_text_that_looks_numeric_in_a_block(tmp_path):
+    """Levels are text if any row's is, however a block of the file looks."""
+    from diffeo.cli.files import read_blocks, read_table
+
+    path = tmp_path / "t.csv"
+    path.write_text("code,x\n" + "".join(f"0{i % 3},{i}\n" for i in range(30)) + "U,1\n")
+    table = read_table(path)
+    assert set(table["code"]) == {"00", "01", "02", "U"}
+    blocks = list(read_blocks(path, rows=10, text=["code"]))
+    assert [set(b["code"]) for b in blocks] == [{"00", "01", "02"}] * 3 + [{"U"}]

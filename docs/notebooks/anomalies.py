@@ -41,6 +41,7 @@ print(f"{(detector.score_samples(malignant) < threshold).mean():.0%} of the mali
 # %%
 scores = {"benign, held out": -detector.score_samples(held), "malignant": -detector.score_samples(malignant)}
 plot_scores(scores, "surprise: minus log-density (nats)")
+plt.show()
 # %% [markdown]
 # ## Beside other detectors
 #

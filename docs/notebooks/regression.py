@@ -39,6 +39,7 @@ pairs = np.repeat(grid, len(levels), 0), np.tile(levels, len(grid))
 density = np.exp(model.log_prob(*pairs)).reshape(len(grid), len(levels))
 axes[1].pcolormesh(grid[:, 0], levels, density.T, cmap="Blues", vmax=np.quantile(density, 0.99), rasterized=True)
 axes[1].set(title="density of y given x", xlabel="x")
+plt.show()
 # %% [markdown]
 # ## Do intervals hold what they promise?
 #

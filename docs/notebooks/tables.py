@@ -44,6 +44,7 @@ print(model.result)
 
 # %%
 model.result.plot()
+plt.show()
 # %% [markdown]
 # ## Score
 #
@@ -74,6 +75,7 @@ for ax, (name, rows) in zip(axes, {"data": train.dropna(), "samples": samples}.i
     ax.spines[["top", "right"]].set_visible(False)
 axes[0].set_ylabel("bill depth (mm)")
 axes[1].legend(frameon=False)
+plt.show()
 # %% [markdown]
 # ## What is unusual, and why
 #

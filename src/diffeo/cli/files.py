@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import math
 import re
@@ -157,10 +158,15 @@ def _header(path: Path, separator: str) -> list[str]:
 def _json_blocks(path: Path, rows: int | None) -> Iterator[pd.DataFrame]:
     import pandas as pd
 
+    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        found: Any = pd.read_json(path, lines=True, chunksize=rows, convert_dates=False)
-        yield from [found] if rows is None else found
-    except (ValueError, AttributeError, TypeError, EOFError, OSError) as error:
+        with opener(path, "rt", encoding="utf-8") as file:
+            lines = (line for line in file if line.strip())
+            while block := [json.loads(line) for line in itertools.islice(lines, rows)]:
+                if not all(isinstance(row, dict) for row in block):
+                    raise ValueError("a line that is no object")
+                yield pd.DataFrame(block)
+    except (ValueError, EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: not JSON Lines, one object a line ({_first_line(error)})") from error
 
 

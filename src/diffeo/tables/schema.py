@@ -124,7 +124,7 @@ class Schema:
         for column in self.columns:
             if column.name in self.given:
                 if given is not None and column.name in given:
-                    columns[column.name] = given[column.name].reset_index(drop=True)
+                    columns[column.name] = _as_trained(column, given[column.name].reset_index(drop=True))
             elif isinstance(column, Constant):
                 columns[column.name] = column.decode(len(rows))
             else:
@@ -202,6 +202,13 @@ def check_complete(table: pd.DataFrame, hint: str) -> None:
         shown = ", ".join(f"{name!r}: {count}" for name, count in list(counts.items())[:6])
         more = ", …" if len(counts) > 6 else ""
         raise ValueError(f"missing or infinite values ({shown}{more}); {hint}")
+
+
+def _as_trained(column: Column, values: pd.Series) -> pd.Series:
+    """Given values in the dtype of the training column."""
+    if isinstance(column, Category):
+        return column.decode(column.encode(values))
+    return values.astype(column.dtype)  # pyright: ignore[reportCallIssue]
 
 
 def _number(column: Column) -> Number | None:
