@@ -79,7 +79,7 @@ ROWS = "".join(f"{i * 0.37 % 1},{i * 0.73 % 1}\n" for i in range(40))
         (b"", "the file is empty"),
         (HEADER.encode(), "a header but no rows"),
         ((HEADER + "1,2\n").encode(), "at least 20"),
-        ((HEADER + ROWS + "x,1\n").encode(), "column 'a': numbers, but for 1 of 41 rows, such as 'x' in row 40"),
+        ((HEADER + ROWS + "x,1\n").encode(), "column 'a': numbers, but for 1 of 41 rows, such as 'x' in row 41"),
         (("a;b\n" + ROWS.replace(",", ";")).encode(), "the separator looks like ';'"),
         ((HEADER + ROWS + ",1\n").encode(), "missing or infinite values ('a': 1)"),
         ((HEADER + ROWS + "inf,1\n").encode(), "missing or infinite"),
@@ -113,7 +113,7 @@ def test_bad_tables(folder, tmp_path, capsys, text, message):
         (["fit", "{folder}/table.csv", "-o", "{folder}/no/m.safetensors"], "does not exist"),
         (["fit", "{folder}/table.csv", "-o", "{folder}/m.bin"], "ends in .safetensors"),
         (["fit", "{folder}/table.csv", "--recipe", "nope"], "there are gaussian, "),
-        (["fit", "{folder}/table.csv", "--epochs", "0"], "epochs must be a positive integer"),
+        (["fit", "{folder}/table.csv", "--epochs", "0"], "--epochs"),
         (["fit", "{folder}/table.csv", "--time-limit", "soon"], "such as 90s, 5m or 1h"),
         (["fit", "{folder}/table.csv", "-o", "{folder}/new.safetensors", "--resume"], "no interrupted fit"),
         (["fit", "{folder}/m.safetensors"], "expected a table with one of the endings"),
@@ -299,12 +299,13 @@ def test_given_and_drop(mixed, tmp_path, capsys):
     assert lines[0] == "shop,open,items,price"
     assert all(line.startswith("Oslo,") and ",7," in line for line in lines[1:])
     for wrong, message in (
-        (["--given", "shop=Oslo"], "'items' is missing"),
+        (["--given", "shop=Oslo"], "needs a value of 'items'"),
+        (["--given", "shop=Oslo", "--given", "shop=Rome", "--given", "items=1"], "two values"),
         (["--given", "shop=Lima", "--given", "items=1"], "never occurred"),
         (["--given", "shop=Oslo", "--given", "items=few"], "expected a number"),
         (["--given", "price=3"], "no given column"),
         (["--given", "shop"], "expected column=value"),
-        ([], "give values of"),
+        ([], "needs a value of 'shop'"),
     ):
         assert main(["sample", model, "-n", "2", *wrong]) == 2
         assert message in capsys.readouterr().err

@@ -35,8 +35,9 @@ def plot_pairs(data: np.ndarray, samples: np.ndarray, names: list[str] | None = 
             ax = axes[i, j]
             if i == j:
                 bins = np.linspace(*limits[i], 41)
-                ax.hist(data[:, i], bins, density=True, color=DATA, alpha=0.55, label="data")
-                ax.hist(samples[:, i], bins, density=True, histtype="step", color=MODEL, lw=1.5, label="samples")
+                with np.errstate(invalid="ignore"):  # where no sample comes near the data
+                    ax.hist(data[:, i], bins, density=True, color=DATA, alpha=0.55, label="data")
+                    ax.hist(samples[:, i], bins, density=True, histtype="step", color=MODEL, lw=1.5, label="samples")
             else:
                 rows, color = (shown[0], DATA) if i > j else (shown[1], MODEL)
                 ax.plot(rows[:, j], rows[:, i], ".", ms=1.5, alpha=0.35, color=color, rasterized=True)
@@ -73,7 +74,8 @@ def plot_marginal(data: pd.Series, samples: pd.Series, ax: Any = None) -> Any:
             ax.set_xticks(ticks, [pd.Timestamp(t, unit="s").strftime("%Y-%m-%d") for t in ticks])
     else:
         share = data.value_counts(normalize=True)
-        levels = list(share.index[:MOST_BARS])
+        levels = share.index[:MOST_BARS]
+        levels = list(levels.sort_values() if numeric or getattr(data.dtype, "ordered", False) else levels)
         drawn = samples.value_counts(normalize=True)
         at = np.arange(len(levels))
         ax.bar(at - 0.2, [share[v] for v in levels], 0.4, color=DATA, alpha=0.6)

@@ -35,12 +35,11 @@ def main(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("diffeo: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except usage_error as error:
         message = error.format_message()
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+    except OSError as error:
+        message = ": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error)
+    except (ValueError, ArithmeticError, RuntimeError) as error:
         message = str(error).removeprefix("fit: ") or type(error).__name__
     if message:
         print("diffeo: " + " ".join(message.split()), file=sys.stderr)

@@ -142,7 +142,9 @@ def _header(path: Path, separator: str) -> list[str]:
     try:
         with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
             header = next((row for row in csv.reader(file, delimiter=separator) if row), [])
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text table in UTF-8 ({_first_line(error)}); save it as UTF-8") from error
+    except (gzip.BadGzipFile, EOFError, csv.Error) as error:
         raise ValueError(f"{path}: not a text table ({_first_line(error)})") from error
     for other, name in ((";", "';'"), ("\t", "a tab"), (",", "a comma")):
         if other != separator and len(header) <= 2 and any(other in cell for cell in header):
@@ -177,9 +179,9 @@ def _parquet_blocks(path: Path) -> Iterator[pd.DataFrame]:
     try:
         with pq.ParquetFile(path) as file:
             if not file.metadata.num_rows:
-                yield file.schema_arrow.empty_table().to_pandas()
+                yield _frame(file.schema_arrow.empty_table())
             for batch in file.iter_batches(BLOCK):
-                yield batch.to_pandas()
+                yield _frame(batch)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"{path}: not a Parquet file ({_first_line(error)})") from error
 
@@ -190,13 +192,20 @@ def _feather_blocks(path: Path) -> Iterator[pd.DataFrame]:
     try:
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
             if not file.num_record_batches:
-                yield file.schema.empty_table().to_pandas()
+                yield _frame(file.schema.empty_table())
             for i in range(file.num_record_batches):
                 batch = file.get_batch(i)
                 for start in range(0, batch.num_rows, BLOCK):
-                    yield batch.slice(start, BLOCK).to_pandas()
+                    yield _frame(batch.slice(start, BLOCK))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"{path}: not a Feather file ({_first_line(error)})") from error
+
+
+def _frame(batch: Any) -> pd.DataFrame:
+    """Arrow rows as a DataFrame; a named index is a column like the others."""
+    table = batch.to_pandas()
+    named = [name for name in table.index.names if name is not None]
+    return table.reset_index() if named else table.reset_index(drop=True)
 
 
 def _dates(table: pd.DataFrame) -> pd.DataFrame:

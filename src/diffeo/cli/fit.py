@@ -32,7 +32,7 @@ def fit(
         list[str] | None, typer.Option(help="Column to leave out; repeat for more.", show_default=False)
     ] = None,
     missing: Annotated[str, typer.Option(help="Rows with missing values: error, or drop.")] = "error",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the rows.", show_default="by size")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the rows.", show_default="by size", min=1)] = None,
     time_limit: Annotated[
         str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
     ] = None,
@@ -41,12 +41,11 @@ def fit(
 ) -> None:
     """Fit a density to a table and print its score on held-out rows beside simple baselines."""
     from diffeo.cli.files import PIPE, check_output, opened, read_table
-    from diffeo.recipes import find_recipe
+    from diffeo.tables.fit import find_table_recipe
     from diffeo.training import checkpoint as checkpoints
 
     check_output(output, (MODEL,), table)
-    if recipe != "auto":
-        find_recipe(recipe)
+    find_table_recipe(recipe)
     seconds = None if time_limit is None else parse_duration(time_limit)
     if missing not in ("error", "drop"):
         raise ValueError(f"--missing: expected error or drop, got {missing!r}")
@@ -165,9 +164,10 @@ def _fit(
     for label, value, error, choice in [(name, nats, stderr, "this flow"), *others]:
         print(f"  {label:<18}{value:>10.3f} ± {error:.3f}   {choice}")
     print(f"Wrote {output}.  Next:")
-    print("  " + shlex.join([program(), "report", str(output)]) + " TABLE")
-    print("  " + shlex.join([program(), "sample", str(output), "-n", "5"]))
-    print("  " + shlex.join([program(), "score", str(output)]) + " TABLE")
+    example = [word for name in given for word in ("--given", f"{name}={test[name].iloc[0]}")]
+    print("  " + shlex.join([program(), "report", str(output), str(table)]))
+    print("  " + shlex.join([program(), "sample", str(output), "-n", "5", *example]))
+    print("  " + shlex.join([program(), "score", str(output)]) + " NEW_TABLE")
 
 
 def _announce(schema: Any, remarks: list[Any]) -> None:

@@ -101,7 +101,14 @@ def _values(density: Any, given: list[str]) -> dict[str, Any] | None:
         if name not in density.schema.given:
             known = ", ".join(map(str, density.schema.given))
             raise ValueError(f"--given: {name!r} is no given column of this model; " + (known or "it has none"))
+        if name in values:
+            raise ValueError(f"--given: {name!r} has two values; a column takes one")
         values[name] = density.schema.column(name).parse(value)
+    lacking = [name for name in density.schema.given if name not in values]
+    if lacking:
+        raise ValueError(
+            f"--given: this model is conditional and needs a value of {lacking[0]!r}: --given {lacking[0]}=…"
+        )
     return values or None
 
 
@@ -132,9 +139,9 @@ def info(model: ModelFile) -> None:
 def recipes() -> None:
     """List the flows that `diffeo fit --recipe` knows."""
     import diffeo
-    from diffeo.tables.fit import AUTO
+    from diffeo.tables.fit import AUTO, table_recipes
 
-    known = {name: build for name, build in diffeo.recipes().items() if name != "mixed"}
+    known = {name: diffeo.recipes()[name] for name in table_recipes()}
     width = max(map(len, known))
     for name, build in known.items():
         summary = (build.__doc__ or "").strip().splitlines()[0]

@@ -269,8 +269,8 @@ class Preimage(Constraint):
 
 def _request(shape: int | tuple[int, ...] | Size, context: Context, temperature: float) -> tuple[Size, Context, float]:
     shape = as_size(shape)
-    if temperature < 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
     batch = context_batch(context)
     fits = len(batch) <= len(shape) and all(c in (1, s) for c, s in zip(reversed(batch), reversed(shape), strict=False))
     if not fits:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -131,7 +132,11 @@ class FlowEstimator(BaseEstimator):
         table = self._table(X, reset=False)
         out = np.zeros(len(table))
         if self.model_ is not None:
-            out += self.model_.log_prob(table.loc[:, self.spread_]).to_numpy()
+            varying = table.loc[:, self.spread_]
+            if self.mixed_:
+                out += self.model_.log_prob(varying).to_numpy()
+            else:  # scikit-learn expects a finite score of any number: off a grid, that of the nearest step
+                out += self.model_.score(torch.from_numpy(self.model_.schema.encode(varying))).numpy()
         for j in np.flatnonzero(~self.spread_):
             out += narrow(table.iloc[:, j], self.constants_[j]) + (0.0 if self.mixed_ else PEAK)
         return out

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pandas as pd
 from pandas.api import types
 
 ATOM = 0.05  # a value that holds more of the rows than this is an atom: no density describes it
+OFF_GRID = 1e-3  # steps by which a value may miss its grid
 REPEATS = 0.95  # a column on a grid whose distinct values are fewer than this share of its rows is dequantized
 MOST_LEVELS = 0.5  # text with more distinct values than this share of its rows is no category
 DAY = 86_400_000_000_000  # nanoseconds
@@ -51,9 +53,20 @@ class Number:
         bounded = self.low is not None and self.high is not None
         return "bounded" if bounded else "positive" if self.low is not None else "continuous"
 
+    def position(self, values: pd.Series) -> np.ndarray:
+        """y of values that need not lie on the grid."""
+        return (_floats(values) - self.shift) / self.scale
+
     def encode(self, values: pd.Series) -> np.ndarray:
-        y = (_floats(values) - self.shift) / self.scale
+        y = self.position(values)
         return np.rint(y) if self.whole else y
+
+    def impossible(self, y: np.ndarray) -> np.ndarray:
+        """Which positions lie beyond a bound or between two steps of the grid."""
+        off = np.abs(y - np.rint(y)) > OFF_GRID if self.whole else np.zeros(len(y), dtype=bool)
+        y = np.rint(y) if self.whole else y
+        below = y < self.low if self.low is not None else False
+        return off | below | (y > self.high if self.high is not None else False)
 
     def parse(self, text: str) -> float:
         """A value of the column from text."""
@@ -90,16 +103,28 @@ class Moment:
     origin: int  # nanoseconds since 1970, UTC
     step: int  # nanoseconds between neighbouring times that were seen
     number: Number
+    local: bool = False  # midnights of a time zone: days are counted by its calendar
     type: str = "moment"
 
     def describe(self) -> str:
         steps = {DAY: "whole days", 3_600_000_000_000: "whole hours", 60_000_000_000: "whole minutes"}
         return "date, " + steps.get(self.step, f"steps of {self.step / 1e9:g} s") if self.number.whole else "time"
 
-    def encode(self, values: pd.Series) -> np.ndarray:
+    def position(self, values: pd.Series) -> np.ndarray:
+        """Days, or steps of the grid, since the origin."""
         if not types.is_datetime64_any_dtype(values.dtype):
             raise ValueError(f"column {self.name!r}: expected dates, got {values.dtype}")
-        return self.number.encode(pd.Series((_nanoseconds(values) - self.origin) / DAY))
+        zones = [getattr(pd.api.types.pandas_dtype(dtype), "tz", None) for dtype in (self.dtype, values.dtype)]
+        if (zones[0] is None) != (zones[1] is None):
+            raise ValueError(
+                f"column {self.name!r}: expected {self.dtype}, got {values.dtype}: a time zone too many or few"
+            )
+        values = values.dt.tz_convert(zones[0]) if self.local else values
+        return self.number.position(pd.Series((_nanoseconds(values, self.local) - self.origin) / DAY))
+
+    def encode(self, values: pd.Series) -> np.ndarray:
+        y = self.position(values)
+        return np.rint(y) if self.number.whole else y
 
     def parse(self, text: str) -> pd.Timestamp:
         """A value of the column from text."""
@@ -116,6 +141,9 @@ class Moment:
         steps = np.rint(self.number.decode(y).to_numpy() * (DAY / self.step)).astype("int64")
         moments = pd.Series(pd.to_datetime(self.origin + steps * self.step, unit="ns", utc=True))
         zone = getattr(pd.api.types.pandas_dtype(self.dtype), "tz", None)
+        if self.local:
+            local = moments.dt.tz_localize(None).dt.tz_localize(zone, ambiguous=True, nonexistent="shift_forward")  # type: ignore
+            return local.astype(self.dtype)  # pyright: ignore
         return (moments.dt.tz_convert(zone) if zone is not None else moments.dt.tz_localize(None)).astype(self.dtype)  # pyright: ignore
 
 
@@ -253,9 +281,10 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
         parsed = pd.to_numeric(every, errors="coerce")
         if 0.5 < parsed.notna().mean() < 1:
             wrong = every[parsed.isna()]
+            row = wrong.index[0]
             raise ValueError(
                 f"column {name!r}: numbers, but for {len(wrong)} of {len(every)} rows, such as {wrong.iloc[0]!r} "
-                f"in row {wrong.index[0]}"
+                f"in row {row + 1 if isinstance(row, Integral) else row}"
             )
         raise ValueError(
             f"column {name!r}: text with {len(distinct)} distinct values in {len(every)} rows is no category; "
@@ -270,7 +299,7 @@ def atom(column: Column, values: pd.Series) -> tuple[Any, float] | None:
         return None
     distinct, counts = np.unique(_floats(values), return_counts=True)
     share = counts.max() / len(values)
-    return (float(distinct[counts.argmax()]), share) if share > ATOM else None
+    return (float(distinct[counts.argmax()]), share) if share > ATOM and counts.max() >= 5 else None
 
 
 def _learn_number(name: Any, dtype: str, x: np.ndarray, kind: Any, known: np.ndarray) -> Number:
@@ -318,7 +347,9 @@ def _learn_number(name: Any, dtype: str, x: np.ndarray, kind: Any, known: np.nda
 
 
 def _learn_moment(values: pd.Series) -> Moment:
-    ns = _nanoseconds(values)
+    zone = values.dt.tz
+    local = zone is not None and bool((values.dt.tz_localize(None) == values.dt.tz_localize(None).dt.normalize()).all())
+    ns = _nanoseconds(values, local)
     origin = int(ns.min())
     step = int(np.gcd.reduce(ns - origin)) or 1
     days = (ns - origin) / DAY
@@ -328,7 +359,7 @@ def _learn_moment(values: pd.Series) -> Moment:
     at = (np.quantile(days, np.linspace(0, 1, QUANTILES)) - shift) / scale
     quantiles = (np.rint(at) if whole else at).tolist()
     number = Number("days", "float64", shift, scale, None, None, whole, 0.0, float(days.max()), None, quantiles)
-    return Moment(values.name, str(values.dtype), origin, step, number)
+    return Moment(values.name, str(values.dtype), origin, step, number, local)
 
 
 def _decimals(distinct: np.ndarray) -> int | None:
@@ -379,8 +410,11 @@ def _floats(values: pd.Series) -> np.ndarray:
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _nanoseconds(values: pd.Series) -> np.ndarray:
-    moments = values.dt.tz_convert("UTC").dt.tz_localize(None) if values.dt.tz is not None else values
+def _nanoseconds(values: pd.Series, local: bool = False) -> np.ndarray:
+    """Since 1970: in UTC, or on the clock of the time zone."""
+    moments = values
+    if values.dt.tz is not None:
+        moments = (values if local else values.dt.tz_convert("UTC")).dt.tz_localize(None)
     return moments.astype("datetime64[ns]").to_numpy().astype(np.int64)
 
 

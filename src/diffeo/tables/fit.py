@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from diffeo.recipes import mixed
+from diffeo.recipes import mixed, recipes
 from diffeo.recipes.registry import find_recipe
 from diffeo.tables.model import TableDensity
 from diffeo.tables.schema import Schema, check_complete, learn_schema
@@ -22,6 +22,7 @@ from diffeo.training import Blurred, FitResult, fit
 from diffeo.training.data import split
 
 AUTO = "nsf_ar"
+NOT_FOR_TABLES = ("mixed", "regression")  # what tables are made of, and scalars only
 QUANTILES = 1001  # of the training rows' log-densities, kept for percentiles
 RANKED_ROWS = 20_000  # training rows that these are taken from
 
@@ -79,8 +80,9 @@ def fit_table(
         raise ValueError(f"fit_table: expected blur of at least 0, got {blur}")
     if missing not in ("error", "drop"):
         raise ValueError(f"fit_table: missing must be 'error' or 'drop', got {missing!r}")
-    name = AUTO if recipe == "auto" else recipe
-    find_recipe(name)
+    if not isinstance(table, pd.DataFrame):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"fit_table: expected a DataFrame, got {type(table).__name__}; use pd.DataFrame(rows)")
+    name = find_table_recipe(recipe)
     parts = [table, *([validation] if isinstance(validation, pd.DataFrame) else [])]
     if missing == "drop":
         parts = [part[part.replace([np.inf, -np.inf], np.nan).notna().all(axis=1)] for part in parts]
@@ -127,6 +129,20 @@ def fit_table(
         "log_prob_quantiles": np.quantile(log_p, np.linspace(0, 1, QUANTILES)).tolist(),
     }
     return model
+
+
+def find_table_recipe(name: str) -> str:
+    """The recipe for the numbers of a table, or an error that lists those there are."""
+    if name in NOT_FOR_TABLES:
+        raise ValueError(f"unknown recipe {name!r}; there are {', '.join(table_recipes())}")
+    if name != "auto":
+        find_recipe(name)
+    return AUTO if name == "auto" else name
+
+
+def table_recipes() -> list[str]:
+    """Names of the recipes that can model the numbers of a table."""
+    return [name for name in recipes() if name not in NOT_FOR_TABLES]
 
 
 def _is_number(values: pd.Series) -> bool:

@@ -73,8 +73,8 @@ class TableDensity:
     def log_prob(self, table: pd.DataFrame, samples: int = NOISE) -> pd.Series:
         """Log-density of each row in nats, with the index of the table.
 
-        Rows that the table could not hold, beyond a bound or with another value in a constant column, get −∞; a value
-        between two steps of a grid counts as the nearer one.
+        Rows that the table could not hold get −∞: a value beyond a bound, between two steps of a grid, or another one
+        in a constant column.
 
         Args:
             table: with (at least) the model's columns, in any order.
@@ -128,7 +128,7 @@ class TableDensity:
         Raises:
             ValueError: n below 1, given values missing, unknown or of another number of rows.
         """
-        if n < 1:
+        if not isinstance(n, Integral) or n < 1:
             raise ValueError(f"sample: expected at least 1 row, got {n}")
         conditions = self._conditions(n, given)
         context = None if conditions is None else self.schema.encode_given(conditions)

@@ -103,7 +103,7 @@ class Schema:
         return np.concatenate(parts, 1).astype(np.float64)
 
     def impossible(self, table: pd.DataFrame) -> np.ndarray:
-        """Rows that this table cannot hold: outside a bound, or another value in a constant column."""
+        """Rows that this table cannot hold: beyond a bound, off a grid, or with another value in a constant column."""
         bad = np.zeros(len(table), dtype=bool)
         for column in self.columns:
             if column.name in self.given or column.name not in table:
@@ -111,10 +111,7 @@ class Schema:
             if isinstance(column, Constant):
                 bad |= column.differs(table[column.name])
             elif (number := _number(column)) is not None:
-                y = column.encode(table[column.name])  # type: ignore[union-attr]
-                bad |= (y < number.low if number.low is not None else False) | (
-                    y > number.high if number.high is not None else False
-                )
+                bad |= number.impossible(column.position(table[column.name]))  # type: ignore[union-attr]
         return bad
 
     def decode(self, rows: np.ndarray, given: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -180,10 +177,19 @@ def learn_schema(
                 f"column {name!r} holds {spike[0]:g} in {spike[1]:.0%} of the rows; a density grows without bound at "
                 "such a value, so log-densities say little about this column"
             )
+        if name not in given and _counts_rows(table[name]):
+            warnings.append(f"column {name!r} looks like a row number; leave it out unless it means something")
     schema = Schema(tuple(columns), tuple(given))
     if not schema.modelled:
         raise ValueError("no column to model: all are constant or given")
     return schema, warnings
+
+
+def _counts_rows(values: pd.Series) -> bool:
+    """Whether a column of whole numbers has another one in (nearly) every row."""
+    if not pd.api.types.is_integer_dtype(values.dtype) or len(values) < 20 or not values.is_unique:
+        return False
+    return bool(values.max() - values.min() < 1.5 * len(values))
 
 
 def check_complete(table: pd.DataFrame, hint: str) -> None:
