@@ -121,6 +121,7 @@ def _fit(
     import diffeo
     from diffeo.baselines import table_baselines
     from diffeo.tables import fit_table
+    from diffeo.training import FitResult
 
     order = np.random.default_rng(seed).permutation(len(frame))
     tenth = max(1, len(frame) // 10)
@@ -143,8 +144,7 @@ def _fit(
             )
         except ValueError as error:
             raise ValueError(f"{table}: {str(error).removeprefix('fit: ')}") from error
-    result = model.result
-    assert result is not None
+    result: FitResult = model.result  # type: ignore[assignment] (`fit_table` sets it)
     log_p = model.log_prob(test).to_numpy()
     nats, stderr = float(log_p.mean()), float(log_p.std() / len(log_p) ** 0.5)
     others = table_baselines(model, train, validation, test, seed=seed)

@@ -64,7 +64,8 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, FlowEst
         x = table.to_numpy(dtype=np.float64)
         z = (x - self.constants_.astype(np.float64)) / FLOOR
         if self.model_ is not None:
-            z[:, self.spread_] = self._run("forward", self.model_.schema.encode(table.loc[:, self.spread_]))
+            encoded = self.model_.schema.encode(table.loc[:, self.spread_])
+            z[:, self.spread_] = _run(self.model_.exact_density.transform.forward, encoded)
         return z
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -76,7 +77,7 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, FlowEst
         x = z * FLOOR + self.constants_.astype(np.float64)
         if self.model_ is not None:
             numbers = self.model_.schema.numbers
-            y = self._run("inverse", z[:, self.spread_])
+            y = _run(self.model_.exact_density.transform.inverse, z[:, self.spread_])
             x[:, self.spread_] = y * [n.scale for n in numbers] + [n.shift for n in numbers]
         return x
 
@@ -84,8 +85,8 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, FlowEst
     def _n_features_out(self) -> int:
         return self.n_features_in_
 
-    def _run(self, direction: str, rows: np.ndarray) -> np.ndarray:
-        assert self.model_ is not None
-        run = getattr(self.model_.exact_density.transform, direction)
-        with torch.inference_mode():
-            return torch.cat([run(block)[0] for block in torch.from_numpy(rows).split(BLOCK)]).numpy()
+
+def _run(direction: Any, rows: np.ndarray) -> np.ndarray:
+    """One direction of a transform, in blocks."""
+    with torch.inference_mode():
+        return torch.cat([direction(block)[0] for block in torch.from_numpy(rows).split(BLOCK)]).numpy()

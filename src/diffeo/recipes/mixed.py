@@ -50,8 +50,7 @@ def mixed(
     if not features and not levels:
         raise ValueError("mixed: expected at least one column, got neither categories nor numbers")
     categories = Categorical(levels, context=context) if levels else None
-    if not features:
-        assert categories is not None
+    if categories is not None and not features:
         return categories
     numbers = find_recipe(flow)(features, context=context + sum(levels), **(options or {}))
     if not isinstance(numbers, Flow):
