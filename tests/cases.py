@@ -184,7 +184,7 @@ DENSITIES: dict[str, DensityCase] = {
     "Categorical": DensityCase(lambda: diffeo.Categorical([5])),
     "Categorical of two, context": DensityCase(lambda: diffeo.Categorical([2, 3], context=2), CONTEXT),
     "Mixed": DensityCase(lambda: diffeo.Mixed(diffeo.Categorical([2]), diffeo.maf(2, context=2, layers=1))),
-    "mixed, bounds": DensityCase(lambda: diffeo.mixed(2, low=[0, None], high=[None, 1], flow="maf")),
+    "mixed, bounds": DensityCase(lambda: diffeo.mixed(2, low=[0.0, None], high=[None, 1.0], flow="maf")),
     "mixed, whole, context": DensityCase(
         lambda: diffeo.mixed(2, levels=[3], whole=[0], context=2, flow="maf", options={"layers": 1}), CONTEXT
     ),

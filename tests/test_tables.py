@@ -157,7 +157,7 @@ def test_a_row_alone_scores_as_among_others(model):
     every = model.log_prob(table)
     assert every.index.equals(table.index)
     shuffled = table.sample(frac=1.0, random_state=0)
-    assert np.array_equal(model.log_prob(shuffled).loc[table.index], every)
+    assert np.abs(model.log_prob(shuffled).loc[table.index] - every).max() < 1e-9
     assert abs(model.log_prob(table.iloc[[7]]).iloc[0] - every.iloc[7]) < 1e-9
     assert not model.exact
 
