@@ -59,8 +59,8 @@ docs: $(READY)  ## the site, with API pages from the docstrings, to site/
 	$(BIN)/mkdocs build --quiet
 
 pictures: demo  ## the pictures of the README; the report needs Chromium
-	cp demo/pairs.png demo/anomalies.png docs/images/
-	chromium --headless --no-sandbox --hide-scrollbars --window-size=1200,1900 --screenshot=docs/images/report.png demo/report.html
+	cp demo/anomalies.png docs/images/
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1200,1500 --screenshot=docs/images/report.png demo/report.html
 
 clean:
 	rm -rf $(VENV) demo site

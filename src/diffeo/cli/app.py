@@ -71,7 +71,12 @@ def load_model(path: Path) -> Any:
 
 def program() -> str:
     """The program as the user can call it again."""
-    return "diffeo" if shutil.which("diffeo") else sys.argv[0]
+    if shutil.which("diffeo"):
+        return "diffeo"
+    beside = Path(sys.executable).with_name("diffeo")
+    if not beside.exists():
+        return sys.argv[0]
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 def parse_duration(text: str) -> float:
