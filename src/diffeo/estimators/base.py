@@ -29,7 +29,6 @@ class FlowEstimator(BaseEstimator):
     """Parameters, checks and training of every estimator here."""
 
     _kind = "number"  # what the columns of a numeric table are taken for
-    _defaults: dict[str, Any] = {}  # noqa: RUF012 (arguments of the recipe where the caller sets none)
 
     def __init__(
         self,
@@ -61,7 +60,7 @@ class FlowEstimator(BaseEstimator):
     def _options(self) -> dict[str, Any]:
         """Arguments of the recipe."""
         chosen = {"layers": self.layers, "hidden": None if self.hidden is None else tuple(self.hidden)}
-        return {**self._defaults, **{k: v for k, v in chosen.items() if v is not None}}
+        return {k: v for k, v in chosen.items() if v is not None}
 
     def _training(self) -> dict[str, Any]:
         """Arguments of `diffeo.fit`."""
@@ -140,11 +139,6 @@ class FlowEstimator(BaseEstimator):
         for j in np.flatnonzero(~self.spread_):
             out += narrow(table.iloc[:, j], self.constants_[j]) + (0.0 if self.mixed_ else PEAK)
         return out
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.string = tags.input_tags.categorical = False
-        return tags
 
 
 def is_mixed(dtype: Any) -> bool:

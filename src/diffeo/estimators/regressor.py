@@ -208,12 +208,6 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
                 log_p.append(self.flow_.base(noise) + logdet)
         return torch.cat(z).numpy(), torch.cat(log_p).numpy() - np.log(self.y_scale_)
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.single_output = True
-        tags.target_tags.multi_output = False
-        return tags
-
 
 def _calibrated(flow: Flow, y: Tensor, context: Tensor) -> Flow:
     """The flow with a last map of its noise, set so that held-out rows come out standard normal."""
