@@ -39,6 +39,22 @@ def soft_clip(x: Scalars, bound: float) -> Scalars:
     return bound * torch.tanh(x / bound)
 
 
+def batch_inner(x: Tensor) -> Tensor:
+    """The same values, laid out in memory with the last batch dim innermost: the layout in which scalar maps run.
+
+    Their parameters lie like this too (see `affine_batch_inner`), so that one parameter of neighbouring rows is
+    contiguous and the arithmetic vectorises over rows.
+    """
+    return x.mT.contiguous().mT if x.ndim > 1 else x
+
+
+def affine_batch_inner(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x Wᵀ + b with the batch innermost in memory, at the price of the ordinary product."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = torch.addmm(bias.unsqueeze(1), weight, rows.T).T
+    return out.unflatten(0, x.shape[:-1]) if x.ndim > 1 else out.squeeze(0)
+
+
 def search_bins(x: Float[Tensor, "*shape"], inner_knots: Float[Tensor, "*#shape knots"]) -> Int[Tensor, "*shape"]:
     """Index of the bin that holds x: the number of inner knots (last dim, ascending) at or below it.
 

@@ -17,7 +17,7 @@ from torch import Size, Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Incremental
-from diffeo.functional import Context
+from diffeo.functional import Context, affine_batch_inner
 from diffeo.nets.mlp import Activation, require_context
 
 
@@ -41,6 +41,13 @@ class MaskedLinear(nn.Linear):
         return F.linear(input, self.masked, self.bias)
 
 
+class MaskedParameterLayer(MaskedLinear):
+    """The last layer, its result with the batch innermost in memory, where scalar maps read."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return affine_batch_inner(input, self.masked, self.bias)
+
+
 class MADE(Incremental):
     """A masked autoregressive network `(x, context) -> params`, zero at the start.
 
@@ -49,7 +56,8 @@ class MADE(Incremental):
 
     Args:
         features: D, the number of coordinates.
-        n_params: parameters for each coordinate; the output has shape `(*batch, D * n_params)`, feature-major.
+        n_params: parameters for each coordinate; the output has shape `(*batch, D * n_params)`, position by position:
+            block d belongs to coordinate `order[d]`.
         context: width of the context; 0 ignores it.
         hidden: widths of the hidden layers (with `residual`, one residual block of two layers each, equal widths).
         order: `order[d]` is the coordinate at position d; default 0 … D-1.
@@ -93,7 +101,6 @@ class MADE(Incremental):
                 raise ValueError(f"MADE: expected an order of 0 … {features - 1}, got {order.tolist()}")
             sees = torch.ones(features, features, dtype=torch.bool).tril(-1)
         self.register_buffer("order", order)
-        self.register_buffer("rank", order.argsort())
 
         sets = torch.unique(sees, dim=0)
         if not context and len(sets) > 1:
@@ -118,7 +125,7 @@ class MADE(Incremental):
         masks += [inside[upper][:, lower] for lower, upper in pairwise(widths)]
         last = outputs[:, widths[-1]] if widths else sees
         masks.append(last.repeat_interleave(n_params, 0))
-        self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
+        self.layers = nn.ModuleList([*map(MaskedLinear, masks[:-1]), MaskedParameterLayer(masks[-1])])
         self.from_context = nn.Linear(context, len(masks[0]), bias=False) if context else None
         self.activation = activation()
         self.dropout = nn.Dropout(dropout)
@@ -139,8 +146,7 @@ class MADE(Incremental):
             h = layer(self.dropout(self.activation(h)))
             if self._closes_block(i):
                 h = skip = h + skip
-        params = h.unflatten(-1, (self.features, self.n_params))
-        return params.index_select(-2, self.rank).flatten(-2)
+        return h
 
     def start(self, z: Tensor, context: Context = None) -> MADEState:
         batch, c = z.shape[:-1], None

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from diffeo.functional import Context, context_features
+from diffeo.functional import Context, affine_batch_inner, context_features
 
 Activation = Callable[[], nn.Module]
 
@@ -78,7 +78,7 @@ class MLP(nn.Module):
             for a, b in pairwise(hidden):
                 blocks.extend([*enter(a), nn.Linear(a, b)])
         if hidden:
-            blocks.extend([*enter(hidden[-1]), nn.Linear(hidden[-1], out)])
+            blocks.extend([*enter(hidden[-1]), ParameterLayer(hidden[-1], out)])
         self.body = nn.Sequential(*blocks)
         for layer in [self.body[-1]] if hidden else [self.from_x, self.from_context]:
             if isinstance(layer, nn.Linear):
@@ -94,6 +94,13 @@ class MLP(nn.Module):
             c = self.from_context(require_context(context, self.context, "MLP"))
             h = c if h is None else h + c  # without an x the batch is that of the context: one pass serves many x
         return self.body(h)
+
+
+class ParameterLayer(nn.Linear):
+    """The last layer of a conditioner: linear, its result with the batch innermost in memory, where scalar maps read."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return affine_batch_inner(input, self.weight, self.bias)
 
 
 class _Residual(nn.Sequential):

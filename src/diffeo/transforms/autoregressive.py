@@ -7,7 +7,7 @@ from torch import Size
 from torch.distributions import constraints
 
 from diffeo.core import Incremental, Transform, Univariate
-from diffeo.functional import Context, MappedVector, Vector, check_event, context_mask, keep_masked, sum_event, visible
+from diffeo.functional import Context, MappedVector, Vector, batch_inner, check_event, context_mask, sum_event, visible
 
 
 class Autoregressive(Transform):
@@ -45,12 +45,15 @@ class Autoregressive(Transform):
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Autoregressive")
-        params = (
-            self.net(visible(x, context), context).unflatten(-1, (x.shape[-1], self.univariate.n_params)).to(x.dtype)
-        )
-        z, logdet = self.univariate(x.expand(params.shape[:-1]), params)
-        z, logdet = keep_masked(x, z, logdet, context)
-        return z, sum_event(logdet, 1)
+        order = self.net.order
+        params = self.net(visible(x, context), context).unflatten(-1, (x.shape[-1], self.univariate.n_params))
+        placed = batch_inner(x.index_select(-1, order)).expand(params.shape[:-1])
+        z, logdet = self.univariate(placed, params.to(x.dtype))
+        mask = context_mask(context)
+        if mask is not None:
+            mask = mask.expand_as(x).index_select(-1, order)
+            z, logdet = torch.where(mask, z, placed), torch.where(mask, logdet, 0.0)
+        return z.index_select(-1, order.argsort()), sum_event(logdet, 1)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Autoregressive")

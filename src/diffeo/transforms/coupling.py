@@ -7,7 +7,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform, Univariate
-from diffeo.functional import Context, MappedVector, Vector, check_event, keep_masked, sum_event, visible
+from diffeo.functional import Context, MappedVector, Vector, batch_inner, check_event, context_mask, sum_event, visible
 
 
 class Coupling(Transform):
@@ -59,29 +59,30 @@ class Coupling(Transform):
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Coupling")
         seen = visible(x, context)
-        x_a, x_b = x.index_select(-1, self.keeps), x.index_select(-1, self.changes)
+        x_a, x_b = x.index_select(-1, self.keeps), batch_inner(x.index_select(-1, self.changes))
         params = self._params(seen.index_select(-1, self.keeps), x_b, context)
         z_b, logdet = self.univariate(_broadcast(x_b, params), params)
-        return self._join(x, x_a, z_b, logdet, context)
+        return self._join(x_a, x_b, z_b, logdet, context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Coupling")
         seen = visible(z, context)
-        z_a, z_b = z.index_select(-1, self.keeps), z.index_select(-1, self.changes)
+        z_a, z_b = z.index_select(-1, self.keeps), batch_inner(z.index_select(-1, self.changes))
         params = self._params(seen.index_select(-1, self.keeps), z_b, context)
         x_b, logdet = self.univariate.inverse(_broadcast(z_b, params), params)
-        return self._join(z, z_a, x_b, logdet, context)
+        return self._join(z_a, z_b, x_b, logdet, context)
 
     def _params(self, a: Tensor, b: Tensor, context: Context) -> Tensor:
         params = self.net(a, context).unflatten(-1, (b.shape[-1], self.univariate.n_params))
         return params.to(b.dtype)
 
-    def _join(self, whole: Tensor, a: Tensor, b: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        a = a.expand(*b.shape[:-1], a.shape[-1])
-        logdet = torch.cat([torch.zeros_like(a), logdet], -1)
-        joined = torch.cat([a, b], -1).index_select(-1, self.merge)
-        joined, logdet = keep_masked(whole, joined, logdet.index_select(-1, self.merge), context)
-        return joined, sum_event(logdet, 1)
+    def _join(self, a: Tensor, b: Tensor, mapped: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        mask = context_mask(context)
+        if mask is not None:
+            mask = mask.expand(*mask.shape[:-1], len(self.merge)).index_select(-1, self.changes)
+            mapped, logdet = torch.where(mask, mapped, b), torch.where(mask, logdet, 0.0)
+        a = a.expand(*mapped.shape[:-1], a.shape[-1])
+        return torch.cat([a, mapped], -1).index_select(-1, self.merge), sum_event(logdet, 1)
 
 
 def _broadcast(x: Tensor, params: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ class Gaussianize(Transform):
         start, end = min(x[0] - margin, low - 0.05 * (high - low)), max(x[-1] + margin, high + 0.05 * (high - low))
         center, scale = (start + end) / 2, (end - start) / (2 * bound)
         u = (np.array([start, *x, end]) - center) / scale
-        least = 3 * self.spline.min_width * 2 * bound
+        least = 3 * self.spline.limits.min_width * 2 * bound
         for k in range(1, len(u)):  # repeated values give equal quantiles: keep the anchors apart
             u[k] = max(u[k], u[k - 1] + least)
         u = (u + bound) * (2 * bound / (u[-1] + bound)) - bound

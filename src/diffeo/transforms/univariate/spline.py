@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Univariate
 from diffeo.functional import Context, MappedScalars, Scalars, search_bins
+from diffeo.transforms.univariate.spline_kernel import Limits, map_scalars
 
 
 class RationalQuadraticSpline(Univariate):
@@ -64,13 +65,16 @@ class RationalQuadraticSpline(Univariate):
                 f"got {min_width}, {min_height}, {min_slope}"
             )
         self.bins, self.bound = bins, bound
-        self.min_width, self.min_height, self.min_slope = min_width, min_height, min_slope
+        self.limits = Limits(bins, bound, min_width, min_height, min_slope)
         self.n_params = 3 * bins - 1
         self.register_buffer("least", torch.tensor([[min_width], [min_height]]), persistent=False)
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
+        params = self.params(context)
+        if params.shape[:-1] == x.shape:
+            return self._map_each(x, params, inverse=False)
         inside = x.clamp(-self.bound, self.bound)
-        x0, y0, w, h, d0, d1 = self._bin(inside, context, axis=0)
+        x0, y0, w, h, d0, d1 = self._look_up(inside, params, axis=0)
         s = h / w
         xi = (inside - x0) / w
         mix = xi * (1 - xi)
@@ -81,8 +85,11 @@ class RationalQuadraticSpline(Univariate):
         return torch.where(outside | x.isnan(), x, z), torch.where(outside, 0.0, logdet)
 
     def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
+        params = self.params(context)
+        if params.shape[:-1] == z.shape:
+            return self._map_each(z, params, inverse=True)
         inside = z.clamp(-self.bound, self.bound)
-        x0, y0, w, h, d0, d1 = self._bin(inside, context, axis=1)
+        x0, y0, w, h, d0, d1 = self._look_up(inside, params, axis=1)
         s = h / w
         r = d0 + d1 - 2 * s
         t = (inside - y0) / h
@@ -103,21 +110,26 @@ class RationalQuadraticSpline(Univariate):
             raw = share.clamp_min(1e-3 * least).log()
             return raw - raw.mean(-1, keepdim=True)
 
-        excess = (slopes - self.min_slope).clamp_min(1e-6)
-        bend = excess + torch.log(-torch.expm1(-excess)) - self._slope_offset  # inverse softplus, also of large slopes
-        return torch.cat([logits(widths, self.min_width), logits(heights, self.min_height), bend], -1)
+        limits = self.limits
+        excess = (slopes - limits.min_slope).clamp_min(1e-6)
+        bend = excess + torch.log(-torch.expm1(-excess)) - limits.slope_offset  # inverse softplus, also of large slopes
+        return torch.cat([logits(widths, limits.min_width), logits(heights, limits.min_height), bend], -1)
 
-    @property
-    def _slope_offset(self) -> float:
-        return math.log(math.expm1(1 - self.min_slope))  # so that zero stands for slope one
+    def _map_each(self, v: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Every scalar by its own spline, walking along the batch where that lies innermost in memory."""
+        planes = params.movedim(-1, 0)
+        if v.ndim > 1 and params.stride(-3) == 1:
+            out, logdet = map_scalars(v.mT.contiguous(), planes.mT, inverse, self.limits)
+            return out.mT, logdet.mT
+        return map_scalars(v, planes, inverse, self.limits)
 
-    def _bin(self, v: Tensor, context: Context, axis: int) -> tuple[Tensor, ...]:
+    def _look_up(self, v: Tensor, params: Tensor, axis: int) -> tuple[Tensor, ...]:
         """Left knot, bottom, width, height and end slopes of the bin that holds v on the x (0) or the z axis (1).
 
-        Widths and heights go through softmax, sum and look-up together: few large operations instead of many small.
+        For splines that many scalars share: their knots are computed once, and looked up for each.
         """
         k = self.bins
-        sizes, slopes = self.params(context).split([2 * k, k - 1], -1)
+        sizes, slopes = params.split([2 * k, k - 1], -1)
         least = self.least.to(sizes.dtype)
         share = least + (1 - k * least) * sizes.unflatten(-1, (2, k)).softmax(-1)
         sizes = share * (2 * self.bound)
@@ -128,7 +140,7 @@ class RationalQuadraticSpline(Univariate):
         corner = table.gather(-1, at.unsqueeze(-2).expand(*v.shape, 4, 1))
         table = F.pad(slopes, (1, 1)).expand(*v.shape, k + 1)  # at both ends the slope is one
         slope = table.gather(-1, torch.cat([at, at + 1], -1))
-        slope = self.min_slope + F.softplus(slope + self._slope_offset)
+        slope = self.limits.min_slope + F.softplus(slope + self.limits.slope_offset)
         return (*corner.squeeze(-1).unbind(-1), *slope.unbind(-1))
 
     @staticmethod

@@ -1,0 +1,450 @@
+"""The peers' half of the speed benchmark: other flow libraries behind one interface, each in a process of its own.
+
+Every library gets the same sizes, rows and operations, and otherwise its own idiom with the cheapest mixing that it
+offers: alternating masks, reversals or permutations, no linear maps. The adapters use only the public interfaces and
+import their library on use, so that a driver can import this file without any of them, start a `Worker` per library,
+each with the interpreter of its own environment, and take turns between them. What sizes came out is shown by
+
+    python benchmarks/speed_peers.py --check --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LIBRARIES = ("zuko", "nflows", "normflows", "flowjax")
+OPERATIONS = ("density", "step", "sample")
+COUPLINGS = ("realnvp", "nsf")  # the other families, maf and nsf_ar, are autoregressive
+SPLINES = ("nsf", "nsf_ar")
+DEPTH, BINS, BOUND, RATE = 2, 8, 5.0, 1e-3
+THREADS = 2
+PACKAGES = {library: (library, "torch") for library in LIBRARIES} | {
+    "flowjax": ("flowjax", "jax", "jaxlib", "equinox", "optax")
+}
+IDIOMS = {
+    "zuko": "realnvp is RealNVP and nsf the same class with its spline, masks alternate; NSF(passes=2) would transform "
+    "all features in each layer; maf and nsf_ar are MAF and NSF, which reverse the order between layers",
+    "nflows": "MLP or MADE of two hidden layers; couplings with alternating masks and no unconditional transform, "
+    "reversals between autoregressive layers",
+    "normflows": "realnvp swaps the halves; nsf and nsf_ar have residual nets only: one block, a hidden product more "
+    "than the others; nsf alternates masks and always has an unconditional spline on its conditioning half; nsf_ar "
+    "permutes inside its masks; maf is MaskedAffineAutoregressive in Reverse, so that the density is one pass, with "
+    "random permutations, and its net has no ReLU after the first product",
+    "flowjax": "coupling_flow and masked_autoregressive_flow with their random permutations; knots are inner knots, so "
+    "one fewer than bins, and the spline's outer derivatives are parameters; everything jitted",
+}
+
+
+class Configuration(NamedTuple):
+    """A flow's family and sizes, with the rows of one repetition; the net has DEPTH layers of `hidden` units."""
+
+    name: str
+    family: str
+    features: int
+    hidden: int
+    layers: int
+    batch: int
+
+
+CONFIGURATIONS = [
+    Configuration("realnvp-8", "realnvp", 8, 128, 5, 512),
+    Configuration("nsf-8", "nsf", 8, 128, 5, 512),
+    Configuration("maf-8", "maf", 8, 128, 5, 512),
+    Configuration("nsf_ar-8", "nsf_ar", 8, 128, 5, 512),
+    Configuration("realnvp-64", "realnvp", 64, 256, 8, 1024),
+    Configuration("nsf-64", "nsf", 64, 256, 8, 1024),
+    Configuration("maf-64", "maf", 64, 256, 5, 1024),
+    Configuration("nsf_ar-64", "nsf_ar", 64, 256, 5, 1024),
+    Configuration("nsf_ar-2", "nsf_ar", 2, 64, 3, 256),
+]
+
+Operation = Callable[[], Any]
+
+
+class Peer(NamedTuple):
+    """A built flow: what it can do, and how many trainable parameters (masked weights included) it does it with."""
+
+    operations: dict[str, Operation]
+    parameters: int
+
+
+class TorchFlow(NamedTuple):
+    """What the PyTorch libraries have in common."""
+
+    module: Any
+    log_prob: Callable[[Any], Any]
+    sample: Callable[[int], Any]
+
+
+def build(library: str, configuration: Configuration, seed: int = 0) -> dict[str, Operation]:
+    """The operations, each one repetition on rows prepared here. Their first call is a warm-up: FlowJAX compiles.
+
+    "density" returns the log densities of the batch, "step" the loss before its update and "sample" the rows, for
+    the check. "step" trains a flow of its own, so that the others' cost does not depend on how often it ran.
+    """
+    return _peer(library, configuration, seed).operations
+
+
+def _peer(library: str, configuration: Configuration, seed: int) -> Peer:
+    if library not in LIBRARIES:
+        raise ValueError(f"unknown library: {library}")
+    shape = configuration.batch, configuration.features
+    rows = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    return (_jax_peer if library == "flowjax" else _torch_peer)(library, configuration, seed, rows)
+
+
+def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.ndarray) -> Peer:
+    import torch
+
+    make = {"zuko": _zuko, "nflows": _nflows, "normflows": _normflows}[library]
+    torch.manual_seed(seed)
+    flow, trained = make(configuration), make(configuration)
+    flow.module.eval()
+    optimiser = torch.optim.Adam(trained.module.parameters(), lr=RATE, fused=True)
+    x = torch.from_numpy(rows)
+
+    @torch.inference_mode()
+    def density() -> Any:
+        return flow.log_prob(x)
+
+    @torch.inference_mode()
+    def sample() -> Any:
+        return flow.sample(configuration.batch)
+
+    def step() -> Any:
+        optimiser.zero_grad()
+        loss = -trained.log_prob(x).mean()
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
+
+    parameters = sum(p.numel() for p in flow.module.parameters() if p.requires_grad)
+    return Peer({"density": density, "step": step, "sample": sample}, parameters)
+
+
+def _zuko(configuration: Configuration) -> TorchFlow:
+    """Couplings are zuko's RealNVP for splines too: exactly L nets, each of which transforms half of the features.
+
+    Its documented coupling spline, NSF(passes=2), applies a spline to all features in every layer instead (constant
+    ones to the first half) and runs the net twice per layer to sample.
+    """
+    import zuko
+
+    family, features = configuration.family, configuration.features
+    sizes: dict[str, Any] = {
+        "transforms": configuration.layers,
+        "hidden_features": [configuration.hidden] * DEPTH,
+    }
+    if family == "nsf":
+        # its bound is 5 by default
+        sizes |= {"univariate": zuko.transforms.MonotonicRQSTransform, "shapes": [(BINS,), (BINS,), (BINS - 1,)]}
+    elif family == "nsf_ar":
+        sizes["bins"] = BINS
+    flows = {"realnvp": zuko.flows.RealNVP, "nsf": zuko.flows.RealNVP, "maf": zuko.flows.MAF, "nsf_ar": zuko.flows.NSF}
+    flow = flows[family](features, **sizes)
+    return TorchFlow(flow, lambda x: flow().log_prob(x), lambda rows: flow().sample((rows,)))
+
+
+def _nflows(configuration: Configuration) -> TorchFlow:
+    from nflows import distributions, flows, transforms
+    from nflows.nn.nets import MLP
+
+    family, features, hidden = configuration.family, configuration.features, configuration.hidden
+
+    class Conditioner(MLP):
+        """nflows' MLP as its coupling calls it: with a context, and with the width by which it scales the softmax."""
+
+        hidden_features = hidden
+
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__((inputs,), (outputs,), [hidden] * DEPTH)
+
+        def forward(self, inputs: Any, context: Any = None) -> Any:
+            return super().forward(inputs)
+
+    # MADE's first layer is a hidden layer too, so the depth has one block fewer
+    net: dict[str, Any] = {"num_blocks": DEPTH - 1, "use_residual_blocks": False}
+    spline: dict[str, Any] = {"num_bins": BINS, "tails": "linear", "tail_bound": BOUND}
+    layers: list[Any] = []
+    for i in range(configuration.layers):
+        mask = [2 * (j % 2 == i % 2) - 1 for j in range(features)]
+        if family == "realnvp":
+            layer = transforms.AffineCouplingTransform(mask, Conditioner)
+        elif family == "nsf":
+            layer = transforms.PiecewiseRationalQuadraticCouplingTransform(mask, Conditioner, **spline)
+        elif family == "maf":
+            layer = transforms.MaskedAffineAutoregressiveTransform(features, hidden, **net)
+        else:
+            layer = transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
+                features, hidden, **net, **spline
+            )
+        if i and family not in COUPLINGS:
+            layers.append(transforms.ReversePermutation(features))
+        layers.append(layer)
+    flow = flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features]))
+    return TorchFlow(flow, flow.log_prob, flow.sample)
+
+
+def _normflows(configuration: Configuration) -> TorchFlow:
+    """One residual block (two products) where two hidden layers have one: the nearest that its spline layers offer."""
+    import normflows
+    from normflows import flows
+
+    family, features, hidden = configuration.family, configuration.features, configuration.hidden
+    spline: dict[str, Any] = {"num_bins": BINS, "tail_bound": BOUND}
+    layers: list[Any] = []
+    for i in range(configuration.layers):
+        if family == "realnvp":
+            net = normflows.nets.MLP([features // 2, *[hidden] * DEPTH, features], init_zeros=True)
+            layer, between = flows.AffineCouplingBlock(net), flows.Permute(features, mode="swap")
+        elif family == "nsf":
+            layer, between = (
+                flows.CoupledRationalQuadraticSpline(features, 1, hidden, reverse_mask=i % 2 == 1, **spline),
+                None,
+            )
+        elif family == "maf":
+            layer = flows.MaskedAffineAutoregressive(features, hidden, num_blocks=DEPTH - 1, use_residual_blocks=False)
+            # a layer's own direction is that of sampling here, unlike in its spline layers
+            layer, between = flows.Reverse(layer), flows.Permute(features)
+        else:
+            layer, between = (
+                flows.AutoregressiveRationalQuadraticSpline(features, 1, hidden, permute_mask=True, **spline),
+                None,
+            )
+        if i and between is not None:
+            layers.append(between)
+        layers.append(layer)
+    base = normflows.distributions.DiagGaussian(features, trainable=False)
+    flow = normflows.NormalizingFlow(base, layers)
+    return TorchFlow(flow, flow.log_prob, lambda rows: flow.sample(rows)[0])
+
+
+def _jax_peer(library: str, configuration: Configuration, seed: int, rows: np.ndarray) -> Peer:
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flowjax import bijections, distributions, flows
+
+    family = configuration.family
+    make = flows.coupling_flow if family in COUPLINGS else flows.masked_autoregressive_flow
+    flow = make(
+        jax.random.key(seed),
+        base_dist=distributions.StandardNormal((configuration.features,)),
+        # None is its affine map; both kinds of flow run fast in the direction of the density by default
+        transformer=bijections.RationalQuadraticSpline(knots=BINS - 1, interval=BOUND) if family in SPLINES else None,
+        flow_layers=configuration.layers,
+        nn_width=configuration.hidden,
+        nn_depth=DEPTH,
+    )
+    params, static = eqx.partition(flow, eqx.is_inexact_array)
+    trained = jax.tree.map(jnp.copy, params)  # the update is given its buffers to write over
+    optimiser = optax.adam(RATE)
+    state = optimiser.init(trained)
+    x, key = jnp.asarray(rows), jax.random.key(seed)
+
+    @jax.jit
+    def log_prob(params: Any, x: jax.Array) -> jax.Array:
+        return eqx.combine(params, static).log_prob(x)
+
+    @jax.jit
+    def draw(params: Any, key: jax.Array) -> jax.Array:
+        return eqx.combine(params, static).sample(key, (configuration.batch,))
+
+    def update(params: Any, state: Any, x: jax.Array) -> tuple[Any, Any, jax.Array]:
+        loss, grads = jax.value_and_grad(lambda params: -log_prob(params, x).mean())(params)
+        updates, state = optimiser.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    update = jax.jit(update, donate_argnums=(0, 1))
+
+    def density() -> Any:
+        return log_prob(params, x).block_until_ready()
+
+    def sample() -> Any:
+        return draw(params, key).block_until_ready()
+
+    def step() -> Any:
+        nonlocal trained, state
+        trained, state, loss = jax.block_until_ready(update(trained, state, x))
+        return loss
+
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return Peer({"density": density, "step": step, "sample": sample}, parameters)
+
+
+class Worker:
+    """A library in a process of its own, which sleeps on its input while others are timed.
+
+    It speaks JSON lines: a request names a method of `_Server` and its arguments, the reply holds its result or an
+    error, which is raised here.
+    """
+
+    def __init__(self, python: str | os.PathLike[str], library: str, threads: int = THREADS) -> None:
+        self.library = library
+        command = [os.fspath(python), __file__, "--serve", library, "--threads", str(threads)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def build(self, configuration: Configuration, seed: int = 0) -> list[str]:
+        """Builds a flow in place of the last one and returns the names of its operations."""
+        return self._ask("build", configuration=list(configuration), seed=seed)
+
+    def time(self, operation: str, repeats: int) -> list[float]:
+        """Milliseconds of each repetition, by the worker's own clock; the first after `build` is a warm-up."""
+        return self._ask("time", operation=operation, repeats=repeats)
+
+    def check(self) -> dict[str, Any]:
+        """Runs each operation once; the flow's parameters, and what is wrong with the results."""
+        return self._ask("check")
+
+    def versions(self) -> dict[str, str]:
+        """Versions of Python, the library and what it runs on."""
+        return self._ask("versions")
+
+    def close(self) -> None:
+        """Ends the process: it leaves when its input does."""
+        self._process.communicate()
+
+    def _ask(self, method: str, **arguments: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"method": method, "arguments": arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RuntimeError(f"{self.library}: the worker ended with exit status {self._process.wait()}")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise RuntimeError(f"{self.library}: {reply['error']}")
+        return reply["result"]
+
+
+class _Server:
+    """The worker's side: one library, one flow at a time."""
+
+    def __init__(self, library: str) -> None:
+        self.library = library
+        self.configuration = CONFIGURATIONS[0]
+        self.peer = Peer({}, 0)
+
+    def build(self, configuration: Sequence[Any], seed: int) -> list[str]:
+        self.peer = Peer({}, 0)  # frees the last one first
+        self.configuration = Configuration(*configuration)
+        self.peer = _peer(self.library, self.configuration, seed)
+        return list(self.peer.operations)
+
+    def time(self, operation: str, repeats: int) -> list[float]:
+        run = self.peer.operations[operation]
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            run()
+            times.append(1e3 * (time.perf_counter() - began))
+        return times
+
+    def check(self) -> dict[str, Any]:
+        results = {name: np.asarray(run()) for name, run in self.peer.operations.items()}
+        batch, features = self.configuration.batch, self.configuration.features
+        shapes = {"density": (batch,), "step": (), "sample": (batch, features)}
+        faults = [
+            f"{name}: shape {result.shape}, {np.isfinite(result).mean():.0%} finite"
+            for name, result in results.items()
+            if result.shape != shapes[name] or not np.isfinite(result).all()
+        ]
+        return {"parameters": self.peer.parameters, "faults": faults}
+
+    def versions(self) -> dict[str, str]:
+        return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES[self.library]}
+
+
+def serve(library: str, threads: int) -> None:
+    """Answers requests until the input ends; whatever the library prints goes to the standard error."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    _limit_threads(library, threads)
+    server = _Server(library)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply = {"result": getattr(server, request["method"])(**request["arguments"])}
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def _limit_threads(library: str, threads: int) -> None:
+    """Must come before torch or jax is imported; XLA has a switch for one thread, else it takes the cores it sees."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if library != "flowjax":
+        import torch
+
+        torch.set_num_threads(threads)
+    elif threads == 1:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    elif hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def check(libraries: Sequence[str], names: Sequence[str], pythons: dict[str, str], threads: int) -> bool:
+    """Prints the parameters of every library and configuration; whether all operations gave what they should."""
+    workers = {library: Worker(pythons[library], library, threads) for library in libraries}
+    fine = True
+    for library, worker in workers.items():
+        print(f"{library}: {worker.versions()}; {IDIOMS[library]}")
+    print(f"{'parameters':12}" + "".join(f"{library:>12}" for library in libraries))
+    for configuration in CONFIGURATIONS:
+        if configuration.name not in names:
+            continue
+        print(f"{configuration.name:12}", end="", flush=True)
+        faults: list[str] = []
+        for library, worker in workers.items():
+            try:
+                worker.build(configuration)
+                result = worker.check()
+            except RuntimeError as error:
+                result = {"parameters": "-", "faults": [str(error)]}
+            faults += [f"{library}: {fault}" for fault in result["faults"]]
+            print(f"{result['parameters']:>12}", end="", flush=True)
+        print("".join(f"\n  {fault}" for fault in faults))
+        fine = fine and not faults
+    for worker in workers.values():
+        worker.close()
+    return fine
+
+
+def main() -> None:
+    """A worker's process, or the check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--check", action="store_true", help="run every operation once and print the sizes")
+    mode.add_argument("--serve", choices=LIBRARIES, help="be a worker (what `Worker` starts)")
+    names = [configuration.name for configuration in CONFIGURATIONS]
+    parser.add_argument("--libraries", nargs="+", default=LIBRARIES, choices=LIBRARIES)
+    parser.add_argument("--configurations", nargs="+", default=names, choices=names)
+    parser.add_argument("--python", default=sys.executable, help="interpreter of the PyTorch libraries")
+    parser.add_argument("--jax-python", default=sys.executable, help="interpreter of FlowJAX")
+    parser.add_argument("--threads", type=int, default=THREADS)
+    args = parser.parse_args()
+    if args.serve:
+        serve(args.serve, args.threads)
+    else:
+        pythons = dict.fromkeys(LIBRARIES, args.python) | {"flowjax": args.jax_python}
+        sys.exit(not check(args.libraries, args.configurations, pythons, args.threads))
+
+
+if __name__ == "__main__":
+    main()
