@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -42,17 +42,43 @@ def soft_clip(x: Scalars, bound: float) -> Scalars:
 def batch_inner(x: Tensor) -> Tensor:
     """The same values, laid out in memory with the last batch dim innermost: the layout in which scalar maps run.
 
-    Their parameters lie like this too (see `affine_batch_inner`), so that one parameter of neighbouring rows is
-    contiguous and the arithmetic vectorises over rows.
+    Conditioners give their parameters like this too, so that one parameter of neighbouring rows is contiguous and the
+    arithmetic vectorises over rows.
     """
     return x.mT.contiguous().mT if x.ndim > 1 else x
 
 
-def affine_batch_inner(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x Wᵀ + b with the batch innermost in memory, at the price of the ordinary product."""
-    rows = x.reshape(-1, x.shape[-1])
-    out = torch.addmm(bias.unsqueeze(1), weight, rows.T).T
-    return out.unflatten(0, x.shape[:-1]) if x.ndim > 1 else out.squeeze(0)
+def permute_last(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+    """x with its last dim in this order, where `back` is the inverse permutation.
+
+    `index_select`, but with the gradient permuted back instead of scattered and added, which compilers do slowly.
+    """
+    function = _Permuted if torch.compiler.is_compiling() else _PermutedForwardModeToo
+    return function.apply(x, order, back)  # pyright: ignore[reportReturnType]
+
+
+class _Permuted(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        return x.index_select(-1, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        order, back = ctx.saved_tensors
+        return permute_last(grad, back, order), None, None
+
+
+class _PermutedForwardModeToo(_Permuted):  # which compilers cannot follow
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, *_: Any) -> Tensor:  # pyright: ignore
+        return permute_last(dx, *ctx.saved_tensors)
 
 
 def search_bins(x: Float[Tensor, "*shape"], inner_knots: Float[Tensor, "*#shape knots"]) -> Int[Tensor, "*shape"]:

@@ -15,9 +15,11 @@ class Incremental(nn.Module, ABC):
 
     Attributes:
         order: `order[d]` is the coordinate whose parameters step d gives (a buffer).
+        rank: the inverse permutation, `rank[i]` is the step of coordinate i (a buffer).
     """
 
     order: Tensor
+    rank: Tensor
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context = None) -> Tensor:

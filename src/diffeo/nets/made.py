@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Size, Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Incremental
-from diffeo.functional import Context, affine_batch_inner
+from diffeo.functional import Context, permute_last
 from diffeo.nets.mlp import Activation, require_context
+from diffeo.nets.products import Linear, affine, affine_batch_inner
 
 
 class MaskedLinear(nn.Linear):
@@ -38,7 +38,7 @@ class MaskedLinear(nn.Linear):
         return self.weight * self.mask
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.masked, self.bias)
+        return affine(input, self.masked, self.bias)
 
 
 class MaskedParameterLayer(MaskedLinear):
@@ -101,6 +101,7 @@ class MADE(Incremental):
                 raise ValueError(f"MADE: expected an order of 0 … {features - 1}, got {order.tolist()}")
             sees = torch.ones(features, features, dtype=torch.bool).tril(-1)
         self.register_buffer("order", order)
+        self.register_buffer("rank", order.argsort())
 
         sets = torch.unique(sees, dim=0)
         if not context and len(sets) > 1:
@@ -126,7 +127,7 @@ class MADE(Incremental):
         last = outputs[:, widths[-1]] if widths else sees
         masks.append(last.repeat_interleave(n_params, 0))
         self.layers = nn.ModuleList([*map(MaskedLinear, masks[:-1]), MaskedParameterLayer(masks[-1])])
-        self.from_context = nn.Linear(context, len(masks[0]), bias=False) if context else None
+        self.from_context = Linear(context, len(masks[0]), bias=False) if context else None
         self.activation = activation()
         self.dropout = nn.Dropout(dropout)
         # slices[i][d]: how many units of layer i can be computed at step d
@@ -138,7 +139,7 @@ class MADE(Incremental):
             nn.init.zeros_(self.from_context.weight)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        h = self.layers[0](x.index_select(-1, self.order))
+        h = self.layers[0](permute_last(x, self.order, self.rank))
         if self.from_context is not None:
             h = h + self.from_context(require_context(context, self.context, "MADE"))
         skip = h

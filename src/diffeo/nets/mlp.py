@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from diffeo.functional import Context, affine_batch_inner, context_features
+from diffeo.functional import Context, context_features
+from diffeo.nets.products import Linear, ParameterLayer
 
 Activation = Callable[[], nn.Module]
 
@@ -67,16 +68,16 @@ class MLP(nn.Module):
             return [*norm, activation(), *([nn.Dropout(dropout)] if dropout else [])]
 
         first = hidden[0] if hidden else out
-        self.from_x = nn.Linear(features, first, bias=not context) if features else None
-        self.from_context = nn.Linear(context, first) if context else None
+        self.from_x = Linear(features, first, bias=not context) if features else None
+        self.from_context = Linear(context, first) if context else None
         self.constant = nn.Parameter(torch.zeros(out)) if features + context == 0 else None
         blocks: list[nn.Module] = []
         if residual:
             for width in hidden:
-                blocks.append(_Residual(*enter(width), nn.Linear(width, width), *enter(width), nn.Linear(width, width)))
+                blocks.append(_Residual(*enter(width), Linear(width, width), *enter(width), Linear(width, width)))
         else:
             for a, b in pairwise(hidden):
-                blocks.extend([*enter(a), nn.Linear(a, b)])
+                blocks.extend([*enter(a), Linear(a, b)])
         if hidden:
             blocks.extend([*enter(hidden[-1]), ParameterLayer(hidden[-1], out)])
         self.body = nn.Sequential(*blocks)
@@ -94,13 +95,6 @@ class MLP(nn.Module):
             c = self.from_context(require_context(context, self.context, "MLP"))
             h = c if h is None else h + c  # without an x the batch is that of the context: one pass serves many x
         return self.body(h)
-
-
-class ParameterLayer(nn.Linear):
-    """The last layer of a conditioner: linear, its result with the batch innermost in memory, where scalar maps read."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return affine_batch_inner(input, self.weight, self.bias)
 
 
 class _Residual(nn.Sequential):

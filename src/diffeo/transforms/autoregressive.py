@@ -7,7 +7,17 @@ from torch import Size
 from torch.distributions import constraints
 
 from diffeo.core import Incremental, Transform, Univariate
-from diffeo.functional import Context, MappedVector, Vector, batch_inner, check_event, context_mask, sum_event, visible
+from diffeo.functional import (
+    Context,
+    MappedVector,
+    Vector,
+    batch_inner,
+    check_event,
+    context_mask,
+    permute_last,
+    sum_event,
+    visible,
+)
 
 
 class Autoregressive(Transform):
@@ -45,15 +55,15 @@ class Autoregressive(Transform):
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Autoregressive")
-        order = self.net.order
+        order, rank = self.net.order, self.net.rank
         params = self.net(visible(x, context), context).unflatten(-1, (x.shape[-1], self.univariate.n_params))
-        placed = batch_inner(x.index_select(-1, order)).expand(params.shape[:-1])
+        placed = batch_inner(permute_last(x, order, rank)).expand(params.shape[:-1])
         z, logdet = self.univariate(placed, params.to(x.dtype))
         mask = context_mask(context)
         if mask is not None:
             mask = mask.expand_as(x).index_select(-1, order)
             z, logdet = torch.where(mask, z, placed), torch.where(mask, logdet, 0.0)
-        return z.index_select(-1, order.argsort()), sum_event(logdet, 1)
+        return permute_last(z, rank, order), sum_event(logdet, 1)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Autoregressive")
@@ -70,4 +80,4 @@ class Autoregressive(Transform):
                 x_d, logdet = torch.where(masks[d], x_d, z_d), torch.where(masks[d], logdet, 0.0)
             xs.append(x_d)
             logdets.append(logdet)
-        return torch.stack(xs, -1).index_select(-1, order.argsort()), sum_event(torch.stack(logdets, -1), 1)
+        return torch.stack(xs, -1).index_select(-1, self.net.rank), sum_event(torch.stack(logdets, -1), 1)

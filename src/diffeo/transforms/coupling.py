@@ -7,7 +7,16 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform, Univariate
-from diffeo.functional import Context, MappedVector, Vector, batch_inner, check_event, context_mask, sum_event, visible
+from diffeo.functional import (
+    Context,
+    MappedVector,
+    Vector,
+    batch_inner,
+    check_event,
+    context_mask,
+    permute_last,
+    sum_event,
+)
 
 
 class Coupling(Transform):
@@ -35,8 +44,7 @@ class Coupling(Transform):
     """
 
     event_ndim = event_ndim_out = 1
-    keeps: Tensor
-    changes: Tensor
+    apart: Tensor
     merge: Tensor
 
     def __init__(self, mask: Tensor, net: nn.Module, univariate: Univariate):
@@ -48,9 +56,9 @@ class Coupling(Transform):
         self.event = Size(mask.shape)
         self.net = net
         self.univariate = univariate
-        self.register_buffer("keeps", mask.nonzero()[:, 0])
-        self.register_buffer("changes", (~mask).nonzero()[:, 0])
-        self.register_buffer("merge", torch.cat([self.keeps, self.changes]).argsort())
+        self.kept = int(mask.sum())
+        self.register_buffer("apart", torch.cat([mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]]))
+        self.register_buffer("merge", self.apart.argsort())
         self.domain = constraints.independent(univariate.domain, 1)
         self.codomain = constraints.independent(univariate.codomain, 1)
         self.exact_inverse = univariate.exact_inverse
@@ -58,31 +66,40 @@ class Coupling(Transform):
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Coupling")
-        seen = visible(x, context)
-        x_a, x_b = x.index_select(-1, self.keeps), batch_inner(x.index_select(-1, self.changes))
-        params = self._params(seen.index_select(-1, self.keeps), x_b, context)
+        x_a, x_b = self._split(x)
+        params = self._params(x_a, x_b, context)
         z_b, logdet = self.univariate(_broadcast(x_b, params), params)
         return self._join(x_a, x_b, z_b, logdet, context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Coupling")
-        seen = visible(z, context)
-        z_a, z_b = z.index_select(-1, self.keeps), batch_inner(z.index_select(-1, self.changes))
-        params = self._params(seen.index_select(-1, self.keeps), z_b, context)
+        z_a, z_b = self._split(z)
+        params = self._params(z_a, z_b, context)
         x_b, logdet = self.univariate.inverse(_broadcast(z_b, params), params)
         return self._join(z_a, z_b, x_b, logdet, context)
 
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = permute_last(x, self.apart, self.merge).split([self.kept, len(self.apart) - self.kept], -1)
+        return a, batch_inner(b)
+
     def _params(self, a: Tensor, b: Tensor, context: Context) -> Tensor:
+        mask = context_mask(context)
+        if mask is not None:  # padding, whatever it holds, counts as zero
+            a = torch.where(self._split_mask(mask)[0], a, 0.0)
         params = self.net(a, context).unflatten(-1, (b.shape[-1], self.univariate.n_params))
         return params.to(b.dtype)
 
     def _join(self, a: Tensor, b: Tensor, mapped: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         mask = context_mask(context)
         if mask is not None:
-            mask = mask.expand(*mask.shape[:-1], len(self.merge)).index_select(-1, self.changes)
+            mask = self._split_mask(mask)[1]
             mapped, logdet = torch.where(mask, mapped, b), torch.where(mask, logdet, 0.0)
-        a = a.expand(*mapped.shape[:-1], a.shape[-1])
-        return torch.cat([a, mapped], -1).index_select(-1, self.merge), sum_event(logdet, 1)
+        a = a.expand(*mapped.shape[:-1], self.kept)
+        return permute_last(torch.cat([a, mapped], -1), self.merge, self.apart), sum_event(logdet, 1)
+
+    def _split_mask(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        whole = mask.expand(*mask.shape[:-1], len(self.apart)).index_select(-1, self.apart)
+        return whole[..., : self.kept], whole[..., self.kept :]
 
 
 def _broadcast(x: Tensor, params: Tensor) -> Tensor:

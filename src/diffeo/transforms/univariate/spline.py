@@ -12,8 +12,6 @@ r = d₀ + d₁ − 2s. The root is real for every valid spline; rounding may ma
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
