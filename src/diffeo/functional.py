@@ -1,4 +1,4 @@
-"""Small tensor functions that every layer of the house shares: sums, soft clipping, bin search, context and masks."""
+"""Small tensor functions that every layer of the house shares: sums, soft clipping, layouts, context and masks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -79,14 +79,6 @@ class _PermutedForwardModeToo(_Permuted):  # which compilers cannot follow
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: Any) -> Tensor:  # pyright: ignore
         return permute_last(dx, *ctx.saved_tensors)
-
-
-def search_bins(x: Float[Tensor, "*shape"], inner_knots: Float[Tensor, "*#shape knots"]) -> Int[Tensor, "*shape"]:
-    """Index of the bin that holds x: the number of inner knots (last dim, ascending) at or below it.
-
-    A comparison and a sum rather than `searchsorted`: it vectorises, needs no contiguous copy, and exports.
-    """
-    return (x.unsqueeze(-1) >= inner_knots).sum(-1)
 
 
 def constant_logdet(value: Tensor, x: Tensor, event_ndim: int) -> Tensor:

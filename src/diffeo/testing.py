@@ -74,7 +74,7 @@ def check_transform(
     _check_copies(t32, x, context)
     if transform.traceable:
         if trace:
-            _check_tracing(t32, x, context)
+            _check_tracing(t64, x64, c64)  # where the rounding of kernels that a compiler chooses does not show
         second = perturbed(other if other is not None else transform, seed + 1)
         _check_ensemble(t32, second, x, context)
 
@@ -290,8 +290,8 @@ def _check_tracing(t: Transform, x: Tensor, context: Context) -> None:
         finally:
             torch._dynamo.reset()
         plain = run(inputs, context)
-        _close(traced[0], plain[0], 1e-5, f"{name}: traced value")
-        _close(traced[1], plain[1], 1e-5, f"{name}: traced logdet")
+        _close(traced[0], plain[0], 1e-8, f"{name}: traced value")
+        _close(traced[1], plain[1], 1e-8, f"{name}: traced logdet")
 
 
 def _check_ensemble(a: Transform, b: Transform, x: Tensor, context: Context) -> None:

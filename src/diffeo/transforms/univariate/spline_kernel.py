@@ -1,16 +1,17 @@
-"""The rational-quadratic spline where every scalar has parameters of its own: few temporaries, gradients by hand.
+"""The arithmetic of the rational-quadratic spline, with its gradient by hand.
 
-Parameters arrive as planes, one tensor of the shape of x for each of the 3K − 1 numbers of a spline, and every bin is
-a term of an unrolled sum: nothing but elementwise operations on equal shapes, which a compiler turns into one loop over
-the scalars, in registers, and which also run well one by one. The backward pass recomputes the bins from the parameters
-instead of keeping them, so that training stores nothing beyond what came in.
+Parameters arrive as planes: 3K − 1 tensors of the shape of x, one for each number of a spline, so that all arithmetic
+is elementwise on neighbours in memory. The bin of each scalar is found in one of two ways that agree up to rounding:
+eagerly with few operations over all bins at once, and, under a compiler, as an unrolled sum over the bins, which
+becomes one loop over the scalars that lives in registers. The backward pass recomputes the bins from the parameters, so
+that training keeps nothing beyond what came in.
 
-With ξ, s, q as in `spline` and m = ξ(1−ξ), t = (s ξ² + d₀ m)/q, A = d₁ ξ² + 2 s m + d₀ (1−ξ)²:
+With ξ, s, q as in `spline` and m = ξ(1−ξ), t = (s ξ² + d₀ m)/q, a = d₁ ξ² + 2 s m + d₀ (1−ξ)²:
 
-    z = y₀ + h t,     log dz/dx = 2 log s + log A − 2 log q
+    z = y₀ + h t,     log dz/dx = 2 log s + log a − 2 log q
 
-Everything that follows is the chain rule through (ξ, s, d₀, d₁), then through knots and softmax. The inverse shares it:
-where x solves z = f(x; θ), dx/dz = 1/f' and dx/dθ = −(∂f/∂θ)/f'.
+The gradient is the chain rule through (ξ, s, d₀, d₁), then through knots and softmax. The inverse shares it: where x
+solves z = f(x; θ), dx/dz = 1/f' and dx/dθ = −(∂f/∂θ)/f'.
 """
 
 from __future__ import annotations
@@ -37,58 +38,73 @@ class Limits(NamedTuple):
         """Added to the raw slopes, so that zero stands for slope one."""
         return math.log(math.expm1(1 - self.min_slope))
 
+    def least(self, axis: int) -> float:
+        """Size of the smallest bin on the x (0) or the z axis (1)."""
+        return 2 * self.bound * (self.min_height if axis else self.min_width)
+
+    def span(self, axis: int) -> float:
+        """What is left for the bins to divide among themselves."""
+        return 2 * self.bound - self.bins * self.least(axis)
+
 
 class _Bin(NamedTuple):
-    """The bin that holds each scalar, and what led there."""
+    """The bin that holds each scalar."""
 
     x: Tensor  # left knot
     y: Tensor
     width: Tensor
     height: Tensor
     raw: tuple[Tensor, Tensor]  # slopes at both ends, before softplus
-    beyond: list[Tensor]  # beyond[k]: the scalar lies at or right of inner knot k
-    widths: list[Tensor]  # shares of all bins (softmax)
-    heights: list[Tensor]
+    place: _Place | _UnrolledPlace
 
 
-def map_scalars(x: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
-    """The spline or its inverse, and the log-slope of that direction; params has shape (3K − 1, *x.shape)."""
-    function = _Spline if torch.compiler.is_compiling() else _ForwardModeToo  # which compilers cannot follow
-    return function.apply(x, params, inverse, limits)  # pyright: ignore[reportReturnType]
+def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
+    """The spline (or its inverse) at v, and the log-slope of that direction.
+
+    `params` has shape (3K − 1, *v.shape), or fewer trailing dims where scalars share a spline.
+    """
+    if params.shape[1:] != v.shape:
+        params = params.reshape(len(params), *(1,) * (v.ndim + 1 - params.ndim), *params.shape[1:])
+        return (_inverse if inverse else _forward)(v, params, limits)
+    function = _Spline if torch.compiler.is_compiling() else _ForwardModeToo
+    return function.apply(v, params, inverse, limits)  # pyright: ignore[reportReturnType]
 
 
 class _Spline(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
-        return (_inverse if inverse else _forward)(x, params, limits)
+    def forward(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
+        return (_inverse if inverse else _forward)(v, params, limits)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, params, ctx.inverse, ctx.limits = inputs
-        found = output[0] if ctx.inverse else x  # the scalar on the x axis
-        ctx.save_for_backward(found, params)
+        v, params, ctx.inverse, ctx.limits = inputs
+        ctx.save_for_backward(output[0] if ctx.inverse else v, params)  # the scalar on the x axis
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, params = ctx.saved_tensors
-        gradients = _backward(x, params, grad, grad_log, ctx.inverse, ctx.limits)
-        return (*gradients, None, None)
+        return *_backward(x, params, grad, grad_log, ctx.inverse, ctx.limits), None, None
 
 
-class _ForwardModeToo(_Spline):
+class _ForwardModeToo(_Spline):  # which compilers cannot follow
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         _Spline.setup_context(ctx, inputs, output)
         ctx.save_for_forward(output[0] if ctx.inverse else inputs[0], inputs[1])
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dparams: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:  # pyright: ignore
+    def jvp(ctx: Any, dv: Tensor | None, dparams: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:  # pyright: ignore
         x, params = ctx.saved_tensors
-        dx = torch.zeros_like(x) if dx is None else dx
+        dv = torch.zeros_like(x) if dv is None else dv
         dparams = torch.zeros_like(params) if dparams is None else dparams
-        return _tangents(x, params, dx, dparams, ctx.inverse, ctx.limits)
+
+        def pull(grad: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor]:
+            return _backward(x, params, grad, grad_log, ctx.inverse, ctx.limits)
+
+        zero = torch.zeros_like(x)  # the backward pass is linear in the gradients, and forward mode its transpose
+        return torch.func.vjp(pull, zero, zero)[1]((dv, dparams))
 
 
 def _forward(x: Tensor, params: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
@@ -125,50 +141,6 @@ def _slope(s: Tensor, d0: Tensor, d1: Tensor, xi: Tensor, m: Tensor, q: Tensor) 
     return root * root * (d1 * xi * xi + 2 * s * m + d0 * (1 - xi) * (1 - xi))
 
 
-def _find(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin:
-    """The bin that holds v on the x (0) or the z axis (1): every inner knot at or left of v moves it one further."""
-    k, bound = limits.bins, limits.bound
-    planes = params.unbind(0)
-    widths, heights, slopes = _softmax(planes[:k]), _softmax(planes[k : 2 * k]), planes[2 * k :]
-    edge = torch.zeros_like(v)  # at both ends the slope is one: a raw slope of zero
-    width, height = _size(widths[0], 0, limits), _size(heights[0], 1, limits)
-    x = y = torch.full_like(v, -bound)
-    knot_x, knot_y = width - bound, height - bound
-    left, right = edge, slopes[0]
-    beyond: list[Tensor] = []
-    for i in range(1, k):
-        moved = v >= (knot_y if axis else knot_x)
-        beyond.append(moved)
-        wide, high = _size(widths[i], 0, limits), _size(heights[i], 1, limits)
-        x, y = torch.where(moved, knot_x, x), torch.where(moved, knot_y, y)
-        width, height = torch.where(moved, wide, width), torch.where(moved, high, height)
-        left = torch.where(moved, slopes[i - 1], left)
-        right = torch.where(moved, slopes[i] if i < k - 1 else edge, right)
-        knot_x, knot_y = knot_x + wide, knot_y + high
-    return _Bin(x, y, width, height, (left, right), beyond, widths, heights)
-
-
-def _softmax(planes: tuple[Tensor, ...]) -> list[Tensor]:
-    top = planes[0]
-    for plane in planes[1:]:
-        top = torch.maximum(top, plane)
-    powers = [(plane - top).exp() for plane in planes]
-    total = powers[0]
-    for power in powers[1:]:
-        total = total + power
-    scale = 1 / total
-    return [power * scale for power in powers]
-
-
-def _size(share: Tensor, axis: int, limits: Limits) -> Tensor:
-    return share * _span(axis, limits) + 2 * limits.bound * (limits.min_height if axis else limits.min_width)
-
-
-def _span(axis: int, limits: Limits) -> float:
-    """What the shares of the bins divide among themselves."""
-    return 2 * limits.bound * (1 - limits.bins * (limits.min_height if axis else limits.min_width))
-
-
 def _slopes(bin: _Bin, limits: Limits) -> tuple[Tensor, Tensor]:
     d0, d1 = (limits.min_slope + F.softplus(raw + limits.slope_offset) for raw in bin.raw)
     return d0, d1
@@ -190,40 +162,136 @@ def _backward(
     a = d1 * xi * xi + 2 * s * m + d0 * co * co
     a_xi = 2 * (d1 * xi + s * bend - d0 * co)
     outside = x.abs() >= limits.bound
-    grad_in = torch.where(outside, 0.0, grad)
-    grad_log_in = torch.where(outside, 0.0, grad_log)
+    g = torch.where(outside, 0.0, grad)
+    g_log = torch.where(outside, 0.0, grad_log)
+    entering = grad
     if inverse:  # dx = (dz − ∂f/∂θ dθ) / f', and the log-slope is minus that of f at x
-        slope = s * s * a / (q * q)
-        through = grad_in - grad_log_in * (a_xi / a - 2 * r * bend / q) / bin.width
-        grad_log_in = -grad_log_in
-        entering = through / slope
-        grad_in = -entering
-    g_t = grad_in * bin.height / q
-    g_a = grad_log_in / a
-    g_q = -(g_t * t + 2 * grad_log_in / q)
+        entering = (g - g_log * (a_xi / a - 2 * r * bend / q) / bin.width) * q * q / (s * s * a)
+        g, g_log = -entering, -g_log
+    g_t = g * bin.height / q
+    g_a = g_log / a
+    g_q = -(g_t * t + 2 * g_log / q)
     g_xi = g_t * (2 * s * xi + d0 * bend) + g_a * a_xi + g_q * r * bend
-    g_s = g_t * xi * xi + 2 * grad_log_in / s + 2 * g_a * m + g_q * (1 - 2 * m)
+    g_s = g_t * xi * xi + 2 * g_log / s + 2 * g_a * m + g_q * (1 - 2 * m)
     g_left = (g_t * m + g_a * co * co + g_q * m) * torch.sigmoid(bin.raw[0] + limits.slope_offset)
     g_right = (g_a * xi * xi + g_q * m) * torch.sigmoid(bin.raw[1] + limits.slope_offset)
     g_x = g_xi / bin.width
-    g_width = -(g_s * s + g_xi * xi) / bin.width
-    g_height = grad_in * t + g_s / bin.width
+    g_width, g_height = -(g_s * s + g_xi * xi) / bin.width, g * t + g_s / bin.width
+    g_params = bin.place.gather_gradients((-g_x, g), (g_width, g_height), (g_left, g_right), limits)
+    return torch.where(outside, grad, entering if inverse else g_x), g_params
 
-    zero = torch.zeros_like(x)
-    beyond = bin.beyond
 
-    def by_bin(left_of: Tensor, at: Tensor) -> list[Tensor]:
-        """What falls to each bin's size: `left_of` where it lies left of the scalar's bin, `at` in it, else nothing."""
-        here = [at, *(torch.where(moved, at, zero) for moved in beyond)]
-        return [*(torch.where(moved, left_of, g) for moved, g in zip(beyond, here[:-1], strict=True)), here[-1]]
+def _find(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin:
+    """The bin that holds v on the x (0) or the z axis (1)."""
+    if torch.compiler.is_compiling() and params.shape[1:] == v.shape:
+        return _find_unrolled(v, params, axis, limits)
+    k = limits.bins
+    shares = params[: 2 * k].unflatten(0, (2, k)).softmax(1)
+    if limits.min_width == limits.min_height:
+        sizes = shares * limits.span(0) + limits.least(0)
+    else:
+        sizes = torch.stack([shares[i] * limits.span(i) + limits.least(i) for i in (0, 1)])
+    starts = F.pad(sizes[:, :-1].cumsum(1).movedim(1, -1), (1, 0)).movedim(-1, 1) - limits.bound
+    at = (v >= starts[axis, 1:]).sum(0)
+    index = at.expand(2, 1, *at.shape)
+    size, start = (t.expand(2, k, *v.shape).gather(1, index).squeeze(1) for t in (sizes, starts))
+    (width, height), (x, y) = size.unbind(0), start.unbind(0)
+    inner = F.pad(params[2 * k :].movedim(0, -1), (1, 1)).movedim(-1, 0)  # a raw slope of zero, slope one, at both ends
+    raw = inner.expand(k + 1, *v.shape).gather(0, torch.stack([at, at + 1]))
+    return _Bin(x, y, width, height, (raw[0], raw[1]), _Place(at, shares))
 
-    planes = _through_softmax(by_bin(-g_x, g_width), bin.widths, _span(0, limits))
-    planes += _through_softmax(by_bin(grad_in, g_height), bin.heights, _span(1, limits))
-    for i, moved in enumerate(beyond):  # inner knot i ends bin i and begins bin i + 1
-        g = torch.where(moved, g_left, g_right)
-        g = g if i == 0 else torch.where(beyond[i - 1], g, zero)
-        planes.append(g if i == len(beyond) - 1 else torch.where(beyond[i + 1], zero, g))
-    return torch.where(outside, grad, entering if inverse else g_x), torch.stack(planes)
+
+class _Place(NamedTuple):
+    """Where the scalars lie among all bins."""
+
+    at: Tensor  # number of the bin
+    shares: Tensor  # (2, K, *shape): widths and heights of all bins, before limits
+
+    def gather_gradients(
+        self,
+        before: tuple[Tensor, Tensor],
+        within: tuple[Tensor, Tensor],
+        slopes: tuple[Tensor, Tensor],
+        limits: Limits,
+    ) -> Tensor:
+        """Gradients of all parameters, from those of sizes of the bins before and at the scalar, and of its slopes."""
+        bins = torch.arange(limits.bins, device=self.at.device).view(-1, *(1,) * self.at.ndim)
+        here, earlier = bins == self.at, bins < self.at
+        sizes = torch.where(here, torch.stack(within).unsqueeze(1), 0.0)
+        sizes = torch.where(earlier, torch.stack(before).unsqueeze(1), sizes)
+        shared = self.shares * sizes
+        logits = shared - self.shares * shared.sum(1, keepdim=True)
+        if limits.min_width == limits.min_height:
+            logits = logits * limits.span(0)
+        else:
+            logits = torch.stack([logits[i] * limits.span(i) for i in (0, 1)])
+        # inner knot i ends bin i and begins bin i + 1
+        knots = torch.where(here[:-1], slopes[1], torch.where(here[1:], slopes[0], 0.0))
+        return torch.cat([logits.flatten(0, 1), knots])
+
+
+def _find_unrolled(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin:
+    """Every inner knot at or left of v moves it one bin further."""
+    k = limits.bins
+    planes = params.unbind(0)
+    shares = _softmax(planes[:k]), _softmax(planes[k : 2 * k])
+    slopes, edge = planes[2 * k :], torch.zeros_like(v)
+    x = y = torch.full_like(v, -limits.bound)
+    width, height = (share[0] * limits.span(i) + limits.least(i) for i, share in enumerate(shares))
+    reach_x, reach_y = width, height
+    left, right = edge, slopes[0]
+    beyond: list[Tensor] = []
+    for i in range(1, k):
+        knot_x, knot_y = reach_x - limits.bound, reach_y - limits.bound
+        moved = v >= (knot_y if axis else knot_x)
+        beyond.append(moved)
+        wide, high = (share[i] * limits.span(j) + limits.least(j) for j, share in enumerate(shares))
+        x, y = torch.where(moved, knot_x, x), torch.where(moved, knot_y, y)
+        width, height = torch.where(moved, wide, width), torch.where(moved, high, height)
+        left = torch.where(moved, slopes[i - 1], left)
+        right = torch.where(moved, slopes[i] if i < k - 1 else edge, right)
+        reach_x, reach_y = reach_x + wide, reach_y + high
+    return _Bin(x, y, width, height, (left, right), _UnrolledPlace(beyond, *shares))
+
+
+class _UnrolledPlace(NamedTuple):
+    """The same as `_Place`, bin by bin."""
+
+    beyond: list[Tensor]  # beyond[i]: the scalar lies at or right of inner knot i
+    widths: list[Tensor]
+    heights: list[Tensor]
+
+    def gather_gradients(
+        self,
+        before: tuple[Tensor, Tensor],
+        within: tuple[Tensor, Tensor],
+        slopes: tuple[Tensor, Tensor],
+        limits: Limits,
+    ) -> Tensor:
+        """As `_Place.gather_gradients`."""
+        zero = torch.zeros_like(slopes[0])
+        planes: list[Tensor] = []
+        for axis, shares in enumerate((self.widths, self.heights)):
+            at_least = [within[axis], *(torch.where(moved, within[axis], zero) for moved in self.beyond)]
+            earlier = zip(self.beyond, at_least[:-1], strict=True)
+            sizes = [*(torch.where(moved, before[axis], g) for moved, g in earlier), at_least[-1]]
+            planes += _through_softmax(sizes, shares, limits.span(axis))
+        for i, moved in enumerate(self.beyond):  # inner knot i ends bin i and begins bin i + 1
+            g = torch.where(moved, *slopes)
+            g = g if i == 0 else torch.where(self.beyond[i - 1], g, zero)
+            planes.append(g if i == limits.bins - 2 else torch.where(self.beyond[i + 1], zero, g))
+        return torch.stack(planes)
+
+
+def _softmax(planes: tuple[Tensor, ...]) -> list[Tensor]:
+    top = planes[0]
+    for plane in planes[1:]:
+        top = torch.maximum(top, plane)
+    powers = [(plane - top).exp() for plane in planes]
+    total = powers[0]
+    for power in powers[1:]:
+        total = total + power
+    return [power / total for power in powers]
 
 
 def _through_softmax(gradients: list[Tensor], shares: list[Tensor], span: float) -> list[Tensor]:
@@ -231,15 +299,3 @@ def _through_softmax(gradients: list[Tensor], shares: list[Tensor], span: float)
     for g, share in zip(gradients[1:], shares[1:], strict=True):
         mean = mean + g * share
     return [span * share * (g - mean) for g, share in zip(gradients, shares, strict=True)]
-
-
-def _tangents(
-    x: Tensor, params: Tensor, dx: Tensor, dparams: Tensor, inverse: bool, limits: Limits
-) -> tuple[Tensor, Tensor]:
-    """Forward mode: the backward pass is linear in the gradients, and this is its transpose."""
-
-    def pull(grad: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor]:
-        return _backward(x, params, grad, grad_log, inverse, limits)
-
-    zero = torch.zeros_like(x)
-    return torch.func.vjp(pull, zero, zero)[1]((dx, dparams))
