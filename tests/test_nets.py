@@ -11,6 +11,7 @@ import torch
 import diffeo
 from diffeo.nets import MADE, MLP, PiecewiseLinear
 from diffeo.testing import perturbed
+from diffeo.transforms.univariate import spline_kernel
 
 
 def sees(net: MADE) -> torch.Tensor:
@@ -50,9 +51,9 @@ def test_bad_structures_are_refused():
 def full_passes(layer: diffeo.Autoregressive, z: torch.Tensor, context=None) -> torch.Tensor:
     """The inverse by D passes of the whole net."""
     x = z.clone()
-    for d in layer.net.order.tolist():
+    for position, d in enumerate(layer.net.order.tolist()):
         params = layer.net(x, context).unflatten(-1, (z.shape[-1], layer.univariate.n_params))
-        x[..., d] = layer.univariate.inverse(z[..., d], params[..., d, :])[0]
+        x[..., d] = layer.univariate.inverse(z[..., d], params[..., position, :])[0]
     return x
 
 
@@ -76,9 +77,9 @@ def test_each_hidden_unit_is_computed_once():
     rows = []
     original = net._rows
 
-    def counting(i, start, stop, below, state):
+    def counting(i, start, stop, *rest):
         rows.append((i, stop - start))
-        return original(i, start, stop, below, state)
+        return original(i, start, stop, *rest)
 
     net._rows = counting
     with torch.no_grad():
@@ -96,11 +97,33 @@ def test_gradients_of_the_inverse():
     assert torch.autograd.gradcheck(lambda *_: layer.inverse(z.detach()), parameters)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("univariate", [diffeo.Affine(), diffeo.RationalQuadraticSpline(5, 3.0)])
+def test_the_implicit_gradient_agrees_with_that_through_every_step(residual, masked, univariate):
+    features = 19  # more than two blocks
+    net = MADE(
+        features, univariate.n_params, context=2, hidden=(40, 40), order=torch.randperm(features), residual=residual
+    )
+    layer = perturbed(diffeo.Autoregressive(net, univariate)).double()
+    z, c = (torch.randn(4, n, dtype=torch.float64, requires_grad=True) for n in (features, 2))
+    context = {"features": c, "mask": torch.rand(4, features) > 0.3} if masked else c
+    weights = torch.randn(4, features + 1, dtype=torch.float64)
+
+    def gradients(run):
+        x, logdet = run(z, context)
+        loss = (x * weights[:, 1:]).sum() + (logdet * weights[:, 0]).sum()
+        return torch.autograd.grad(loss, [z, c, *layer.parameters()])
+
+    for got, expected in zip(gradients(layer.inverse), gradients(layer._run), strict=True):
+        assert torch.allclose(got, expected, rtol=1e-9, atol=1e-11)
+
+
 def test_spline_takes_any_finite_input():
     spline = diffeo.RationalQuadraticSpline(8, bound=4.0)
     torch.manual_seed(1)
     params = 20 * torch.randn(4000, spline.n_params)
-    knots = spline._bin(torch.zeros(4000), params, 0)[0]
+    knots = spline_kernel._find(torch.zeros(4000), params.T, 0, spline.limits).x
     for x in (knots, torch.full((4000,), 4.0), torch.full((4000,), -4.0), torch.full((4000,), 1e30), knots * 0):
         for run in (spline.forward, spline.inverse):
             value, logdet = run(x, params)

@@ -16,10 +16,13 @@ class Incremental(nn.Module, ABC):
     Attributes:
         order: `order[d]` is the coordinate whose parameters step d gives (a buffer).
         rank: the inverse permutation, `rank[i]` is the step of coordinate i (a buffer).
+        has_adjoint: whether `trace` and `solve_adjoint` are there, so that gradients of a run cost about one more run;
+            otherwise they are taken through every step.
     """
 
     order: Tensor
     rank: Tensor
+    has_adjoint: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
@@ -35,3 +38,15 @@ class Incremental(nn.Module, ABC):
 
         `params` has shape `(*batch, n_params)`; `aux` is whatever else the step emits, such as a stop gate.
         """
+
+    def trace(self, x: Tensor, context: Context = None) -> Any:
+        """What `solve_adjoint` needs to know about a run that ended at x: a pytree of tensors."""
+        raise NotImplementedError(f"{type(self).__name__} has no adjoint")
+
+    def solve_adjoint(self, trace: Any, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """w = g + Nᵀ(a w + b), where N is the derivative of the parameters with respect to x, at the traced x.
+
+        By position: g and w have shape `(*batch, D)`, a and b `(*batch, D, n_params)`. Solved backwards from the last
+        position, in one sweep.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no adjoint")

@@ -20,6 +20,8 @@ from diffeo.functional import Context, permute_last
 from diffeo.nets.mlp import Activation, require_context
 from diffeo.nets.products import Linear, affine, affine_batch_inner
 
+BLOCK = 8  # steps of a run whose products with everything before them are done at once
+
 
 class MaskedLinear(nn.Linear):
     """A linear layer whose weight is multiplied by a constant mask of shape (out, in)."""
@@ -73,6 +75,8 @@ class MADE(Incremental):
 
     "MADE: Masked Autoencoder for Distribution Estimation" (Germain et al., 2015), https://arxiv.org/abs/1502.03509
     """
+
+    has_adjoint = True
 
     def __init__(
         self,
@@ -157,38 +161,110 @@ class MADE(Incremental):
             c = c.expand(*batch, -1).reshape(-1, c.shape[-1]).T
         x = z.expand(*batch, -1).reshape(-1, self.features).T[:0]
         weights = tuple(layer.masked for layer in self._stack())
-        return MADEState(0, batch, c, weights, (x,) * len(weights))  # no rows yet, in any layer
+        return MADEState(0, batch, c, weights, (x,) * len(weights), ())  # no rows yet, in any layer
 
     def step(self, x_prev: Tensor | None, state: MADEState) -> tuple[Tensor, None, MADEState]:
         d, p = state.position, self.n_params
         below = state.activations[0]
         if x_prev is not None:
             below = _append(below, x_prev.reshape(1, -1), d - 1, self.features)
-        activations, known, skip = [below], d, below
-        for i, buffer in enumerate(state.activations[1:]):
-            start, stop = self._slices[i][d - 1] if d else 0, self._slices[i][d]
-            h = self._rows(i, start, stop, below[:known], state)
+        activations = [below, *state.activations[1:]]
+        ahead = state.ahead
+        if d % BLOCK == 0:
+            ahead = self._look_ahead(d, activations, state)
+        first = d - d % BLOCK
+        skip = below
+        for i in range(len(self.layers) - 1):
+            start, stop = self._ready(i, d - 1), self._ready(i, d)
+            h = self._rows(i, start, stop, activations[i], first, d, state, ahead)
             if self._closes_block(i):
                 h = h + skip
             if self._closes_block(i) or i == 0:
                 skip = h
-            below, known = _append(buffer, self.activation(h), start, len(state.weights[i])), stop
-            activations.append(below)
-        params = self._rows(len(self.layers) - 1, d * p, (d + 1) * p, below[:known], state)
-        state = MADEState(d + 1, state.batch, state.context, state.weights, tuple(activations))
+            activations[i + 1] = _append(activations[i + 1], self.activation(h), start, len(state.weights[i]))
+        last = len(self.layers) - 1
+        params = self._rows(last, d * p, (d + 1) * p, activations[last], first, d, state, ahead)
+        state = state._replace(position=d + 1, activations=tuple(activations), ahead=ahead)
         return params.T.reshape(*state.batch, p), None, state
+
+    def _ready(self, i: int, d: int) -> int:
+        """How many rows of layer i can be computed at step d: units, or parameters for the last layer."""
+        if i == len(self.layers) - 1:
+            return (d + 1) * self.n_params
+        return self._slices[i][d] if d >= 0 else 0
+
+    def _known(self, i: int, d: int) -> int:
+        """How many inputs of layer i there are at step d: coordinates before d, or units of the layer below."""
+        return d if i == 0 else self._ready(i - 1, d)
+
+    def _look_ahead(self, d: int, activations: list[Tensor], state: MADEState) -> tuple[Tensor, ...]:
+        """What is known at step d of the pre-activations of a whole block of steps, by products of useful size."""
+        ahead = []
+        for i, layer in enumerate(self._stack()):
+            start, stop = self._ready(i, d - 1), self._ready(i, min(d + BLOCK, self.features) - 1)
+            h = layer.bias[start:stop].unsqueeze(1)
+            known = self._known(i, d - 1) if i else d
+            if known:
+                h = h + state.weights[i][start:stop, :known] @ activations[i][:known]
+            else:
+                h = h.expand(-1, activations[0].shape[1])
+            if i == 0 and state.context is not None:
+                h = h + state.context[start:stop]
+            ahead.append(h)
+        return tuple(ahead)
+
+    def _rows(
+        self, i: int, start: int, stop: int, below: Tensor, first: int, d: int, state: MADEState, ahead: tuple
+    ) -> Tensor:
+        """Pre-activations of rows start … stop of layer i at step d of the block that began at step `first`."""
+        base = self._ready(i, first - 1)
+        h = ahead[i][start - base : stop - base]
+        seen, known = (self._known(i, first - 1) if i else first), self._known(i, d)
+        return torch.addmm(h, state.weights[i][start:stop, seen:known], below[seen:known]) if known > seen else h
+
+    def trace(self, x: Tensor, context: Context = None) -> MADETrace:
+        h = self.layers[0](permute_last(x, self.order, self.rank))
+        if self.from_context is not None:
+            h = h + self.from_context(require_context(context, self.context, "MADE"))
+        skip, inner = h, [h]
+        for i, layer in enumerate(self._stack()[1:-1], start=1):
+            h = layer(self.activation(h))
+            if self._closes_block(i):
+                h = skip = h + skip
+            inner.append(h)
+        rows = tuple(h.reshape(-1, h.shape[-1]).T for h in inner) if len(self.layers) > 1 else ()
+        return MADETrace(tuple(layer.masked for layer in self._stack()), rows)
+
+    def solve_adjoint(self, trace: MADETrace, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        weights, inner = trace
+        solved = g.reshape(-1, self.features).T.clone()  # (D, rows): what has arrived at each coordinate so far
+        a, b = (t.expand(*g.shape, -1).reshape(-1, self.features, self.n_params).permute(1, 2, 0) for t in (a, b))
+        slopes = [self._activation_slope(h) for h in inner]
+        arrived = [torch.zeros_like(h) for h in inner]  # at the activations of each layer
+        skipped = [torch.zeros_like(h) for h in inner]  # at their pre-activations, past a residual block
+        for d in reversed(range(self.features)):
+            at_params = torch.addcmul(b[d], a[d], solved[d])  # complete: only later coordinates depend on this one
+            top, p = len(inner), self.n_params
+            known = self._known(top, d)
+            into = arrived[-1] if inner else solved
+            into[:known] += weights[top][d * p : (d + 1) * p, :known].T @ at_params
+            for i in reversed(range(top)):
+                start, stop, known = self._ready(i, d - 1), self._ready(i, d), self._known(i, d)
+                at_rows = torch.addcmul(skipped[i][start:stop], arrived[i][start:stop], slopes[i][start:stop])
+                if self._closes_block(i):
+                    skipped[i - 2][start:stop] += at_rows
+                into = arrived[i - 1] if i else solved
+                into[:known] += weights[i][start:stop, :known].T @ at_rows
+        return solved.T.reshape(g.shape)
+
+    def _activation_slope(self, h: Tensor) -> Tensor:
+        return torch.func.jvp(self.activation, (h,), (torch.ones_like(h),))[1]
 
     def _stack(self) -> list[MaskedLinear]:
         return list(self.layers)  # pyright: ignore[reportReturnType] (a ModuleList forgets its element type)
 
     def _closes_block(self, i: int) -> bool:
         return self.residual and i % 2 == 0 and 0 < i < len(self.layers) - 1
-
-    def _rows(self, i: int, start: int, stop: int, below: Tensor, state: MADEState) -> Tensor:
-        """Pre-activations of units start … stop of layer i from the known activations of the layer below."""
-        bias = self._stack()[i].bias[start:stop].unsqueeze(1)
-        h = torch.addmm(bias, state.weights[i][start:stop, : len(below)], below)
-        return h + state.context[start:stop] if i == 0 and state.context is not None else h
 
 
 class MADEState(NamedTuple):
@@ -199,6 +275,14 @@ class MADEState(NamedTuple):
     context: Tensor | None
     weights: tuple[Tensor, ...]
     activations: tuple[Tensor, ...]
+    ahead: tuple[Tensor, ...]  # what was known of the block's pre-activations when it began
+
+
+class MADETrace(NamedTuple):
+    """Where a run ended: masked weights, and pre-activations of the hidden layers as (units, rows)."""
+
+    weights: tuple[Tensor, ...]
+    inner: tuple[Tensor, ...]
 
 
 def _spread(sets: int, width: int) -> Tensor:

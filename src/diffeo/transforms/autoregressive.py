@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Size
+from torch import Size, Tensor
 from torch.distributions import constraints
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from diffeo.core import Incremental, Transform, Univariate
 from diffeo.functional import (
@@ -67,6 +70,36 @@ class Autoregressive(Transform):
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Autoregressive")
+        if not (torch.is_grad_enabled() and self.net.has_adjoint) or torch.compiler.is_compiling():
+            return self._run(z, context)
+        with torch.no_grad():
+            x, _ = self._run(z, context)
+        return self._attach_gradient(x, z, context)
+
+    def _attach_gradient(self, x: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """The solution x and its log-det again, as functions of z, weights and context that autograd can follow.
+
+        One step of the run, taken for all coordinates at once from the solution, gives the values. Its gradient lacks
+        what flows from coordinate to coordinate, which `_Adjoint` adds on the way back.
+        """
+        order, rank = self.net.order, self.net.rank
+        seen = visible(x, context)
+        params = self.net(seen, context).unflatten(-1, (x.shape[-1], self.univariate.n_params)).to(z.dtype)
+        placed = batch_inner(permute_last(z.expand(x.shape), order, rank))
+        mask = context_mask(context)
+        if mask is not None:
+            mask = mask.expand_as(x).index_select(-1, order)
+        found, logdet = self._scalars(placed, params, mask)
+        with torch.no_grad():
+            trace, structure = tree_flatten(self.net.trace(seen, context))
+        found, logdet = _Adjoint.apply(found, logdet, placed, params, mask, self, structure, *trace)
+        return permute_last(found, rank, order), sum_event(logdet, 1)
+
+    def _scalars(self, z: Tensor, params: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, logdet = self.univariate.inverse(z, params)
+        return (x, logdet) if mask is None else (torch.where(mask, x, z), torch.where(mask, logdet, 0.0))
+
+    def _run(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         order = self.net.order
         mask = context_mask(context)
         masks = None if mask is None else mask.expand_as(z).index_select(-1, order).unbind(-1)
@@ -81,3 +114,41 @@ class Autoregressive(Transform):
             xs.append(x_d)
             logdets.append(logdet)
         return torch.stack(xs, -1).index_select(-1, self.net.rank), sum_event(torch.stack(logdets, -1), 1)
+
+
+class _Adjoint(torch.autograd.Function):
+    """The identity of (x, logdet); its gradient adds, to that of each coordinate, what later ones owe to it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        logdet: Tensor,
+        z: Tensor,
+        params: Tensor,
+        mask: Tensor | None,
+        layer: Autoregressive,
+        structure: Any,
+        *trace: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        return x.clone(), logdet.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, _, z, params, mask, ctx.layer, ctx.structure, *trace = inputs
+        ctx.save_for_backward(z, params, mask, *trace)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, g_logdet: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        z, params, mask, *trace = ctx.saved_tensors
+
+        def scalars(params: Tensor) -> tuple[Tensor, Tensor]:
+            return ctx.layer._scalars(z.detach(), params, mask)
+
+        _, pull = torch.func.vjp(scalars, params.detach())
+        a, b = pull((torch.ones_like(g), torch.zeros_like(g)))[0], pull((torch.zeros_like(g), g_logdet))[0]
+        solved = ctx.layer.net.solve_adjoint(tree_unflatten(trace, ctx.structure), g, a, b)
+        if mask is not None:  # padding is seen by no other coordinate
+            solved = torch.where(mask, solved, g)
+        return solved, g_logdet, *(None for _ in ctx.needs_input_grad[2:])
