@@ -61,6 +61,8 @@ class Chain(Transform):
         self.exact_inverse = all(part.exact_inverse for part in parts)
         self.exact_logdet = all(part.exact_logdet for part in parts)
         self.traceable = all(part.traceable for part in parts)
+        self.stepwise_forward = any(part.stepwise_forward for part in parts)
+        self.stepwise_inverse = any(part.stepwise_inverse for part in parts)
 
     def _meet(self, parts: tuple[Transform, ...]) -> tuple[str, Size | None]:
         """Follow the known event shape from part to part; the first one known gives that of the chain."""
@@ -107,7 +109,7 @@ class Chain(Transform):
         x = z
         logdets: list[Tensor] = []
         for part, fold, c in zip(parts[::-1], self._folds[::-1], contexts[::-1], strict=True):
-            z, (x, logdet) = x, part.inverse(x, c)
+            z, (x, logdet) = x, part.invert(x, c)
             if isinstance(part, Univariate):
                 x, logdet = keep_masked(z, x, logdet, c)
             logdets.append(sum_event(logdet, fold))
@@ -130,6 +132,20 @@ class Chain(Transform):
         for part in self._transforms():
             context = part.map_context(context)
         return context
+
+    def compile_forward(self) -> None:
+        if self.stepwise_forward:
+            for part in self._transforms():
+                part.compile_forward()
+        else:
+            super().compile_forward()
+
+    def compile_inverse(self) -> None:
+        if self.stepwise_inverse:
+            for part in self._transforms():
+                part.compile_inverse()
+        else:
+            super().compile_inverse()
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:

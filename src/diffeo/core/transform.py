@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from diffeo.core.compiling import compiled
 from diffeo.functional import Context
 
 
@@ -26,6 +29,7 @@ class Transform(nn.Module, ABC):
         exact_inverse: the inverse is a closed form.
         exact_logdet: False where the log-det is an unbiased estimate while training.
         traceable: False where `torch.compile` and `vmap` cannot follow, as in adaptive solvers.
+        stepwise_forward, stepwise_inverse: this direction runs through many small steps, which are compiled one by one.
     """
 
     event_ndim: int = 0
@@ -36,6 +40,9 @@ class Transform(nn.Module, ABC):
     exact_inverse: bool = True
     exact_logdet: bool = True
     traceable: bool = True
+    stepwise_forward: bool = False
+    stepwise_inverse: bool = False
+    _compiled_inverse: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
@@ -59,6 +66,27 @@ class Transform(nn.Module, ABC):
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
         """Set what depends on data from a batch of training rows; once, before training."""
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile both directions, in place; see `Density.compile`."""
+        self.compile_forward()
+        self.compile_inverse()
+
+    def compile_forward(self) -> None:
+        """Compile calls of this transform."""
+        self._compiled_call_impl = compiled(self._call_impl)
+
+    def compile_inverse(self) -> None:
+        """Compile the inverse, as `invert` runs it."""
+        self._compiled_inverse = compiled(self.inverse)
+
+    def invert(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        """The inverse, compiled if `compile` was called: what calling the transform is to `forward`."""
+        return (self._compiled_inverse or self.inverse)(z, context)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles run eagerly, as with any compiled module."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_compiled_inverse"}
 
 
 class Univariate(Transform):
@@ -101,12 +129,19 @@ class Inverse(Transform):
         self.exact_inverse = transform.exact_inverse
         self.exact_logdet = transform.exact_logdet
         self.traceable = transform.traceable
+        self.stepwise_forward, self.stepwise_inverse = transform.stepwise_inverse, transform.stepwise_forward
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        return self.transform.inverse(x, context)
+        return self.transform.invert(x, context)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self.transform(z, context)
+
+    def compile_forward(self) -> None:
+        self.transform.compile_inverse()
+
+    def compile_inverse(self) -> None:
+        self.transform.compile_forward()
 
     def output_shape(self, event: Size) -> Size:
         return self.transform.input_shape(event)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
-
-import torch
-
+from diffeo.core.compiling import has_compiler
 from diffeo.training.plan import Plan
 
 
@@ -17,10 +12,7 @@ def wants_compile(compile: bool | str, plan: Plan) -> bool:
         raise ValueError(f"fit: compile must be True, False or 'auto', got {compile!r}")
     if not compile or (compile == "auto" and not _is_long(plan)):
         return False
-    if torch.cuda.is_available() or any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "clang++")):
-        return True
-    logging.getLogger("diffeo").info("no C++ compiler found, so the training step runs eagerly")
-    return False
+    return has_compiler()
 
 
 def _is_long(plan: Plan) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diffeo.core import Density, Objective
+from diffeo.core.compiling import compiled
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.averaging import Average
 from diffeo.training.compiling import wants_compile
@@ -122,7 +123,7 @@ class Loop:
                     )
                 self._keep_best(loss, stderr)  # what `initialize` made may be hard to beat on a small table
             if self.result.compiled:
-                self.objective.compile()
+                self.objective._compiled_call_impl = compiled(self.objective._call_impl)
             shown = progress and self.fabric.global_rank == 0
             with Progress(self.plan.steps, self.step, shown) as bar, deferred_interrupt() as interrupted:
                 self.result.stopped = self._loop(bar, interrupted)

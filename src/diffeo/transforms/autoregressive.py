@@ -45,6 +45,7 @@ class Autoregressive(Transform):
     """
 
     event_ndim = event_ndim_out = 1
+    stepwise_inverse = True
 
     def __init__(self, net: Incremental, univariate: Univariate, features: int | None = None):
         super().__init__()
@@ -75,6 +76,9 @@ class Autoregressive(Transform):
         with torch.no_grad():
             x, _ = self._run(z, context)
         return self._attach_gradient(x, z, context)
+
+    def compile_inverse(self) -> None:
+        self.univariate.compile_inverse()
 
     def _attach_gradient(self, x: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The solution x and its log-det again, as functions of z, weights and context that autograd can follow.
@@ -108,7 +112,7 @@ class Autoregressive(Transform):
             seen = x_d if masks is None or x_d is None else torch.where(masks[d - 1], x_d, 0.0)
             params, _, state = self.net.step(seen, state)
             z_d = z_d.expand(params.shape[:-1])
-            x_d, logdet = self.univariate.inverse(z_d, params.to(z.dtype))
+            x_d, logdet = self.univariate.invert(z_d, params.to(z.dtype))
             if masks is not None:
                 x_d, logdet = torch.where(masks[d], x_d, z_d), torch.where(masks[d], logdet, 0.0)
             xs.append(x_d)
