@@ -9,6 +9,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from diffeo.core.memory import POLICIES, run_parts
 from diffeo.core.transform import Transform, Univariate
 from diffeo.functional import Context, check_event, in_blocks, keep_masked, sum_event
 
@@ -21,9 +22,14 @@ class Chain(Transform):
 
     Args:
         *parts: transforms in the normalizing direction, the one next to the data first.
+        memory: what training keeps for the backward pass, an attribute that may be set later. "store": every
+            activation. "recompute": the input of each part, which is run again. "invert": the input of every eighth
+            part; the rest is rebuilt by inverting, checked against what was kept, and recomputed from there where a
+            part is ill-conditioned, or where its inverse is numerical or runs step by step.
 
     Raises:
-        ValueError: no part; a bare parameterised `Univariate`; neighbours whose event shapes cannot meet.
+        ValueError: no part; an unknown memory policy; a bare parameterised `Univariate`; neighbours whose event shapes
+            cannot meet.
 
     >>> import torch, diffeo
     >>> chain = diffeo.Chain(diffeo.Exp(), diffeo.Permute(torch.tensor([2, 0, 1])))
@@ -32,8 +38,9 @@ class Chain(Transform):
     (torch.Size([5, 3]), torch.Size([5]))
     """
 
-    def __init__(self, *parts: Transform):
+    def __init__(self, *parts: Transform, memory: str = "store"):
         super().__init__()
+        self.memory = memory
         if not parts:
             raise ValueError("Chain: expected at least one transform, got none")
         for i, part in enumerate(parts):
@@ -90,22 +97,46 @@ class Chain(Transform):
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         if self.event is not None:
             check_event(x, self.event, self._entry)
+        parts, contexts = list(self._transforms()), self._contexts(context)
+        if self.memory != "store" and torch.is_grad_enabled():
+            pairs = run_parts(parts, self._run, x, contexts, self.memory)
+            return pairs[-1][0], _add([logdet for _, logdet in pairs])
         z = x
         logdets: list[Tensor] = []
-        for part, fold in zip(self._transforms(), self._folds, strict=True):
-            x, (z, logdet) = z, part(z, context)
-            if isinstance(part, Univariate):
-                z, logdet = keep_masked(x, z, logdet, context)
-            logdets.append(sum_event(logdet, fold))
-            context = part.map_context(context)
+        for i, c in enumerate(contexts):
+            z, logdet = self._run(i, z, c)
+            logdets.append(logdet)
         return z, _add(logdets)
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        parts = list(self._transforms())
+    @property
+    def memory(self) -> str:
+        """What training keeps for the backward pass: "store", "recompute" or "invert"."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, policy: str) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"Chain: memory must be one of {', '.join(POLICIES)}, got {policy!r}")
+        self._memory = policy
+
+    def _run(self, i: int, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Part i, its log-det folded to the batch of the chain."""
+        part = self.parts[i]
+        z, logdet = part(x, context)
+        if isinstance(part, Univariate):
+            z, logdet = keep_masked(x, z, logdet, context)
+        return z, sum_event(logdet, self._folds[i])
+
+    def _contexts(self, context: Context) -> list[Context]:
+        """The context of each part."""
         contexts: list[Context] = []
-        for part in parts:
+        for part in self._transforms():
             contexts.append(context)
             context = part.map_context(context)
+        return contexts
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        parts, contexts = list(self._transforms()), self._contexts(context)
         x = z
         logdets: list[Tensor] = []
         for part, fold, c in zip(parts[::-1], self._folds[::-1], contexts[::-1], strict=True):

@@ -16,12 +16,14 @@ class Incremental(nn.Module, ABC):
     Attributes:
         order: `order[d]` is the coordinate whose parameters step d gives (a buffer).
         rank: the inverse permutation, `rank[i]` is the step of coordinate i (a buffer).
+        block: how many steps follow each call of `look_ahead`.
         has_adjoint: whether `trace` and `solve_adjoint` are there, so that gradients of a run cost about one more run;
             otherwise they are taken through every step.
     """
 
     order: Tensor
     rank: Tensor
+    block: int = 1
     has_adjoint: bool = False
 
     @abstractmethod
@@ -31,6 +33,14 @@ class Incremental(nn.Module, ABC):
     @abstractmethod
     def start(self, z: Tensor, context: Context = None) -> Any:
         """The state before the first step: a pytree of tensors. `z` gives batch shape, dtype and device."""
+
+    def look_ahead(self, d: int, x_block: Tensor | None, state: Any) -> Any:
+        """The state with what can be done at once for the steps d, d + 1, … of a block; called before each block.
+
+        `x_block` holds the coordinates found in the block before, shape `(*batch, block)`; None at first. Steps must
+        not depend on d otherwise, so that one compiled block serves all.
+        """
+        return state
 
     @abstractmethod
     def step(self, x_prev: Tensor | None, state: Any) -> tuple[Tensor, Any, Any]:

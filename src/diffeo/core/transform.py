@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
@@ -12,6 +12,16 @@ from torch.distributions.constraints import Constraint
 
 from diffeo.core.compiling import compiled
 from diffeo.functional import Context
+
+
+class Rebuilt(NamedTuple):
+    """An input found from its output, and the way from one to the other once more, for autograd to follow."""
+
+    x: Tensor
+    leaves: tuple[Tensor, ...]  # what the graph starts from
+    z: Tensor
+    logdet: Tensor
+    join: Callable[[tuple[Tensor, ...]], Tensor]  # the gradient of x from those of the leaves
 
 
 class Transform(nn.Module, ABC):
@@ -66,6 +76,10 @@ class Transform(nn.Module, ABC):
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
         """Set what depends on data from a batch of training rows; once, before training."""
+
+    def rebuild(self, z: Tensor, context: Context = None) -> Rebuilt | None:
+        """For `memory="invert"`: x from z, and the forward pass again, where the two share work; None where not."""
+        return None
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile both directions, in place; see `Density.compile`."""

@@ -20,8 +20,6 @@ from diffeo.functional import Context, permute_last
 from diffeo.nets.mlp import Activation, require_context
 from diffeo.nets.products import Linear, affine, affine_batch_inner
 
-BLOCK = 8  # steps of a run whose products with everything before them are done at once
-
 
 class MaskedLinear(nn.Linear):
     """A linear layer whose weight is multiplied by a constant mask of shape (out, in)."""
@@ -134,6 +132,9 @@ class MADE(Incremental):
         self.from_context = Linear(context, len(masks[0]), bias=False) if context else None
         self.activation = activation()
         self.dropout = nn.Dropout(dropout)
+        # steps whose products with everything before them are done at once: more of them make these larger, but all
+        # units of a block (about 32) are computed at each of its steps
+        self.block = max(1, min(8, 32 * features // max(hidden, default=1)))
         # slices[i][d]: how many units of layer i can be computed at step d
         self._slices = [torch.searchsorted(ready[k], torch.arange(features), right=True).tolist() for k in widths]
         last_layer = self._stack()[-1]
@@ -161,30 +162,46 @@ class MADE(Incremental):
             c = c.expand(*batch, -1).reshape(-1, c.shape[-1]).T
         x = z.expand(*batch, -1).reshape(-1, self.features).T[:0]
         weights = tuple(layer.masked for layer in self._stack())
-        return MADEState(0, batch, c, weights, (x,) * len(weights), ())  # no rows yet, in any layer
+        return MADEState(0, batch, c, weights, (x,) * len(weights), (), (), ())  # no rows yet, in any layer
+
+    def look_ahead(self, d: int, x_block: Tensor | None, state: MADEState) -> MADEState:
+        known = state.known
+        if x_block is not None:
+            found = (x_block.reshape(-1, x_block.shape[-1]).T, *state.inner)
+            places = (d - self.block, *(self._window(i, d - self.block)[0] for i in range(len(self.layers) - 1)))
+            heights = (self.features, *(layer.out_features for layer in self._stack()[:-1]))
+            known = tuple(map(_insert, known, found, places, heights))
+        near: list[Tensor] = []
+        ahead: list[Tensor] = []
+        low, high = d, min(d + self.block, self.features)  # of what feeds the layer, inside the block
+        for i, layer in enumerate(self._stack()):
+            start, stop = self._window(i, d)
+            h = layer.bias[start:stop].unsqueeze(1)
+            if low:
+                h = h + state.weights[i][start:stop, :low] @ known[i][:low]
+            if i == 0 and state.context is not None:
+                h = h + state.context[start:stop]
+            ahead.append(h.expand(-1, known[0].shape[1]))
+            near.append(state.weights[i][start:stop, low:high])
+            low, high = start, stop
+        return state._replace(index=0, known=known, near=tuple(near), ahead=tuple(ahead), inner=())
 
     def step(self, x_prev: Tensor | None, state: MADEState) -> tuple[Tensor, None, MADEState]:
-        d, p = state.position, self.n_params
-        below = state.activations[0]
-        if x_prev is not None:
-            below = _append(below, x_prev.reshape(1, -1), d - 1, self.features)
-        activations = [below, *state.activations[1:]]
-        ahead = state.ahead
-        if d % BLOCK == 0:
-            ahead = self._look_ahead(d, activations, state)
-        first = d - d % BLOCK
-        skip = below
-        for i in range(len(self.layers) - 1):
-            start, stop = self._ready(i, d - 1), self._ready(i, d)
-            h = self._rows(i, start, stop, activations[i], first, d, state, ahead)
-            if self._closes_block(i):
-                h = h + skip
-            if self._closes_block(i) or i == 0:
-                skip = h
-            activations[i + 1] = _append(activations[i + 1], self.activation(h), start, len(state.weights[i]))
-        last = len(self.layers) - 1
-        params = self._rows(last, d * p, (d + 1) * p, activations[last], first, d, state, ahead)
-        state = state._replace(position=d + 1, activations=tuple(activations), ahead=ahead)
+        i, p, top = state.index, self.n_params, len(self.layers) - 1
+        ahead, near = state.ahead, state.near
+        if i and x_prev is not None:
+            ahead = (torch.addcmul(ahead[0], near[0][:, i - 1 : i], x_prev.reshape(1, -1)), *ahead[1:])
+        h = skip = ahead[0]
+        inner: list[Tensor] = []
+        for layer in range(top):
+            if layer:
+                h = torch.addmm(ahead[layer], near[layer], inner[-1])
+            if self._closes_block(layer):
+                h = skip = h + skip
+            inner.append(self.activation(h))
+        rows = slice(i * p, (i + 1) * p)
+        params = torch.addmm(ahead[top][rows], near[top][rows], inner[-1]) if top else h[rows]
+        state = state._replace(index=i + 1, ahead=ahead, inner=tuple(inner))
         return params.T.reshape(*state.batch, p), None, state
 
     def _ready(self, i: int, d: int) -> int:
@@ -197,30 +214,19 @@ class MADE(Incremental):
         """How many inputs of layer i there are at step d: coordinates before d, or units of the layer below."""
         return d if i == 0 else self._ready(i - 1, d)
 
-    def _look_ahead(self, d: int, activations: list[Tensor], state: MADEState) -> tuple[Tensor, ...]:
-        """What is known at step d of the pre-activations of a whole block of steps, by products of useful size."""
-        ahead = []
-        for i, layer in enumerate(self._stack()):
-            start, stop = self._ready(i, d - 1), self._ready(i, min(d + BLOCK, self.features) - 1)
-            h = layer.bias[start:stop].unsqueeze(1)
-            known = self._known(i, d - 1) if i else d
-            if known:
-                h = h + state.weights[i][start:stop, :known] @ activations[i][:known]
-            else:
-                h = h.expand(-1, activations[0].shape[1])
-            if i == 0 and state.context is not None:
-                h = h + state.context[start:stop]
-            ahead.append(h)
-        return tuple(ahead)
+    def _window(self, i: int, d: int) -> tuple[int, int]:
+        """The rows of layer i that are computed in the block of steps from d.
 
-    def _rows(
-        self, i: int, start: int, stop: int, below: Tensor, first: int, d: int, state: MADEState, ahead: tuple
-    ) -> Tensor:
-        """Pre-activations of rows start … stop of layer i at step d of the block that began at step `first`."""
-        base = self._ready(i, first - 1)
-        h = ahead[i][start - base : stop - base]
-        seen, known = (self._known(i, first - 1) if i else first), self._known(i, d)
-        return torch.addmm(h, state.weights[i][start:stop, seen:known], below[seen:known]) if known > seen else h
+        For hidden layers as many in every block, so that compiled code serves all of them: some were ready before, or
+        are not ready yet and seen by nothing in the block.
+        """
+        steps = range(0, self.features, self.block)
+        end = min(d + self.block, self.features) - 1
+        if i == len(self.layers) - 1:
+            return self._ready(i, d - 1), self._ready(i, end)
+        height = max(self._ready(i, min(s + self.block, self.features) - 1) - self._ready(i, s - 1) for s in steps)
+        start = min(self._ready(i, d - 1), self._stack()[i].out_features - height)
+        return start, start + height
 
     def trace(self, x: Tensor, context: Context = None) -> MADETrace:
         h = self.layers[0](permute_last(x, self.order, self.rank))
@@ -268,14 +274,16 @@ class MADE(Incremental):
 
 
 class MADEState(NamedTuple):
-    """What a run of `MADE.step` carries; activations are (units, rows), so that prefixes are contiguous."""
+    """What a run carries; activations are (units, rows), so that those of some units are contiguous."""
 
-    position: int
+    index: int  # of the step in its block
     batch: Size
     context: Tensor | None
-    weights: tuple[Tensor, ...]
-    activations: tuple[Tensor, ...]
-    ahead: tuple[Tensor, ...]  # what was known of the block's pre-activations when it began
+    weights: tuple[Tensor, ...]  # masked
+    known: tuple[Tensor, ...]  # inputs of each layer, of all blocks before
+    near: tuple[Tensor, ...]  # weights inside the block
+    ahead: tuple[Tensor, ...]  # pre-activations of the block from everything before it
+    inner: tuple[Tensor, ...]  # activations of the block
 
 
 class MADETrace(NamedTuple):
@@ -296,14 +304,14 @@ def _contains(outer: Tensor, inner: Tensor) -> Tensor:
     return (~outer).float() @ inner.float().T == 0
 
 
-def _append(buffer: Tensor, rows: Tensor, start: int, height: int) -> Tensor:
-    """Rows after the first `start`: written into a buffer of full height, or concatenated where autograd may look."""
+def _insert(known: Tensor, rows: Tensor, start: int, height: int) -> Tensor:
+    """Rows from `start` on: written into a buffer of full height, or joined anew where autograd may look."""
     if torch.is_grad_enabled():
-        return rows if start == 0 else torch.cat([buffer, rows])
-    if start == 0:
-        buffer = rows.new_empty(height, rows.shape[1])
-    buffer[start : start + len(rows)] = rows
-    return buffer
+        return torch.cat([known[:start], rows])
+    if len(known) == 0:
+        known = rows.new_empty(height, rows.shape[1])
+    known[start : start + len(rows)] = rows
+    return known
 
 
 def _sort_adjacency(adjacency: Tensor, features: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.distributions import constraints
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from diffeo.core import Incremental, Transform, Univariate
+from diffeo.core.compiling import compiled
 from diffeo.functional import (
     Context,
     MappedVector,
@@ -46,6 +48,7 @@ class Autoregressive(Transform):
 
     event_ndim = event_ndim_out = 1
     stepwise_inverse = True
+    _compiled_block: Callable[..., Any] | None = None
 
     def __init__(self, net: Incremental, univariate: Univariate, features: int | None = None):
         super().__init__()
@@ -77,8 +80,11 @@ class Autoregressive(Transform):
             x, _ = self._run(z, context)
         return self._attach_gradient(x, z, context)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_compiled_block"}
+
     def compile_inverse(self) -> None:
-        self.univariate.compile_inverse()
+        self._compiled_block = compiled(self._block)
 
     def _attach_gradient(self, x: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The solution x and its log-det again, as functions of z, weights and context that autograd can follow.
@@ -104,20 +110,33 @@ class Autoregressive(Transform):
         return (x, logdet) if mask is None else (torch.where(mask, x, z), torch.where(mask, logdet, 0.0))
 
     def _run(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        order = self.net.order
+        order, block = self.net.order, self.net.block
         mask = context_mask(context)
         masks = None if mask is None else mask.expand_as(z).index_select(-1, order).unbind(-1)
-        state, x_d, xs, logdets = self.net.start(z, context), None, [], []
-        for d, z_d in enumerate(z.index_select(-1, order).unbind(-1)):
-            seen = x_d if masks is None or x_d is None else torch.where(masks[d - 1], x_d, 0.0)
+        steps = z.index_select(-1, order).unbind(-1)
+        state, seen, xs, logdets = self.net.start(z, context), None, [], []
+        for d in range(0, len(steps), block):
+            state = self.net.look_ahead(d, seen, state)
+            here = None if masks is None else masks[d : d + block]
+            x, logdet, seen, state = (self._compiled_block or self._block)(steps[d : d + block], here, state)
+            xs.append(x)
+            logdets.append(logdet)
+        return torch.cat(xs, -1).index_select(-1, self.net.rank), sum_event(torch.cat(logdets, -1), 1)
+
+    def _block(
+        self, steps: tuple[Tensor, ...], masks: tuple[Tensor, ...] | None, state: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """A block of steps: coordinates, log-slopes, the coordinates as later ones see them, and the state after."""
+        seen, xs, logdets, all_seen = None, [], [], []
+        for i, z_d in enumerate(steps):
             params, _, state = self.net.step(seen, state)
             z_d = z_d.expand(params.shape[:-1])
-            x_d, logdet = self.univariate.invert(z_d, params.to(z.dtype))
-            if masks is not None:
-                x_d, logdet = torch.where(masks[d], x_d, z_d), torch.where(masks[d], logdet, 0.0)
+            x_d, logdet = self._scalars(z_d, params.to(z_d.dtype), None if masks is None else masks[i])
+            seen = x_d if masks is None else torch.where(masks[i], x_d, 0.0)
             xs.append(x_d)
             logdets.append(logdet)
-        return torch.stack(xs, -1).index_select(-1, self.net.rank), sum_event(torch.stack(logdets, -1), 1)
+            all_seen.append(seen)
+        return torch.stack(xs, -1), torch.stack(logdets, -1), torch.stack(all_seen, -1), state
 
 
 class _Adjoint(torch.autograd.Function):

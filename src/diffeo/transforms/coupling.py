@@ -7,6 +7,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform, Univariate
+from diffeo.core.transform import Rebuilt
 from diffeo.functional import (
     Context,
     MappedVector,
@@ -77,6 +78,25 @@ class Coupling(Transform):
         params = self._params(z_a, z_b, context)
         x_b, logdet = self.univariate.inverse(_broadcast(z_b, params), params)
         return self._join(z_a, z_b, x_b, logdet, context)
+
+    def rebuild(self, z: Tensor, context: Context = None) -> Rebuilt:
+        with torch.no_grad():
+            z_a, z_b = self._split(z)
+        with torch.enable_grad():
+            a = z_a.detach().requires_grad_()
+            params = self._params(a, z_b, context)  # one pass of the net for the inverse and for the gradient
+            with torch.no_grad():
+                x_b, logdet = self.univariate.inverse(_broadcast(z_b, params), params)
+                x = self._join(z_a, z_b, x_b, logdet, context)[0]
+                x_b = self._split(x)[1]
+            x_b.requires_grad_()
+            z_b, logdet = self.univariate(_broadcast(x_b, params), params)
+            again, logdet = self._join(a, x_b, z_b, logdet, context)
+
+        def join(gradients: tuple[Tensor, ...]) -> Tensor:
+            return permute_last(torch.cat(gradients, -1), self.merge, self.apart)
+
+        return Rebuilt(x, (a, x_b), again, logdet, join)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         a, b = permute_last(x, self.apart, self.merge).split([self.kept, len(self.apart) - self.kept], -1)

@@ -1,0 +1,196 @@
+"""Training deep chains in little memory: activations recomputed, or rebuilt by inverting, in the backward pass.
+
+A chain runs in segments of `SEGMENT` parts. Of each segment only the input is kept, its anchor; the output is the next
+one's anchor. The backward pass walks a segment from its end: each part is inverted, run again from what came out, and
+differentiated, so that one part's activations are alive at a time. At the start the rebuilt input is compared with the
+anchor; if they differ by more than rounding allows, a part is ill-conditioned there, and the segment is done again from
+the anchor.
+
+"The Reversible Residual Network: Backpropagation Without Storing Activations" (Gomez et al., 2017),
+https://arxiv.org/abs/1707.04585; "Training Deep Nets with Sublinear Memory Cost" (Chen et al., 2016),
+https://arxiv.org/abs/1604.06174
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.checkpoint import checkpoint
+
+from diffeo.core.transform import Transform
+from diffeo.functional import Context
+
+POLICIES = ("store", "recompute", "invert")
+SEGMENT = 8  # parts between anchors
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # of rebuilt inputs, relative to 1 + |x|
+
+Pair = tuple[Tensor, Tensor]
+Run = Callable[[int, Tensor, Context], Pair]  # one part of the chain by number, its log-det folded to the batch
+
+
+def run_parts(parts: Sequence[Transform], run: Run, x: Tensor, contexts: Sequence[Context], memory: str) -> list[Pair]:
+    """The parts in a row under a memory policy; (z, logdet) of each part, or of each segment."""
+    size = 1 if memory == "recompute" else SEGMENT
+    out: list[Pair] = []
+    for start in range(0, len(parts), size):
+        some, here = dict(enumerate(parts[start : start + size], start)), contexts[start : start + size]
+        if memory == "recompute" or torch.compiler.is_compiling():
+            z, logdet = checkpoint(_run_all, some, run, x, here, use_reentrant=False)  # pyright: ignore
+        else:
+            leaves, structure = tree_flatten(list(here))
+            weights = [p for part in some.values() for p in part.parameters()]
+            z, logdet = _Segment.apply(some, run, structure, len(leaves), x, *leaves, *weights)  # pyright: ignore
+        out.append((z, logdet))
+        x = z
+    return out
+
+
+def _run_all(parts: dict[int, Transform], run: Run, x: Tensor, contexts: Sequence[Context]) -> Pair:
+    total = None
+    for number, context in zip(parts, contexts, strict=True):
+        x, logdet = run(number, x, context)
+        total = logdet if total is None else total + logdet
+    return x, total  # pyright: ignore[reportReturnType] (a segment has parts)
+
+
+class _Segment(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, parts: dict[int, Transform], run: Run, structure: Any, n_leaves: int, x: Tensor, *rest: Any
+    ) -> Pair:
+        contexts = tree_unflatten(rest[:n_leaves], structure)
+        ctx.numbers, ctx.parts = list(parts), list(parts.values())
+        ctx.run, ctx.structure, ctx.n_leaves, ctx.random = run, structure, n_leaves, []
+        z, total = x, None
+        for (number, part), context in zip(parts.items(), contexts, strict=True):
+            ctx.random.append(_random_state(x) if _drops(part) else None)
+            z, logdet = run(number, z, context)
+            total = logdet if total is None else total + logdet
+        tensors = [t for t in rest[:n_leaves] if isinstance(t, Tensor)]
+        ctx.save_for_backward(x, z, *tensors)
+        ctx.others = [None if isinstance(t, Tensor) else t for t in rest[:n_leaves]]
+        ctx.is_tensor = [isinstance(t, Tensor) for t in rest[:n_leaves]]
+        return z.view_as(z), total  # pyright: ignore[reportReturnType]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor, g_logdet: Tensor) -> tuple[Any, ...]:  # pyright: ignore
+        x, z, *tensors = ctx.saved_tensors
+        found = iter(tensors)
+        leaves = [
+            next(found) if is_tensor else other for is_tensor, other in zip(ctx.is_tensor, ctx.others, strict=True)
+        ]
+        invertible = all(part.exact_inverse and not part.stepwise_inverse for part in ctx.parts)
+        grads = _rebuild(ctx, x, z, leaves, g, g_logdet) if invertible else None
+        if grads is None:
+            grads = _replay(ctx, x, leaves, g, g_logdet)
+        return None, None, None, None, *grads
+
+
+def _rebuild(ctx: Any, x: Tensor, z: Tensor, leaves: list[Any], g: Tensor, g_logdet: Tensor) -> list[Any] | None:
+    """Gradients of a segment from its output backwards; None where that does not lead to the anchor."""
+    walk = _Walk(ctx, leaves)
+    for i in reversed(range(len(ctx.parts))):
+        z, g = walk.rebuild(i, z, g, g_logdet)
+    error = ((z - x).abs() / (1 + x.abs())).amax()
+    if bool(error <= TOLERANCE.get(x.dtype, 1e-2)):
+        return walk.gradients(g)
+    names = ", ".join(type(part).__name__ for part in ctx.parts)
+    logging.getLogger("diffeo").debug("memory='invert': rebuilt input off by %.1e in %s; recomputed", error, names)
+    return None
+
+
+def _replay(ctx: Any, x: Tensor, leaves: list[Any], g: Tensor, g_logdet: Tensor) -> list[Any]:
+    """Gradients of a segment by running it again from its anchor, its inputs kept meanwhile."""
+    walk = _Walk(ctx, leaves)
+    inputs = [x]
+    with torch.no_grad():
+        for i in range(len(ctx.parts) - 1):
+            with _replayed(ctx.random[i], x):
+                inputs.append(ctx.run(ctx.numbers[i], inputs[-1], walk.contexts[i])[0])
+    for i in reversed(range(len(ctx.parts))):
+        g = walk.differentiate(i, inputs.pop(), g, g_logdet)
+    return walk.gradients(g)
+
+
+class _Walk:
+    """One way back through a segment: gradients of contexts and weights as they add up."""
+
+    def __init__(self, ctx: Any, leaves: list[Any]):
+        self.ctx = ctx
+        self.leaves = [
+            t.detach().requires_grad_(needed) if isinstance(t, Tensor) and t.is_floating_point() else t
+            for t, needed in zip(leaves, ctx.needs_input_grad[5 : 5 + ctx.n_leaves], strict=True)
+        ]
+        self.contexts: list[Context] = tree_unflatten(self.leaves, ctx.structure)
+        self.weights = [p for part in ctx.parts for p in part.parameters()]
+        self.wanted = [t for t in (*self.leaves, *self.weights) if isinstance(t, Tensor) and t.requires_grad]
+        self.sums: dict[int, Tensor] = {}
+
+    def rebuild(self, i: int, z: Tensor, g: Tensor, g_logdet: Tensor) -> tuple[Tensor, Tensor]:
+        """The input of part i from its output, and the gradient of the input."""
+        part, context = self.ctx.parts[i], self.contexts[i]
+        with _replayed(self.ctx.random[i], z):
+            rebuilt = part.rebuild(z, context)
+        if rebuilt is None:
+            with torch.no_grad(), _replayed(self.ctx.random[i], z):
+                x = part.inverse(z, context)[0]
+            return x, self.differentiate(i, x, g, g_logdet)
+        x, leaves, z, logdet, join = rebuilt
+        # a log-det that the chain sums over more dims has its gradient spread over them
+        spread = g_logdet.reshape(*g_logdet.shape, *(1,) * (logdet.ndim - g_logdet.ndim)).expand_as(logdet)
+        return x, join(self._pull(i, leaves, z, logdet, g, spread))
+
+    def differentiate(self, i: int, x: Tensor, g: Tensor, g_logdet: Tensor) -> Tensor:
+        """Run part i again at x and pull the gradients of its results back; that of x is returned."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad(), _replayed(self.ctx.random[i], x):
+            z, logdet = self.ctx.run(self.ctx.numbers[i], x, self.contexts[i])
+        return self._pull(i, (x,), z, logdet, g, g_logdet)[0]
+
+    def _pull(
+        self, i: int, inputs: tuple[Tensor, ...], z: Tensor, logdet: Tensor, g: Tensor, g_logdet: Tensor
+    ) -> tuple[Tensor, ...]:
+        own = {id(p) for p in self.ctx.parts[i].parameters()} | {id(t) for t in tree_flatten(self.contexts[i])[0]}
+        wanted = [t for t in self.wanted if id(t) in own]
+        outputs = [(t, grad) for t, grad in ((z, g), (logdet, g_logdet)) if t.requires_grad]
+        pulled = torch.autograd.grad(
+            [t for t, _ in outputs], [*inputs, *wanted], [grad for _, grad in outputs], allow_unused=True
+        )
+        for t, grad in zip(wanted, pulled[len(inputs) :], strict=True):
+            if grad is not None:
+                self.sums[id(t)] = grad if id(t) not in self.sums else self.sums[id(t)] + grad
+        found = zip(inputs, pulled, strict=False)
+        return tuple(torch.zeros_like(t) if grad is None else grad for t, grad in found)
+
+    def gradients(self, g: Tensor) -> list[Any]:
+        """Gradients of the segment's input, contexts and weights."""
+        return [g, *(self.sums.get(id(t)) for t in self.leaves), *(self.sums.get(id(p)) for p in self.weights)]
+
+
+def _drops(part: nn.Module) -> bool:
+    return any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in part.modules())
+
+
+def _random_state(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(x.device) if x.is_cuda else None
+
+
+@contextmanager
+def _replayed(state: tuple[Tensor, Tensor | None] | None, x: Tensor) -> Iterator[None]:
+    """Inside, the random numbers of that moment come again."""
+    if state is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], x.device)
+        yield
