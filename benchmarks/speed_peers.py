@@ -1,4 +1,4 @@
-"""The peers' half of the speed benchmark: other flow libraries behind one interface, each in a process of its own.
+"""The runners of the speed benchmark: flow libraries behind one interface, each in a process of its own.
 
 Every library gets the same sizes, rows and operations, and otherwise its own idiom with the cheapest mixing that it
 offers: alternating masks, reversals or permutations, no linear maps. The adapters use only the public interfaces and
@@ -19,20 +19,31 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-LIBRARIES = ("zuko", "nflows", "normflows", "flowjax")
+PEERS = ("zuko", "nflows", "normflows", "flowjax")
+OWN = ("diffeo", "diffeo-eager", "floor")
+LIBRARIES = (*OWN, *PEERS)
 OPERATIONS = ("density", "step", "sample")
 COUPLINGS = ("realnvp", "nsf")  # the other families, maf and nsf_ar, are autoregressive
 SPLINES = ("nsf", "nsf_ar")
 DEPTH, BINS, BOUND, RATE = 2, 8, 5.0, 1e-3
 THREADS = 2
-PACKAGES = {library: (library, "torch") for library in LIBRARIES} | {
-    "flowjax": ("flowjax", "jax", "jaxlib", "equinox", "optax")
+PACKAGES = {library: (library, "torch") for library in PEERS} | {
+    "diffeo": ("diffeo", "torch"),
+    "diffeo-eager": ("diffeo", "torch"),
+    "floor": ("torch",),
+    "flowjax": ("flowjax", "jax", "jaxlib", "equinox", "optax"),
 }
 IDIOMS = {
+    "diffeo": "alternating masks, or orders turned round; compiled by flow.compile(); SiLU, its default activation, "
+    "where all others use ReLU",
+    "diffeo-eager": "the same without compiling",
+    "floor": "the dense matrix products of the same nets alone, by PyTorch's default, without biases and activations; "
+    "a step is the products of the forward and the backward pass; a sample is one pass, also for maf and nsf_ar",
     "zuko": "realnvp is RealNVP and nsf the same class with its spline, masks alternate; NSF(passes=2) would transform "
     "all features in each layer; maf and nsf_ar are MAF and NSF, which reverse the order between layers",
     "nflows": "MLP or MADE of two hidden layers; couplings with alternating masks and no unconditional transform, "
@@ -101,16 +112,20 @@ def _peer(library: str, configuration: Configuration, seed: int) -> Peer:
         raise ValueError(f"unknown library: {library}")
     shape = configuration.batch, configuration.features
     rows = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    return (_jax_peer if library == "flowjax" else _torch_peer)(library, configuration, seed, rows)
+    runners = {"flowjax": _jax_peer, "floor": _floor}
+    return runners.get(library, _torch_peer)(library, configuration, seed, rows)
 
 
 def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.ndarray) -> Peer:
     import torch
 
-    make = {"zuko": _zuko, "nflows": _nflows, "normflows": _normflows}[library]
+    make = {"zuko": _zuko, "nflows": _nflows, "normflows": _normflows}.get(library, _diffeo)
     torch.manual_seed(seed)
     flow, trained = make(configuration), make(configuration)
     flow.module.eval()
+    if library == "diffeo":
+        flow.module.compile()
+        trained.module.compile()
     optimiser = torch.optim.Adam(trained.module.parameters(), lr=RATE, fused=True)
     x = torch.from_numpy(rows)
 
@@ -131,6 +146,62 @@ def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.
 
     parameters = sum(p.numel() for p in flow.module.parameters() if p.requires_grad)
     return Peer({"density": density, "step": step, "sample": sample}, parameters)
+
+
+def _diffeo(configuration: Configuration) -> TorchFlow:
+    import torch
+
+    import diffeo
+
+    family, features, hidden = configuration.family, configuration.features, [configuration.hidden] * DEPTH
+    univariate = diffeo.RationalQuadraticSpline(BINS, BOUND) if family in SPLINES else diffeo.Affine()
+    layers: list[Any] = []
+    for i in range(configuration.layers):
+        if family in COUPLINGS:
+            mask = torch.arange(features) % 2 == i % 2
+            changed = int((~mask).sum())
+            net = diffeo.nets.MLP(features - changed, changed * univariate.n_params, hidden=hidden)
+            layers.append(diffeo.Coupling(mask, net, univariate))
+        else:
+            order = torch.arange(features) if i % 2 == 0 else torch.arange(features).flip(0)
+            net = diffeo.nets.MADE(features, univariate.n_params, hidden=hidden, order=order)
+            layers.append(diffeo.Autoregressive(net, univariate))
+    flow = diffeo.Flow(diffeo.Chain(*layers), diffeo.Normal(features))
+    return TorchFlow(flow, flow, flow.sample)
+
+
+def _floor(library: str, configuration: Configuration, seed: int, rows: np.ndarray) -> Peer:
+    """The matrix products of the nets in their dense form: what is left if all else were free."""
+    import torch
+
+    family, features, hidden = configuration.family, configuration.features, configuration.hidden
+    read, changed = (features // 2, features // 2) if family in COUPLINGS else (features, features)
+    widths = [read, *[hidden] * DEPTH, changed * (3 * BINS - 1 if family in SPLINES else 2)]
+    torch.manual_seed(seed)
+    x = torch.from_numpy(rows)[:, :read].clone()
+    nets = [[torch.randn(b, a).requires_grad_() for a, b in pairwise(widths)] for _ in range(configuration.layers)]
+
+    def forward(x: Any) -> list[Any]:
+        outputs = []
+        for weights in nets:
+            h = x
+            for weight in weights:
+                h = h @ weight.T
+            outputs.append(h)
+        return outputs
+
+    @torch.inference_mode()
+    def density() -> Any:
+        return forward(x)[-1]
+
+    def step() -> Any:
+        start = x.clone().requires_grad_()  # each layer hands a gradient to the one before
+        outputs = forward(start)
+        torch.autograd.grad(outputs, [start, *(w for weights in nets for w in weights)], outputs)
+        return outputs[-1]
+
+    parameters = sum(w.numel() for weights in nets for w in weights)
+    return Peer({"density": density, "step": step, "sample": density}, parameters)
 
 
 def _zuko(configuration: Configuration) -> TorchFlow:

@@ -1,0 +1,125 @@
+"""Speed against the peers: nine flows; density, training step and samples; all libraries in turn within one run.
+
+    python benchmarks/speed.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+
+Each library runs in a process of its own that sleeps while others are timed. All of them build a configuration (and
+compile where they do; those seconds are kept apart), then take turns, a burst of repetitions each, for several rounds;
+medians and quartiles are over all repetitions. Writes benchmarks/results/speed.json after every configuration, and
+`benchmarks/report.py` puts it into docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import peers
+import speed_peers
+from speed_peers import CONFIGURATIONS, IDIOMS, OPERATIONS, Configuration, Worker
+
+ROUNDS = 5
+BURST = 0.12  # seconds of one library's turn
+MOST, LEAST = 60, 1  # repetitions of one turn
+
+
+def measure(workers: dict[str, Worker], configuration: Configuration) -> dict[str, Any]:
+    """Milliseconds of every library and operation: quartiles, and seconds of build and first calls."""
+    first: dict[str, dict[str, float]] = {}
+    burst: dict[tuple[str, str], int] = {}
+    for library, worker in workers.items():
+        began = time.perf_counter()
+        worker.build(configuration)
+        first[library] = {"build": round(time.perf_counter() - began, 2)}
+        for operation in OPERATIONS:
+            began = time.perf_counter()
+            worker.time(operation, 1)
+            first[library][operation] = round(time.perf_counter() - began, 2)
+            warm = min(worker.time(operation, 2)) if first[library][operation] < 60 else 1e3
+            burst[library, operation] = max(LEAST, min(MOST, round(1e3 * BURST / warm)))
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in burst}
+    for round_ in range(ROUNDS):
+        for operation in OPERATIONS:
+            for library, worker in workers.items():
+                # a call of seconds is repeated in the first rounds only
+                if times[library, operation] and statistics.median(times[library, operation]) > 1500 and round_ > 1:
+                    continue
+                if burst[library, operation] > 1:
+                    worker.time(operation, 1)  # threads and caches wake up
+                times[library, operation] += worker.time(operation, burst[library, operation])
+    results: dict[str, Any] = {library: {"first_call_s": first[library]} for library in workers}
+    for (library, operation), ms in times.items():
+        quartiles = statistics.quantiles(ms, n=4) if len(ms) > 1 else ms * 3
+        results[library][operation] = {"ms": [round(q, 4) for q in quartiles], "n": len(ms)}
+    return results
+
+
+def main() -> None:
+    """Measure the configurations asked for, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", default=sys.executable, help="interpreter with zuko, nflows, normflows")
+    parser.add_argument("--jax-python", help="interpreter with flowjax; without it FlowJAX is left out")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--configurations", nargs="+", default=[c.name for c in CONFIGURATIONS])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "speed.json")
+    args = parser.parse_args()
+
+    content: dict[str, Any] = {"idioms": IDIOMS, "runs": {}}
+    if args.out.exists():
+        content["runs"] = json.loads(args.out.read_text())["runs"]
+    for configuration in CONFIGURATIONS:
+        if configuration.name not in args.configurations:
+            continue
+        workers: dict[str, Worker] = {}
+        for library in speed_peers.LIBRARIES:
+            if library == "flowjax" and not args.jax_python:
+                continue
+            own = library in speed_peers.OWN
+            python = sys.executable if own else args.jax_python if library == "flowjax" else args.python
+            workers[library] = Worker(python, library, args.threads)
+        began = time.perf_counter()
+        run = {
+            **configuration._asdict(),
+            "threads": args.threads,
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+            "processor": _processor(),
+            "load_before": round(os.getloadavg()[0], 2),
+            "versions": {library: worker.versions() for library, worker in workers.items()},
+            "results": measure(workers, configuration),
+        }
+        for worker in workers.values():
+            worker.close()
+        run["seconds"] = round(time.perf_counter() - began, 1)
+        content["runs"][configuration.name] = run
+        peers._write(args.out, content)
+        _show(configuration.name, run)
+
+
+def _show(name: str, run: dict[str, Any]) -> None:
+    print(f"{name} ({run['seconds']:.0f} s)", flush=True)
+    for operation in OPERATIONS:
+        medians = {library: r[operation]["ms"][1] for library, r in run["results"].items()}
+        fastest = min(ms for library, ms in medians.items() if library in speed_peers.PEERS)
+        shown = "  ".join(f"{library} {ms:.2f}" for library, ms in medians.items())
+        print(f"  {operation:8} {medians['diffeo'] / fastest:.2f}x the fastest peer   {shown}", flush=True)
+
+
+def _processor() -> str:
+    """What the operating system calls the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
