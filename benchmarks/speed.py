@@ -25,7 +25,8 @@ import speed_peers
 from speed_peers import CONFIGURATIONS, IDIOMS, OPERATIONS, Configuration, Worker
 
 ROUNDS = 5
-BURST = 0.12  # seconds of one library's turn
+BURST = 0.25  # seconds of one library's turn
+PAUSE = 0.1  # seconds between turns
 MOST, LEAST = 60, 1  # repetitions of one turn
 
 
@@ -50,8 +51,9 @@ def measure(workers: dict[str, Worker], configuration: Configuration) -> dict[st
                 # a call of seconds is repeated in the first rounds only
                 if times[library, operation] and statistics.median(times[library, operation]) > 1500 and round_ > 1:
                     continue
+                time.sleep(PAUSE)  # until the threads of the one before have stopped waiting for work
                 if burst[library, operation] > 1:
-                    worker.time(operation, 1)  # threads and caches wake up
+                    worker.time(operation, 3)  # threads and caches wake up
                 times[library, operation] += worker.time(operation, burst[library, operation])
     results: dict[str, Any] = {library: {"first_call_s": first[library]} for library in workers}
     for (library, operation), ms in times.items():

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from diffeo.estimators import FlowOutlierDetector as FlowOutlierDetector
     from diffeo.estimators import FlowRegressor as FlowRegressor
     from diffeo.estimators import FlowTransformer as FlowTransformer
+    from diffeo.onnx import export as export
     from diffeo.tables import TableDensity as TableDensity
     from diffeo.tables import fit_table as fit_table
     from diffeo.training import FitResult as FitResult
@@ -90,6 +91,7 @@ _LATER = {
     "FlowTransformer": "diffeo.estimators",
     "NonFiniteError": "diffeo.training",
     "TableDensity": "diffeo.tables",
+    "export": "diffeo.onnx",
     "fit": "diffeo.training",
     "fit_table": "diffeo.tables",
     "kl_monte_carlo": "diffeo.training",

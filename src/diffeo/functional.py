@@ -54,7 +54,7 @@ def permute_last(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
     `index_select`, but with the gradient permuted back instead of scattered and added, which compilers do slowly.
     """
     function = _Permuted if torch.compiler.is_compiling() else _PermutedForwardModeToo
-    return function.apply(x, order, back)  # pyright: ignore[reportReturnType]
+    return function.apply(x, order, back)  # pyright: ignore
 
 
 class _Permuted(torch.autograd.Function):

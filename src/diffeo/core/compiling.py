@@ -1,5 +1,6 @@
 """Compiling functions of tensors with `torch.compile`: for any batch size, each with a cache of its own."""
 
+# pyright: basic
 from __future__ import annotations
 
 import logging
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 # A spline is one loop over scalars, but of more operations than Inductor joins by default.
-OPTIONS = {"max_fusion_size": 10_000, "size_asserts": False}
+OPTIONS: dict[str, Any] = {"max_fusion_size": 10_000, "size_asserts": False}
 
 
 @cache

@@ -75,7 +75,7 @@ class Density(nn.Module, ABC):
         cache on disk is warm), other batch sizes none. Copies and saved files are not compiled. Without a C++ compiler
         nothing happens, and the log says so. Compile again after changing the structure of the flow.
         """
-        self._compiled_call_impl = compiled(self._call_impl)
+        self._compiled_call_impl = compiled(self._call_impl)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
         for part in self.modules():
             if isinstance(part, Flow):
                 part.compile_sampling()

@@ -11,10 +11,11 @@ https://arxiv.org/abs/1707.04585; "Training Deep Nets with Sublinear Memory Cost
 https://arxiv.org/abs/1604.06174
 """
 
+# pyright: basic
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -184,7 +185,7 @@ def _random_state(x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 @contextmanager
-def _replayed(state: tuple[Tensor, Tensor | None] | None, x: Tensor) -> Iterator[None]:
+def _replayed(state: tuple[Tensor, Tensor | None] | None, x: Tensor) -> Generator[None]:
     """Inside, the random numbers of that moment come again."""
     if state is None:
         yield

@@ -88,7 +88,7 @@ class Transform(nn.Module, ABC):
 
     def compile_forward(self) -> None:
         """Compile calls of this transform."""
-        self._compiled_call_impl = compiled(self._call_impl)
+        self._compiled_call_impl = compiled(self._call_impl)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
     def compile_inverse(self) -> None:
         """Compile the inverse, as `invert` runs it."""

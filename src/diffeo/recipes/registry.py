@@ -93,7 +93,7 @@ def save(density: Density, path: str | os.PathLike[str], notes: Mapping[str, Any
             f"save: this {type(density).__name__} was made by hand, so a file cannot say how to rebuild it; "
             "build it in a function decorated with @diffeo.recipe, or save its state_dict() yourself"
         )
-    arguments = _to_json(call.arguments)
+    arguments = to_json(call.arguments)
     with torch.random.fork_rng(devices=[]):
         rebuilt = find_recipe(call.name)(**_from_json(arguments))
     if repr(rebuilt) != repr(density):
@@ -106,7 +106,7 @@ def save(density: Density, path: str | os.PathLike[str], notes: Mapping[str, Any
         "format_version": str(FORMAT_VERSION),
         "recipe": call.name,
         "arguments": arguments,
-        "notes": _to_json(dict(notes or {})),
+        "notes": to_json(dict(notes or {})),
         "diffeo": __version__,
         "torch": torch.__version__,
     }
@@ -197,7 +197,9 @@ def _digest(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
     return sha.hexdigest()
 
 
-def _to_json(value: Any) -> str:
+def to_json(value: Any) -> str:
+    """JSON of a recipe's arguments, tensors included."""
+
     def encode(v: Any) -> Any:
         if isinstance(v, Tensor):
             return {"tensor": v.tolist(), "dtype": str(v.dtype).removeprefix("torch.")}

@@ -169,7 +169,7 @@ class _Adjoint(torch.autograd.Function):
         def scalars(params: Tensor) -> tuple[Tensor, Tensor]:
             return ctx.layer._scalars(z.detach(), params, mask)
 
-        _, pull = torch.func.vjp(scalars, params.detach())
+        pull = torch.func.vjp(scalars, params.detach())[1]
         a, b = pull((torch.ones_like(g), torch.zeros_like(g)))[0], pull((torch.zeros_like(g), g_logdet))[0]
         solved = ctx.layer.net.solve_adjoint(tree_unflatten(trace, ctx.structure), g, a, b)
         if mask is not None:  # padding is seen by no other coordinate

@@ -63,11 +63,16 @@ def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tup
 
     `params` has shape (3K − 1, *v.shape), or fewer trailing dims where scalars share a spline.
     """
-    if params.shape[1:] != v.shape:
+    if not _own(v, params):
         params = params.reshape(len(params), *(1,) * (v.ndim + 1 - params.ndim), *params.shape[1:])
         return (_inverse if inverse else _forward)(v, params, limits)
     function = _Spline if torch.compiler.is_compiling() else _ForwardModeToo
     return function.apply(v, params, inverse, limits)  # pyright: ignore[reportReturnType]
+
+
+def _own(v: Tensor, params: Tensor) -> bool:
+    """Whether every scalar has a spline of its own (sizes are compared last: a comparison ties them under export)."""
+    return params.ndim == v.ndim + 1 and params.shape[1:] == v.shape
 
 
 class _Spline(torch.autograd.Function):
@@ -183,7 +188,8 @@ def _backward(
 
 def _find(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin:
     """The bin that holds v on the x (0) or the z axis (1)."""
-    if torch.compiler.is_compiling() and params.shape[1:] == v.shape:
+    unroll = torch.compiler.is_compiling() and not torch.compiler.is_exporting()  # graphs are to stay small
+    if unroll and _own(v, params):
         return _find_unrolled(v, params, axis, limits)
     k = limits.bins
     shares = params[: 2 * k].unflatten(0, (2, k)).softmax(1)

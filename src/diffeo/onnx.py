@@ -1,0 +1,296 @@
+"""Export to ONNX: a log-density, or the map from base noise to samples, that runs without PyTorch.
+
+A copy of the flow is made in which everything that does not depend on the input is computed beforehand, in float64:
+masked weights, the factors of a mixture, and linear maps with their inverses, for which ONNX has no triangular solver.
+Autoregressive inverses become one ONNX loop over the coordinates (`Scan`), so that the graph does not grow with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from diffeo.core import Density, Flow, Transform
+from diffeo.densities import GaussianMixture
+from diffeo.functional import Context, constant_logdet, sum_event
+from diffeo.nets.made import MADE, MaskedLinear
+from diffeo.recipes.registry import to_json
+from diffeo.transforms import Autoregressive, LULinear, Whiten
+
+OPSET = 18
+
+
+def export(flow: Flow, path: str | os.PathLike[str], direction: str = "density") -> None:
+    """Write a trained flow over vectors as an ONNX model, for any number of rows.
+
+    Inputs and outputs, float32 unless the flow is float64:
+
+        density    x (n, D), context (n, C) if there is one        →  log_prob (n,), in nats
+        sampler    noise (n, D), standard normal; uniform (n,) in
+                   [0, 1) if the base is a mixture; context        →  x (n, D)
+
+    Multiplying the noise by a temperature tempers the samples. The model's metadata holds recipe and direction under
+    `diffeo.recipe` and `diffeo.direction`.
+
+    Args:
+        flow: a flow over vectors, such as the tabular recipes give.
+        path: the file to write, replaced if it is there.
+        direction: "density" or "sampler".
+
+    Raises:
+        ValueError: no flow over vectors; a base from which noise cannot be drawn by a map; an unknown direction.
+        ImportError: the packages of `diffeo[onnx]` are missing.
+
+    Cost: seconds. ONNX Runtime computes an autoregressive direction by D passes of the hidden layers.
+
+    "ONNX: Open Neural Network Exchange", https://onnx.ai
+    """
+    if not isinstance(flow, Flow) or len(flow.event_shape()) != 1:
+        raise ValueError(f"export: expected a Flow over vectors, got {type(flow).__name__}")
+    if direction not in ("density", "sampler"):
+        raise ValueError(f"export: direction must be 'density' or 'sampler', got {direction!r}")
+    try:
+        import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+    except ImportError as error:
+        raise ImportError("export: needs the packages onnx and onnxscript; pip install 'diffeo[onnx]'") from error
+    module, inputs, names = _graph(flow, direction)
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} for _ in inputs)
+    # the exporter reports its progress on stdout and warns of packages that it does not need
+    with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, inputs, dynamic_shapes=shapes)
+        output = "log_prob" if direction == "density" else "x"
+        model = torch.onnx.export(
+            program,
+            inputs,
+            input_names=names,
+            output_names=[output],
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    if model is None:
+        raise RuntimeError("export: the exporter gave no model")
+    _strip(model.model)
+    recipe = "" if flow.recipe is None else to_json({"name": flow.recipe.name, "arguments": flow.recipe.arguments})
+    model.model.metadata_props.update({"diffeo.recipe": recipe, "diffeo.direction": direction})
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    model.save(partial, external_data=False)
+    partial.replace(target)
+
+
+def _graph(flow: Flow, direction: str) -> tuple[nn.Module, tuple[Tensor, ...], list[str]]:
+    """The module to trace, inputs to trace it with, and their names."""
+    dtype = next((t.dtype for t in (*flow.parameters(), *flow.buffers()) if t.is_floating_point()), torch.float32)
+    constant = _constant(copy.deepcopy(flow).eval().double()).to(dtype).requires_grad_(False)
+    features, width = flow.event_shape()[0], getattr(flow.encoder, "features", 0)
+    inputs = [torch.zeros(2, features, dtype=dtype)]
+    names = ["x" if direction == "density" else "noise"]
+    module: nn.Module = constant
+    if direction == "sampler":
+        mixture = isinstance(constant.base, _ConstantMixture)
+        if not mixture and not constant.base.has_rsample:
+            raise ValueError(f"export: samples of {type(flow.base).__name__} are not a map of noise")
+        module = (_MixtureSampler if mixture else _Sampler)(constant)
+        if mixture:
+            inputs.append(torch.full((2,), 0.5, dtype=dtype))
+            names.append("uniform")
+    if width:
+        inputs.append(torch.zeros(2, width, dtype=dtype))
+        names.append("context")
+    return module, tuple(inputs), names
+
+
+class _Sampler(nn.Module):
+    def __init__(self, flow: Flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.flow.transform.inverse(noise, self.flow.encode(context))[0]
+
+
+class _MixtureSampler(_Sampler):
+    def forward(self, noise: Tensor, uniform: Tensor, context: Tensor | None = None) -> Tensor:  # pyright: ignore
+        return super().forward(self.flow.base.push(uniform, noise), context)  # pyright: ignore
+
+
+def _constant(module: nn.Module) -> Any:
+    """The module with its parts replaced by their constant forms, in place."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, Whiten):
+            forward = torch.linalg.inv(child.factor)
+            new = _ConstantLinear(forward, None, (child.mean, child.scale), -child._log_volume(torch.float64))
+        elif isinstance(child, LULinear):
+            lower, upper, log_scale = child._factors(torch.float64)
+            new = _ConstantLinear(lower @ upper, child.bias, None, log_scale.sum())
+        elif isinstance(child, MaskedLinear):
+            with torch.no_grad():
+                child.weight.mul_(child.mask)
+            child.mask = child.mask.new_ones(1, 1)
+            continue
+        elif isinstance(child, GaussianMixture):
+            new = _ConstantMixture(child)
+        else:
+            new = _constant(child)
+            if isinstance(child, Autoregressive) and isinstance(child.net, MADE):
+                new = _ScannedAutoregressive(child)
+        setattr(module, name, new)
+    return module
+
+
+class _ConstantLinear(Transform):
+    """z = M (x − mean)/scale + b by constant matrices in both directions."""
+
+    event_ndim = event_ndim_out = 1
+    matrix: Tensor
+    inverse_matrix: Tensor
+    logdet: Tensor
+    bias: Tensor | None
+    mean: Tensor | None
+    scale: Tensor | None
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None, standard: tuple[Tensor, Tensor] | None, logdet: Tensor):
+        super().__init__()
+        self.event = Size(matrix.shape[:1])
+        mean, scale = standard or (None, None)
+        constants = {"matrix": matrix, "inverse_matrix": torch.linalg.inv(matrix), "logdet": logdet}
+        for name, value in {**constants, "bias": bias, "mean": mean, "scale": scale}.items():
+            self.register_buffer(name, None if value is None else value.detach().clone())
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        logdet = constant_logdet(self.logdet, x, 1)
+        if self.mean is not None and self.scale is not None:
+            x = (x - self.mean) / self.scale
+        return F.linear(x, self.matrix, self.bias), logdet
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        logdet = constant_logdet(-self.logdet, z, 1)
+        x = F.linear(z if self.bias is None else z - self.bias, self.inverse_matrix)
+        if self.mean is not None and self.scale is not None:
+            x = x * self.scale + self.mean
+        return x, logdet
+
+
+class _ConstantMixture(Density):
+    """A Gaussian mixture by constant matrices."""
+
+    has_rsample = False
+    means: Tensor
+    logits: Tensor
+    steps: Tensor
+    whitening: Tensor
+    whitened_means: Tensor
+    coloring: Tensor
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, mixture: GaussianMixture):
+        super().__init__()
+        factors, log_diagonal = mixture._factors()
+        k, features = mixture.means.shape
+        weights = mixture.logits.log_softmax(0)
+        volume = log_diagonal.sum(-1) - 0.5 * features * math.log(2 * math.pi) - mixture.scale.log().sum()
+        constants = {
+            "means": mixture.means,
+            "logits": weights + volume,
+            "steps": weights.exp().cumsum(0)[:-1],
+            "whitening": factors.reshape(k * features, features),
+            "whitened_means": torch.einsum("kij,kj->ki", factors, mixture.means),
+            "coloring": torch.linalg.inv(factors),
+            "center": mixture.center,
+            "scale": mixture.scale,
+        }
+        for name, value in constants.items():
+            self.register_buffer(name, value.detach().clone())
+
+    def event_shape(self, context: Context = None) -> Size:
+        return self.means.shape[1:]
+
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        z = F.linear((x - self.center) / self.scale, self.whitening).unflatten(-1, self.whitened_means.shape)
+        return torch.logsumexp(self.logits - 0.5 * (z - self.whitened_means).square().sum(-1), -1)
+
+    def push(self, uniform: Tensor, noise: Tensor) -> Tensor:
+        """A sample from a uniform number, which chooses the component, and normal ones."""
+        k = (uniform.unsqueeze(-1) >= self.steps).sum(-1)
+        offset = (self.coloring.index_select(0, k) @ noise.unsqueeze(-1)).squeeze(-1)
+        return (self.means.index_select(0, k) + offset) * self.scale + self.center
+
+    def draw(self, *_: Any) -> Tensor:
+        raise NotImplementedError("noise comes from outside: push")
+
+
+class _ScannedAutoregressive(Transform):
+    """An autoregressive layer whose inverse is one loop over the coordinates.
+
+    What is carried is the first layer before its activation, to which each coordinate found adds its column.
+    """
+
+    event_ndim = event_ndim_out = 1
+    columns: Tensor
+    rows: Tensor
+    biases: Tensor
+
+    def __init__(self, layer: Autoregressive):
+        super().__init__()
+        self.layer, self.event = layer, layer.event
+        net: Any = layer.net
+        first, last = net.layers[0], net.layers[-1]
+        rows, biases = last.weight, last.bias
+        if len(net.layers) == 1:  # no hidden layer: the parameters themselves are carried
+            rows, biases = torch.eye(last.out_features).to(rows), torch.zeros_like(biases)
+        self.register_buffer("columns", first.weight.T.detach().contiguous())
+        self.register_buffer("rows", rows.detach().unflatten(0, (net.features, net.n_params)).contiguous())
+        self.register_buffer("biases", biases.detach().unflatten(0, (net.features, net.n_params)).contiguous())
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self.layer(x, context)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        from torch._higher_order_ops.scan import scan  # pyright: ignore[reportPrivateImportUsage]
+
+        net: Any = self.layer.net
+        univariate = self.layer.univariate
+        middle = [(layer.weight, layer.bias) for layer in list(net.layers)[1:-1]]
+        activation = net.activation if len(net.layers) > 1 else nn.Identity()
+        start = net.layers[0].bias.expand(z.shape[0], -1)
+        if net.from_context is not None:
+            start = start + net.from_context(context)
+
+        def step(h: Tensor, position: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            z_d, column, rows, biases = position
+            top = skip = h
+            for i, (weight, bias) in enumerate(middle, start=1):
+                top = F.linear(activation(top), weight, bias)
+                if net._closes_block(i):
+                    top = skip = top + skip
+            x_d, logdet = univariate.inverse(z_d, F.linear(activation(top), rows, biases))
+            return h + x_d.unsqueeze(-1) * column, torch.stack([x_d, logdet])
+
+        placed = z.index_select(-1, net.order).T.contiguous()
+        _, found = scan(step, start.clone(), (placed, self.columns, self.rows, self.biases))
+        return found[:, 0].T.index_select(-1, net.rank), sum_event(found[:, 1].T, 1)
+
+
+def _strip(model: Any) -> None:
+    """Without the stack traces of the exporter: most of the bytes of a small model, with the paths of this machine."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in (*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()

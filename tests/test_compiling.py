@@ -1,0 +1,67 @@
+"""`flow.compile()`: the same numbers, for any number of rows; copies run eagerly."""
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+
+import diffeo
+from diffeo.core import compiling
+from diffeo.testing import perturbed
+
+SMALL = {"layers": 2, "hidden": (16, 16)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [diffeo.realnvp, diffeo.nsf, diffeo.maf, diffeo.nsf_ar, diffeo.iaf])
+def test_compiled_flows_agree_with_eager_ones(recipe):
+    torch.manual_seed(0)
+    flow = perturbed(recipe(5, context=2, **SMALL)).eval()
+    again = copy.deepcopy(flow)
+    flow.compile()
+    x, c = torch.randn(64, 5), torch.randn(64, 2)
+    for n in (64, 7, 33):
+        assert torch.allclose(flow(x[:n], c[:n]), again(x[:n], c[:n]), rtol=1e-4, atol=1e-3)
+    torch.compiler.set_stance("fail_on_recompile")
+    try:
+        flow(x[:21], c[:21])
+    finally:
+        torch.compiler.set_stance("default")
+    for n in (64, 9):
+        draws = [f.sample(n, c[:n], generator=torch.Generator().manual_seed(1)) for f in (flow, again)]
+        assert torch.allclose(*draws, rtol=1e-3, atol=1e-3)
+    loss = -flow(x, c).mean()
+    loss.backward()
+    (-again(x, c).mean()).backward()
+    for a, b in zip(flow.parameters(), again.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-2, atol=1e-3)
+
+
+def test_copies_run_eagerly():
+    flow = diffeo.maf(3, **SMALL)
+    flow.compile()  # nothing is compiled before the first call
+    layer = next(part for part in flow.transform.parts if isinstance(part, diffeo.Autoregressive))
+    assert layer._compiled_block is not None
+    for twin in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        assert twin._compiled_call_impl is None
+        for part in twin.modules():
+            assert getattr(part, "_compiled_block", None) is None
+            assert getattr(part, "_compiled_inverse", None) is None
+        assert twin(torch.zeros(2, 3)).shape == (2,)
+
+
+def test_without_a_compiler_everything_runs_eagerly_and_the_log_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    compiling.has_compiler.cache_clear()
+    try:
+        flow = diffeo.realnvp(3, **SMALL)
+        with caplog.at_level(logging.INFO, "diffeo"):
+            flow.compile()
+        assert "no C++ compiler" in caplog.text
+        assert flow(torch.zeros(2, 3)).shape == (2,)
+        assert flow.sample(4).shape == (4, 3)
+    finally:
+        compiling.has_compiler.cache_clear()

@@ -1,0 +1,115 @@
+"""Exported models, run by ONNX Runtime beside the flow itself."""
+
+import copy
+import json
+
+import onnxruntime
+import pytest
+import torch
+
+import diffeo
+
+SMALL = {"layers": 2, "hidden": (16, 16)}
+CASES = {
+    "gaussian": lambda context: diffeo.gaussian(3, context=context),
+    "nice": lambda context: diffeo.nice(3, context=context, **SMALL),
+    "realnvp": lambda context: diffeo.realnvp(3, context=context, **SMALL),
+    "maf": lambda context: diffeo.maf(3, context=context, **SMALL),
+    "maf, residual": lambda context: diffeo.maf(3, context=context, residual=True, **SMALL),
+    "maf, linear": lambda context: diffeo.maf(3, context=context, layers=2, hidden=()),
+    "iaf": lambda context: diffeo.iaf(3, context=context, **SMALL),
+    "nsf": lambda context: diffeo.nsf(3, context=context, components=0, **SMALL),
+    "nsf, mixture": lambda context: diffeo.nsf(3, context=context, components=3, **SMALL),
+    "nsf_ar": lambda context: diffeo.nsf_ar(3, context=context, components=0, **SMALL),
+}
+
+
+def fitted(name: str, context: int) -> tuple[diffeo.Flow, torch.Tensor, torch.Tensor | None]:
+    """A flow whose data-dependent layers are set and whose weights are not at their start, with rows to try."""
+    torch.manual_seed(0)
+    x = torch.randn(500, 3) * torch.tensor([1.0, 5.0, 0.3]) + torch.tensor([0.0, 20.0, 1.0])
+    x[:, 2] = x[:, 2].exp()
+    c = torch.randn(500, context) if context else None
+    flow = CASES[name](context)
+    flow.initialize(x, c)
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(0.1 * torch.randn(p.shape))
+    return flow.eval(), x[:100], None if c is None else c[:100]
+
+
+def run(path, **inputs: torch.Tensor | None) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    wanted = {i.name for i in session.get_inputs()}
+    feed = {name: t.numpy() for name, t in inputs.items() if name in wanted and t is not None}
+    assert set(feed) == wanted
+    return torch.from_numpy(session.run(None, feed)[0])
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("name", [name for name in CASES if "nsf" not in name or name == "nsf, mixture"])
+def test_density(name, context, tmp_path):
+    flow, x, c = fitted(name, context)
+    diffeo.export(flow, tmp_path / "density.onnx")
+    with torch.no_grad():
+        for n in (1, 7, 100):
+            here = None if c is None else c[:n]
+            assert close(run(tmp_path / "density.onnx", x=x[:n], context=here), flow(x[:n], here))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "nsf" not in name])
+def test_sampler(name, tmp_path):
+    flow, _, c = fitted(name, 2)
+    diffeo.export(flow, tmp_path / "sampler.onnx", "sampler")
+    noise = torch.randn(100, 3)
+    with torch.no_grad():
+        expected = flow.transform.inverse(noise, flow.encode(c))[0]
+        assert close(run(tmp_path / "sampler.onnx", noise=noise, context=c), expected)
+
+
+def test_sampler_with_a_mixture_as_base(tmp_path):
+    flow, x, _ = fitted("nsf, mixture", 0)
+    diffeo.export(flow, tmp_path / "sampler.onnx", "sampler")
+    samples = run(tmp_path / "sampler.onnx", noise=torch.randn(4000, 3), uniform=torch.rand(4000))
+    again = flow.sample(4000)
+    for quantile in (0.1, 0.5, 0.9):
+        a, b = (t.quantile(quantile, 0) for t in (samples, again))
+        assert torch.allclose(a, b, atol=0.15 * float(x.std()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nsf", "nsf_ar"])
+def test_splines_both_ways(name, tmp_path):
+    flow, x, c = fitted(name, 2)
+    diffeo.export(flow, tmp_path / "density.onnx")
+    diffeo.export(flow, tmp_path / "sampler.onnx", "sampler")
+    with torch.no_grad():
+        assert close(run(tmp_path / "density.onnx", x=x, context=c), flow(x, c))
+        noise = torch.randn(100, 3)
+        got = run(tmp_path / "sampler.onnx", noise=noise, context=c)
+        assert close(got, flow.transform.inverse(noise, flow.encode(c))[0])
+
+
+def test_the_flow_stays_as_it_was_and_the_file_tells_what_it_is(tmp_path):
+    flow, _, _ = fitted("maf", 0)
+    before = copy.deepcopy(flow.state_dict())
+    path = tmp_path / "density.onnx"
+    diffeo.export(flow, path)
+    after = flow.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    metadata = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
+    assert metadata["diffeo.direction"] == "density"
+    assert json.loads(metadata["diffeo.recipe"])["name"] == "maf"
+    assert b"site-packages" not in path.read_bytes()
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Flow over vectors"):
+        diffeo.export(diffeo.Normal(2), tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="'density' or 'sampler'"):
+        diffeo.export(diffeo.maf(2), tmp_path / "a.onnx", "sideways")
+    assert not list(tmp_path.iterdir())
