@@ -9,7 +9,7 @@ DATA ?= $(or $(DIFFEO_DATA),../shared/data)
 # waiting threads sleep instead of spinning, which costs little alone and very much beside other work
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-all lint bench bench-density notebooks docs pictures clean
+.PHONY: demo test test-all lint bench bench-speed bench-density notebooks docs pictures clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing PyTorch and the rest into $(VENV); this takes a few minutes."
@@ -40,6 +40,13 @@ bench-density: $(READY)  ## density tables of docs/benchmarks.md; needs the data
 	$(INSTALL) -e ".[bench]"
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/density.py
 	$(BIN)/python benchmarks/inverse.py
+	$(BIN)/python benchmarks/report.py
+
+bench-speed: $(READY)  ## every flow, library and operation in turn; FlowJAX in an environment of its own
+	$(INSTALL) -e ".[bench]"
+	$(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check "flowjax>=17" "jax>=0.4"
+	$(BIN)/python benchmarks/speed.py --jax-python .venv-jax/bin/python
 	$(BIN)/python benchmarks/report.py
 
 bench: $(READY)  ## the tables about outliers, regression, mixed columns and streaming; needs the data folder

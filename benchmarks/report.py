@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+import report_speed
 import report_tables
 from markdown import load, number, table
 
@@ -202,10 +203,12 @@ def main() -> None:
         report_tables.mixed_section,
         report_tables.streaming_section,
         roundtrip_section,
+        report_speed.speed_section,
         inverse_section,
     ]
     text = "\n".join([*head, *(line for section in sections for line in section())])
     (ROOT / "docs" / "benchmarks.md").write_text(text.rstrip() + "\n")
+    report_speed.write_picture(ROOT / "docs" / "images" / "speed.png")
 
 
 if __name__ == "__main__":

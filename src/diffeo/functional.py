@@ -53,11 +53,11 @@ def permute_last(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
 
     `index_select`, but with the gradient permuted back instead of scattered and added, which compilers do slowly.
     """
-    function = _Permuted if torch.compiler.is_compiling() else _PermutedForwardModeToo
+    function = _TracedPermutation if torch.compiler.is_compiling() else Permutation
     return function.apply(x, order, back)  # pyright: ignore
 
 
-class _Permuted(torch.autograd.Function):
+class _TracedPermutation(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -75,7 +75,7 @@ class _Permuted(torch.autograd.Function):
         return permute_last(grad, back, order), None, None
 
 
-class _PermutedForwardModeToo(_Permuted):  # which compilers cannot follow
+class Permutation(_TracedPermutation):  # which compilers cannot follow
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: Any) -> Tensor:  # pyright: ignore
         return permute_last(dx, *ctx.saved_tensors)

@@ -90,7 +90,7 @@ class Autoregressive(Transform):
         """The solution x and its log-det again, as functions of z, weights and context that autograd can follow.
 
         One step of the run, taken for all coordinates at once from the solution, gives the values. Its gradient lacks
-        what flows from coordinate to coordinate, which `_Adjoint` adds on the way back.
+        what flows from coordinate to coordinate, which `Adjoint` adds on the way back.
         """
         order, rank = self.net.order, self.net.rank
         seen = visible(x, context)
@@ -102,7 +102,7 @@ class Autoregressive(Transform):
         found, logdet = self._scalars(placed, params, mask)
         with torch.no_grad():
             trace, structure = tree_flatten(self.net.trace(seen, context))
-        found, logdet = _Adjoint.apply(found, logdet, placed, params, mask, self, structure, *trace)
+        found, logdet = Adjoint.apply(found, logdet, placed, params, mask, self, structure, *trace)
         return permute_last(found, rank, order), sum_event(logdet, 1)
 
     def _scalars(self, z: Tensor, params: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ class Autoregressive(Transform):
         return torch.stack(xs, -1), torch.stack(logdets, -1), torch.stack(all_seen, -1), state
 
 
-class _Adjoint(torch.autograd.Function):
+class Adjoint(torch.autograd.Function):
     """The identity of (x, logdet); its gradient adds, to that of each coordinate, what later ones owe to it."""
 
     generate_vmap_rule = True

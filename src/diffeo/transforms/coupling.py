@@ -41,7 +41,7 @@ class Coupling(Transform):
     >>> mask = torch.tensor([True, False])
     >>> layer = diffeo.Coupling(mask, diffeo.nets.MLP(1, 2), diffeo.Affine())
     >>> layer(torch.ones(2))[0]
-    tensor([1., 1.], grad_fn=<IndexSelectBackward0>)
+    tensor([1., 1.], grad_fn=<PermutationBackward>)
     """
 
     event_ndim = event_ndim_out = 1

@@ -66,7 +66,7 @@ def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tup
     if not _own(v, params):
         params = params.reshape(len(params), *(1,) * (v.ndim + 1 - params.ndim), *params.shape[1:])
         return (_inverse if inverse else _forward)(v, params, limits)
-    function = _Spline if torch.compiler.is_compiling() else _ForwardModeToo
+    function = _TracedSpline if torch.compiler.is_compiling() else Spline
     return function.apply(v, params, inverse, limits)  # pyright: ignore[reportReturnType]
 
 
@@ -75,7 +75,7 @@ def _own(v: Tensor, params: Tensor) -> bool:
     return params.ndim == v.ndim + 1 and params.shape[1:] == v.shape
 
 
-class _Spline(torch.autograd.Function):
+class _TracedSpline(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -93,10 +93,10 @@ class _Spline(torch.autograd.Function):
         return *_backward(x, params, grad, grad_log, ctx.inverse, ctx.limits), None, None
 
 
-class _ForwardModeToo(_Spline):  # which compilers cannot follow
+class Spline(_TracedSpline):  # which compilers cannot follow
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _Spline.setup_context(ctx, inputs, output)
+        _TracedSpline.setup_context(ctx, inputs, output)
         ctx.save_for_forward(output[0] if ctx.inverse else inputs[0], inputs[1])
 
     @staticmethod
