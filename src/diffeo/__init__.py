@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from diffeo import plotting as plotting
     from diffeo import tables as tables
     from diffeo import testing as testing
+    from diffeo.batches import BatchScorer as BatchScorer
     from diffeo.estimators import FlowDensity as FlowDensity
     from diffeo.estimators import FlowOutlierDetector as FlowOutlierDetector
     from diffeo.estimators import FlowRegressor as FlowRegressor
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
 
 # what training needs loads when it is first used, so that `import diffeo` stays close to `import torch`
 _LATER = {
+    "BatchScorer": "diffeo.batches",
     "FitResult": "diffeo.training",
     "MaximumLikelihood": "diffeo.training",
     "FlowDensity": "diffeo.estimators",
