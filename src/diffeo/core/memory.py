@@ -131,8 +131,7 @@ class _Walk:
             for t, needed in zip(leaves, ctx.needs_input_grad[5 : 5 + ctx.n_leaves], strict=True)
         ]
         self.contexts: list[Context] = tree_unflatten(self.leaves, ctx.structure)
-        self.weights = [p for part in ctx.parts for p in part.parameters()]
-        self.wanted = [t for t in (*self.leaves, *self.weights) if isinstance(t, Tensor) and t.requires_grad]
+        self.weights = [list(part.parameters()) for part in ctx.parts]
         self.sums: dict[int, Tensor] = {}
 
     def rebuild(self, i: int, z: Tensor, g: Tensor, g_logdet: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,8 +158,8 @@ class _Walk:
     def _pull(
         self, i: int, inputs: tuple[Tensor, ...], z: Tensor, logdet: Tensor, g: Tensor, g_logdet: Tensor
     ) -> tuple[Tensor, ...]:
-        own = {id(p) for p in self.ctx.parts[i].parameters()} | {id(t) for t in tree_flatten(self.contexts[i])[0]}
-        wanted = [t for t in self.wanted if id(t) in own]
+        own = (*tree_flatten(self.contexts[i])[0], *self.weights[i])
+        wanted = [t for t in own if isinstance(t, Tensor) and t.requires_grad]
         outputs = [(t, grad) for t, grad in ((z, g), (logdet, g_logdet)) if t.requires_grad]
         pulled = torch.autograd.grad(
             [t for t, _ in outputs], [*inputs, *wanted], [grad for _, grad in outputs], allow_unused=True
@@ -173,7 +172,8 @@ class _Walk:
 
     def gradients(self, g: Tensor) -> list[Any]:
         """Gradients of the segment's input, contexts and weights."""
-        return [g, *(self.sums.get(id(t)) for t in self.leaves), *(self.sums.get(id(p)) for p in self.weights)]
+        weights = (p for some in self.weights for p in some)
+        return [g, *(self.sums.pop(id(t), None) for t in (*self.leaves, *weights))]
 
 
 def _drops(part: nn.Module) -> bool:
