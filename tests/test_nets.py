@@ -123,6 +123,14 @@ def test_the_implicit_gradient_agrees_with_that_through_every_step(residual, mas
         assert torch.allclose(got, expected, rtol=1e-9, atol=1e-11)
 
 
+def test_the_inverse_ignores_dropout_with_and_without_gradient():
+    layer = perturbed(diffeo.Autoregressive(MADE(5, 2, hidden=(16, 16), dropout=0.5), diffeo.Affine())).train()
+    z = torch.randn(8, 5)
+    with torch.no_grad():
+        expected = layer.inverse(z)[0]
+    assert torch.allclose(layer.inverse(z)[0], expected, atol=1e-5)
+
+
 def test_spline_takes_any_finite_input():
     spline = diffeo.RationalQuadraticSpline(8, bound=4.0)
     torch.manual_seed(1)

@@ -49,8 +49,11 @@ class Incremental(nn.Module, ABC):
         `params` has shape `(*batch, n_params)`; `aux` is whatever else the step emits, such as a stop gate.
         """
 
-    def trace(self, x: Tensor, context: Context = None) -> Any:
-        """What `solve_adjoint` needs to know about a run that ended at x: a pytree of tensors."""
+    def trace(self, x: Tensor, context: Context = None) -> tuple[Tensor, Any]:
+        """Parameters of every position at x, as a run finds them (without dropout), with their gradient.
+
+        And what `solve_adjoint` needs to know of them: a pytree of tensors, without gradient.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no adjoint")
 
     def solve_adjoint(self, trace: Any, g: Tensor, a: Tensor, b: Tensor) -> Tensor:

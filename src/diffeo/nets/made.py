@@ -144,15 +144,21 @@ class MADE(Incremental):
             nn.init.zeros_(self.from_context.weight)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        h, _ = self._pass(x, context, self.dropout)
+        return h
+
+    def _pass(self, x: Tensor, context: Context, dropout: nn.Module) -> tuple[Tensor, list[Tensor]]:
+        """Parameters, and the pre-activations of the hidden layers."""
         h = self.layers[0](permute_last(x, self.order, self.rank))
         if self.from_context is not None:
             h = h + self.from_context(require_context(context, self.context, "MADE"))
-        skip = h
+        skip, inner = h, []
         for i, layer in enumerate(self._stack()[1:], start=1):
-            h = layer(self.dropout(self.activation(h)))
+            inner.append(h)
+            h = layer(dropout(self.activation(h)))
             if self._closes_block(i):
                 h = skip = h + skip
-        return h
+        return h, inner
 
     def start(self, z: Tensor, context: Context = None) -> MADEState:
         batch, c = z.shape[:-1], None
@@ -228,18 +234,10 @@ class MADE(Incremental):
         start = min(self._ready(i, d - 1), self._stack()[i].out_features - height)
         return start, start + height
 
-    def trace(self, x: Tensor, context: Context = None) -> MADETrace:
-        h = self.layers[0](permute_last(x, self.order, self.rank))
-        if self.from_context is not None:
-            h = h + self.from_context(require_context(context, self.context, "MADE"))
-        skip, inner = h, [h]
-        for i, layer in enumerate(self._stack()[1:-1], start=1):
-            h = layer(self.activation(h))
-            if self._closes_block(i):
-                h = skip = h + skip
-            inner.append(h)
-        rows = tuple(h.reshape(-1, h.shape[-1]).T for h in inner) if len(self.layers) > 1 else ()
-        return MADETrace(tuple(layer.masked for layer in self._stack()), rows)
+    def trace(self, x: Tensor, context: Context = None) -> tuple[Tensor, MADETrace]:
+        params, inner = self._pass(x, context, nn.Identity())
+        rows = tuple(h.detach().reshape(-1, h.shape[-1]).T for h in inner)
+        return params, MADETrace(tuple(layer.masked.detach() for layer in self._stack()), rows)
 
     def solve_adjoint(self, trace: MADETrace, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
         weights, inner = trace

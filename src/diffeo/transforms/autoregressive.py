@@ -94,15 +94,15 @@ class Autoregressive(Transform):
         """
         order, rank = self.net.order, self.net.rank
         seen = visible(x, context)
-        params = self.net(seen, context).unflatten(-1, (x.shape[-1], self.univariate.n_params)).to(z.dtype)
+        params, trace = self.net.trace(seen, context)
+        params = params.unflatten(-1, (x.shape[-1], self.univariate.n_params)).to(z.dtype)
         placed = batch_inner(permute_last(z.expand(x.shape), order, rank))
         mask = context_mask(context)
         if mask is not None:
             mask = mask.expand_as(x).index_select(-1, order)
         found, logdet = self._scalars(placed, params, mask)
-        with torch.no_grad():
-            trace, structure = tree_flatten(self.net.trace(seen, context))
-        found, logdet = Adjoint.apply(found, logdet, placed, params, mask, self, structure, *trace)
+        leaves, structure = tree_flatten(trace)
+        found, logdet = Adjoint.apply(found, logdet, placed, params, mask, self, structure, *leaves)
         return permute_last(found, rank, order), sum_event(logdet, 1)
 
     def _scalars(self, z: Tensor, params: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -163,6 +163,7 @@ class Adjoint(torch.autograd.Function):
         ctx.save_for_backward(z, params, mask, *trace)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor, g_logdet: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         z, params, mask, *trace = ctx.saved_tensors
 
