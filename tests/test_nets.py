@@ -131,6 +131,17 @@ def test_the_inverse_ignores_dropout_with_and_without_gradient():
     assert torch.allclose(layer.inverse(z)[0], expected, atol=1e-5)
 
 
+def test_couplings_load_the_index_buffers_of_earlier_files():
+    mask = torch.tensor([False, True, True])
+    layer = perturbed(diffeo.Coupling(mask, MLP(2, 2, hidden=(8,)), diffeo.Affine()))
+    state = layer.state_dict()
+    apart = state.pop("apart")
+    state["keeps"], state["changes"] = apart[:2], apart[2:]
+    fresh = diffeo.Coupling(mask, MLP(2, 2, hidden=(8,)), diffeo.Affine())
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(torch.ones(4, 3))[0], layer(torch.ones(4, 3))[0])
+
+
 def test_spline_takes_any_finite_input():
     spline = diffeo.RationalQuadraticSpline(8, bound=4.0)
     torch.manual_seed(1)

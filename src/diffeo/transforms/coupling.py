@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
@@ -97,6 +99,13 @@ class Coupling(Transform):
             return permute_last(torch.cat(gradients, -1), self.merge, self.apart)
 
         return Rebuilt(x, (a, x_b), again, logdet, join)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # files written before the two index buffers were joined
+        old = [state_dict.pop(prefix + name, None) for name in ("keeps", "changes")]
+        if old[0] is not None and old[1] is not None:
+            state_dict[prefix + "apart"] = torch.cat([old[0], old[1]])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         a, b = permute_last(x, self.apart, self.merge).split([self.kept, len(self.apart) - self.kept], -1)
