@@ -53,7 +53,7 @@ def full_passes(layer: diffeo.Autoregressive, z: torch.Tensor, context=None) -> 
     """The inverse by D passes of the whole net."""
     x = z.clone()
     for position, d in enumerate(layer.net.order.tolist()):
-        params = layer.net(x, context).unflatten(-1, (z.shape[-1], layer.univariate.n_params))
+        params = layer.net(x, context)
         x[..., d] = layer.univariate.inverse(z[..., d], params[..., position, :])[0]
     return x
 

@@ -40,12 +40,12 @@ def soft_clip(x: Scalars, bound: float) -> Scalars:
 
 
 def batch_inner(x: Tensor) -> Tensor:
-    """The same values, laid out in memory with the last batch dim innermost: the layout in which scalar maps run.
+    """The same values, laid out in memory with all batch dims innermost: the layout in which scalar maps run.
 
     Conditioners give their parameters like this too, so that one parameter of neighbouring rows is contiguous and the
     arithmetic vectorises over rows.
     """
-    return x.mT.contiguous().mT if x.ndim > 1 else x
+    return x.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
 def permute_last(x: Tensor, order: Tensor, back: Tensor) -> Tensor:

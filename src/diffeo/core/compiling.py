@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -36,12 +36,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if not has_compiler():
         return function
 
-    def call(*args: Any) -> Any:
-        return function(*args)
-
-    # Dynamo limits how often one code object is compiled anew; every flow gets an allowance of its own.
-    own = FunctionType(call.__code__.replace(), globals(), closure=call.__closure__)
-    run = torch.compile(own, options=OPTIONS)
+    run = torch.compile(_own_code(function), options=OPTIONS)
 
     def marked(*args: Any) -> Any:
         for arg in args:
@@ -51,3 +46,44 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return run(*args)
 
     return marked
+
+
+class Kernel:
+    """A function of tensors that is compiled apart from the models that call it: once, for all sizes.
+
+    Compiled for each dtype, device and number of threads in turn, on examples of these shapes, of which the last size
+    may differ later. Calls check nothing, so they cost little; arguments must be contiguous and of one dtype. Without a
+    compiler, the function as it is.
+    """
+
+    def __init__(self, function: Callable[..., Any], shapes: Sequence[tuple[int, ...]]):
+        self.function, self.shapes = function, shapes
+        self.runs: dict[tuple[torch.dtype, torch.device, int], Callable[..., Any]] = {}
+
+    def __call__(self, *args: Tensor) -> Any:
+        key = (args[0].dtype, args[0].device, torch.get_num_threads())
+        run = self.runs.get(key)
+        if run is None:
+            run = self.runs[key] = self._compile(*key[:2])
+        return run(*args)
+
+    def _compile(self, dtype: torch.dtype, device: torch.device) -> Callable[..., Any]:
+        if not has_compiler():
+            return self.function
+        options = {**OPTIONS, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        run = torch.compile(_own_code(self.function), fullgraph=True, options=options)
+        examples = [torch.zeros(shape, dtype=dtype, device=device) for shape in self.shapes]
+        for example in examples:
+            torch._dynamo.mark_dynamic(example, example.ndim - 1)  # pyright: ignore
+        with torch.no_grad():
+            run(*examples)
+        return run
+
+
+def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with a code object of its own: Dynamo limits how often one is compiled anew."""
+
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    return FunctionType(call.__code__.replace(), globals(), closure=call.__closure__)

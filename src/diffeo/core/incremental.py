@@ -28,7 +28,7 @@ class Incremental(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        """Parameters of every position in one pass, shape `(*batch, D * n_params)`: block d is that of step d."""
+        """Parameters of every position in one pass, shape `(*batch, D, n_params)`: entry d is that of step d."""
 
     @abstractmethod
     def start(self, z: Tensor, context: Context = None) -> Any:

@@ -18,7 +18,7 @@ from torch import Size, Tensor, nn
 from diffeo.core import Incremental
 from diffeo.functional import Context, permute_last
 from diffeo.nets.mlp import Activation, require_context
-from diffeo.nets.products import Linear, affine, affine_batch_inner
+from diffeo.nets.products import Linear, affine, scalar_params
 
 
 class MaskedLinear(nn.Linear):
@@ -42,10 +42,14 @@ class MaskedLinear(nn.Linear):
 
 
 class MaskedParameterLayer(MaskedLinear):
-    """The last layer, its result with the batch innermost in memory, where scalar maps read."""
+    """The last layer, its result as parameters of scalars, laid out for the maps that read them."""
+
+    def __init__(self, mask: Tensor, n_params: int):
+        super().__init__(mask.repeat_interleave(n_params, 0))
+        self.n_params = n_params
 
     def forward(self, input: Tensor) -> Tensor:
-        return affine_batch_inner(input, self.masked, self.bias)
+        return scalar_params(input, self.masked, self.bias, self.n_params)
 
 
 class MADE(Incremental):
@@ -56,8 +60,8 @@ class MADE(Incremental):
 
     Args:
         features: D, the number of coordinates.
-        n_params: parameters for each coordinate; the output has shape `(*batch, D * n_params)`, position by position:
-            block d belongs to coordinate `order[d]`.
+        n_params: parameters for each coordinate; the output has shape `(*batch, D, n_params)`, by position: entry d
+            belongs to coordinate `order[d]`.
         context: width of the context; 0 ignores it.
         hidden: widths of the hidden layers (with `residual`, one residual block of two layers each, equal widths).
         order: `order[d]` is the coordinate at position d; default 0 … D-1.
@@ -127,9 +131,8 @@ class MADE(Incremental):
         masks = [sets[widths[0]]] if widths else []
         masks += [inside[upper][:, lower] for lower, upper in pairwise(widths)]
         last = outputs[:, widths[-1]] if widths else sees
-        masks.append(last.repeat_interleave(n_params, 0))
-        self.layers = nn.ModuleList([*map(MaskedLinear, masks[:-1]), MaskedParameterLayer(masks[-1])])
-        self.from_context = Linear(context, len(masks[0]), bias=False) if context else None
+        self.layers = nn.ModuleList([*map(MaskedLinear, masks), MaskedParameterLayer(last, n_params)])
+        self.from_context = Linear(context, self._stack()[0].out_features, bias=False) if context else None
         self.activation = activation()
         self.dropout = nn.Dropout(dropout)
         # steps whose products with everything before them are done at once: more of them make these larger, but all
@@ -151,7 +154,8 @@ class MADE(Incremental):
         """Parameters, and the pre-activations of the hidden layers."""
         h = self.layers[0](permute_last(x, self.order, self.rank))
         if self.from_context is not None:
-            h = h + self.from_context(require_context(context, self.context, "MADE"))
+            c = self.from_context(require_context(context, self.context, "MADE"))
+            h = h + (c if len(self.layers) > 1 else c.unflatten(-1, (self.features, self.n_params)))
         skip, inner = h, []
         for i, layer in enumerate(self._stack()[1:], start=1):
             inner.append(h)

@@ -18,7 +18,8 @@ class MLP(nn.Module):
     """A multilayer perceptron `(x, context) -> params`, zero at the start.
 
     The context enters the first layer by its own matrix, so that one context row may serve many rows of x. The last
-    layer starts at zero, so that a flow starts as the identity.
+    layer starts at zero, so that a flow starts as the identity. Called with `n_params`, which must divide `out`, the
+    result has shape (*batch, out / n_params, n_params), laid out in memory as scalar maps read it.
 
     Args:
         features: width of x; 0 is allowed (a net of the context alone, or of nothing: learned constants).
@@ -84,14 +85,23 @@ class MLP(nn.Module):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None, n_params: int | None = None) -> Tensor:
+        h = self._enter(x, context)
+        if not len(self.body):
+            return h if n_params is None else h.unflatten(-1, (-1, n_params))
+        *inner, last = self.body
+        for layer in inner:
+            h = layer(h)
+        return last(h, n_params)
+
+    def _enter(self, x: Tensor, context: Context) -> Tensor:
         if self.constant is not None:
             return self.constant.expand(*x.shape[:-1], -1)
         h = None if self.from_x is None else self.from_x(x)
         if self.from_context is not None:
             c = self.from_context(require_context(context, self.context, "MLP"))
-            h = c if h is None else h + c  # without an x the batch is that of the context: one pass serves many x
-        return self.body(h)
+            return c if h is None else h + c  # without an x the batch is that of the context: one pass serves many x
+        return h
 
 
 class _Residual(nn.Sequential):

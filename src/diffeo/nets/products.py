@@ -22,10 +22,12 @@ class Linear(nn.Linear):
 
 
 class ParameterLayer(nn.Linear):
-    """x Wᵀ + b with the batch innermost in memory, where the scalar maps that read the parameters run."""
+    """x Wᵀ + b; given `n_params`, as parameters of scalars, laid out for the maps that read them."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return affine_batch_inner(input, self.weight, self.bias)
+    def forward(self, input: Tensor, n_params: int | None = None) -> Tensor:
+        if n_params is None:
+            return affine(input, self.weight, self.bias)
+        return scalar_params(input, self.weight, self.bias, n_params)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -37,8 +39,15 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
 
-def affine_batch_inner(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x Wᵀ + b with the last batch dim innermost in memory."""
+def scalar_params(x: Tensor, weight: Tensor, bias: Tensor, n_params: int) -> Tensor:
+    """x Wᵀ + b of shape (*batch, n, n_params), laid out plane by plane: (n_params, n, *batch) is contiguous.
+
+    One parameter of all scalars lies together, so that the maps that read them are plain loops. The small weight is
+    rearranged instead of the large result.
+    """
     rows = x.reshape(-1, x.shape[-1])
-    out = (weight @ rows.T + bias.unsqueeze(1)).T
-    return out.unflatten(0, x.shape[:-1]) if x.ndim > 1 else out.squeeze(0)
+    by_plane = weight.unflatten(0, (-1, n_params)).transpose(0, 1)
+    bias = bias.unflatten(0, (-1, n_params)).T.reshape(-1, 1)
+    out = by_plane.reshape(-1, weight.shape[1]) @ rows.T + bias
+    params = out.unflatten(0, (n_params, -1)).permute(2, 1, 0)
+    return params.unflatten(0, x.shape[:-1]) if x.ndim > 1 else params.squeeze(0)

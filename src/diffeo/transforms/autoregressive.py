@@ -63,7 +63,7 @@ class Autoregressive(Transform):
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Autoregressive")
         order, rank = self.net.order, self.net.rank
-        params = self.net(visible(x, context), context).unflatten(-1, (x.shape[-1], self.univariate.n_params))
+        params = self.net(visible(x, context), context)
         placed = batch_inner(permute_last(x, order, rank)).expand(params.shape[:-1])
         z, logdet = self.univariate(placed, params.to(x.dtype))
         mask = context_mask(context)
@@ -95,7 +95,7 @@ class Autoregressive(Transform):
         order, rank = self.net.order, self.net.rank
         seen = visible(x, context)
         params, trace = self.net.trace(seen, context)
-        params = params.unflatten(-1, (x.shape[-1], self.univariate.n_params)).to(z.dtype)
+        params = params.to(z.dtype)
         placed = batch_inner(permute_last(z.expand(x.shape), order, rank))
         mask = context_mask(context)
         if mask is not None:

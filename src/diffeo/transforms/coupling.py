@@ -20,6 +20,7 @@ from diffeo.functional import (
     permute_last,
     sum_event,
 )
+from diffeo.nets import MLP
 
 
 class Coupling(Transform):
@@ -115,7 +116,11 @@ class Coupling(Transform):
         mask = context_mask(context)
         if mask is not None:  # padding, whatever it holds, counts as zero
             a = torch.where(self._split_mask(mask)[0], a, 0.0)
-        params = self.net(a, context).unflatten(-1, (b.shape[-1], self.univariate.n_params))
+        n_params = self.univariate.n_params
+        if isinstance(self.net, MLP):  # gives them in the layout in which scalar maps run
+            params = self.net(a, context, n_params)
+        else:
+            params = self.net(a, context).unflatten(-1, (b.shape[-1], n_params))
         return params.to(b.dtype)
 
     def _join(self, a: Tensor, b: Tensor, mapped: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:

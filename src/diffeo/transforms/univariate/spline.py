@@ -17,7 +17,8 @@ from torch import Tensor
 
 from diffeo.core import Univariate
 from diffeo.functional import Context, MappedScalars, Scalars
-from diffeo.transforms.univariate.spline_kernel import Limits, map_scalars
+from diffeo.transforms.univariate.spline_kernel import Limits
+from diffeo.transforms.univariate.spline_operator import map_scalars
 
 
 class RationalQuadraticSpline(Univariate):
@@ -86,6 +87,7 @@ class RationalQuadraticSpline(Univariate):
         params = self.params(context)
         planes = params.movedim(-1, 0)
         if v.ndim > 1 and params.ndim > v.ndim and params.stride(-3) == 1:  # the batch lies innermost: walk along it
-            out, logdet = map_scalars(v.mT.contiguous(), planes.mT, inverse, self.limits)
-            return out.mT, logdet.mT
+            along = v.movedim(-1, 0).contiguous(), planes.movedim(-1, 1)
+            out, logdet = map_scalars(*along, inverse, self.limits)
+            return out.movedim(0, -1), logdet.movedim(0, -1)
         return map_scalars(v, planes, inverse, self.limits)

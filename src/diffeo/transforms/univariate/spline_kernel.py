@@ -4,7 +4,7 @@ Parameters arrive as planes: 3K − 1 tensors of the shape of x, one for each nu
 is elementwise on neighbours in memory. The bin of each scalar is found in one of two ways that agree up to rounding:
 eagerly with few operations over all bins at once, and, under a compiler, as an unrolled sum over the bins, which
 becomes one loop over the scalars that lives in registers. The backward pass recomputes the bins from the parameters, so
-that training keeps nothing beyond what came in.
+that training keeps nothing beyond what came in. `spline_operator` decides which of them runs.
 
 With ξ, s, q as in `spline` and m = ξ(1−ξ), t = (s ξ² + d₀ m)/q, a = d₁ ξ² + 2 s m + d₀ (1−ξ)²:
 
@@ -17,7 +17,7 @@ solves z = f(x; θ), dx/dz = 1/f' and dx/dθ = −(∂f/∂θ)/f'.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,61 +58,12 @@ class _Bin(NamedTuple):
     place: _Place | _UnrolledPlace
 
 
-def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
-    """The spline (or its inverse) at v, and the log-slope of that direction.
-
-    `params` has shape (3K − 1, *v.shape), or fewer trailing dims where scalars share a spline.
-    """
-    if not _own(v, params):
-        params = params.reshape(len(params), *(1,) * (v.ndim + 1 - params.ndim), *params.shape[1:])
-        return (_inverse if inverse else _forward)(v, params, limits)
-    function = _TracedSpline if torch.compiler.is_compiling() else Spline
-    return function.apply(v, params, inverse, limits)  # pyright: ignore[reportReturnType]
-
-
-def _own(v: Tensor, params: Tensor) -> bool:
+def owned(v: Tensor, params: Tensor) -> bool:
     """Whether every scalar has a spline of its own (sizes are compared last: a comparison ties them under export)."""
     return params.ndim == v.ndim + 1 and params.shape[1:] == v.shape
 
 
-class _TracedSpline(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
-        return (_inverse if inverse else _forward)(v, params, limits)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        v, params, ctx.inverse, ctx.limits = inputs
-        ctx.save_for_backward(output[0] if ctx.inverse else v, params)  # the scalar on the x axis
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        x, params = ctx.saved_tensors
-        return *_backward(x, params, grad, grad_log, ctx.inverse, ctx.limits), None, None
-
-
-class Spline(_TracedSpline):  # which compilers cannot follow
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _TracedSpline.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(output[0] if ctx.inverse else inputs[0], inputs[1])
-
-    @staticmethod
-    def jvp(ctx: Any, dv: Tensor | None, dparams: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:  # pyright: ignore
-        x, params = ctx.saved_tensors
-        dv = torch.zeros_like(x) if dv is None else dv
-        dparams = torch.zeros_like(params) if dparams is None else dparams
-
-        def pull(grad: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor]:
-            return _backward(x, params, grad, grad_log, ctx.inverse, ctx.limits)
-
-        zero = torch.zeros_like(x)  # the backward pass is linear in the gradients, and forward mode its transpose
-        return torch.func.vjp(pull, zero, zero)[1]((dv, dparams))
-
-
-def _forward(x: Tensor, params: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, params: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
     inside = x.clamp(-limits.bound, limits.bound)
     bin = _find(inside, params, 0, limits)
     d0, d1 = _slopes(bin, limits)
@@ -125,7 +76,7 @@ def _forward(x: Tensor, params: Tensor, limits: Limits) -> tuple[Tensor, Tensor]
     return torch.where(outside | x.isnan(), x, z), slope.log()
 
 
-def _inverse(z: Tensor, params: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+def inverse(z: Tensor, params: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
     inside = z.clamp(-limits.bound, limits.bound)
     bin = _find(inside, params, 1, limits)
     d0, d1 = _slopes(bin, limits)
@@ -151,7 +102,7 @@ def _slopes(bin: _Bin, limits: Limits) -> tuple[Tensor, Tensor]:
     return d0, d1
 
 
-def _backward(
+def backward(
     x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool, limits: Limits
 ) -> tuple[Tensor, Tensor]:
     """Gradients with respect to the input and the parameters, from those of the output and its log-slope."""
@@ -189,7 +140,7 @@ def _backward(
 def _find(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin:
     """The bin that holds v on the x (0) or the z axis (1)."""
     unroll = torch.compiler.is_compiling() and not torch.compiler.is_exporting()  # graphs are to stay small
-    if unroll and _own(v, params):
+    if unroll and owned(v, params):
         return _find_unrolled(v, params, axis, limits)
     k = limits.bins
     shares = params[: 2 * k].unflatten(0, (2, k)).softmax(1)

@@ -1,0 +1,140 @@
+"""The rational-quadratic spline as one operation with its own gradient.
+
+Eagerly it is an autograd function. A compiler that traces a model sees a single operator instead of a thousand small
+operations. That operator runs a kernel which is compiled apart from all models, once for all sizes, so that compiling a
+model stays quick, one kernel serves every layer and every model, and a second process finds it on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffeo.core.compiling import Kernel
+from diffeo.transforms.univariate import spline_kernel
+from diffeo.transforms.univariate.spline_kernel import Limits
+
+
+def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
+    """The spline (or its inverse) at v, and the log-slope of that direction.
+
+    `params` has shape (3K − 1, *v.shape), or fewer trailing dims where scalars share a spline.
+    """
+    if not spline_kernel.owned(v, params):
+        params = params.reshape(len(params), *(1,) * (v.ndim + 1 - params.ndim), *params.shape[1:])
+        return _direction(inverse)(v, params, limits)
+    if torch.compiler.is_exporting():
+        return _direction(inverse)(v, params, limits)
+    if torch.compiler.is_compiling():
+        return _operator(v, params, inverse, limits.bins, list(limits[1:]))
+    return Spline.apply(v, params, inverse, limits)  # pyright: ignore[reportReturnType]
+
+
+def _direction(inverse: bool) -> Callable[[Tensor, Tensor, Limits], tuple[Tensor, Tensor]]:
+    return spline_kernel.inverse if inverse else spline_kernel.forward
+
+
+class Spline(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
+        return _direction(inverse)(v, params, limits)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        v, params, ctx.inverse, ctx.limits = inputs
+        scalar = output[0] if ctx.inverse else v  # on the x axis
+        ctx.save_for_backward(scalar, params)
+        ctx.save_for_forward(scalar, params)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, params = ctx.saved_tensors
+        return *spline_kernel.backward(x, params, grad, grad_log, ctx.inverse, ctx.limits), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dv: Tensor | None, dparams: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:  # pyright: ignore
+        x, params = ctx.saved_tensors
+        dv = torch.zeros_like(x) if dv is None else dv
+        dparams = torch.zeros_like(params) if dparams is None else dparams
+
+        def pull(grad: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor]:
+            return spline_kernel.backward(x, params, grad, grad_log, ctx.inverse, ctx.limits)
+
+        zero = torch.zeros_like(x)  # the backward pass is linear in the gradients, and forward mode its transpose
+        return torch.func.vjp(pull, zero, zero)[1]((dv, dparams))
+
+
+@torch.library.custom_op("diffeo::spline", mutates_args=())
+def _operator(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, Tensor]:
+    out, log = _kernel(inverse, bins, *limits)(v.reshape(-1), _planes(params))
+    return out.view(v.shape), log.view(v.shape)
+
+
+@_operator.register_fake
+def _(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), v.new_empty(v.shape)
+
+
+@torch.library.custom_op("diffeo::spline_backward", mutates_args=())
+def _backward_operator(
+    x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool, bins: int, limits: list[float]
+) -> tuple[Tensor, Tensor]:
+    kernel = _backward_kernel(inverse, bins, *limits)
+    g_x, g_params = kernel(x.reshape(-1), _planes(params), grad.reshape(-1), grad_log.reshape(-1))
+    return g_x.view(x.shape), g_params.view(params.shape)
+
+
+@_backward_operator.register_fake
+def _(
+    x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool, bins: int, limits: list[float]
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), params.new_empty(params.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    v, params, *ctx.constants = inputs
+    ctx.save_for_backward(output[0] if ctx.constants[0] else v, params)
+
+
+def _pull(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:
+    g_v, g_params = _backward_operator(*ctx.saved_tensors, grad, grad_log, *ctx.constants)
+    return g_v, g_params, None, None, None
+
+
+_operator.register_autograd(_pull, setup_context=_keep)
+
+
+def _planes(params: Tensor) -> Tensor:
+    return params.reshape(len(params), -1).contiguous()
+
+
+@cache
+def _kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
+    limits = Limits(bins, *rest)
+
+    def run(v: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return _direction(inverse)(v, params, limits)
+
+    return Kernel(run, _example(bins, scalars=1))
+
+
+@cache
+def _backward_kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
+    limits = Limits(bins, *rest)
+
+    def run(x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor]:
+        return spline_kernel.backward(x, params, grad, grad_log, inverse, limits)
+
+    return Kernel(run, _example(bins, scalars=3))
+
+
+def _example(bins: int, scalars: int) -> list[tuple[int, ...]]:
+    """Shapes of a typical call: scalars in one contiguous row, so that the kernel is one loop."""
+    n = 16384
+    return [(n,), (3 * bins - 1, n), *[(n,)] * (scalars - 1)]
