@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from diffeo.training import FitResult as FitResult
     from diffeo.training import MaximumLikelihood as MaximumLikelihood
     from diffeo.training import NonFiniteError as NonFiniteError
+    from diffeo.training import ParquetRows as ParquetRows
     from diffeo.training import fit as fit
     from diffeo.training import kl_monte_carlo as kl_monte_carlo
 
@@ -92,6 +93,7 @@ _LATER = {
     "FlowRegressor": "diffeo.estimators",
     "FlowTransformer": "diffeo.estimators",
     "NonFiniteError": "diffeo.training",
+    "ParquetRows": "diffeo.training",
     "TableDensity": "diffeo.tables",
     "export": "diffeo.onnx",
     "fit": "diffeo.training",

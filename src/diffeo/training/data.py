@@ -1,4 +1,7 @@
-"""What `fit` trains on: rows in memory, map-style datasets, loaders; checked before any work is done."""
+"""What `fit` trains on: rows in memory, map-style datasets, loaders; checked before any work is done.
+
+Rows of Parquet files are in `parquet`.
+"""
 
 from __future__ import annotations
 
@@ -117,23 +120,21 @@ def as_rows(name: str, value: Any, dtype: torch.dtype) -> Tensor:
             return value
         value = value.double()
     check_finite(name, value)
-    lost = indistinct_columns(value, dtype)
-    if lost:
-        raise ValueError(
-            f"fit: columns {lost} of {name} vary too little around a large value for "
-            f"{str(dtype).removeprefix('torch.')}; subtract an offset, or pass precision='64-true'"
-        )
+    return resolved(name, value, dtype)
+
+
+def resolved(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values in the training dtype, unless it cannot resolve the spread of some columns of a table."""
+    if value.ndim == 2 and value.dtype != dtype:
+        exact = value.double()
+        spread = exact.std(0, correction=0)
+        lost = ((exact - value.to(dtype).double()).abs().amax(0) > 1e-3 * spread) & (spread > 0)
+        if lost.any():
+            raise ValueError(
+                f"fit: columns {lost.nonzero()[:, 0].tolist()} of {name} vary too little around a large value for "
+                f"{str(dtype).removeprefix('torch.')}; subtract an offset, or pass precision='64-true'"
+            )
     return value.to(dtype)
-
-
-def indistinct_columns(value: Tensor, dtype: torch.dtype) -> list[int]:
-    """Columns of a table whose spread this dtype cannot resolve."""
-    if value.ndim != 2 or value.dtype == dtype:
-        return []
-    exact = value.double()
-    spread = exact.std(0, correction=0)
-    lost = ((exact - value.to(dtype).double()).abs().amax(0) > 1e-3 * spread) & (spread > 0)
-    return lost.nonzero()[:, 0].tolist()
 
 
 def check_finite(name: str, value: Tensor) -> None:

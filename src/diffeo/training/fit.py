@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from diffeo.core import Density, Objective
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.data import Indexed, Table, as_source, split
-from diffeo.training.loop import Loop
+from diffeo.training.loop import INITIAL_ROWS, Loop
 from diffeo.training.objectives import MaximumLikelihood
+from diffeo.training.parquet import ParquetRows
 from diffeo.training.plan import make_plan
 from diffeo.training.result import FitResult
 
@@ -56,7 +57,8 @@ def fit(
 
     Args:
         flow_or_objective: a density, or an `Objective`.
-        x: rows, shape (n, *event): array, tensor, `Dataset` or `DataLoader` (these two give x or (x, context)).
+        x: rows, shape (n, *event): array, tensor, `Dataset` or `DataLoader` (these two give x or (x, context)), or
+            `ParquetRows` for a table larger than memory.
         context: what each row is conditioned on, shape (n, context).
         weights: weight of each row, ≥ 0.
         validation: share of rows held out, in [0, 1), or held-out rows: x, or (x, context).
@@ -105,8 +107,14 @@ def fit(
     dtype = torch.float64 if str(precision).startswith("64") else torch.float32
     if dtype == torch.float32 and any(p.dtype == torch.float64 for p in objective.parameters()):
         raise ValueError(f"fit: the flow is float64, but precision={precision!r}; pass precision='64-true'")
-    source = as_source(x, context, weights, dtype)
-    train, held, kept = _hold_out(source, validation, dtype, seed)
+    sample = None  # rows for data-dependent layers, where they are not those of `train`
+    if isinstance(x, ParquetRows):
+        if context is not None or weights is not None:
+            raise ValueError("fit: ParquetRows name the columns of the context themselves; weights need rows in memory")
+        train, held, sample = _hold_out_parquet(x, validation, dtype, seed)
+        kept = None
+    else:
+        train, held, kept = _hold_out(as_source(x, context, weights, dtype), validation, dtype, seed)
     folder, continued = checkpoints.open_folder(checkpoint, resume)
     if folder is not None and isinstance(train, DataLoader):
         raise ValueError(
@@ -142,7 +150,7 @@ def fit(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reaches all of them
         torch.manual_seed(seed + fabric.global_rank)
         try:
-            run = Loop(fabric, objective, train, held, kept, plan, compile, folder, checkpoint_every)
+            run = Loop(fabric, objective, train, held, kept, plan, compile, folder, checkpoint_every, sample)
             run.elapsed = time.monotonic() - began
             return run.go(continued, progress)
         except BaseException:
@@ -169,6 +177,17 @@ def _hold_out(
     if isinstance(held_rows, DataLoader):
         raise ValueError("fit: held-out rows must be in memory or a Dataset, not a DataLoader")
     return source, held_rows, None
+
+
+def _hold_out_parquet(
+    rows: ParquetRows, validation: Any, dtype: torch.dtype, seed: int
+) -> tuple[ParquetRows, Table | Indexed | None, Table]:
+    """As `_hold_out`, with rows for data-dependent layers."""
+    as_share = isinstance(validation, int | float) and not isinstance(validation, bool)
+    if as_share and not 0 <= validation < 1:
+        raise ValueError(f"fit: validation must be a share in [0, 1) or held-out rows, got {validation}")
+    train, held, sample = rows.hold_out(validation if as_share else 0.0, seed, INITIAL_ROWS, dtype)
+    return train, held if as_share else _hold_out(sample, validation, dtype, seed)[1], sample
 
 
 def _mixed_precision(precision: Any, accelerator: str) -> Any:

@@ -22,6 +22,7 @@ from diffeo.training.compiling import wants_compile
 from diffeo.training.data import Batch, Indexed, Table, as_batch, batch_index
 from diffeo.training.diagnosis import NonFiniteError, first_non_finite
 from diffeo.training.interrupts import deferred_interrupt
+from diffeo.training.parquet import ParquetRows
 from diffeo.training.plan import Plan
 from diffeo.training.progress import Progress
 from diffeo.training.result import FitResult
@@ -38,13 +39,14 @@ class Loop:
         self,
         fabric: Any,
         objective: Objective,
-        train: Table | Indexed | DataLoader,
+        train: Table | Indexed | ParquetRows | DataLoader,
         held: Table | Indexed | None,
         kept: Tensor | None,
         plan: Plan,
         compile: bool | str,
         folder: Path | None,
         checkpoint_every: float,
+        sample: Table | None = None,
     ):
         self.fabric, self.objective, self.plan = fabric, objective, plan
         self.folder, self.checkpoint_every = folder, checkpoint_every
@@ -55,7 +57,7 @@ class Loop:
         self.train = train
         if str(fabric._precision.precision).startswith("64"):
             objective.double()
-        self._initialize()
+        self._initialize(sample)
         self.train = self.train.to(fabric.device) if isinstance(self.train, Table) else self.train
         self.scale = None  # of the rows' weights, so that they average to one
         if isinstance(self.train, Table) and self.train.weights is not None:
@@ -70,7 +72,7 @@ class Loop:
         self.elapsed = 0.0
         self.total, self.counted = 0.0, 0  # training loss since the last evaluation
 
-    def _initialize(self) -> None:
+    def _initialize(self, sample: Table | None) -> None:
         """Data-dependent layers see training rows, once, before any wrapping."""
         initialize = getattr(self.objective, "initialize", None)
         densities = [child for child in self.objective.children() if isinstance(child, Density)]
@@ -78,7 +80,9 @@ class Loop:
             initialize = densities[0].initialize
         if initialize is None:
             return
-        if isinstance(self.train, Table):
+        if sample is not None:
+            rows = sample.tensors
+        elif isinstance(self.train, Table):
             rows = self.train.weighted_rows()
         elif isinstance(self.train, Indexed):
             rows = self.train.rows(torch.arange(min(len(self.train), INITIAL_ROWS)))
@@ -179,7 +183,7 @@ class Loop:
             bar.advance()
             closing = self.step % plan.evaluate_every == 0 or self.step == plan.steps
             if (closing or self.step % check_every == 0) and bad:
-                self._raise_non_finite(int(bad_step), batch)
+                self._raise_non_finite(int(bad_step), index, batch)
             if closing:
                 self.elapsed = time.monotonic() - began
                 out_of_patience = self._close_interval(bar, total, since)
@@ -207,10 +211,15 @@ class Loop:
             while True:
                 for batch in self.train:
                     yield torch.empty(0), tuple(t.to(device) for t in as_batch(batch, dtype))
-        else:
-            for index in batch_index(len(self.train), self.plan.batch_size, self.plan.seed, self.step):
-                index = index[self.fabric.global_rank :: self.fabric.world_size].to(device)
-                yield index, tuple(t.to(device) for t in self.train.rows(index))
+            return
+        part = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        if isinstance(self.train, ParquetRows):
+            for index, rows in self.train.batches(self.plan.batch_size, self.plan.seed, self.step):
+                yield index[part], tuple(t[part].to(device) for t in rows)
+            return
+        for index in batch_index(len(self.train), self.plan.batch_size, self.plan.seed, self.step):
+            index = index[part].to(device)
+            yield index, tuple(t.to(device) for t in self.train.rows(index))
 
     def _close_interval(self, bar: Progress, total: Tensor, since: float) -> bool:
         """Validate the averaged weights and keep them if they are the best; True when patience has run out."""
@@ -271,9 +280,11 @@ class Loop:
         mean = (w * loss).sum()
         return float(mean), float((w * w * (loss - mean) ** 2).sum().sqrt())
 
-    def _raise_non_finite(self, failed_step: int, batch: Batch) -> None:
+    def _raise_non_finite(self, failed_step: int, index: Tensor, batch: Batch) -> None:
         rows: list[int] = []
-        if not isinstance(self.train, DataLoader):
+        if isinstance(self.train, ParquetRows):
+            rows = index.tolist()
+        elif not isinstance(self.train, DataLoader):
             index = next(batch_index(len(self.train), self.plan.batch_size, self.plan.seed, failed_step))
             batch = tuple(t.to(self.fabric.device) for t in self.train.rows(index.to(self.fabric.device)))
             rows = (index if self.kept is None else self.kept[index]).tolist()
@@ -347,7 +358,8 @@ class Loop:
         shapes = {k: tuple(v.shape) for k, v in self.objective.state_dict().items()}
         train: Any = self.train
         flow = hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
-        return {"flow": flow, "rows": len(train), "values": self.data_digest}
+        values = train.fingerprint if isinstance(train, ParquetRows) else self.data_digest
+        return {"flow": flow, "rows": len(train), "values": values}
 
 
 _CARRIED = ("step", "elapsed", "waited", "best_loss", "total", "counted")
