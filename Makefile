@@ -42,11 +42,13 @@ bench-density: $(READY)  ## density tables of docs/benchmarks.md; needs the data
 	$(BIN)/python benchmarks/inverse.py
 	$(BIN)/python benchmarks/report.py
 
-bench-speed: $(READY)  ## every flow, library and operation in turn; FlowJAX in an environment of its own
+bench-speed: $(READY)  ## speed, memory and time to a score beside the peers; FlowJAX in an environment of its own
 	$(INSTALL) -e ".[bench]"
 	$(PYTHON) -m venv .venv-jax
 	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check "flowjax>=17" "jax>=0.4"
 	$(BIN)/python benchmarks/speed.py --jax-python .venv-jax/bin/python
+	$(BIN)/python benchmarks/scale.py
+	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/time_to_score.py --jax-python .venv-jax/bin/python
 	$(BIN)/python benchmarks/report.py
 
 bench: $(READY)  ## the tables about outliers, regression, mixed columns and streaming; needs the data folder

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+import report_scale
 import report_speed
 import report_tables
 from markdown import load, number, table
@@ -191,7 +192,7 @@ def main() -> None:
         "# Benchmarks",
         "",
         "Written by `benchmarks/report.py` from the JSON in `benchmarks/results`; no number is typed in by hand. The data is",
-        "not shipped: set `DIFFEO_DATA` to its folder. `make bench-density` and `make bench` run everything here but FlowJAX.",
+        "not shipped: set `DIFFEO_DATA` to its folder. `make bench-density`, `make bench-speed` and `make bench` run it all.",
         "",
     ]
     sections = [
@@ -204,6 +205,7 @@ def main() -> None:
         report_tables.streaming_section,
         roundtrip_section,
         report_speed.speed_section,
+        *report_scale.SECTIONS,
         inverse_section,
     ]
     text = "\n".join([*head, *(line for section in sections for line in section())])

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from torch import Tensor
+
 from diffeo.core.compiling import has_compiler
 from diffeo.training.plan import Plan
 
+RATE = 2e10  # floating-point operations a second of an uncompiled step, as two cores do them
+LONG = 600.0  # seconds: a cold compiler takes up to one or two minutes, and compiled steps about half the time
 
-def wants_compile(compile: bool | str, plan: Plan) -> bool:
-    """Whether to compile the training step; "auto" does so where even a slow compiler pays for itself several times."""
+
+def wants_compile(compile: bool | str, plan: Plan, parameters: Iterable[Tensor]) -> bool:
+    """Whether to compile the training step; "auto" does so where even a slow compiler pays for itself.
+
+    It goes by the length of the fit as predicted from its size, not by a clock, so that equal fits take equal steps.
+    """
     if compile not in (True, False, "auto"):
         raise ValueError(f"fit: compile must be True, False or 'auto', got {compile!r}")
-    if not compile or (compile == "auto" and not _is_long(plan)):
+    if not compile or (compile == "auto" and predicted_seconds(plan, parameters) < LONG):
         return False
     return has_compiler()
 
 
-def _is_long(plan: Plan) -> bool:
-    return plan.steps >= 30_000 and (plan.time_limit is None or plan.time_limit >= 900)
+def predicted_seconds(plan: Plan, parameters: Iterable[Tensor]) -> float:
+    """About how long the fit takes without compiling: six operations for each row and weight (Kaplan et al., 2020)."""
+    operations = 6.0 * plan.steps * plan.batch_size * sum(p.numel() for p in parameters)
+    return min(operations / RATE, float("inf") if plan.time_limit is None else plan.time_limit)

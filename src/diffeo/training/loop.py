@@ -64,7 +64,7 @@ class Loop:
             self.scale = self.train.weights / self.train.weights.mean()
 
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
-        self.result = FitResult(compiled=wants_compile(compile, plan))
+        self.result = FitResult(compiled=wants_compile(compile, plan, self.parameters))
         self.best: dict[str, Tensor] | None = None
         self.best_loss = float("inf")
         self.waited = 0  # evaluations without improvement

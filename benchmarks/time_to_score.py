@@ -1,0 +1,116 @@
+"""Seconds from starting Python to the test nats of the best peer: imports, reading, compiling, training and scoring.
+
+    python benchmarks/time_to_score.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+
+Peers train under the budget of the density benchmark; of each table those run again that came within 0.1 nats of the
+best there (results/density_peers.json), and the best of this run sets the goal. `diffeo` runs with ever more steps until
+it is there; every attempt is a process of its own, listed with its score. Writes benchmarks/results/time_to_score.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import peers
+import tables
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "time_to_score.json"
+NEAR = 0.1  # nats behind the best peer
+# steps, and whether the conditioners have residual blocks as those of normflows do
+ATTEMPTS = ((150, False), (300, False), (600, False), (1200, False), (1200, True), (3000, True))
+
+
+def contenders(table: str) -> list[tuple[str, str]]:
+    """Libraries and families whose mean over the seeds comes near the best."""
+    runs = json.loads((HERE / "results" / "density_peers.json").read_text())["runs"]
+    scores: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        if run["table"] == table:
+            scores.setdefault((run["library"], run["family"]), []).append(run["nats"])
+    means = {who: sum(nats) / len(nats) for who, nats in scores.items()}
+    return [who for who, nats in means.items() if nats > max(means.values()) - NEAR]
+
+
+def run_peer(python: str, library: str, family: str, table: str, threads: int) -> dict[str, Any]:
+    """One peer, from the start of its process to its score."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run.json"
+        command = [python, str(HERE / "peers.py"), "--libraries", library, "--families", family, "--tables", table]
+        began = time.perf_counter()
+        subprocess.run(
+            [*command, "--seeds", "0", "--threads", str(threads), "--out", str(out)], check=True, stdout=sys.stderr
+        )
+        seconds = time.perf_counter() - began
+        run = json.loads(out.read_text())["runs"][0]
+    return {"who": library, "family": family, "nats": run["nats"], "stderr": run["stderr"], "seconds": round(seconds, 1)}
+
+
+def run_ours(table: str, steps: int, residual: bool, threads: int) -> dict[str, Any]:
+    """One attempt of ours."""
+    command = [sys.executable, __file__, "--worker", table, str(steps), str(int(residual))]
+    began = time.perf_counter()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    seconds = time.perf_counter() - began
+    return {"who": "diffeo", "steps": steps, "residual": residual, **json.loads(told), "seconds": round(seconds, 1)}
+
+
+def attempt(table: str, steps: int, residual: bool) -> dict[str, float]:
+    """In a process of its own: the recipe's defaults and those of `fit`, a number of steps."""
+    import torch
+
+    import diffeo
+
+    train, _, test = tables.peer_split(table)
+    torch.manual_seed(0)
+    flow = diffeo.nsf_ar(train.shape[1], residual=residual)
+    diffeo.fit(flow, train, validation=0, steps=steps, batch_size=peers.BATCH, progress=False)
+    with torch.inference_mode():
+        scores = torch.cat([flow(part) for part in torch.from_numpy(test).split(2048)]).double()
+    return {"nats": float(scores.mean()), "stderr": float(scores.std() / len(scores) ** 0.5)}
+
+
+def main() -> None:
+    """All tables, or those asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", default=sys.executable, help="interpreter with zuko, nflows, normflows")
+    parser.add_argument("--jax-python", help="interpreter with flowjax; without it FlowJAX is left out")
+    parser.add_argument("--tables", nargs="+", default=peers.TABLES, choices=peers.TABLES)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        table, steps, residual = options.worker
+        print(json.dumps(attempt(table, int(steps), bool(int(residual)))))
+        return
+    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"tables": {}}
+    content["threads"] = options.threads
+    for table in options.tables:
+        runs: list[dict[str, Any]] = []
+        for library, family in contenders(table):
+            python = options.jax_python if library == "flowjax" else options.python
+            if python:
+                runs.append(run_peer(python, library, family, table, options.threads))
+                print(table, runs[-1], flush=True)
+        best = max(runs, key=lambda run: run["nats"])
+        for steps, residual in ATTEMPTS:
+            runs.append(run_ours(table, steps, residual, options.threads))
+            print(table, runs[-1], flush=True)
+            if runs[-1]["nats"] >= best["nats"]:
+                break
+        reached = runs[-1]["nats"] >= best["nats"]
+        content["tables"][table] = {"goal": best, "reached": reached, "runs": runs}
+        peers._write(RESULTS, content)
+
+
+if __name__ == "__main__":
+    main()
