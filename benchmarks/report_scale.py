@@ -29,7 +29,12 @@ def time_to_score_section() -> list[str]:
             goal = " (the goal)" if run == entry["goal"] else ""
             rows.append([name, who + goal, nats, f"{run['seconds']:.0f}", f"{seconds:.2f}"])
     out += table(["table", "", "test nats", "seconds", "seconds / the goal's"], rows)
-    return [*out, "", "    python benchmarks/time_to_score.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python", ""]
+    return [
+        *out,
+        "",
+        "    python benchmarks/time_to_score.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python",
+        "",
+    ]
 
 
 def depth_section() -> list[str]:

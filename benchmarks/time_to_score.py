@@ -3,8 +3,8 @@
     python benchmarks/time_to_score.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
 
 Peers train under the budget of the density benchmark; of each table those run again that came within 0.1 nats of the
-best there (results/density_peers.json), and the best of this run sets the goal. `diffeo` runs with ever more steps until
-it is there; every attempt is a process of its own, listed with its score. Writes benchmarks/results/time_to_score.json.
+best there (results/density_peers.json), and the best of this run sets the goal. `diffeo` runs with ever more steps
+until it is there; every attempt is a process of its own, listed with its score. Writes results/time_to_score.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def contenders(table: str) -> list[tuple[str, str]]:
     runs = json.loads((HERE / "results" / "density_peers.json").read_text())["runs"]
     scores: dict[tuple[str, str], list[float]] = {}
     for run in runs:
-        if run["table"] == table:
+        if run["table"] == table and run["nats"] == run["nats"]:  # not those that diverged
             scores.setdefault((run["library"], run["family"]), []).append(run["nats"])
     means = {who: sum(nats) / len(nats) for who, nats in scores.items()}
     return [who for who, nats in means.items() if nats > max(means.values()) - NEAR]
@@ -51,7 +51,13 @@ def run_peer(python: str, library: str, family: str, table: str, threads: int) -
         )
         seconds = time.perf_counter() - began
         run = json.loads(out.read_text())["runs"][0]
-    return {"who": library, "family": family, "nats": run["nats"], "stderr": run["stderr"], "seconds": round(seconds, 1)}
+    return {
+        "who": library,
+        "family": family,
+        "nats": run["nats"],
+        "stderr": run["stderr"],
+        "seconds": round(seconds, 1),
+    }
 
 
 def run_ours(table: str, steps: int, residual: bool, threads: int) -> dict[str, Any]:
@@ -101,6 +107,8 @@ def main() -> None:
             if python:
                 runs.append(run_peer(python, library, family, table, options.threads))
                 print(table, runs[-1], flush=True)
+        if not runs:
+            raise SystemExit(f"{table}: its best peer is flowjax, so pass --jax-python")
         best = max(runs, key=lambda run: run["nats"])
         for steps, residual in ATTEMPTS:
             runs.append(run_ours(table, steps, residual, options.threads))

@@ -10,18 +10,29 @@ import torch
 import diffeo
 from diffeo.core import compiling
 from diffeo.testing import perturbed
+from diffeo.transforms.univariate import spline_operator
 
 SMALL = {"layers": 2, "hidden": (16, 16)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [diffeo.realnvp, diffeo.nsf, diffeo.maf, diffeo.nsf_ar, diffeo.iaf])
-def test_compiled_flows_agree_with_eager_ones(recipe):
+@pytest.mark.parametrize(
+    ("recipe", "features"),
+    [
+        (diffeo.realnvp, 5),
+        (diffeo.nsf, 5),
+        (diffeo.maf, 5),
+        (diffeo.nsf_ar, 5),
+        (diffeo.nsf_ar, 10),  # by blocks of steps
+        (diffeo.iaf, 5),
+    ],
+)
+def test_compiled_flows_agree_with_eager_ones(recipe, features):
     torch.manual_seed(0)
-    flow = perturbed(recipe(5, context=2, **SMALL)).eval()
+    flow = perturbed(recipe(features, context=2, **SMALL)).eval()
     again = copy.deepcopy(flow)
     flow.compile()
-    x, c = torch.randn(64, 5), torch.randn(64, 2)
+    x, c = torch.randn(64, features), torch.randn(64, 2)
     for n in (64, 7, 33):
         assert torch.allclose(flow(x[:n], c[:n]), again(x[:n], c[:n]), rtol=1e-4, atol=1e-3)
     torch.compiler.set_stance("fail_on_recompile")
@@ -39,8 +50,28 @@ def test_compiled_flows_agree_with_eager_ones(recipe):
         assert torch.allclose(a.grad, b.grad, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (5, 3), (2, 4, 3)])
+def test_the_operator_that_compilers_see_is_the_spline(shape, inverse):
+    limits = diffeo.RationalQuadraticSpline(4).limits
+    strided = torch.randn(*shape, 2, dtype=torch.float64)[..., 0]  # with gaps in memory
+    params = torch.randn(*shape, 11, dtype=torch.float64).movedim(-1, 0)
+    results = []
+    for run in (spline_operator.Spline.apply, spline_operator._operator):
+        v, p = strided.detach().requires_grad_(), params.detach().requires_grad_()
+        constants = (limits,) if run is not spline_operator._operator else (limits.bins, list(limits[1:]))
+        outputs = run(v, p, inverse, *constants)
+        weights = torch.linspace(1, 2, strided.numel(), dtype=torch.float64).view(shape)
+        loss = sum((weights * out).sum() * (i + 1) for i, out in enumerate(outputs))
+        results.append([*outputs, *torch.autograd.grad(loss, (v, p))])
+    for a, b in zip(*results, strict=True):
+        assert a.shape == b.shape
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
 def test_copies_run_eagerly():
-    flow = diffeo.maf(3, **SMALL)
+    flow = diffeo.maf(10, **SMALL)
     flow.compile()  # nothing is compiled before the first call
     layer = next(part for part in flow.transform.parts if isinstance(part, diffeo.Autoregressive))
     assert layer._compiled_block is not None
@@ -48,8 +79,9 @@ def test_copies_run_eagerly():
         assert twin._compiled_call_impl is None
         for part in twin.modules():
             assert getattr(part, "_compiled_block", None) is None
+            assert getattr(part, "_compiled_run", None) is None
             assert getattr(part, "_compiled_inverse", None) is None
-        assert twin(torch.zeros(2, 3)).shape == (2,)
+        assert twin(torch.zeros(2, 10)).shape == (2,)
 
 
 def test_without_a_compiler_everything_runs_eagerly_and_the_log_says_so(monkeypatch, caplog):

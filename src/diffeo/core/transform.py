@@ -39,7 +39,8 @@ class Transform(nn.Module, ABC):
         exact_inverse: the inverse is a closed form.
         exact_logdet: False where the log-det is an unbiased estimate while training.
         traceable: False where `torch.compile` and `vmap` cannot follow, as in adaptive solvers.
-        stepwise_forward, stepwise_inverse: this direction runs through many small steps, which are compiled one by one.
+        stepwise_forward, stepwise_inverse: this direction runs through many small steps, so layers are compiled one by
+            one.
     """
 
     event_ndim: int = 0

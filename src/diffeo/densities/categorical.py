@@ -103,7 +103,7 @@ class Categorical(Density):
         return x
 
     def _logits(self, ones: Tensor, context: Context) -> Tensor:
-        return self.logits + ones @ (self.pairs * self.earlier).T + self.net(ones, context)
+        return self.logits + ones @ (self.pairs * self.earlier).T + self.net(ones, context).squeeze(-1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:

@@ -183,6 +183,8 @@ def _hold_out_parquet(
     rows: ParquetRows, validation: Any, dtype: torch.dtype, seed: int
 ) -> tuple[ParquetRows, Table | Indexed | None, Table]:
     """As `_hold_out`, with rows for data-dependent layers."""
+    if isinstance(validation, ParquetRows):
+        raise ValueError("fit: held-out rows must be in memory; pass a share, or rows that were read")
     as_share = isinstance(validation, int | float) and not isinstance(validation, bool)
     if as_share and not 0 <= validation < 1:
         raise ValueError(f"fit: validation must be a share in [0, 1) or held-out rows, got {validation}")

@@ -64,7 +64,9 @@ class Loop:
             self.scale = self.train.weights / self.train.weights.mean()
 
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
-        self.result = FitResult(compiled=wants_compile(compile, plan, self.parameters))
+        self.result = FitResult(
+            compiled=wants_compile(compile, plan, self.parameters, fabric.device.type, fabric.world_size)
+        )
         self.best: dict[str, Tensor] | None = None
         self.best_loss = float("inf")
         self.waited = 0  # evaluations without improvement
@@ -183,7 +185,7 @@ class Loop:
             bar.advance()
             closing = self.step % plan.evaluate_every == 0 or self.step == plan.steps
             if (closing or self.step % check_every == 0) and bad:
-                self._raise_non_finite(int(bad_step), index, batch)
+                self._raise_non_finite(int(bad_step), batch)
             if closing:
                 self.elapsed = time.monotonic() - began
                 out_of_patience = self._close_interval(bar, total, since)
@@ -280,10 +282,11 @@ class Loop:
         mean = (w * loss).sum()
         return float(mean), float((w * w * (loss - mean) ** 2).sum().sqrt())
 
-    def _raise_non_finite(self, failed_step: int, index: Tensor, batch: Batch) -> None:
+    def _raise_non_finite(self, failed_step: int, batch: Batch) -> None:
         rows: list[int] = []
         if isinstance(self.train, ParquetRows):
-            rows = index.tolist()
+            index, batch = next(self.train.batches(self.plan.batch_size, self.plan.seed, failed_step))
+            batch, rows = tuple(t.to(self.fabric.device) for t in batch), index.tolist()
         elif not isinstance(self.train, DataLoader):
             index = next(batch_index(len(self.train), self.plan.batch_size, self.plan.seed, failed_step))
             batch = tuple(t.to(self.fabric.device) for t in self.train.rows(index.to(self.fabric.device)))
@@ -358,7 +361,8 @@ class Loop:
         shapes = {k: tuple(v.shape) for k, v in self.objective.state_dict().items()}
         train: Any = self.train
         flow = hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
-        values = train.fingerprint if isinstance(train, ParquetRows) else self.data_digest
+        # held-out rows are in memory, and tell files of equal layout apart
+        values = f"{train.fingerprint} {self.data_digest}" if isinstance(train, ParquetRows) else self.data_digest
         return {"flow": flow, "rows": len(train), "values": values}
 
 

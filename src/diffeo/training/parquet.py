@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 HELD_ROWS = 100_000  # most rows that are held out
 SAMPLED_GROUPS = 64  # row groups that held-out rows and those for data-dependent layers come from
+HELD, SAMPLED = 1, 2
 
 
 class ParquetRows:
@@ -38,7 +40,8 @@ class ParquetRows:
         ValueError: no such columns, columns that are not numbers, missing values (as far as the files' statistics tell
             of them; the others are found when they are read).
 
-    Cost: memory for two reads, each of `shuffle_rows` rows and at most one row group more.
+    Cost: memory for two reads, one of them twice while it is shuffled. A read has `shuffle_rows` rows (those of eight
+    batches, if these are more), and up to half as many again and a row group more.
 
     >>> import diffeo, pandas as pd, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -57,6 +60,8 @@ class ParquetRows:
     ):
         import pyarrow.dataset as ds
 
+        if isinstance(columns, str) or isinstance(context, str):
+            raise ValueError("ParquetRows: columns and context are lists of names, not one string")
         if shuffle_rows < 1:
             raise ValueError(f"ParquetRows: expected shuffle_rows of at least 1, got {shuffle_rows}")
         paths = [os.fspath(p) for p in path] if isinstance(path, Sequence) and not isinstance(path, str) else path
@@ -65,10 +70,13 @@ class ParquetRows:
         self.columns = [c for c in dataset.schema.names if c not in self.context] if columns is None else list(columns)
         self.shuffle_rows = shuffle_rows
         self.dtype = torch.float32
-        _check_columns(dataset.schema, self.columns, self.context)
-        self._groups: list[ParquetFileFragment] = [
-            group for fragment in dataset.get_fragments() for group in fragment.split_by_row_group()
-        ]
+        _check_columns(
+            dataset.schema, self.columns, self.context, os.fspath(paths[0]) if isinstance(paths, list) else paths
+        )
+        self._groups: list[ParquetFileFragment] = []
+        for fragment in dataset.get_fragments():
+            _check_columns(fragment.physical_schema, self.columns, self.context, fragment.path)
+            self._groups += [group for group in fragment.split_by_row_group() if group.row_groups[0].num_rows]
         self._sizes = [group.row_groups[0].num_rows for group in self._groups]
         self._starts = [0, *accumulate(self._sizes)]
         if not self._starts[-1]:
@@ -83,14 +91,15 @@ class ParquetRows:
     @property
     def fingerprint(self) -> str:
         """What tells these rows from others, without reading them."""
-        return repr((self.columns, self.context, self.shuffle_rows, self._sizes))
+        seen = repr((self.columns, self.context, self.shuffle_rows, self._sizes))
+        return hashlib.sha256(seen.encode()).hexdigest()[:16]
 
     def hold_out(
         self, share: float, seed: int, initial: int, dtype: torch.dtype
     ) -> tuple[ParquetRows, Table | None, Table]:
         """The rows left for training, in this dtype; those held out; and `initial` of the former, as a sample.
 
-        Both come from at most 64 random row groups, of which no more than half is held out.
+        Both come from at most 64 random row groups, of which no more than half is held out. These are all read.
         """
         rows = ParquetRows.__new__(ParquetRows)
         rows.__dict__.update(self.__dict__)
@@ -98,23 +107,21 @@ class ParquetRows:
         random = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self._groups), generator=random)[:SAMPLED_GROUPS].tolist()
         among = sum(self._sizes[g] for g in chosen)
-        wanted = min(share * len(self), HELD_ROWS, among / 2)
+        wanted = min(round(share * len(self)), HELD_ROWS, among // 2)
+        wanted = max(wanted, 1) if share and among > 1 else 0
+        order = torch.randperm(among, generator=random)  # of the rows of these groups: held out, sample, the rest
+        role = torch.zeros(among, dtype=torch.int8)
+        role[order[:wanted]] = HELD
+        role[order[wanted : wanted + initial]] = SAMPLED
         held: list[Batch] = []
-        kept: list[Batch] = []
-        for g in chosen:
-            mask = torch.rand(self._sizes[g], generator=random) < wanted / among
+        sample: list[Batch] = []
+        for g, roles in zip(chosen, role.split([self._sizes[g] for g in chosen]), strict=True):
             values = self._read([g], torch.float64)
-            if wanted:
-                rows._held[g] = mask
-                held.append(tuple(t[mask] for t in values))
-            left = (~mask).nonzero()[:, 0]
-            some = left[torch.randperm(len(left), generator=random)[: -(-initial // len(chosen))]]
-            kept.append(tuple(t[some] for t in values))
-        sample = tuple(resolved("the rows", t, dtype) for t in _joined(kept))
-        held_rows = Table(tuple(t.to(dtype) for t in _joined(held))) if held else None
-        if held_rows is not None and not len(held_rows):
-            held_rows, rows._held = None, {}
-        return rows, held_rows, Table(sample)
+            rows._held[g] = roles == HELD
+            held.append(tuple(t[roles == HELD] for t in values))
+            sample.append(tuple(t[roles == SAMPLED] for t in values))
+        resolves = tuple(resolved("the rows", t, dtype) for t in _joined(sample))
+        return rows, Table(tuple(t.to(dtype) for t in _joined(held))) if wanted else None, Table(resolves)
 
     def batches(self, batch_size: int, seed: int, step: int) -> Iterator[tuple[Tensor, Batch]]:
         """Batch after batch from the given step on: the numbers of the rows in the table, and the rows.
@@ -136,17 +143,18 @@ class ParquetRows:
             order = torch.randperm(len(self._groups), generator=_generator(seed, epoch, 0)).tolist()
             reads: list[list[int]] = [[]]
             gathered = 0
+            enough = max(self.shuffle_rows, 8 * batch_size)  # fewer batches would leave too many rows over
             for g in order:
-                if gathered >= self.shuffle_rows:
+                if gathered >= enough:
                     reads.append([])
                     gathered = 0
                 reads[-1].append(g)
                 gathered += self._left(g)
-            if len(reads) > 1 and gathered < self.shuffle_rows / 2:  # a small rest goes with those before
+            if len(reads) > 1 and gathered < enough / 2:  # a small rest goes with those before
                 reads[-2:] = [reads[-2] + reads[-1]]
             counts = [sum(map(self._left, groups)) // batch_size for groups in reads]
-            if not any(counts):  # reads smaller than a batch
-                reads, counts = [order], [max(1, len(self) // batch_size)]
+            if not any(counts):  # all rows are fewer than a batch
+                counts = [1]
             for number, (groups, count) in enumerate(zip(reads, counts, strict=True)):
                 if step < count:
                     yield epoch, number, groups, step
@@ -177,11 +185,10 @@ class ParquetRows:
                         f"{self._groups[g].path}; drop or fill those rows"
                     )
                 rows[:, i] = column.to_numpy()
-            whole = torch.from_numpy(rows)
-            if not whole.isfinite().all():
-                check_finite(f"{[*self.columns, *self.context]} in {self._groups[g].path}", whole)
+            whole = torch.from_numpy(rows).to(dtype)
+            check_finite(f"{[*self.columns, *self.context]} in {self._groups[g].path}", whole)
             n = len(self.columns)
-            parts.append((whole[:, :n].to(dtype), *([whole[:, n:].to(dtype)] if self.context else [])))
+            parts.append((whole[:, :n], whole[:, n:]) if self.context else (whole,))
         return _joined(parts)
 
 
@@ -201,21 +208,20 @@ def _generator(seed: int, epoch: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) % 2**63)
 
 
-def _check_columns(schema: Any, columns: list[str], context: list[str]) -> None:
+def _check_columns(schema: Any, columns: list[str], context: list[str], path: Any) -> None:
     import pyarrow.types as kinds
 
-    unknown = [c for c in (*columns, *context) if c not in schema.names]
+    names = [*columns, *context]
+    unknown = [c for c in names if c not in schema.names]
     if unknown:
-        raise ValueError(f"ParquetRows: no columns {unknown}; there are {schema.names}")
-    twice = sorted({c for c in columns if c in context})
+        raise ValueError(f"ParquetRows: no columns {unknown} in {path}; there are {schema.names}")
+    twice = sorted({c for c in names if names.count(c) > 1})
     if twice or not columns:
-        raise ValueError(
-            f"ParquetRows: columns {twice} are in x and in the context" if twice else "ParquetRows: no columns"
-        )
-    for name in (*columns, *context):
+        raise ValueError(f"ParquetRows: columns {twice} are named twice" if twice else "ParquetRows: no columns")
+    for name in names:
         kind = schema.field(name).type
         if not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)):
-            raise ValueError(f"ParquetRows: column {name!r} holds {kind}, not numbers; pass columns=")
+            raise ValueError(f"ParquetRows: column {name!r} of {path} holds {kind}, not numbers; pass columns=")
 
 
 def _check_missing(groups: list[ParquetFileFragment], columns: set[str]) -> None:

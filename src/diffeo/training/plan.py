@@ -72,7 +72,7 @@ def make_plan(
     early_stopping = steps is None or patience is not None
     if steps is None:
         steps = epochs * steps_per_epoch if epochs else min(6000, max(1000, 100 * steps_per_epoch))
-    evaluate_every = max(steps_per_epoch, 50) if steps_per_epoch < 400 else steps_per_epoch
+    evaluate_every = min(max(steps_per_epoch, 50), 2000)
     if early_stopping and patience is None:
         patience = max(10, round(0.15 * steps / evaluate_every))
     return Plan(

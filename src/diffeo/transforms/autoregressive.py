@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from diffeo.core import Incremental, Transform, Univariate
 from diffeo.core.compiling import compiled
@@ -23,6 +23,8 @@ from diffeo.functional import (
     sum_event,
     visible,
 )
+
+SHORT = 8  # features up to which a whole run is compiled, not one block of steps
 
 
 class Autoregressive(Transform):
@@ -49,6 +51,7 @@ class Autoregressive(Transform):
     event_ndim = event_ndim_out = 1
     stepwise_inverse = True
     _compiled_block: Callable[..., Any] | None = None
+    _compiled_run: Callable[..., Any] | None = None
 
     def __init__(self, net: Incremental, univariate: Univariate, features: int | None = None):
         super().__init__()
@@ -77,14 +80,24 @@ class Autoregressive(Transform):
         if not (torch.is_grad_enabled() and self.net.has_adjoint) or torch.compiler.is_compiling():
             return self._run(z, context)
         with torch.no_grad():
-            x, _ = self._run(z, context)
+            detached = tree_map_only(Tensor, Tensor.detach, (z, context))
+            x, _ = (self._compiled_run or self._run)(*detached)
         return self._attach_gradient(x, z, context)
 
+    def invert(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        if self._compiled_run is None or torch.is_grad_enabled():
+            return self.inverse(z, context)
+        check_event(z, self.event, "Autoregressive")
+        return self._compiled_run(z, context)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_compiled_block"}
+        return {k: v for k, v in super().__getstate__().items() if k not in ("_compiled_block", "_compiled_run")}
 
     def compile_inverse(self) -> None:
-        self._compiled_block = compiled(self._block)
+        if len(self.net.order) <= SHORT:
+            self._compiled_run = compiled(self._run)
+        else:
+            self._compiled_block = compiled(self._block)
 
     def _attach_gradient(self, x: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The solution x and its log-det again, as functions of z, weights and context that autograd can follow.

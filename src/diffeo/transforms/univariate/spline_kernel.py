@@ -4,8 +4,7 @@ Parameters arrive as planes: 3K − 1 tensors of the shape of x, one for each nu
 is elementwise on neighbours in memory. The bin of each scalar is found in one of two ways that agree up to rounding:
 eagerly with few operations over all bins at once, and, under a compiler, as an unrolled sum over the bins, which
 becomes one loop over the scalars that lives in registers. The backward pass recomputes the bins from the parameters, so
-that training keeps nothing beyond what came in. `spline_operator` decides which of them runs.
-
+that training keeps nothing beyond what came in.
 With ξ, s, q as in `spline` and m = ξ(1−ξ), t = (s ξ² + d₀ m)/q, a = d₁ ξ² + 2 s m + d₀ (1−ξ)²:
 
     z = y₀ + h t,     log dz/dx = 2 log s + log a − 2 log q

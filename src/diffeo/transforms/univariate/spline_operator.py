@@ -27,9 +27,9 @@ def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tup
     if not spline_kernel.owned(v, params):
         params = params.reshape(len(params), *(1,) * (v.ndim + 1 - params.ndim), *params.shape[1:])
         return _direction(inverse)(v, params, limits)
-    if torch.compiler.is_exporting():
-        return _direction(inverse)(v, params, limits)
     if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting() or v.dtype != params.dtype:
+            return _direction(inverse)(v, params, limits)
         return _operator(v, params, inverse, limits.bins, list(limits[1:]))
     return Spline.apply(v, params, inverse, limits)  # pyright: ignore[reportReturnType]
 
@@ -70,9 +70,12 @@ class Spline(torch.autograd.Function):
         return torch.func.vjp(pull, zero, zero)[1]((dv, dparams))
 
 
-@torch.library.custom_op("diffeo::spline", mutates_args=())
+_CONSTANTS = "bool inverse, int bins, float[] limits) -> (Tensor, Tensor)"
+
+
+@torch.library.custom_op("diffeo::spline", mutates_args=(), schema=f"(Tensor v, Tensor params, {_CONSTANTS}")
 def _operator(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, Tensor]:
-    out, log = _kernel(inverse, bins, *limits)(v.reshape(-1), _planes(params))
+    out, log = _kernel(inverse, bins, *limits)(_row(v), _planes(params))
     return out.view(v.shape), log.view(v.shape)
 
 
@@ -81,12 +84,16 @@ def _(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) 
     return v.new_empty(v.shape), v.new_empty(v.shape)
 
 
-@torch.library.custom_op("diffeo::spline_backward", mutates_args=())
+@torch.library.custom_op(
+    "diffeo::spline_backward",
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor params, Tensor grad, Tensor grad_log, {_CONSTANTS}",
+)
 def _backward_operator(
     x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool, bins: int, limits: list[float]
 ) -> tuple[Tensor, Tensor]:
     kernel = _backward_kernel(inverse, bins, *limits)
-    g_x, g_params = kernel(x.reshape(-1), _planes(params), grad.reshape(-1), grad_log.reshape(-1))
+    g_x, g_params = kernel(_row(x), _planes(params), _row(grad), _row(grad_log))
     return g_x.view(x.shape), g_params.view(params.shape)
 
 
@@ -103,11 +110,16 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _pull(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:
-    g_v, g_params = _backward_operator(*ctx.saved_tensors, grad, grad_log, *ctx.constants)
+    x, params = ctx.saved_tensors
+    g_v, g_params = _backward_operator(x, params, grad.to(x.dtype), grad_log.to(x.dtype), *ctx.constants)
     return g_v, g_params, None, None, None
 
 
 _operator.register_autograd(_pull, setup_context=_keep)
+
+
+def _row(v: Tensor) -> Tensor:
+    return v.reshape(-1).contiguous()  # what is flat already may still have gaps
 
 
 def _planes(params: Tensor) -> Tensor:
