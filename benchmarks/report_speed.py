@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from markdown import load, table
-from speed_peers import OPERATIONS, PEERS
+from speed_peers import CONFIGURATIONS, OPERATIONS, PEERS
 
 TITLES = {"density": "Log-density", "step": "Training step", "sample": "Samples"}
 
@@ -14,7 +14,7 @@ TITLES = {"density": "Log-density", "step": "Training step", "sample": "Samples"
 def speed_section() -> list[str]:
     """Every configuration, library and operation of benchmarks/speed.py."""
     result = load("speed")
-    runs = result["runs"]
+    runs = _in_order(result["runs"])
     some = next(iter(runs.values()))
     versions = {name: v for run in runs.values() for who in run["versions"].values() for name, v in who.items()}
     out = [
@@ -56,6 +56,10 @@ def speed_section() -> list[str]:
     return out
 
 
+def _in_order(runs: dict[str, Any]) -> dict[str, Any]:
+    return {c.name: runs[c.name] for c in CONFIGURATIONS if c.name in runs}
+
+
 def _row(name: str, run: dict[str, Any], operation: str, libraries: list[str]) -> list[str]:
     cells, medians = [], {}
     for library in libraries:
@@ -77,8 +81,9 @@ def write_picture(path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
 
-    runs = load("speed")["runs"]
+    runs = _in_order(load("speed")["runs"])
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained", sharey=True)
     for ax, operation in zip(axes, OPERATIONS, strict=True):
         for library, color in (("diffeo", "#ee6c4d"), ("diffeo-eager", "#e0b1a3"), ("floor", "#98a2ad")):
@@ -89,9 +94,13 @@ def write_picture(path: Path) -> None:
             ax.plot(ratios, range(len(runs)), "o", color=color, label=library)
         ax.axvline(1, color="#1b1f24", lw=0.8)
         ax.set(xscale="log", title=TITLES[operation], xlabel="times the fastest peer's")
+        low, high = ax.get_xlim()
+        ticks = [t for t in (0.01, 0.03, 0.1, 0.3, 0.5, 1, 2, 5) if low < t < high]
+        ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.grid(axis="y", color="#e6e8eb")
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(runs)), list(runs))
     axes[0].invert_yaxis()
-    axes[0].legend(frameon=False)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     fig.savefig(path, dpi=130)

@@ -156,7 +156,7 @@ def epoch(path: str, rows: int, streamed: bool) -> dict[str, Any]:
     import diffeo
 
     def fit(x: Any, steps: int) -> diffeo.FitResult:
-        flow = diffeo.maf(8, layers=2, hidden=(32, 32), components=0)
+        flow = diffeo.maf(8, layers=2, hidden=(32, 32))
         return diffeo.fit(flow, x, validation=0, steps=steps, batch_size=8192, progress=False)
 
     fit(torch.randn(20_000, 8), 3)  # what a fit needs anyway
@@ -177,8 +177,8 @@ def startup() -> dict[str, Any]:
     commands = {
         "import torch": [sys.executable, "-c", "import torch"],
         "import torch, diffeo": [sys.executable, "-c", "import torch, diffeo"],
-        "diffeo --version": [sys.executable, "-m", "diffeo", "--version"],
-        "diffeo fit --help": [sys.executable, "-m", "diffeo", "fit", "--help"],
+        "diffeo --version": [sys.executable, "-m", "diffeo.cli", "--version"],
+        "diffeo fit --help": [sys.executable, "-m", "diffeo.cli", "fit", "--help"],
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(STARTS):

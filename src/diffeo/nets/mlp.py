@@ -101,7 +101,7 @@ class MLP(nn.Module):
         if self.from_context is not None:
             c = self.from_context(require_context(context, self.context, "MLP"))
             return c if h is None else h + c  # without an x the batch is that of the context: one pass serves many x
-        return h
+        return h  # pyright: ignore[reportReturnType] (a net without x and context is a constant)
 
 
 class _Residual(nn.Sequential):

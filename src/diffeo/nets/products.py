@@ -1,7 +1,7 @@
 """Matrix products of conditioners in the form that runs fastest, with the layout that what follows reads best.
 
 Biases are added after the product, where a compiler joins them to the activation; the fused form copies the bias into
-the result first. Products with a narrow side run up to five times faster with that side outermost, which the layouts
+the result first. Products with a narrow side run up to three times faster with that side outermost, which the layouts
 of the operands decide, in the backward pass too (`benchmarks/products.py` measures both).
 """
 

@@ -12,7 +12,7 @@ from diffeo.training.plan import Plan
 # floating-point operations a second of an uncompiled step: two cores do so many, a GPU some fifty times more
 RATE = {"cpu": 2e10}
 ELSEWHERE = 1e12
-LONG = 600.0  # seconds: a cold compiler takes up to one or two minutes, and compiled steps about half the time
+LONG = 240.0  # seconds: a cold compiler takes up to a minute or two, and compiled steps less than half the time
 
 
 def wants_compile(compile: bool | str, plan: Plan, parameters: Iterable[Tensor], device: str, world: int) -> bool:

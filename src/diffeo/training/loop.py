@@ -89,6 +89,8 @@ class Loop:
         elif isinstance(self.train, Indexed):
             rows = self.train.rows(torch.arange(min(len(self.train), INITIAL_ROWS)))
         else:
+            if isinstance(self.train, ParquetRows):
+                raise ValueError("fit: ParquetRows need a sample of their rows")
             dtype = next((p.dtype for p in self.objective.parameters()), torch.float32)
             seen: list[Batch] = []
             for batch in self.train:
