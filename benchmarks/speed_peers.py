@@ -39,8 +39,8 @@ PACKAGES = {library: (library, "torch") for library in PEERS} | {
     "flowjax": ("flowjax", "jax", "jaxlib", "equinox", "optax"),
 }
 IDIOMS = {
-    "diffeo": "alternating masks, or orders turned round; compiled by flow.compile(); SiLU, its default activation, "
-    "where all others use ReLU",
+    "diffeo": "alternating masks, or orders turned round; compiled by flow.compile(), the training step "
+    "by CompiledGradients; SiLU, its default activation, where all others use ReLU",
     "diffeo-eager": "the same without compiling",
     "floor": "the dense matrix products of the same nets alone, by PyTorch's default, without biases and activations; "
     "a step is the products of the forward and the backward pass; a sample is one pass, also for maf and nsf_ar",
@@ -125,7 +125,9 @@ def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.
     flow.module.eval()
     if library == "diffeo":
         flow.module.compile()
-        trained.module.compile()
+        import diffeo
+
+        gradients = diffeo.CompiledGradients(diffeo.MaximumLikelihood(trained.module))
     optimiser = torch.optim.Adam(trained.module.parameters(), lr=RATE, fused=True)
     x = torch.from_numpy(rows)
 
@@ -137,6 +139,11 @@ def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.
     def sample() -> Any:
         return flow.sample(configuration.batch)
 
+    def compiled_step() -> Any:
+        loss = gradients(x)
+        optimiser.step()
+        return loss
+
     def step() -> Any:
         optimiser.zero_grad()
         loss = -trained.log_prob(x).mean()
@@ -145,7 +152,8 @@ def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.
         return loss.detach()
 
     parameters = sum(p.numel() for p in flow.module.parameters() if p.requires_grad)
-    return Peer({"density": density, "step": step, "sample": sample}, parameters)
+    steps = compiled_step if library == "diffeo" else step
+    return Peer({"density": density, "step": steps, "sample": sample}, parameters)
 
 
 def _diffeo(configuration: Configuration) -> TorchFlow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -351,3 +352,35 @@ def test_a_compiled_fit_agrees_with_an_eager_one():
     assert compiled.compiled
     assert not eager.compiled
     assert torch.allclose(weights(a), weights(b), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_gradients_are_those_of_autograd():
+    flow = small()
+    flow.register_parameter("unused", torch.nn.Parameter(torch.zeros(3)))
+    objective = diffeo.MaximumLikelihood(flow)
+    gradients = diffeo.CompiledGradients(objective)
+    for n, weighted in ((40, False), (40, True), (7, False)):
+        x, w = torch.from_numpy(rows(n)).float(), torch.rand(n) if weighted else None
+        loss = gradients(x, weights=w)
+        got = [p.grad for p in flow.parameters()]
+        flow.zero_grad()
+        expected = (objective(x) if w is None else objective(x) * w).mean()
+        expected.backward()
+        assert torch.allclose(loss, expected, atol=1e-5)
+        assert flow.unused.grad is None
+        for p, g in zip(flow.parameters(), got, strict=True):
+            assert (p.grad is None) == (g is None)
+            assert g is None or torch.allclose(p.grad, g, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_weighted_fit_and_one_that_recomputes_compile_too():
+    for memory in ("store", "recompute"):
+        a = small()
+        a.transform.memory = memory
+        b = copy.deepcopy(a)
+        w = torch.rand(len(rows()))
+        diffeo.fit(a, rows(), weights=w, steps=20, compile=False)
+        diffeo.fit(b, rows(), weights=w, steps=20, compile=True)
+        assert torch.allclose(weights(a), weights(b), atol=1e-4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -73,24 +72,20 @@ def test_the_inverse_agrees_with_full_passes(residual, grad):
 
 
 def test_each_hidden_unit_is_computed_once():
-    net = MADE(8, 2, hidden=(32, 32))
+    net = MADE(64, 2, hidden=(256, 256))
     layer = diffeo.Autoregressive(net, diffeo.Affine())
-    net.block = 1  # longer blocks trade some of it for products of useful size
-    rows = [0, 0, 0]
-    original = net.look_ahead
+    rows = []
+    original = net.activation.forward
 
-    def counting(d, x_block, state):
-        state = original(d, x_block, state)
-        for i, h in enumerate(state.ahead):
-            rows[i] += len(h)
-        return state
+    def counting(h):
+        rows.append(len(h))
+        return original(h)
 
-    net.look_ahead = counting
+    net.activation.forward = counting
     with torch.no_grad():
-        layer.inverse(torch.randn(3, 8))
-    assert rows[2] == 16
-    height = max(b - a for s in net._slices for a, b in pairwise([0, *s]))  # as many rows at every step
-    assert max(rows[:2]) <= 8 * height
+        layer.inverse(torch.randn(3, 64))
+    assert len(rows) == 2 * 64
+    assert 512 <= sum(rows) <= 1.1 * 512  # all units, and a few empty slots that keep the blocks alike
 
 
 def test_gradients_of_the_inverse():
@@ -213,3 +208,52 @@ def test_a_network_of_the_context_alone_runs_once_for_many_x():
     assert torch.allclose(z, apart, atol=1e-6)
     assert torch.allclose(logdet, logdet_apart, atol=1e-6)
     assert torch.allclose(layer.inverse(z, c)[0], x, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("univariate", "masked", "residual"),
+    [(diffeo.RationalQuadraticSpline(4), False, False), (diffeo.Affine(), True, True)],
+)
+def test_a_compiled_block_serves_all_layers_and_batches(univariate, masked, residual):
+    features, options = 19, {"context": 2, "hidden": (60, 60), "residual": residual}
+    nets = [MADE(features, univariate.n_params, order=torch.randperm(features), **options) for _ in range(2)]
+    layers = [perturbed(diffeo.Autoregressive(net, univariate)) for net in nets]
+    for layer in layers:
+        layer.compile_inverse()
+    assert layers[0]._compiled_block is layers[1]._compiled_block
+    assert features % nets[0].block  # the last block is not full
+    for layer in layers:
+        for batch in [(7,), (1,), (3, 4), ()]:
+            z, c = torch.randn(*batch, features), torch.randn(2)
+            context = {"features": c, "mask": torch.rand(*batch, features) > 0.3} if masked else c
+            with torch.inference_mode():
+                x, logdet = layer.inverse(z, context)
+            with torch.no_grad():
+                twin = copy.deepcopy(layer)  # not compiled
+                expected, expected_logdet = twin.inverse(z, context)
+            assert x.shape == z.shape
+            assert logdet.shape == z.shape[:-1]
+            assert torch.allclose(x, expected, atol=1e-5)
+            assert torch.allclose(logdet, expected_logdet, atol=1e-4)
+
+
+def test_layers_share_a_compiled_block_only_where_they_do_the_same():
+    def block(**changes):
+        options = {"features": 40, "n_params": 2, "hidden": (64, 64), **changes}
+        univariate = options.pop("univariate", diffeo.Affine())
+        layer = diffeo.Autoregressive(MADE(**options), univariate)
+        layer.compile_inverse()
+        return layer._compiled_block
+
+    first = block()
+    assert block() is first
+    for changes in (
+        {"activation": torch.nn.ReLU},
+        {"residual": True},
+        {"hidden": (64, 128)},
+        {"univariate": diffeo.Affine(2.0)},
+        {"univariate": diffeo.LocationScale()},
+    ):
+        assert block(**changes) is not first
+    assert block(activation=torch.nn.PReLU) is not block(activation=torch.nn.PReLU)  # it has a weight of its own

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from diffeo.onnx import export as export
     from diffeo.tables import TableDensity as TableDensity
     from diffeo.tables import fit_table as fit_table
+    from diffeo.training import CompiledGradients as CompiledGradients
     from diffeo.training import FitResult as FitResult
     from diffeo.training import MaximumLikelihood as MaximumLikelihood
     from diffeo.training import NonFiniteError as NonFiniteError
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
 # what training needs loads when it is first used, so that `import diffeo` stays close to `import torch`
 _LATER = {
     "BatchScorer": "diffeo.batches",
+    "CompiledGradients": "diffeo.training",
     "FitResult": "diffeo.training",
     "MaximumLikelihood": "diffeo.training",
     "FlowDensity": "diffeo.estimators",

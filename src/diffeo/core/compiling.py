@@ -6,16 +6,19 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from functools import cache
 from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 # A spline is one loop over scalars, but of more operations than Inductor joins by default.
 OPTIONS: dict[str, Any] = {"max_fusion_size": 10_000, "size_asserts": False}
+EXAMPLE = 1024  # rows
+_BOOKKEEPING = vars(nn.Module())
 
 
 @cache
@@ -51,33 +54,50 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 class Kernel:
     """A function of tensors that is compiled apart from the models that call it: once, for all sizes.
 
-    Compiled for each dtype, device and number of threads in turn, on examples of these shapes, of which the last size
-    may differ later. Calls check nothing, so they cost little; arguments must be contiguous and of one dtype. Without a
-    compiler, the function as it is.
+    Compiled for each dtype, device and number of threads in turn. Calls check nothing, so they cost little: arguments
+    must be contiguous tensors of one dtype, or tuples of them, in always the same shapes but for the last size of the
+    first `free` arguments, which may differ from call to call. Without a compiler, the function as it is.
     """
 
-    def __init__(self, function: Callable[..., Any], shapes: Sequence[tuple[int, ...]]):
-        self.function, self.shapes = function, shapes
+    def __init__(self, function: Callable[..., Any], free: int):
+        self.function, self.free = function, free
         self.runs: dict[tuple[torch.dtype, torch.device, int], Callable[..., Any]] = {}
 
-    def __call__(self, *args: Tensor) -> Any:
-        key = (args[0].dtype, args[0].device, torch.get_num_threads())
+    def __call__(self, first: Tensor, *rest: Any) -> Any:
+        key = (first.dtype, first.device, torch.get_num_threads())
         run = self.runs.get(key)
         if run is None:
-            run = self.runs[key] = self._compile(*key[:2])
-        return run(*args)
+            run = self.runs[key] = self._compile(first, *rest)
+        return run(first, *rest)
 
-    def _compile(self, dtype: torch.dtype, device: torch.device) -> Callable[..., Any]:
+    def _compile(self, *args: Any) -> Callable[..., Any]:
         if not has_compiler():
             return self.function
-        examples = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape in self.shapes)
-        for example in examples:
-            torch._dynamo.mark_dynamic(example, example.ndim - 1)  # pyright: ignore
-        compiler: Any = torch.compile(self.function, fullgraph=True, options=OPTIONS)
-        with torch.no_grad():
-            run = compiler.aot_compile((examples, {}))  # kept here: resetting the compiler does not touch it
+
+        def example(t: Tensor) -> Tensor:
+            sized = t.new_zeros(*t.shape[:-1], EXAMPLE)
+            torch._dynamo.mark_dynamic(sized, t.ndim - 1)  # pyright: ignore
+            return sized
+
+        with torch.inference_mode(False), torch.no_grad():
+            examples = tree_map_only(Tensor, example, args[: self.free])
+            fixed = tree_map_only(Tensor, torch.zeros_like, args[self.free :])
+            compiler: Any = torch.compile(self.function, fullgraph=True, options=OPTIONS)
+            # kept here: resetting the compiler does not touch it
+            run = compiler.aot_compile(((*examples, *fixed), {}))
         run.disable_guard_check()
         return run
+
+
+def signature(module: nn.Module) -> Hashable:
+    """Equal for modules that compute the same: their classes and attributes; None where that cannot be told."""
+    if any(True for _ in (*module.parameters(), *module.buffers())):
+        return None
+    own = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING}
+    parts = [signature(child) for child in module.children()]
+    if None in parts or not all(isinstance(v, Hashable) for v in own.values()):
+        return None
+    return type(module), frozenset(own.items()), tuple(parts)
 
 
 def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:

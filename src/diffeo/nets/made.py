@@ -9,16 +9,23 @@ known, so that step d of a sampling run computes one contiguous slice of each la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
-from diffeo.core import Incremental
+from diffeo.core import SHORT, Incremental
+from diffeo.core.compiling import signature
 from diffeo.functional import Context, permute_last
 from diffeo.nets.mlp import Activation, require_context
 from diffeo.nets.products import Linear, affine, scalar_params
+
+# units of each layer in a block of steps: fewer make the products before the block smaller, more those inside
+BLOCK_UNITS = 32
+LONGEST_BLOCK = 32  # steps
+# units of a block whose products a compiled step writes out, so that they fuse with what is before and after
+UNROLLED = 48
 
 
 class MaskedLinear(nn.Linear):
@@ -79,6 +86,7 @@ class MADE(Incremental):
     """
 
     has_adjoint = True
+    rows1: Tensor
 
     def __init__(
         self,
@@ -135,11 +143,11 @@ class MADE(Incremental):
         self.from_context = Linear(context, self._stack()[0].out_features, bias=False) if context else None
         self.activation = activation()
         self.dropout = nn.Dropout(dropout)
-        # steps whose products with everything before them are done at once: more of them make these larger, but all
-        # units of a block (about 32) are computed at each of its steps
-        self.block = max(1, min(8, 32 * features // max(hidden, default=1)))
         # slices[i][d]: how many units of layer i can be computed at step d
         self._slices = [torch.searchsorted(ready[k], torch.arange(features), right=True).tolist() for k in widths]
+        units = int(BLOCK_UNITS * (2 / max(2, len(widths))) ** 0.5)  # compiling takes its square, times the layers
+        block = min(features, LONGEST_BLOCK, max(1, units * features // max(hidden, default=1)))
+        self._set_block(features if features <= SHORT else block)
         last_layer = self._stack()[-1]
         nn.init.zeros_(last_layer.weight)
         nn.init.zeros_(last_layer.bias)
@@ -165,54 +173,98 @@ class MADE(Incremental):
         return h, inner
 
     def start(self, z: Tensor, context: Context = None) -> MADEState:
-        batch, c = z.shape[:-1], None
+        c = None
         if self.from_context is not None:
             c = self.from_context(require_context(context, self.context, "MADE"))
-            batch = torch.broadcast_shapes(batch, c.shape[:-1])
-            c = c.expand(*batch, -1).reshape(-1, c.shape[-1]).T
-        x = z.expand(*batch, -1).reshape(-1, self.features).T[:0]
-        weights = tuple(layer.masked for layer in self._stack())
-        return MADEState(0, batch, c, weights, (x,) * len(weights), (), (), ())  # no rows yet, in any layer
-
-    def look_ahead(self, d: int, x_block: Tensor | None, state: MADEState) -> MADEState:
-        known = state.known
-        if x_block is not None:
-            found = (x_block.reshape(-1, x_block.shape[-1]).T, *state.inner)
-            places = (d - self.block, *(self._window(i, d - self.block)[0] for i in range(len(self.layers) - 1)))
-            heights = (self.features, *(layer.out_features for layer in self._stack()[:-1]))
-            known = tuple(map(_insert, known, found, places, heights))
-        near: list[Tensor] = []
-        ahead: list[Tensor] = []
-        low, high = d, min(d + self.block, self.features)  # of what feeds the layer, inside the block
+            c = c.expand(*z.shape[:-1], -1).reshape(-1, c.shape[-1]).T
+        layers = []
         for i, layer in enumerate(self._stack()):
-            start, stop = self._window(i, d)
-            h = layer.bias[start:stop].unsqueeze(1)
-            if low:
-                h = h + state.weights[i][start:stop, :low] @ known[i][:low]
-            if i == 0 and state.context is not None:
-                h = h + state.context[start:stop]
-            ahead.append(h.expand(-1, known[0].shape[1]))
-            near.append(state.weights[i][start:stop, low:high])
-            low, high = start, stop
-        return state._replace(index=0, known=known, near=tuple(near), ahead=tuple(ahead), inner=())
+            columns, there, rows = (getattr(self, name) for name in (f"rows{i}", f"there{i}", f"rows{i + 1}"))
+            weight = layer.masked.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+            near = weight.gather(2, columns.unsqueeze(1).expand(-1, rows.shape[1], -1))
+            near = torch.where(there.unsqueeze(1), near, 0.0)
+            bias = layer.bias.index_select(0, rows.flatten()).view(*rows.shape, 1)
+            layers.append((weight.unbind(), near.unbind(), bias.unbind()))
+        nothing = z.reshape(-1, self.features).T[:0]
+        return MADEState(c, tuple(layers), (nothing,) * len(layers))
 
-    def step(self, x_prev: Tensor | None, state: MADEState) -> tuple[Tensor, None, MADEState]:
-        i, p, top = state.index, self.n_params, len(self.layers) - 1
-        ahead, near = state.ahead, state.near
-        if i and x_prev is not None:
-            ahead = (torch.addcmul(ahead[0], near[0][:, i - 1 : i], x_prev.reshape(1, -1)), *ahead[1:])
-        h = skip = ahead[0]
-        inner: list[Tensor] = []
-        for layer in range(top):
-            if layer:
-                h = torch.addmm(ahead[layer], near[layer], inner[-1])
+    def look_ahead(
+        self, d: int, x_block: Tensor | None, found: tuple[Tensor, ...] | None, state: MADEState
+    ) -> tuple[MADEState, tuple[Tensor, ...], MADEBlock]:
+        if x_block is not None and found is not None:
+            start = d - self.block
+            new, places, heights = [x_block], [start], [self.features]
+            for i, units in enumerate(found):
+                first, last = self._ready(i, start - 1), self._ready(i, d - 1)
+                padded = last - first < len(units)
+                new.append(units.index_select(0, getattr(self, f"slots{i + 1}")[first:last]) if padded else units)
+                places.append(first)
+                heights.append(self._stack()[i].out_features)
+            state = state._replace(known=tuple(map(_insert, state.known, new, places, heights)))
+        k, known = d // self.block, state.known
+        ahead: list[Tensor] = []
+        for i, (weight, _, bias) in enumerate(state.layers):
+            low = self._ready(i - 1, d - 1) if i else d
+            if low:
+                h = torch.addmm(bias[k], weight[k][:, :low], known[i][:low])
+            else:
+                h = bias[k].expand(-1, known[0].shape[1]).contiguous()
+            if i == 0 and state.context is not None:
+                h = h + state.context.index_select(0, self.rows1[k])
+            ahead.append(h)
+        return state, tuple(near[k] for _, near, _ in state.layers), MADEBlock(tuple(ahead), (), ())
+
+    def step(
+        self, x_prev: Tensor | None, weights: tuple[Tensor, ...], block: MADEBlock
+    ) -> tuple[Tensor, None, MADEBlock]:
+        i, xs = len(block.units), block.xs
+        units: list[Tensor] = []
+        skip = block.ahead[0]
+        if i and x_prev is not None:  # what came before the block is in `ahead`
+            xs = (*xs, x_prev.unsqueeze(0))
+        for layer, (ahead, near) in enumerate(zip(block.ahead, weights, strict=True)):
+            rows = slice(self._offsets[layer][i], self._offsets[layer][i + 1])
+            before = xs if layer == 0 else (*(step[layer - 1] for step in block.units), units[-1])
+            h = _add_products(ahead[rows], near[rows], before)
             if self._closes_block(layer):
-                h = skip = h + skip
-            inner.append(self.activation(h))
-        rows = slice(i * p, (i + 1) * p)
-        params = torch.addmm(ahead[top][rows], near[top][rows], inner[-1]) if top else h[rows]
-        state = state._replace(index=i + 1, ahead=ahead, inner=tuple(inner))
-        return params.T.reshape(*state.batch, p), None, state
+                h = h + skip
+            skip = h if layer == 0 or self._closes_block(layer) else skip
+            if layer < len(self.layers) - 1:
+                units.append(self.activation(h))
+        return h.T, None, block._replace(xs=xs, units=(*block.units, tuple(units)))
+
+    def finish(self, block: MADEBlock) -> tuple[Tensor, ...]:
+        return tuple(torch.cat(pieces) for pieces in zip(*block.units, strict=True))
+
+    def _set_block(self, block: int) -> None:
+        """Lay out coordinates (0) and the rows of each layer (1, …) by block, as many for step i of every block.
+
+        `rows` says which row each slot of a block holds, row 0 where it holds none, `there` whether it holds one, and
+        `slots` in which slot of its block each row is.
+        """
+        self.block = block
+        starts = range(0, self.features, block)
+        self._offsets: list[list[int]] = []
+        for layer in range(-1, len(self.layers)):
+            ready = [d if layer < 0 else self._ready(layer, d - 1) for d in range(self.features + 1)]
+            at = [range(*ends) for ends in pairwise(ready)] + [range(0)] * (len(starts) * block - self.features)
+            heights = [max(len(at[start + i]) for start in starts) for i in range(block)]
+            offsets = [0, *accumulate(heights)]
+            rows = torch.zeros(len(starts), offsets[-1], dtype=torch.long)
+            there = torch.zeros_like(rows, dtype=torch.bool)
+            slots = torch.zeros(ready[-1], dtype=torch.long)
+            for d, here in enumerate(at):
+                place = offsets[d % block] + torch.arange(len(here))
+                rows[d // block, place] = torch.tensor(here, dtype=torch.long)
+                there[d // block, place] = True
+                slots[here.start : here.stop] = place
+            for name, buffer in (("rows", rows), ("there", there), ("slots", slots)):
+                self.register_buffer(f"{name}{layer + 1}", buffer, persistent=False)
+            if layer >= 0:
+                self._offsets.append(offsets)
+        self.signature = (self.n_params, self.residual, signature(self.activation), *map(tuple, self._offsets))
+        if None in self.signature:
+            self.signature = None
 
     def _ready(self, i: int, d: int) -> int:
         """How many rows of layer i can be computed at step d: units, or parameters for the last layer."""
@@ -223,20 +275,6 @@ class MADE(Incremental):
     def _known(self, i: int, d: int) -> int:
         """How many inputs of layer i there are at step d: coordinates before d, or units of the layer below."""
         return d if i == 0 else self._ready(i - 1, d)
-
-    def _window(self, i: int, d: int) -> tuple[int, int]:
-        """The rows of layer i that are computed in the block of steps from d.
-
-        For hidden layers as many in every block, so that compiled code serves all of them: some were ready before, or
-        are not ready yet and seen by nothing in the block.
-        """
-        steps = range(0, self.features, self.block)
-        end = min(d + self.block, self.features) - 1
-        if i == len(self.layers) - 1:
-            return self._ready(i, d - 1), self._ready(i, end)
-        height = max(self._ready(i, min(s + self.block, self.features) - 1) - self._ready(i, s - 1) for s in steps)
-        start = min(self._ready(i, d - 1), self._stack()[i].out_features - height)
-        return start, start + height
 
     def trace(self, x: Tensor, context: Context = None) -> tuple[Tensor, MADETrace]:
         params, inner = self._pass(x, context, nn.Identity())
@@ -278,14 +316,17 @@ class MADE(Incremental):
 class MADEState(NamedTuple):
     """What a run carries; activations are (units, rows), so that those of some units are contiguous."""
 
-    index: int  # of the step in its block
-    batch: Size
-    context: Tensor | None
-    weights: tuple[Tensor, ...]  # masked
+    context: Tensor | None  # what it adds to the first layer
+    layers: tuple[tuple[Sequence[Tensor], ...], ...]  # by block: rows of the weights, those inside the block, biases
     known: tuple[Tensor, ...]  # inputs of each layer, of all blocks before
-    near: tuple[Tensor, ...]  # weights inside the block
-    ahead: tuple[Tensor, ...]  # pre-activations of the block from everything before it
-    inner: tuple[Tensor, ...]  # activations of the block
+
+
+class MADEBlock(NamedTuple):
+    """What the steps of a block start from, by layer, and what they found."""
+
+    ahead: tuple[Tensor, ...]  # pre-activations from everything before the block
+    xs: tuple[Tensor, ...]  # coordinates
+    units: tuple[tuple[Tensor, ...], ...]  # activations, by step and layer
 
 
 class MADETrace(NamedTuple):
@@ -304,6 +345,18 @@ def _spread(sets: int, width: int) -> Tensor:
 def _contains(outer: Tensor, inner: Tensor) -> Tensor:
     """(n, m) booleans: the set in row t of `outer` contains the set in row s of `inner`."""
     return (~outer).float() @ inner.float().T == 0
+
+
+def _add_products(ahead: Tensor, weight: Tensor, pieces: Sequence[Tensor]) -> Tensor:
+    """ahead + weight @ cat(pieces), where weight may have more columns, for what is not there yet."""
+    n = sum(len(piece) for piece in pieces)
+    if n == 0 or len(ahead) == 0:
+        return ahead
+    if weight.shape[1] <= UNROLLED and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+        for k, row in enumerate(row for piece in pieces for row in piece):  # fused with what is before and after
+            ahead = ahead + weight[:, k : k + 1] * row
+        return ahead
+    return torch.addmm(ahead, weight[:, :n], torch.cat(tuple(pieces)))
 
 
 def _insert(known: Tensor, rows: Tensor, start: int, height: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Training: objectives and the loop that minimises them."""
 
+from diffeo.training.compiling import CompiledGradients as CompiledGradients
 from diffeo.training.diagnosis import NonFiniteError as NonFiniteError
 from diffeo.training.fit import fit as fit
 from diffeo.training.objectives import Blurred as Blurred

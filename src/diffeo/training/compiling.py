@@ -1,12 +1,14 @@
-"""Whether a fit is long enough, and the machine able, to compile its training step."""
+"""The compiled training step, and whether a fit is long enough, and the machine able, to compile it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from diffeo.core.compiling import has_compiler
+from diffeo.core.compiling import OPTIONS, has_compiler
 from diffeo.training.plan import Plan
 
 # floating-point operations a second of an uncompiled step: two cores do so many, a GPU some fifty times more
@@ -32,3 +34,52 @@ def predicted_seconds(plan: Plan, parameters: Iterable[Tensor], device: str, wor
     operations = 6.0 * plan.steps * plan.batch_size / world * sum(p.numel() for p in parameters)
     seconds = operations / RATE.get(device, ELSEWHERE)
     return seconds if plan.time_limit is None else min(seconds, plan.time_limit)
+
+
+class CompiledGradients:
+    """The mean loss of a batch, and its gradients left in `.grad`, as one compiled function.
+
+    loss = Σᵢ wᵢ objective(batch)ᵢ / n;   p.grad = ∂loss/∂p, in place of what was there
+
+    What `fit(compile=True)` runs on one device, for loops of one's own: values and gradients come from a single graph,
+    so that a step of a small model takes up to a quarter less time than with `flow.compile()` and `backward()`. Without
+    a C++ compiler it runs eagerly.
+
+    Args:
+        objective: gives the losses of a batch's rows, as `diffeo.MaximumLikelihood(flow)` does.
+
+    Cost: a forward and a backward pass; the first call compiles, for ten seconds to two minutes, and so does the second
+    batch size.
+
+    >>> import torch, diffeo
+    >>> flow = diffeo.gaussian(2, context=1)
+    >>> optimizer = torch.optim.AdamW(flow.parameters(), fused=True)
+    >>> gradients = diffeo.CompiledGradients(diffeo.MaximumLikelihood(flow))
+    >>> def step(x, context):
+    ...     loss = gradients(x, context)   # the first call compiles
+    ...     optimizer.step()
+    ...     return loss
+    """
+
+    def __init__(self, objective: nn.Module):
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+
+        def run(weights: Tensor | None, batch: tuple[Any, ...]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            losses = objective(*batch)
+            loss = (losses if weights is None else losses * weights).mean()
+            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            return loss.detach(), tuple(map(_laid_out, gradients, self.parameters))
+
+        self._run = torch.compile(run, options=OPTIONS) if has_compiler() else run
+
+    def __call__(self, *batch: Any, weights: Tensor | None = None) -> Tensor:
+        with torch._dynamo.config.patch(trace_autograd_ops=True):  # pyright: ignore
+            loss, gradients = self._run(weights, batch)
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            p.grad = gradient
+        return loss
+
+
+def _laid_out(gradient: Tensor | None, p: Tensor) -> Tensor | None:
+    """The gradient in memory as its parameter is, which fused optimisers rely on."""
+    return None if gradient is None else torch.empty_like(p).copy_(gradient)

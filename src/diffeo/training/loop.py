@@ -18,7 +18,7 @@ from diffeo.core import Density, Objective
 from diffeo.core.compiling import compiled
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.averaging import Average
-from diffeo.training.compiling import wants_compile
+from diffeo.training.compiling import CompiledGradients, wants_compile
 from diffeo.training.data import Batch, Indexed, Table, as_batch, batch_index
 from diffeo.training.diagnosis import NonFiniteError, first_non_finite
 from diffeo.training.interrupts import deferred_interrupt
@@ -67,6 +67,7 @@ class Loop:
         self.result = FitResult(
             compiled=wants_compile(compile, plan, self.parameters, fabric.device.type, fabric.world_size)
         )
+        self.gradients: CompiledGradients | None = None
         self.best: dict[str, Tensor] | None = None
         self.best_loss = float("inf")
         self.waited = 0  # evaluations without improvement
@@ -131,7 +132,7 @@ class Loop:
                     )
                 self._keep_best(loss, stderr)  # what `initialize` made may be hard to beat on a small table
             if self.result.compiled:
-                self.objective._compiled_call_impl = compiled(self.objective._call_impl)
+                self._compile()
             shown = progress and self.fabric.global_rank == 0
             with Progress(self.plan.steps, self.step, shown) as bar, deferred_interrupt() as interrupted:
                 self.result.stopped = self._loop(bar, interrupted)
@@ -140,6 +141,14 @@ class Loop:
             self._use_best()
         self._write(finished=True)
         return self.result
+
+    def _compile(self) -> None:
+        """One function of loss and gradients where nothing has to come between the two; else the loss alone."""
+        plain = str(self.fabric._precision.precision).endswith("-true") and self.fabric.world_size == 1
+        if plain and all(getattr(part, "memory", "store") == "store" for part in self.objective.modules()):
+            self.gradients = CompiledGradients(self.objective)
+        else:
+            self.objective._compiled_call_impl = compiled(self.objective._call_impl)
 
     def _loop(self, bar: Progress, interrupted: list[int]) -> str:
         plan, fabric = self.plan, self.fabric
@@ -168,11 +177,13 @@ class Loop:
             rate = plan.rate(self.step, self.elapsed)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            losses = self.model(*batch)
-            if self.scale is not None:
-                losses = losses * self.scale.index_select(0, index)
-            loss = losses.mean()
-            fabric.backward(loss)
+            weights = None if self.scale is None else self.scale.index_select(0, index)
+            if self.gradients is not None:
+                loss = self.gradients(*batch, weights=weights)
+            else:
+                losses = self.model(*batch)
+                loss = (losses if weights is None else losses * weights).mean()
+                fabric.backward(loss)
             norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=plan.clip, error_if_nonfinite=False)
             with torch.no_grad():
                 fine = loss.isfinite() if scaled else loss.isfinite() & norm.isfinite()

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from copy import deepcopy
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
+from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from diffeo.core import Incremental, Transform, Univariate
-from diffeo.core.compiling import compiled
+from diffeo.core import SHORT, Incremental, Transform, Univariate
+from diffeo.core.compiling import Kernel, compiled, signature
 from diffeo.functional import (
     Context,
     MappedVector,
     Vector,
     batch_inner,
     check_event,
+    context_batch,
     context_mask,
     permute_last,
     sum_event,
     visible,
 )
-
-SHORT = 8  # features up to which a whole run is compiled, not one block of steps
 
 
 class Autoregressive(Transform):
@@ -94,10 +96,13 @@ class Autoregressive(Transform):
         return {k: v for k, v in super().__getstate__().items() if k not in ("_compiled_block", "_compiled_run")}
 
     def compile_inverse(self) -> None:
+        if not self.traceable:
+            return
+        key = (self.net.signature, signature(self.univariate))
         if len(self.net.order) <= SHORT:
             self._compiled_run = compiled(self._run)
         else:
-            self._compiled_block = compiled(self._block)
+            self._compiled_block = compiled(self._block) if None in key else _block_of_all(self, key)
 
     def _attach_gradient(self, x: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The solution x and its log-det again, as functions of z, weights and context that autograd can follow.
@@ -123,33 +128,72 @@ class Autoregressive(Transform):
         return (x, logdet) if mask is None else (torch.where(mask, x, z), torch.where(mask, logdet, 0.0))
 
     def _run(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        order, block = self.net.order, self.net.block
-        mask = context_mask(context)
-        masks = None if mask is None else mask.expand_as(z).index_select(-1, order).unbind(-1)
-        steps = z.index_select(-1, order).unbind(-1)
-        state, seen, xs, logdets = self.net.start(z, context), None, [], []
-        for d in range(0, len(steps), block):
-            state = self.net.look_ahead(d, seen, state)
-            here = None if masks is None else masks[d : d + block]
-            x, logdet, seen, state = (self._compiled_block or self._block)(steps[d : d + block], here, state)
+        """Coordinate after coordinate, block by block; rows are innermost."""
+        order, size = self.net.order, self.net.block
+        batch = torch.broadcast_shapes(z.shape[:-1], context_batch(context))
+        features, mask = z.shape[-1], context_mask(context)
+        z = z.expand(*batch, -1)
+        steps = _by_step(z, order, size)
+        masks = None if mask is None else _by_step(mask.expand_as(z), order, size)
+        run = self._compiled_block
+        if run is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            run = self._block
+        state, seen, found, xs, logdets = self.net.start(z, context), None, None, [], []
+        for d in range(0, features, size):
+            state, weights, block = self.net.look_ahead(d, seen, found, state)
+            here = None if masks is None else masks[d : d + size]
+            x, logdet, seen, found = run(steps[d : d + size], here, block, weights)
             xs.append(x)
             logdets.append(logdet)
-        return torch.cat(xs, -1).index_select(-1, self.net.rank), sum_event(torch.cat(logdets, -1), 1)
+        x, logdet = torch.cat(xs), torch.cat(logdets)[:features].sum(0)
+        return x.index_select(0, self.net.rank).T.reshape(z.shape), logdet.reshape(batch)
 
-    def _block(
-        self, steps: tuple[Tensor, ...], masks: tuple[Tensor, ...] | None, state: Any
-    ) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """A block of steps: coordinates, log-slopes, the coordinates as later ones see them, and the state after."""
+    def _block(self, z: Tensor, mask: Tensor | None, block: Any, weights: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """A block of steps: coordinates, log-slopes, the coordinates as later ones see them, and what was found."""
         seen, xs, logdets, all_seen = None, [], [], []
-        for i, z_d in enumerate(steps):
-            params, _, state = self.net.step(seen, state)
-            z_d = z_d.expand(params.shape[:-1])
-            x_d, logdet = self._scalars(z_d, params.to(z_d.dtype), None if masks is None else masks[i])
-            seen = x_d if masks is None else torch.where(masks[i], x_d, 0.0)
+        for i, z_d in enumerate(z.unbind()):
+            params, _, block = self.net.step(seen, weights, block)
+            x_d, logdet = self._scalars(z_d, params.to(z_d.dtype), None if mask is None else mask[i])
+            seen = x_d if mask is None else torch.where(mask[i], x_d, 0.0)
             xs.append(x_d)
             logdets.append(logdet)
             all_seen.append(seen)
-        return torch.stack(xs, -1), torch.stack(logdets, -1), torch.stack(all_seen, -1), state
+        x = torch.stack(xs)
+        return x, torch.stack(logdets), x if mask is None else torch.stack(all_seen), self.net.finish(block)
+
+
+class BlockKernel:
+    """A block of steps of all layers that do the same with tensors of the same shapes, compiled once for them."""
+
+    def __init__(self, layer: Autoregressive):
+        twin = deepcopy(layer).to("meta")  # the structure without the weights, which are arguments
+
+        def plain(z: Tensor, block: Any, weights: Any) -> Any:
+            return twin._block(z, None, block, weights)
+
+        def masked(z: Tensor, mask: Tensor, block: Any, weights: Any) -> Any:
+            return twin._block(z, mask != 0, block, weights)
+
+        self.plain, self.masked = Kernel(plain, free=2), Kernel(masked, free=3)
+
+    def __call__(self, z: Tensor, mask: Tensor | None, block: Any, weights: Any) -> Any:
+        return self.plain(z, block, weights) if mask is None else self.masked(z, mask.to(z.dtype), block, weights)
+
+
+_block_kernels: WeakValueDictionary[Hashable, BlockKernel] = WeakValueDictionary()
+
+
+def _block_of_all(layer: Autoregressive, key: Hashable) -> BlockKernel:
+    kernel = _block_kernels.get(key)
+    if kernel is None:
+        kernel = _block_kernels[key] = BlockKernel(layer)
+    return kernel
+
+
+def _by_step(x: Tensor, order: Tensor, block: int) -> Tensor:
+    """Coordinates of all rows by step, (steps, rows), with zeros to whole blocks."""
+    steps = x.reshape(-1, x.shape[-1]).T.index_select(0, order)
+    return functional.pad(steps, (0, 0, 0, -len(order) % block))
 
 
 class Adjoint(torch.autograd.Function):

@@ -70,26 +70,20 @@ class Spline(torch.autograd.Function):
         return torch.func.vjp(pull, zero, zero)[1]((dv, dparams))
 
 
+# `torch.library.custom_op` would check every call for aliases, at twice the cost of a small spline
+_LIBRARY = torch.library.Library("diffeo", "FRAGMENT")
 _CONSTANTS = "bool inverse, int bins, float[] limits) -> (Tensor, Tensor)"
+_LIBRARY.define(f"spline(Tensor v, Tensor params, {_CONSTANTS}")
+_LIBRARY.define(f"spline_backward(Tensor x, Tensor params, Tensor grad, Tensor grad_log, {_CONSTANTS}")
+_operator, _backward_operator = torch.ops.diffeo.spline.default, torch.ops.diffeo.spline_backward.default
 
 
-@torch.library.custom_op("diffeo::spline", mutates_args=(), schema=f"(Tensor v, Tensor params, {_CONSTANTS}")
-def _operator(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, Tensor]:
+def _run(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, Tensor]:
     out, log = _kernel(inverse, bins, *limits)(_row(v), _planes(params))
     return out.view(v.shape), log.view(v.shape)
 
 
-@_operator.register_fake
-def _(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), v.new_empty(v.shape)
-
-
-@torch.library.custom_op(
-    "diffeo::spline_backward",
-    mutates_args=(),
-    schema=f"(Tensor x, Tensor params, Tensor grad, Tensor grad_log, {_CONSTANTS}",
-)
-def _backward_operator(
+def _run_backward(
     x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool, bins: int, limits: list[float]
 ) -> tuple[Tensor, Tensor]:
     kernel = _backward_kernel(inverse, bins, *limits)
@@ -97,7 +91,16 @@ def _backward_operator(
     return g_x.view(x.shape), g_params.view(params.shape)
 
 
-@_backward_operator.register_fake
+_LIBRARY.impl("spline", _run, "CompositeExplicitAutograd")
+_LIBRARY.impl("spline_backward", _run_backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("diffeo::spline", lib=_LIBRARY)
+def _(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), v.new_empty(v.shape)
+
+
+@torch.library.register_fake("diffeo::spline_backward", lib=_LIBRARY)
 def _(
     x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool, bins: int, limits: list[float]
 ) -> tuple[Tensor, Tensor]:
@@ -115,7 +118,7 @@ def _pull(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]
     return g_v, g_params, None, None, None
 
 
-_operator.register_autograd(_pull, setup_context=_keep)
+torch.library.register_autograd("diffeo::spline", _pull, setup_context=_keep, lib=_LIBRARY)
 
 
 def _row(v: Tensor) -> Tensor:
@@ -133,7 +136,7 @@ def _kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
     def run(v: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return _direction(inverse)(v, params, limits)
 
-    return Kernel(run, _example(bins, scalars=1))
+    return Kernel(run, free=2)
 
 
 @cache
@@ -143,10 +146,4 @@ def _backward_kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
     def run(x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor]:
         return spline_kernel.backward(x, params, grad, grad_log, inverse, limits)
 
-    return Kernel(run, _example(bins, scalars=3))
-
-
-def _example(bins: int, scalars: int) -> list[tuple[int, ...]]:
-    """Shapes of a typical call: scalars in one contiguous row, so that the kernel is one loop."""
-    n = 16384
-    return [(n,), (3 * bins - 1, n), *[(n,)] * (scalars - 1)]
+    return Kernel(run, free=4)
