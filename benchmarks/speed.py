@@ -24,7 +24,7 @@ import peers
 import speed_peers
 from speed_peers import CONFIGURATIONS, IDIOMS, OPERATIONS, Configuration, Worker
 
-ROUNDS = 5
+ROUNDS = 3
 BURST = 0.25  # seconds of one library's turn
 PAUSE = 0.1  # seconds between turns
 MOST, LEAST = 60, 1  # repetitions of one turn
