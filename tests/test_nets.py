@@ -257,3 +257,40 @@ def test_layers_share_a_compiled_block_only_where_they_do_the_same():
     ):
         assert block(**changes) is not first
     assert block(activation=torch.nn.PReLU) is not block(activation=torch.nn.PReLU)  # it has a weight of its own
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_sweeps_find_what_steps_find(masked, monkeypatch):
+    net = MADE(12, 11, context=2, hidden=(24, 24), order=torch.randperm(12))
+    layer = perturbed(diffeo.Autoregressive(net, diffeo.RationalQuadraticSpline(4))).double()
+    z, c = torch.randn(3, 5, 12, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    context = {"features": c, "mask": torch.rand(3, 5, 12) > 0.3} if masked else c
+
+    def results():
+        x, logdet = layer.inverse(z, context)
+        return x, logdet, *torch.autograd.grad((x * x).sum() + logdet.sum(), [c, *layer.parameters()])
+
+    expected = results()
+    layer.sweeps, layer.tolerance = 13, 1e-9
+    monkeypatch.setattr(layer, "_run", lambda *_: pytest.fail("the sweeps did not suffice"))
+    for a, b in zip(results(), expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_sweeps_that_do_not_suffice_leave_it_to_steps(monkeypatch):
+    layer = perturbed(diffeo.Autoregressive(MADE(12, 2, hidden=(24, 24)), diffeo.Affine(), sweeps=2)).double()
+    z, ran = torch.randn(5, 12, dtype=torch.float64), []
+    run = layer._run
+    monkeypatch.setattr(layer, "_run", lambda *args: ran.append(1) or run(*args))
+    with torch.no_grad():
+        x, logdet = layer.inverse(z)
+        back, forward_logdet = layer(x)
+    assert ran == [1]
+    assert torch.allclose(back, z, atol=1e-9)
+    assert torch.allclose(forward_logdet, -logdet, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"sweeps": -1}, {"tolerance": 0.0}])
+def test_sweeps_are_checked(options):
+    with pytest.raises(ValueError, match="sweeps >= 0 and tolerance > 0"):
+        diffeo.Autoregressive(MADE(3, 2), diffeo.Affine(), **options)
