@@ -250,12 +250,19 @@ def test_layers_share_a_compiled_block_only_where_they_do_the_same():
     assert block() is first
     for changes in (
         {"activation": torch.nn.ReLU},
+        {"activation": lambda: torch.nn.LeakyReLU(0.1)},
+        {"activation": lambda: torch.nn.LeakyReLU(0.2)},
         {"residual": True},
         {"hidden": (64, 128)},
         {"univariate": diffeo.Affine(2.0)},
         {"univariate": diffeo.LocationScale()},
     ):
         assert block(**changes) is not first
+    net = MADE(40, 2, hidden=(64, 64))
+    net.activation = torch.nn.Tanh()
+    changed = diffeo.Autoregressive(net, diffeo.Affine())
+    changed.compile_inverse()
+    assert changed._compiled_block is not first
     assert block(activation=torch.nn.PReLU) is not block(activation=torch.nn.PReLU)  # it has a weight of its own
 
 
@@ -294,3 +301,55 @@ def test_sweeps_that_do_not_suffice_leave_it_to_steps(monkeypatch):
 def test_sweeps_are_checked(options):
     with pytest.raises(ValueError, match="sweeps >= 0 and tolerance > 0"):
         diffeo.Autoregressive(MADE(3, 2), diffeo.Affine(), **options)
+
+
+def test_uneven_dependencies_are_one_block():
+    star = torch.zeros(64, 64, dtype=torch.bool)
+    star[1:, 0] = True
+    net = MADE(64, 2, hidden=(256, 256), adjacency=star)
+    assert net.block == 64
+    assert net.rows1.numel() == 256  # no empty slots
+    layer = perturbed(diffeo.Autoregressive(net, diffeo.Affine())).double()
+    z = torch.randn(3, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(layer(layer.inverse(z)[0])[0], z)
+
+
+def test_the_run_of_a_long_layer_can_be_differentiated_and_mapped():
+    univariate = diffeo.Composed(diffeo.Affine(), diffeo.Exp())  # its inverse ends at zero
+    layer = perturbed(diffeo.Autoregressive(MADE(13, 2, hidden=(100,)), univariate)).double()
+    assert 13 % layer.net.block
+    z = torch.rand(4, 13, dtype=torch.float64) + 1
+    by_run = torch.func.grad(lambda z: layer.inverse(z)[0].sum())(z)
+    z.requires_grad_()
+    by_adjoint = torch.autograd.grad(layer.inverse(z)[0].sum(), z)[0]
+    assert torch.allclose(by_run, by_adjoint)
+    with torch.no_grad():
+        assert torch.allclose(torch.vmap(lambda z: layer.inverse(z)[0])(z), layer.inverse(z)[0])
+
+
+def test_a_net_without_context_ignores_one_in_both_directions():
+    layer = perturbed(diffeo.Autoregressive(MADE(12, 2, hidden=(24,)), diffeo.Affine()))
+    with torch.no_grad():
+        assert layer.inverse(torch.randn(4, 12), torch.randn(7, 2))[0].shape == (4, 12)
+
+
+def test_log_dets_of_half_precision_are_float32():
+    layer = diffeo.Autoregressive(MADE(12, 2, hidden=(24,)), diffeo.Affine()).bfloat16()
+    with torch.no_grad():
+        assert layer.inverse(torch.randn(4, 12, dtype=torch.bfloat16))[1].dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_a_compiled_block_under_autocast_and_transforms():
+    layer = perturbed(diffeo.Autoregressive(MADE(12, 2, hidden=(40, 40)), diffeo.Affine()))
+    twin, z = copy.deepcopy(layer), torch.randn(50, 12)
+    layer.compile_inverse()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(layer.inverse(z)[0], twin.inverse(z)[0], atol=0.1)
+    with torch.no_grad():
+        expected = twin.inverse(z)[0]
+        assert torch.allclose(layer.inverse(z)[0], expected, atol=1e-5)
+        assert torch.allclose(torch.vmap(lambda z: layer.inverse(z)[0])(z), expected, atol=1e-5)
+        assert layer.inverse(z[:0])[0].shape == (0, 12)
+    assert layer._compiled_block.plain.runs  # it was compiled

@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_map_only
 
 # A spline is one loop over scalars, but of more operations than Inductor joins by default.
 OPTIONS: dict[str, Any] = {"max_fusion_size": 10_000, "size_asserts": False}
-EXAMPLE = 1024  # rows
 _BOOKKEEPING = vars(nn.Module())
 
 
@@ -39,7 +38,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if not has_compiler():
         return function
 
-    run = torch.compile(_own_code(function), options=OPTIONS)
+    run = torch.compile(own_code(function), options=OPTIONS)
 
     def marked(*args: Any) -> Any:
         for arg in args:
@@ -56,11 +55,12 @@ class Kernel:
 
     Compiled for each dtype, device and number of threads in turn. Calls check nothing, so they cost little: arguments
     must be contiguous tensors of one dtype, or tuples of them, in always the same shapes but for the last size of the
-    first `free` arguments, which may differ from call to call. Without a compiler, the function as it is.
+    first `free` arguments, which may differ from call to call; `typical` is the one it is made for. Without a compiler,
+    the function as it is.
     """
 
-    def __init__(self, function: Callable[..., Any], free: int):
-        self.function, self.free = function, free
+    def __init__(self, function: Callable[..., Any], free: int, typical: int):
+        self.function, self.free, self.typical = function, free, typical
         self.runs: dict[tuple[torch.dtype, torch.device, int], Callable[..., Any]] = {}
 
     def __call__(self, first: Tensor, *rest: Any) -> Any:
@@ -75,11 +75,12 @@ class Kernel:
             return self.function
 
         def example(t: Tensor) -> Tensor:
-            sized = t.new_zeros(*t.shape[:-1], EXAMPLE)
+            sized = t.new_zeros(*t.shape[:-1], self.typical)
             torch._dynamo.mark_dynamic(sized, t.ndim - 1)  # pyright: ignore
             return sized
 
-        with torch.inference_mode(False), torch.no_grad():
+        off = torch.autocast(args[0].device.type, enabled=False)
+        with torch.inference_mode(False), torch.no_grad(), off:
             examples = tree_map_only(Tensor, example, args[: self.free])
             fixed = tree_map_only(Tensor, torch.zeros_like, args[self.free :])
             compiler: Any = torch.compile(self.function, fullgraph=True, options=OPTIONS)
@@ -91,16 +92,26 @@ class Kernel:
 
 def signature(module: nn.Module) -> Hashable:
     """Equal for modules that compute the same: their classes and attributes; None where that cannot be told."""
-    if any(True for _ in (*module.parameters(), *module.buffers())):
+    if any(True for _ in (*module.parameters(), *module.buffers(), *module.children())):
         return None
-    own = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING}
-    parts = [signature(child) for child in module.children()]
-    if None in parts or not all(isinstance(v, Hashable) for v in own.values()):
-        return None
-    return type(module), frozenset(own.items()), tuple(parts)
+    own = frozenset((k, v) for k, v in vars(module).items() if k not in _BOOKKEEPING and _is_hashable(v))
+    hidden = sum(k not in _BOOKKEEPING for k in vars(module)) - len(own)
+    return None if hidden or _has_hooks(module) else (type(module), own)
 
 
-def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+def _is_hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with a code object of its own: Dynamo limits how often one is compiled anew."""
 
     def call(*args: Any) -> Any:

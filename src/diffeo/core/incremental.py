@@ -23,8 +23,8 @@ class Incremental(nn.Module, ABC):
         order: `order[d]` is the coordinate whose parameters step d gives (a buffer).
         rank: the inverse permutation, `rank[i]` is the step of coordinate i (a buffer).
         block: how many steps follow each call of `look_ahead`, in the last block too.
-        signature: equal for nets whose steps do the same with tensors of the same shapes, so that they can share a
-            compiled block; None where nothing is known.
+        context: width of the context that it reads; 0 for none.
+        writes_out: whether steps write out small products, as compiled blocks want it.
         has_adjoint: whether `trace` and `solve_adjoint` are there, so that gradients of a run cost about one more run;
             otherwise they are taken through every step.
     """
@@ -32,7 +32,8 @@ class Incremental(nn.Module, ABC):
     order: Tensor
     rank: Tensor
     block: int = 1
-    signature: Hashable = None
+    context: int = 0
+    writes_out: bool = False
     has_adjoint: bool = False
 
     @abstractmethod
@@ -63,6 +64,11 @@ class Incremental(nn.Module, ABC):
     def finish(self, block: Any) -> Any:
         """What the next block needs to know of a finished one."""
         return block
+
+    def signature(self) -> Hashable:
+        """Equal for nets whose steps do the same with tensors of the same shapes, so that they can share a compiled
+        block; None where that cannot be told."""
+        return None
 
     def trace(self, x: Tensor, context: Context = None) -> tuple[Tensor, Any]:
         """Parameters of every position at x, as a run finds them (without dropout), with their gradient.

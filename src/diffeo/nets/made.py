@@ -8,7 +8,7 @@ known, so that step d of a sampling run computes one contiguous slice of each la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -148,6 +148,9 @@ class MADE(Incremental):
         units = int(BLOCK_UNITS * (2 / max(2, len(widths))) ** 0.5)  # compiling takes its square, times the layers
         block = min(features, LONGEST_BLOCK, max(1, units * features // max(hidden, default=1)))
         self._set_block(features if features <= SHORT else block)
+        slots = max(offsets[-1] for offsets in self._offsets[:-1]) * len(self.rows1) if widths else 0
+        if slots > 3 * max((features, *hidden)):  # steps differ so much that equal blocks would be mostly padding
+            self._set_block(features)
         last_layer = self._stack()[-1]
         nn.init.zeros_(last_layer.weight)
         nn.init.zeros_(last_layer.bias)
@@ -225,7 +228,7 @@ class MADE(Incremental):
         for layer, (ahead, near) in enumerate(zip(block.ahead, weights, strict=True)):
             rows = slice(self._offsets[layer][i], self._offsets[layer][i + 1])
             before = xs if layer == 0 else (*(step[layer - 1] for step in block.units), units[-1])
-            h = _add_products(ahead[rows], near[rows], before)
+            h = _add_products(ahead[rows], near[rows], before, UNROLLED if self.writes_out else SHORT)
             if self._closes_block(layer):
                 h = h + skip
             skip = h if layer == 0 or self._closes_block(layer) else skip
@@ -262,9 +265,13 @@ class MADE(Incremental):
                 self.register_buffer(f"{name}{layer + 1}", buffer, persistent=False)
             if layer >= 0:
                 self._offsets.append(offsets)
-        self.signature = (self.n_params, self.residual, signature(self.activation), *map(tuple, self._offsets))
-        if None in self.signature:
-            self.signature = None
+
+    def signature(self) -> Hashable:
+        activation, kind = signature(self.activation), type(self.activation)
+        known = kind.__module__ == "torch.nn.modules.activation" and kind is not nn.RReLU  # random while training
+        if type(self) is not MADE or activation is None or not known:
+            return None
+        return self.n_params, self.residual, activation, *map(tuple, self._offsets)
 
     def _ready(self, i: int, d: int) -> int:
         """How many rows of layer i can be computed at step d: units, or parameters for the last layer."""
@@ -347,12 +354,12 @@ def _contains(outer: Tensor, inner: Tensor) -> Tensor:
     return (~outer).float() @ inner.float().T == 0
 
 
-def _add_products(ahead: Tensor, weight: Tensor, pieces: Sequence[Tensor]) -> Tensor:
+def _add_products(ahead: Tensor, weight: Tensor, pieces: Sequence[Tensor], unrolled: int) -> Tensor:
     """ahead + weight @ cat(pieces), where weight may have more columns, for what is not there yet."""
     n = sum(len(piece) for piece in pieces)
     if n == 0 or len(ahead) == 0:
         return ahead
-    if weight.shape[1] <= UNROLLED and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+    if weight.shape[1] <= unrolled and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
         for k, row in enumerate(row for piece in pieces for row in piece):  # fused with what is before and after
             ahead = ahead + weight[:, k : k + 1] * row
         return ahead

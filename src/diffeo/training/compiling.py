@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffeo.core.compiling import OPTIONS, has_compiler
+from diffeo.core.compiling import OPTIONS, has_compiler, own_code
 from diffeo.training.plan import Plan
 
 # floating-point operations a second of an uncompiled step: two cores do so many, a GPU some fifty times more
@@ -42,8 +42,8 @@ class CompiledGradients:
     loss = Σᵢ wᵢ objective(batch)ᵢ / n;   p.grad = ∂loss/∂p, in place of what was there
 
     What `fit(compile=True)` runs on one device, for loops of one's own: values and gradients come from a single graph,
-    so that a step of a small model takes up to a quarter less time than with `flow.compile()` and `backward()`. Without
-    a C++ compiler it runs eagerly.
+    so that a step of a small model takes up to a quarter less time than with `flow.compile()` and `backward()`. Hooks
+    of parameters do not run. Without a C++ compiler it runs eagerly.
 
     Args:
         objective: gives the losses of a batch's rows, as `diffeo.MaximumLikelihood(flow)` does.
@@ -70,7 +70,7 @@ class CompiledGradients:
             gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
             return loss.detach(), tuple(map(_laid_out, gradients, self.parameters))
 
-        self._run = torch.compile(run, options=OPTIONS) if has_compiler() else run
+        self._run = torch.compile(own_code(run), options=OPTIONS) if has_compiler() else run
 
     def __call__(self, *batch: Any, weights: Tensor | None = None) -> Tensor:
         with torch._dynamo.config.patch(trace_autograd_ops=True):  # pyright: ignore

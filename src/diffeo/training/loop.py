@@ -144,7 +144,10 @@ class Loop:
 
     def _compile(self) -> None:
         """One function of loss and gradients where nothing has to come between the two; else the loss alone."""
-        plain = str(self.fabric._precision.precision).endswith("-true") and self.fabric.world_size == 1
+        from lightning_fabric.strategies.single_device import SingleDeviceStrategy
+
+        plain = str(self.fabric._precision.precision).endswith("-true")
+        plain = plain and isinstance(self.fabric.strategy, SingleDeviceStrategy)
         if plain and all(getattr(part, "memory", "store") == "store" for part in self.objective.modules()):
             self.gradients = CompiledGradients(self.objective)
         else:

@@ -93,8 +93,7 @@ class Autoregressive(Transform):
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Autoregressive")
-        traced = torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
-        if traced or (torch.is_grad_enabled() and not self.net.has_adjoint):
+        if _traced() or (torch.is_grad_enabled() and not self.net.has_adjoint):
             return self._run(z, context)
         if not torch.is_grad_enabled():
             return self._find(z, context)
@@ -106,14 +105,15 @@ class Autoregressive(Transform):
         return {k: v for k, v in super().__getstate__().items() if not k.startswith("_compiled_")}
 
     def compile_inverse(self) -> None:
-        if not self.traceable:
+        if not self.traceable or self.net.block > LONGEST:
             return
         self._compiled_sweep = compiled(self._sweep)
-        key = (self.net.signature, signature(self.univariate))
+        key = (type(self), self.net.signature(), signature(self.univariate))
         if len(self.net.order) <= SHORT:
             self._compiled_run = compiled(self._run)
         else:
-            self._compiled_block = compiled(self._block) if None in key else _block_of_all(self, key)
+            shared = type(self) is Autoregressive and None not in key
+            self._compiled_block = _block_of_all(self, key) if shared else compiled(self._block)
 
     def _attach_gradient(self, x: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The solution x and its log-det again, as functions of z, weights and context that autograd can follow.
@@ -133,7 +133,7 @@ class Autoregressive(Transform):
         """Coordinates and mask by position, in the batch of the parameters."""
         mask = context_mask(context)
         if mask is not None:
-            mask = mask.expand_as(x).index_select(-1, self.net.order)
+            mask = mask.expand(params.shape[:-1]).index_select(-1, self.net.order)
         return batch_inner(permute_last(x, self.net.order, self.net.rank)).expand(params.shape[:-1]), mask
 
     def _take_back(self, x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class Autoregressive(Transform):
 
     def _find(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The inverse without gradient: by sweeps if they suffice, else coordinate by coordinate."""
-        sweep, x = self._compiled_sweep or self._sweep, z
+        sweep, x = self._compiled_sweep or self._sweep, z.clone()
         for _ in range(self.sweeps + 1 if self.sweeps else 0):
             following, back, logdet = sweep(x, z, context)
             if ((back - z).abs() <= self.tolerance * (1 + z.abs())).all():
@@ -170,23 +170,24 @@ class Autoregressive(Transform):
     def _run(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Coordinate after coordinate, block by block; rows are innermost."""
         order, size = self.net.order, self.net.block
-        batch = torch.broadcast_shapes(z.shape[:-1], context_batch(context))
-        features, mask = z.shape[-1], context_mask(context)
-        z = z.expand(*batch, -1)
-        steps = _by_step(z, order, size)
-        masks = None if mask is None else _by_step(mask.expand_as(z), order, size)
+        batch = z.shape[:-1]
+        if self.net.context:
+            batch = torch.broadcast_shapes(batch, context_batch(context))
+        mask, z = context_mask(context), z.expand(*batch, -1)
+        steps = _by_step(z, order)
+        masks = None if mask is None else _by_step(mask.expand_as(z), order)
         run = self._compiled_block
-        if run is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if run is None or torch.is_grad_enabled() or _traced():
             run = self._block
         state, seen, found, xs, logdets = self.net.start(z, context), None, None, [], []
-        for d in range(0, features, size):
+        for d in range(0, len(steps), size):
             state, weights, block = self.net.look_ahead(d, seen, found, state)
             here = None if masks is None else masks[d : d + size]
             x, logdet, seen, found = run(steps[d : d + size], here, block, weights)
             xs.append(x)
             logdets.append(logdet)
-        x, logdet = torch.cat(xs), torch.cat(logdets)[:features].sum(0)
-        return x.index_select(0, self.net.rank).T.reshape(z.shape), logdet.reshape(batch)
+        x, logdet = torch.cat(xs).index_select(0, self.net.rank), sum_event(torch.cat(logdets).T, 1)
+        return x.T.reshape(z.shape), logdet.reshape(batch)
 
     def _block(self, z: Tensor, mask: Tensor | None, block: Any, weights: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
         """A block of steps: coordinates, log-slopes, the coordinates as later ones see them, and what was found."""
@@ -204,11 +205,17 @@ class Autoregressive(Transform):
         return x, torch.stack(logdets), x if mask is None else torch.stack(all_seen), self.net.finish(block)
 
 
+LONGEST = 64  # steps of a block beyond which it is not compiled: it would take minutes
+ROWS = 1024  # of a typical call
+
+
 class BlockKernel:
     """A block of steps of all layers that do the same with tensors of the same shapes, compiled once for them."""
 
     def __init__(self, layer: Autoregressive):
         twin = deepcopy(layer).to("meta")  # the structure without the weights, which are arguments
+        twin.net.writes_out = True
+        self.steps = twin.net.block
 
         def plain(z: Tensor, block: Any, weights: Any) -> Any:
             return twin._block(z, None, block, weights)
@@ -216,10 +223,17 @@ class BlockKernel:
         def masked(z: Tensor, mask: Tensor, block: Any, weights: Any) -> Any:
             return twin._block(z, mask != 0, block, weights)
 
-        self.plain, self.masked = Kernel(plain, free=2), Kernel(masked, free=3)
+        self.plain, self.masked = Kernel(plain, 2, typical=ROWS), Kernel(masked, 3, typical=ROWS)
 
     def __call__(self, z: Tensor, mask: Tensor | None, block: Any, weights: Any) -> Any:
-        return self.plain(z, block, weights) if mask is None else self.masked(z, mask.to(z.dtype), block, weights)
+        n, rest = len(z), (0, 0, 0, self.steps - len(z))  # the last block may have fewer steps
+        block, weights = tree_map_only(Tensor, lambda t: t.to(z.dtype), (block, weights))  # autocast may have cast them
+        z = functional.pad(z, rest)
+        if mask is None:
+            *found, last = self.plain(z, block, weights)
+        else:
+            *found, last = self.masked(z, functional.pad(mask.to(z.dtype), rest), block, weights)
+        return *(t[:n] for t in found), last
 
 
 _block_kernels: WeakValueDictionary[Hashable, BlockKernel] = WeakValueDictionary()
@@ -232,10 +246,14 @@ def _block_of_all(layer: Autoregressive, key: Hashable) -> BlockKernel:
     return kernel
 
 
-def _by_step(x: Tensor, order: Tensor, block: int) -> Tensor:
-    """Coordinates of all rows by step, (steps, rows), with zeros to whole blocks."""
-    steps = x.reshape(-1, x.shape[-1]).T.index_select(0, order)
-    return functional.pad(steps, (0, 0, 0, -len(order) % block))
+def _by_step(x: Tensor, order: Tensor) -> Tensor:
+    """Coordinates of all rows by step, (steps, rows)."""
+    return x.reshape(-1, x.shape[-1]).T.index_select(0, order)
+
+
+def _traced() -> bool:
+    """Whether a compiler or a transform such as vmap looks on, which compiled kernels are opaque to."""
+    return torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
 
 
 class Adjoint(torch.autograd.Function):

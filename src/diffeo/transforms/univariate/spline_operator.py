@@ -18,6 +18,8 @@ from diffeo.core.compiling import Kernel
 from diffeo.transforms.univariate import spline_kernel
 from diffeo.transforms.univariate.spline_kernel import Limits
 
+SCALARS = 16384  # of a typical call
+
 
 def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
     """The spline (or its inverse) at v, and the log-slope of that direction.
@@ -136,7 +138,7 @@ def _kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
     def run(v: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return _direction(inverse)(v, params, limits)
 
-    return Kernel(run, free=2)
+    return Kernel(run, free=2, typical=SCALARS)
 
 
 @cache
@@ -146,4 +148,4 @@ def _backward_kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
     def run(x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor]:
         return spline_kernel.backward(x, params, grad, grad_log, inverse, limits)
 
-    return Kernel(run, free=4)
+    return Kernel(run, free=4, typical=SCALARS)
