@@ -226,14 +226,15 @@ class BlockKernel:
         self.plain, self.masked = Kernel(plain, 2, typical=ROWS), Kernel(masked, 3, typical=ROWS)
 
     def __call__(self, z: Tensor, mask: Tensor | None, block: Any, weights: Any) -> Any:
-        n, rest = len(z), (0, 0, 0, self.steps - len(z))  # the last block may have fewer steps
-        block, weights = tree_map_only(Tensor, lambda t: t.to(z.dtype), (block, weights))  # autocast may have cast them
-        z = functional.pad(z, rest)
-        if mask is None:
-            *found, last = self.plain(z, block, weights)
-        else:
-            *found, last = self.masked(z, functional.pad(mask.to(z.dtype), rest), block, weights)
-        return *(t[:n] for t in found), last
+        if torch.is_autocast_enabled(z.device.type):  # it has cast what came from products
+            block, weights = tree_map_only(Tensor, lambda t: t.to(z.dtype), (block, weights))
+        n, missing = len(z), self.steps - len(z)
+        if missing:  # the last block may have fewer steps
+            z = functional.pad(z, (0, 0, 0, missing))
+            mask = None if mask is None else functional.pad(mask, (0, 0, 0, missing))
+        kernel, masks = (self.plain, ()) if mask is None else (self.masked, (mask.to(z.dtype),))
+        x, logdet, seen, found = kernel(z, *masks, block, weights)
+        return (x[:n], logdet[:n], seen[:n], found) if missing else (x, logdet, seen, found)
 
 
 _block_kernels: WeakValueDictionary[Hashable, BlockKernel] = WeakValueDictionary()
