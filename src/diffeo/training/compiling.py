@@ -42,8 +42,8 @@ class CompiledGradients:
     loss = Σᵢ wᵢ objective(batch)ᵢ / n;   p.grad = ∂loss/∂p, in place of what was there
 
     What `fit(compile=True)` runs on one device, for loops of one's own: values and gradients come from a single graph,
-    so that a step of a small model takes up to a quarter less time than with `flow.compile()` and `backward()`. Hooks
-    of parameters do not run. Without a C++ compiler it runs eagerly.
+    so that a step of a small model takes less time than with `flow.compile()` and `backward()`. Hooks of parameters do
+    not run. Without a C++ compiler it runs eagerly.
 
     Args:
         objective: gives the losses of a batch's rows, as `diffeo.MaximumLikelihood(flow)` does.
