@@ -22,7 +22,8 @@ from typing import Any
 
 import peers
 import speed_peers
-from speed_peers import CONFIGURATIONS, IDIOMS, OPERATIONS, Configuration, Worker
+from speed_peers import CONFIGURATIONS, IDIOMS, OPERATIONS, Configuration
+from speed_worker import Worker
 
 ROUNDS = 3
 BURST = 0.25  # seconds of one library's turn
