@@ -68,6 +68,11 @@ def _coupling(univariate: diffeo.Univariate, mask: list[bool], context: int = 0,
     return diffeo.Coupling(keep, net, univariate)
 
 
+def _continuous(features: int, context: int, **options) -> diffeo.Transform:
+    field = diffeo.nets.VectorField(features, context=context, hidden=(16, 16))
+    return diffeo.Continuous(field, integrator=diffeo.solvers.Integrator(**options))
+
+
 DAG = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)
 Spline = diffeo.RationalQuadraticSpline
 
@@ -76,6 +81,22 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Shift": _univariate(diffeo.Shift, _normal(6)),
     "RationalQuadraticSpline": _univariate(Spline, _normal(6, scale=4.0)),
     "RationalQuadraticSpline of 3 narrow bins": _univariate(lambda: Spline(3, bound=2.0), _normal(6)),
+    "MixtureCDF": _univariate(diffeo.MixtureCDF, _normal(6)),
+    "MixtureCDF of Gaussians": _univariate(lambda: diffeo.MixtureCDF(4, "gaussian"), _normal(6)),
+    "DeepSigmoidal": _univariate(lambda: diffeo.DeepSigmoidal(6), _normal(6)),
+    "DenseSigmoidal": _univariate(lambda: diffeo.DenseSigmoidal(4, layers=3), _normal(6)),
+    "UnconstrainedMonotonic": TransformCase(
+        _seeded(lambda: diffeo.UnconstrainedMonotonic(4, (8, 8))), _normal(6), _normal(6, 5)
+    ),
+    "SumOfSquares": _univariate(diffeo.SumOfSquares, _normal(6)),
+    "Bernstein": _univariate(lambda: diffeo.Bernstein(8), _normal(6, scale=4.0)),
+    "LinearSpline": _univariate(diffeo.LinearSpline, _normal(6, scale=4.0)),
+    "QuadraticSpline": _univariate(diffeo.QuadraticSpline, _normal(6, scale=4.0)),
+    "CubicSpline": _univariate(diffeo.CubicSpline, _normal(6, scale=4.0)),
+    "RationalLinearSpline": _univariate(diffeo.RationalLinearSpline, _normal(6, scale=4.0)),
+    "BoundedSpline": _univariate(diffeo.BoundedSpline, _unit(6)),
+    "CircularSpline": _univariate(diffeo.CircularSpline, _normal(6, scale=0.8)),
+    "TailTransform": _univariate(diffeo.TailTransform, _normal(6, scale=3.0)),
     "SinhArcsinh": _univariate(diffeo.SinhArcsinh, _normal(6)),
     "Power": _univariate(diffeo.Power, _positive(6)),
     "LocationScale": _univariate(diffeo.LocationScale, _normal(6)),
@@ -125,6 +146,54 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Inverse": TransformCase(_seeded(lambda: diffeo.Inverse(_ar(diffeo.Affine()))), _normal(6, 4)),
     "Permute": TransformCase(_seeded(lambda: diffeo.Permute(torch.randperm(5))), _normal(6, 5)),
     "LULinear": TransformCase(lambda seed: diffeo.LULinear(4), _normal(6, 4)),
+    "TriangularLinear": TransformCase(lambda seed: diffeo.TriangularLinear(4), _normal(6, 4)),
+    "TriangularLinear, lower": TransformCase(lambda seed: diffeo.TriangularLinear(3, upper=False), _normal(6, 3)),
+    "ExpLinear": TransformCase(lambda seed: diffeo.ExpLinear(3), _normal(6, 3)),
+    "qr_linear": TransformCase(_seeded(lambda: diffeo.qr_linear(3)), _normal(6, 3)),
+    "svd_linear": TransformCase(_seeded(lambda: diffeo.svd_linear(3)), _normal(6, 3)),
+    "Conv1x1": TransformCase(lambda seed: diffeo.Conv1x1(3), _normal(6, 3, 2, 2)),
+    "Planar": TransformCase(_seeded(lambda: diffeo.Planar(3)), _normal(6, 3)),
+    "Planar, context": TransformCase(_seeded(lambda: diffeo.Planar(2, context=2)), _normal(6, 2), _normal(6, 2)),
+    "Radial": TransformCase(_seeded(lambda: diffeo.Radial(3)), _normal(6, 3)),
+    "Radial, context": TransformCase(_seeded(lambda: diffeo.Radial(2, context=2)), _normal(6, 2), _normal(6, 2)),
+    "Sylvester": TransformCase(_seeded(lambda: diffeo.Sylvester(3)), _normal(6, 3)),
+    "Sylvester, householder, context": TransformCase(
+        _seeded(lambda: diffeo.Sylvester(4, 2, "householder", context=2)), _normal(6, 4), _normal(6, 2)
+    ),
+    "Sylvester, triangular": TransformCase(_seeded(lambda: diffeo.Sylvester(3, kind="triangular")), _normal(6, 3)),
+    "Coupling of mixtures": TransformCase(
+        _seeded(lambda: _coupling(diffeo.MixtureCDF(4), [True, False, False])), _normal(6, 3)
+    ),
+    "Autoregressive deep sigmoidal": TransformCase(_seeded(lambda: _ar(diffeo.DeepSigmoidal(4), 3)), _normal(6, 3)),
+    "Autoregressive unconstrained": TransformCase(
+        _seeded(lambda: _ar(diffeo.UnconstrainedMonotonic(4, (8, 8)), 3)), _normal(6, 3)
+    ),
+    "BlockAutoregressive": TransformCase(_seeded(lambda: diffeo.BlockAutoregressive(3, 4)), _normal(6, 3)),
+    "BlockAutoregressive, context, reversed": TransformCase(
+        _seeded(lambda: diffeo.BlockAutoregressive(2, 4, layers=1, context=2, reverse=True)),
+        _normal(6, 2),
+        _normal(6, 2),
+    ),
+    "Residual": TransformCase(_seeded(lambda: diffeo.Residual(3, hidden=(16, 16))), _normal(6, 3)),
+    "Residual, context": TransformCase(
+        _seeded(lambda: diffeo.Residual(2, context=2, hidden=(16,), lipschitz=0.9)), _normal(6, 2), _normal(6, 2)
+    ),
+    "Residual of many features": TransformCase(_seeded(lambda: diffeo.Residual(18, hidden=(24,))), _normal(6, 18)),
+    "Continuous": TransformCase(_seeded(lambda: _continuous(3, 0, rtol=1e-8, atol=1e-8)), lambda: _normal(6, 3)()),
+    "Continuous, rk4, context": TransformCase(
+        _seeded(lambda: _continuous(2, 2, method="rk4", steps=64)), _normal(6, 2), _normal(6, 2)
+    ),
+    "SphereToCylinder": TransformCase(
+        lambda seed: diffeo.SphereToCylinder(), lambda: torch.nn.functional.normalize(_normal(6, 3)(), dim=-1)
+    ),
+    "torus": TransformCase(
+        _seeded(lambda: diffeo.torus(3, layers=2, hidden=(16,), bins=4, context=2).transform),
+        _normal(6, 3, scale=0.8),
+        _normal(6, 2),
+    ),
+    "Elementwise Bernstein": TransformCase(
+        lambda seed: diffeo.Elementwise(diffeo.Bernstein(6), 3), _normal(6, 3, scale=4.0)
+    ),
     "Householder": TransformCase(_seeded(lambda: diffeo.Householder(3)), _normal(6, 3)),
     "ActNorm": TransformCase(_seeded(lambda: _fitted(diffeo.ActNorm(3), 3)), _normal(6, 3)),
     "Standardize": TransformCase(_seeded(lambda: _fitted(diffeo.Standardize(3), 3)), _normal(6, 3)),
@@ -163,6 +232,18 @@ def _small(recipe: Callable[..., diffeo.Flow], features: int, **options) -> Call
     return build
 
 
+def _plain(recipe: Callable[..., diffeo.Flow], features: int, **options) -> Callable[[], diffeo.Flow]:
+    """A recipe without conditioners."""
+
+    def build() -> diffeo.Flow:
+        torch.manual_seed(0)
+        flow = recipe(features, layers=3, **options)
+        flow.initialize(torch.randn(500, features) + 1, torch.randn(500, 2) if options.get("context") else None)
+        return flow
+
+    return build
+
+
 def _gaussian() -> diffeo.Flow:
     flow = diffeo.gaussian(2)
     flow.initialize(torch.randn(300, 2) * torch.tensor([1.0, 5.0]))
@@ -180,6 +261,9 @@ DENSITIES: dict[str, DensityCase] = {
     "Uniform": DensityCase(lambda: diffeo.Uniform(torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 2.5]))),
     "GaussianMixture": DensityCase(lambda: diffeo.GaussianMixture(2, components=3)),
     "GaussianMixture of one": DensityCase(lambda: diffeo.GaussianMixture(1, components=1)),
+    "Banana": DensityCase(lambda: diffeo.targets.Banana(0.3)),
+    "Funnel": DensityCase(lambda: diffeo.targets.Funnel(2, scale=1.0)),
+    "Mixture": DensityCase(lambda: diffeo.targets.Mixture(torch.tensor([[-2.0, 0.0], [2.0, 1.0]]), 0.7)),
     "Dequantized": DensityCase(lambda: diffeo.Dequantized(_wide())),
     "Categorical": DensityCase(lambda: diffeo.Categorical([5])),
     "Categorical of two, context": DensityCase(lambda: diffeo.Categorical([2, 3], context=2), CONTEXT),
@@ -200,6 +284,35 @@ DENSITIES: dict[str, DensityCase] = {
     "nsf in 1-D": DensityCase(_small(diffeo.nsf, 1)),
     "nsf in 3-D": DensityCase(_small(diffeo.nsf, 3)),
     "nsf_ar": DensityCase(_small(diffeo.nsf_ar, 2)),
+    "naf": DensityCase(_small(diffeo.naf, 2, units=4)),
+    "naf, dense, context": DensityCase(_small(diffeo.naf, 2, units=4, dense=True, context=2), CONTEXT),
+    "unaf": DensityCase(_small(diffeo.unaf, 2, integrand=(8, 8), nodes=16)),
+    "sos": DensityCase(_small(diffeo.sos, 2)),
+    "bernstein": DensityCase(_small(diffeo.bernstein, 2, degree=8)),
+    "gaussianization": DensityCase(_small(diffeo.gaussianization, 2, components=3)),
+    "gaussianization, context": DensityCase(_small(diffeo.gaussianization, 2, components=3, context=2), CONTEXT),
+    "gaussianization, layerwise": DensityCase(_small(diffeo.gaussianization, 3, layerwise=True)),
+    "bnaf, context": DensityCase(_plain(diffeo.bnaf, 2, width=4, context=2), CONTEXT),
+    "residual_flow": DensityCase(_small(diffeo.residual_flow, 2)),
+    "ffjord, context": DensityCase(lambda: diffeo.ffjord(2, context=2, hidden=(16, 16)), CONTEXT),
+    "Dequantized, variational": DensityCase(
+        lambda: diffeo.Dequantized(_wide(), dequantizer=diffeo.unit_box(1, context=1, layers=1, hidden=(8,), bins=4))
+    ),
+    "Argmax": DensityCase(lambda: diffeo.Argmax(diffeo.DiagonalNormal(3), [3])),
+    "Argmax of two, context": DensityCase(
+        lambda: diffeo.Argmax(diffeo.maf(5, layers=1, hidden=(16,), context=2), [2, 3], context=2), CONTEXT
+    ),
+    "unit_box": DensityCase(lambda: diffeo.unit_box(2, layers=2, hidden=(16,), bins=4)),
+    "Logistic": DensityCase(lambda: diffeo.Logistic(2)),
+    "ConditionalNormal": DensityCase(lambda: diffeo.ConditionalNormal(2, context=2), CONTEXT),
+    "Resampled": DensityCase(lambda: diffeo.Resampled(2, hidden=(16,), attempts=5)),
+    "UniformSphere": DensityCase(diffeo.UniformSphere),
+    "sphere, context": DensityCase(lambda: diffeo.sphere(layers=2, hidden=(16,), bins=4, context=2), CONTEXT),
+    "torus": DensityCase(lambda: diffeo.torus(2, layers=2, hidden=(16,), bins=4)),
+    "circle": DensityCase(lambda: diffeo.torus(1, layers=2, bins=4)),
+    "planar, context": DensityCase(_plain(diffeo.planar, 2, context=2), CONTEXT),
+    "radial": DensityCase(_plain(diffeo.radial, 2)),
+    "sylvester": DensityCase(_plain(diffeo.sylvester, 3)),
     "nsf_ar, context": DensityCase(_small(diffeo.nsf_ar, 3, context=2), CONTEXT),
 }
 

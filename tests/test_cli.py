@@ -112,7 +112,7 @@ def test_bad_tables(folder, tmp_path, capsys, text, message):
         (["fit", "{folder}"], "a directory"),
         (["fit", "{folder}/table.csv", "-o", "{folder}/no/m.safetensors"], "does not exist"),
         (["fit", "{folder}/table.csv", "-o", "{folder}/m.bin"], "ends in .safetensors"),
-        (["fit", "{folder}/table.csv", "--recipe", "nope"], "there are gaussian, "),
+        (["fit", "{folder}/table.csv", "--recipe", "nope"], "there are bernstein, bnaf, "),
         (["fit", "{folder}/table.csv", "--epochs", "0"], "--epochs"),
         (["fit", "{folder}/table.csv", "--time-limit", "soon"], "such as 90s, 5m or 1h"),
         (["fit", "{folder}/table.csv", "-o", "{folder}/new.safetensors", "--resume"], "no interrupted fit"),

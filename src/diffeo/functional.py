@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
@@ -34,9 +35,19 @@ def sum_event(t: Tensor, ndim: int) -> Tensor:
     return t.flatten(-ndim).sum(-1) if ndim else t
 
 
+def is_traced() -> bool:
+    """Whether a compiler or a transform such as vmap looks on, to whom values are unknown."""
+    return torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
+
+
 def soft_clip(x: Scalars, bound: float) -> Scalars:
     """Smooth clipping to (-bound, bound): `bound * tanh(x / bound)`, the identity near zero."""
     return bound * torch.tanh(x / bound)
+
+
+def wrap_angle(angle: Tensor) -> Tensor:
+    """The same angle in [−π, π)."""
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
 def batch_inner(x: Tensor) -> Tensor:
@@ -110,6 +121,16 @@ def keep_masked(x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple
     if mask is None:
         return z, logdet
     return torch.where(mask, z, x), torch.where(mask, logdet, 0.0)
+
+
+def keep_rows(x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """As `keep_masked`, for a map that mixes the features of a vector: its mask covers whole rows, `(*batch, 1)`."""
+    mask = context_mask(context)
+    if mask is None:
+        return z, logdet
+    if mask.shape[-1] != 1:
+        raise ValueError(f"a map that mixes the features needs a mask with last dim 1, got {tuple(mask.shape)}")
+    return torch.where(mask, z, x), torch.where(mask.squeeze(-1), logdet, 0.0)
 
 
 def visible(x: Tensor, context: Context) -> Tensor:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from diffeo.core import Density, Transform, Univariate
+from diffeo.core.density import Preimage
 from diffeo.functional import Context, is_real
+from diffeo.transforms import Sphere
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -131,9 +133,12 @@ def check_density(
             given = d.given(context)
             _close(given.log_prob(y), d(y, context), 1e-5, "given(context).log_prob against log_prob")
         _expect(d.given(context).sample((4,)).shape == (4, *event), "given(context).sample((4,)) has a wrong shape")
-        _check_normalised(d, x, context)
-        if d.exact:
-            _check_samples(d, x, context, generator)
+        if _on_sphere(d):
+            _check_sphere(d, x, context, generator)
+        else:
+            _check_normalised(d, x, context)
+            if d.exact:
+                _check_samples(d, x, context, generator)
     for copied in _copies(d):
         y = x[:4]
         if d.exact:
@@ -210,19 +215,20 @@ def _check_jacobian(t: Transform, x: Tensor, context: Context) -> None:
                 expected = jacobian.reshape(inputs[i].numel(), -1).diagonal().abs().log().reshape(inputs[i].shape)
             else:
                 matrix = jacobian.reshape(-1, inputs[i].numel())
-                square = matrix.shape[0] == matrix.shape[1]
-                expected = matrix.slogdet()[1] if square else 0.5 * (matrix.T @ matrix).slogdet()[1]
+                rows, columns = matrix.shape
+                gram = matrix.T @ matrix if rows > columns else matrix @ matrix.T  # on the tangent space
+                expected = matrix.slogdet()[1] if rows == columns else 0.5 * gram.slogdet()[1]
             _close(run(inputs[i], c)[1], expected, 1e-6, f"{name}: logdet against the autograd Jacobian, row {i}")
 
 
 def _check_gradients(t: Transform, x: Tensor, context: Context) -> None:
-    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    generator = torch.Generator().manual_seed(0)
     for name, run in [("forward", t.forward), ("inverse", t.inverse)]:
         inputs = (x if name == "forward" else t(x, context)[0].detach()).clone().requires_grad_()
         t.zero_grad()
         value, logdet = run(inputs, context)
         (
-            (value * weight.reshape(value.shape)).sum()
+            (value * torch.randn(value.shape, generator=generator).to(value)).sum()
             + (logdet * torch.linspace(1, 2, logdet.numel()).reshape(logdet.shape)).sum()
         ).backward()
         _expect(_finite(inputs.grad), f"{name}: the gradient with respect to the input is not finite")
@@ -250,6 +256,8 @@ def _check_extremes(t: Transform, x: Tensor, context: Context) -> None:
         column = values[:, None]  # against bounds that may differ from coordinate to coordinate
         ok = scalar.check(column) & (scalar.check(column * 1.001) | scalar.check(column * 0.999))
         inside = values[ok.all(-1)]
+        if not len(inside):  # as on a sphere
+            continue
         c = _map(context, lambda v: v[:1])
         rows = inside.reshape(-1, *(1 for _ in like.shape[1:])).expand(-1, *like.shape[1:]).to(like)
         value, logdet = run(rows, _map(c, lambda v, n=len(rows): v.expand(n, *v.shape[1:])))
@@ -339,7 +347,8 @@ def _check_normalised(d: Density, x: Tensor, context: Context) -> None:
     axes, widths = [], []
     for column in flat.double().unbind(1):
         if bool((column == column.round()).all()):
-            axis = torch.arange(int(column.min()) - 30, int(column.max()) + 31, dtype=torch.float64)
+            margin = 30 if d.exact else 3  # bounds are averaged over noise, which takes many draws for each value
+            axis = torch.arange(int(column.min()) - margin, int(column.max()) + margin + 1, dtype=torch.float64)
             width = torch.ones_like(axis)
         else:
             n = 40_001 if event.numel() == 1 else 501
@@ -352,12 +361,29 @@ def _check_normalised(d: Density, x: Tensor, context: Context) -> None:
     grid = torch.cartesian_prod(*axes).reshape(-1, *event)
     weight = widths[0] if len(widths) == 1 else torch.outer(*widths).flatten()
     total = 0.0
+    draws = max(64, 1_000_000 // len(grid))  # of a bound's noise
     for points, w in zip(grid.split(50_000), weight.split(50_000), strict=True):
         points = points.to(x.dtype)
-        log_p = d(points, context) if d.exact else d.log_prob(points, context, samples=64)  # type: ignore[call-arg]
+        inside = d.given(context).support.check(points)
+        log_p = d(points, context) if d.exact else d.log_prob(points, context, samples=draws)  # type: ignore[call-arg]
         _expect(not log_p.isnan().any() or not is_real(d.support), "the log-density is NaN inside the support")
-        total += float((log_p.double().exp().nan_to_num(0.0) * w).sum())
+        total += float((log_p.double().exp().nan_to_num(0.0) * w * inside).sum())
     _expect(abs(total - 1) < 0.02, f"the density integrates to {total:.4f}, not 1")
+
+
+def _check_sphere(d: Density, x: Tensor, context: Context, generator: torch.Generator) -> None:
+    """On the unit sphere: the density integrates to one over the surface, and E_p[1/p] is the area of all of it."""
+    noise = torch.randn((50_000, 3), generator=generator, dtype=x.dtype)
+    area = 4 * math.pi
+    p = d(noise / noise.norm(dim=-1, keepdim=True), context).double().exp() * area
+    error = float(p.std() / len(p) ** 0.5)
+    _expect(abs(float(p.mean()) - 1) < 5 * error + 1e-3, f"the density integrates to {float(p.mean()):.4f}, not 1")
+    ratio = (-d(x, context).double()).exp() / area
+    error = float(ratio.std() / len(ratio) ** 0.5)
+    _expect(
+        abs(float(ratio.mean()) - 1) < 5 * error + 0.02,
+        f"samples disagree with log_prob: E_p[q/p] is {float(ratio.mean()):.3f} ± {error:.3f}, not 1",
+    )
 
 
 def _check_samples(d: Density, x: Tensor, context: Context, generator: torch.Generator) -> None:
@@ -402,6 +428,13 @@ def _check_samples(d: Density, x: Tensor, context: Context, generator: torch.Gen
     for i in range(features):
         p = ks_2samp(rows[:, i].numpy(), drawn[:, i].numpy()).pvalue  # pyright: ignore[reportAttributeAccessIssue]
         _expect(p > 1e-5, f"samples disagree with log_prob in coordinate {i} (Kolmogorov–Smirnov p = {p:.1e})")
+
+
+def _on_sphere(d: Density) -> bool:
+    support = d.support
+    while isinstance(support, Preimage):
+        support = support.inner
+    return isinstance(support, Sphere)
 
 
 def _rows(t: Tensor, n: int, event_ndim: int) -> Tensor:

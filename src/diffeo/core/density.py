@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Generator, Size, Tensor, nn
@@ -290,7 +290,11 @@ class Preimage(Constraint):
         return self._event_dim
 
     def check(self, value: Tensor) -> Tensor:
-        return self.inner.check(self.transform(value, self.context)[0])  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        z, _ = self.transform(value, self.context)
+        inside = cast(Tensor, self.inner.check(z))  # pyright: ignore[reportUnknownMemberType]
+        domain = cast(Tensor, self.transform.domain.check(value))  # pyright: ignore[reportUnknownMemberType]
+        extra = domain.ndim - inside.ndim  # the domain may be one of coordinates
+        return inside & (domain.flatten(-extra).all(-1) if extra > 0 else domain)
 
 
 def _request(shape: int | tuple[int, ...] | Size, context: Context, temperature: float) -> tuple[Size, Context, float]:

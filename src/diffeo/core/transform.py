@@ -92,8 +92,9 @@ class Transform(nn.Module, ABC):
         self._compiled_call_impl = compiled(self._call_impl)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
     def compile_inverse(self) -> None:
-        """Compile the inverse, as `invert` runs it."""
-        self._compiled_inverse = compiled(self.inverse)
+        """Compile the inverse, as `invert` runs it; a numerical one stays eager, where it ends when it is found."""
+        if self.exact_inverse:
+            self._compiled_inverse = compiled(self.inverse)
 
     def invert(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """The inverse, compiled if `compile` was called: what calling the transform is to `forward`."""

@@ -1,6 +1,9 @@
 """Plain networks for conditioners: `(x, context) -> params`, zero at the start."""
 
 from diffeo.nets.encoder import PiecewiseLinear as PiecewiseLinear
+from diffeo.nets.field import VectorField as VectorField
+from diffeo.nets.lipschitz import LipschitzMLP as LipschitzMLP
 from diffeo.nets.made import MADE as MADE
 from diffeo.nets.mlp import MLP as MLP
+from diffeo.nets.mlp import PeriodicMLP as PeriodicMLP
 from diffeo.nets.scaler import ContextScaler as ContextScaler

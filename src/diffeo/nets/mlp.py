@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,27 @@ class MLP(nn.Module):
             c = self.from_context(require_context(context, self.context, "MLP"))
             return c if h is None else h + c  # without an x the batch is that of the context: one pass serves many x
         return h  # pyright: ignore[reportReturnType] (a net without x and context is a constant)
+
+
+class PeriodicMLP(nn.Module):
+    """An `MLP` of angles, which it sees as cosines and sines: the same at x and at x + 2π.
+
+    Args:
+        features: number of angles.
+        out: width of the output.
+        options: keywords of `MLP`.
+
+    >>> import torch, diffeo
+    >>> diffeo.nets.PeriodicMLP(2, 4, context=1)(torch.zeros(5, 2), torch.zeros(1)).shape
+    torch.Size([5, 4])
+    """
+
+    def __init__(self, features: int, out: int, **options: Any):
+        super().__init__()
+        self.mlp = MLP(2 * features, out, **options)
+
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        return self.mlp(torch.cat([x.cos(), x.sin()], -1), context)
 
 
 class _Residual(nn.Sequential):

@@ -1,6 +1,16 @@
 """Models of the literature, and how to save and load them."""
 
+from diffeo.recipes.continuous import ffjord as ffjord
+from diffeo.recipes.manifold import sphere as sphere
+from diffeo.recipes.manifold import torus as torus
+from diffeo.recipes.manifold import unit_box as unit_box
 from diffeo.recipes.mixed import mixed as mixed
+from diffeo.recipes.monotone import bernstein as bernstein
+from diffeo.recipes.monotone import bnaf as bnaf
+from diffeo.recipes.monotone import gaussianization as gaussianization
+from diffeo.recipes.monotone import naf as naf
+from diffeo.recipes.monotone import sos as sos
+from diffeo.recipes.monotone import unaf as unaf
 from diffeo.recipes.registry import find_recipe as find_recipe
 from diffeo.recipes.registry import load as load
 from diffeo.recipes.registry import read_notes as read_notes
@@ -8,6 +18,10 @@ from diffeo.recipes.registry import recipe as recipe
 from diffeo.recipes.registry import recipes as recipes
 from diffeo.recipes.registry import save as save
 from diffeo.recipes.regression import regression as regression
+from diffeo.recipes.residual import planar as planar
+from diffeo.recipes.residual import radial as radial
+from diffeo.recipes.residual import residual_flow as residual_flow
+from diffeo.recipes.residual import sylvester as sylvester
 from diffeo.recipes.tabular import gaussian as gaussian
 from diffeo.recipes.tabular import iaf as iaf
 from diffeo.recipes.tabular import maf as maf

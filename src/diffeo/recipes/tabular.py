@@ -16,14 +16,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffeo.core import Chain, Flow, Inverse, Transform, Univariate
-from diffeo.densities import GaussianMixture, Normal
-from diffeo.nets import MADE, MLP, ContextScaler
+from diffeo.core import Flow, Inverse, Transform
+from diffeo.recipes.parts import alternate, autoregressive, coupling, flow
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import (
     Affine,
-    Autoregressive,
-    Coupling,
     Elementwise,
     Gaussianize,
     LULinear,
@@ -54,8 +51,8 @@ def gaussian(features: int, *, context: int = 0) -> Flow:
     """
     parts: list[Transform] = [Whiten(features)]
     if context:
-        parts.append(_coupling(torch.zeros(features, dtype=torch.bool), Affine(), context, (), {}))
-    return _flow(features, context, parts)
+        parts.append(coupling(torch.zeros(features, dtype=torch.bool), Affine(), context, (), {}))
+    return flow(features, context, parts)
 
 
 @recipe
@@ -89,8 +86,8 @@ def nice(
     options = {"dropout": dropout, "residual": residual}
     parts: list[Transform] = [Whiten(features)]
     for i in range(layers):
-        parts.append(_coupling(_alternate(features, i), Shift(), context, hidden, options))
-    return _flow(features, context, [*parts, Elementwise(Affine(), features)])
+        parts.append(coupling(alternate(features, i), Shift(), context, hidden, options))
+    return flow(features, context, [*parts, Elementwise(Affine(), features)])
 
 
 @recipe
@@ -124,8 +121,8 @@ def realnvp(
     options = {"dropout": dropout, "residual": residual}
     parts: list[Transform] = [Whiten(features)]
     for i in range(layers):
-        parts += [_coupling(_alternate(features, i), Affine(), context, hidden, options), LULinear(features)]
-    return _flow(features, context, parts)
+        parts += [coupling(alternate(features, i), Affine(), context, hidden, options), LULinear(features)]
+    return flow(features, context, parts)
 
 
 @recipe
@@ -160,8 +157,8 @@ def maf(
     """
     options = {"dropout": dropout, "residual": residual, "adjacency": adjacency}
     first = [Whiten(features)] if adjacency is None else [Standardize(features)]
-    parts = _autoregressive(features, Affine(), context, layers, hidden, options, mix=False)
-    return _flow(features, context, [*first, *parts])
+    parts = autoregressive(features, Affine(), context, layers, hidden, options, mix=False)
+    return flow(features, context, [*first, *parts])
 
 
 @recipe
@@ -192,8 +189,8 @@ def iaf(
     torch.Size([5])
     """
     options = {"residual": residual}
-    parts = _autoregressive(features, Affine(), context, layers, hidden, options, mix=False)
-    return _flow(features, context, [Whiten(features), *(Inverse(part) for part in parts)])
+    parts = autoregressive(features, Affine(), context, layers, hidden, options, mix=False)
+    return flow(features, context, [Whiten(features), *(Inverse(part) for part in parts)])
 
 
 @recipe
@@ -235,8 +232,8 @@ def nsf(
     parts: list[Transform] = [Gaussianize(features), Whiten(features)]
     for i in range(layers):
         spline = RationalQuadraticSpline(bins, bound)
-        parts += [_coupling(_alternate(features, i), spline, context, hidden, options), LULinear(features)]
-    return _flow(features, context, parts, components)
+        parts += [coupling(alternate(features, i), spline, context, hidden, options), LULinear(features)]
+    return flow(features, context, parts, components)
 
 
 @recipe
@@ -288,39 +285,5 @@ def nsf_ar(
     if adjacency is None:
         first.append(Whiten(features))
     spline = RationalQuadraticSpline(bins, bound)
-    parts = [*first, *_autoregressive(features, spline, context, layers, hidden, options, mix=True)]
-    return _flow(features, context, parts, components)
-
-
-def _flow(features: int, context: int, parts: Sequence[Transform], components: int = 0) -> Flow:
-    base = GaussianMixture(features, components) if components else Normal(features)
-    return Flow(Chain(*parts), base, ContextScaler(context) if context else None)
-
-
-def _alternate(features: int, i: int) -> Tensor:
-    """Every other coordinate, the other half the next time; in one dimension nothing is left to condition on."""
-    return torch.arange(features) % 2 == i % 2 if features > 1 else torch.zeros(1, dtype=torch.bool)
-
-
-def _coupling(mask: Tensor, univariate: Univariate, context: int, hidden: Sequence[int], options: dict) -> Coupling:
-    keeps = int(mask.sum())
-    out = univariate.n_params * (len(mask) - keeps)
-    return Coupling(mask, MLP(keeps, out, context=context, hidden=hidden, **options), univariate)
-
-
-def _autoregressive(
-    features: int, univariate: Univariate, context: int, layers: int, hidden: Sequence[int], options: dict, mix: bool
-) -> list[Transform]:
-    """Layers with the order turned round each time, and learned linear maps between them if `mix`.
-
-    With an adjacency neither is possible: it is the same in every layer.
-    """
-    parts: list[Transform] = []
-    free = options.get("adjacency") is None
-    for i in range(layers):
-        order = torch.arange(features) if i % 2 == 0 else torch.arange(features - 1, -1, -1)
-        net = MADE(
-            features, univariate.n_params, context=context, hidden=hidden, order=order if free else None, **options
-        )
-        parts += [Autoregressive(net, univariate), *([LULinear(features)] if mix and free else [])]
-    return parts
+    parts = [*first, *autoregressive(features, spline, context, layers, hidden, options, mix=True)]
+    return flow(features, context, parts, components)

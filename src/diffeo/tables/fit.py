@@ -22,7 +22,13 @@ from diffeo.training import Blurred, FitResult, fit
 from diffeo.training.data import split
 
 AUTO = "nsf_ar"
-NOT_FOR_TABLES = ("mixed", "regression")  # what tables are made of, and scalars only
+NOT_FOR_TABLES = (
+    "mixed",
+    "regression",
+    "sphere",
+    "torus",
+    "unit_box",
+)  # what tables are made of, scalars, other domains
 QUANTILES = 1001  # of the training rows' log-densities, kept for percentiles
 RANKED_ROWS = 20_000  # training rows that these are taken from
 

@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader
 from diffeo.core import Density, Objective
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.data import Indexed, Table, as_source, split
-from diffeo.training.loop import INITIAL_ROWS, Loop
+from diffeo.training.loop import EVALUATION_ROWS, INITIAL_ROWS, Loop
 from diffeo.training.objectives import MaximumLikelihood
 from diffeo.training.parquet import ParquetRows
 from diffeo.training.plan import make_plan
 from diffeo.training.result import FitResult
+from diffeo.training.variational import Variational
 
+DRAWN_STEPS, DRAWN_EPOCH = 5000, 250  # steps by default, and between evaluations, without rows to count
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
@@ -58,10 +60,12 @@ def fit(
     Args:
         flow_or_objective: a density, or an `Objective`.
         x: rows, shape (n, *event): array, tensor, `Dataset` or `DataLoader` (these two give x or (x, context)), or
-            `ParquetRows` for a table larger than memory.
+            `ParquetRows` for a table larger than memory. For objectives that draw their own samples, such as
+            `ReverseKL`, the number of samples of a step.
         context: what each row is conditioned on, shape (n, context).
         weights: weight of each row, ≥ 0.
-        validation: share of rows held out, in [0, 1), or held-out rows: x, or (x, context).
+        validation: share of rows held out, in [0, 1), or held-out rows: x, or (x, context). Objectives that draw their
+            own samples are evaluated on the same 4,096 of them each time; 0 for none.
         epochs, steps: passes over the rows, or optimiser steps (these win; early stopping then needs `patience`).
         batch_size: rows of a step, over all processes.
         lr: peak learning rate.
@@ -108,7 +112,18 @@ def fit(
     if dtype == torch.float32 and any(p.dtype == torch.float64 for p in objective.parameters()):
         raise ValueError(f"fit: the flow is float64, but precision={precision!r}; pass precision='64-true'")
     sample = None  # rows for data-dependent layers, where they are not those of `train`
-    if isinstance(x, ParquetRows):
+    drawn = isinstance(objective, Variational)
+    if drawn:
+        if context is not None or weights is not None or batch_size is not None:
+            raise ValueError(
+                f"fit: {type(objective).__name__} draws its own rows; context, weights and batch_size do not apply"
+            )
+        train, held, kept = *_draws(x, validation, dtype, type(objective).__name__), None
+    elif isinstance(x, int):
+        raise ValueError(
+            f"fit: expected rows to train on, got {x}; a number of samples is for objectives that draw their own"
+        )
+    elif isinstance(x, ParquetRows):
         if context is not None or weights is not None:
             raise ValueError("fit: ParquetRows name the columns of the context themselves; weights need rows in memory")
         train, held, sample = _hold_out_parquet(x, validation, dtype, seed)
@@ -130,8 +145,10 @@ def fit(
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, **options)
     if fabric.strategy.launcher is not None:
         fabric.launch()
+    if drawn:
+        batch_size, steps = len(train), steps or (None if epochs else DRAWN_STEPS)
     plan = make_plan(
-        len(train) if not isinstance(train, DataLoader) else len(train) * (train.batch_size or 1),
+        10**9 if drawn else len(train) if not isinstance(train, DataLoader) else len(train) * (train.batch_size or 1),
         epochs=epochs,
         steps=steps,
         batch_size=train.batch_size if isinstance(train, DataLoader) else batch_size,
@@ -143,7 +160,7 @@ def fit(
         average=average,
         clip=clip,
         world=fabric.world_size,
-        steps_per_epoch=len(train) if isinstance(train, DataLoader) else None,
+        steps_per_epoch=DRAWN_EPOCH if drawn else len(train) if isinstance(train, DataLoader) else None,
     )
     before = {k: v.detach().clone() for k, v in objective.state_dict().items()}
     run = None
@@ -152,11 +169,24 @@ def fit(
         try:
             run = Loop(fabric, objective, train, held, kept, plan, compile, folder, checkpoint_every, sample)
             run.elapsed = time.monotonic() - began
-            return run.go(continued, progress)
+            result = run.go(continued, progress)
         except BaseException:
             if run is None or run.step == 0:  # nothing was trained: leave the flow as it came
                 objective.load_state_dict(before)
             raise
+    if isinstance(objective, Variational):
+        result.importance(objective.importance())
+    return result
+
+
+def _draws(n: Any, validation: Any, dtype: torch.dtype, who: str) -> tuple[Table, Table | None]:
+    """Empty rows, which only say how many samples an objective is to draw."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"fit: {who} draws its own rows; pass the number of samples of a step, got {type(n).__name__}")
+    if validation is not None and not isinstance(validation, int | float):
+        raise ValueError(f"fit: {who} draws its own rows; validation must be a number, 0 for none")
+    held = Table((torch.zeros(EVALUATION_ROWS, 0, dtype=dtype),)) if validation else None
+    return Table((torch.zeros(n, 0, dtype=dtype),)), held
 
 
 def _hold_out(

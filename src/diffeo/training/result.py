@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffeo.training.importance import Importance
+
 
 @dataclass
 class FitResult:
@@ -20,6 +22,10 @@ class FitResult:
         seconds: training time, that before a resume included.
         stopped: "steps", "patience" or "time_limit".
         compiled: whether the training step was compiled.
+        effective_sample_size: share of the flow's samples that importance weights against the target leave, in (0, 1];
+            for objectives with a target (`ReverseKL` and its like), else None.
+        pareto_k: how heavy the tail of these weights is; above 0.7 they are not to be trusted.
+        log_normalizer: estimate of log ∫ p̃ from them.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -31,6 +37,14 @@ class FitResult:
     seconds: float = 0.0
     stopped: str = "steps"
     compiled: bool = False
+    effective_sample_size: float | None = None
+    pareto_k: float | None = None
+    log_normalizer: float | None = None
+
+    def importance(self, weights: Importance) -> None:
+        """Note what importance weights say of the flow."""
+        self.effective_sample_size = weights.effective_sample_size / len(weights.log_weights)
+        self.pareto_k, self.log_normalizer = weights.pareto_k, weights.log_normalizer
 
     @property
     def validation_nats(self) -> float | None:
@@ -58,4 +72,6 @@ class FitResult:
         held = "" if self.validation_loss is None else f", held-out {-self.validation_loss:.3f} nats"
         if self.validation_stderr is not None:
             held += f" ± {self.validation_stderr:.3f}"
+        if self.effective_sample_size is not None:
+            held = f", {self.effective_sample_size:.1%} effective samples, Pareto k {self.pareto_k:.2f}"
         return f"{self.steps} steps in {self.seconds:.1f} s (stopped by {self.stopped}; best at {self.best_step}){held}"

@@ -23,6 +23,7 @@ from diffeo.functional import (
     check_event,
     context_batch,
     context_mask,
+    is_traced,
     permute_last,
     sum_event,
     visible,
@@ -93,7 +94,7 @@ class Autoregressive(Transform):
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Autoregressive")
-        if _traced() or (torch.is_grad_enabled() and not self.net.has_adjoint):
+        if is_traced() or (torch.is_grad_enabled() and not self.net.has_adjoint):
             return self._run(z, context)
         if not torch.is_grad_enabled():
             return self._find(z, context)
@@ -105,7 +106,7 @@ class Autoregressive(Transform):
         return {k: v for k, v in super().__getstate__().items() if not k.startswith("_compiled_")}
 
     def compile_inverse(self) -> None:
-        if not self.traceable or self.net.block > LONGEST:
+        if not self.traceable or not self.exact_inverse or self.net.block > LONGEST:
             return
         self._compiled_sweep = compiled(self._sweep)
         key = (type(self), self.net.signature(), signature(self.univariate))
@@ -177,7 +178,7 @@ class Autoregressive(Transform):
         steps = _by_step(z, order)
         masks = None if mask is None else _by_step(mask.expand_as(z), order)
         run = self._compiled_block
-        if run is None or torch.is_grad_enabled() or _traced():
+        if run is None or torch.is_grad_enabled() or is_traced():
             run = self._block
         state, seen, found, xs, logdets = self.net.start(z, context), None, None, [], []
         for d in range(0, len(steps), size):
@@ -250,11 +251,6 @@ def _block_of_all(layer: Autoregressive, key: Hashable) -> BlockKernel:
 def _by_step(x: Tensor, order: Tensor) -> Tensor:
     """Coordinates of all rows by step, (steps, rows)."""
     return x.reshape(-1, x.shape[-1]).T.index_select(0, order)
-
-
-def _traced() -> bool:
-    """Whether a compiler or a transform such as vmap looks on, which compiled kernels are opaque to."""
-    return torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
 
 
 class Adjoint(torch.autograd.Function):

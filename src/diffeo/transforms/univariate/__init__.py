@@ -4,6 +4,14 @@ from diffeo.transforms.univariate.affine import Affine as Affine
 from diffeo.transforms.univariate.affine import LocationScale as LocationScale
 from diffeo.transforms.univariate.affine import Shift as Shift
 from diffeo.transforms.univariate.composed import Composed as Composed
+from diffeo.transforms.univariate.integrated import Bernstein as Bernstein
+from diffeo.transforms.univariate.integrated import SumOfSquares as SumOfSquares
+from diffeo.transforms.univariate.integrated import UnconstrainedMonotonic as UnconstrainedMonotonic
+from diffeo.transforms.univariate.mixture import MixtureCDF as MixtureCDF
+from diffeo.transforms.univariate.piecewise import CubicSpline as CubicSpline
+from diffeo.transforms.univariate.piecewise import LinearSpline as LinearSpline
+from diffeo.transforms.univariate.piecewise import QuadraticSpline as QuadraticSpline
+from diffeo.transforms.univariate.piecewise import RationalLinearSpline as RationalLinearSpline
 from diffeo.transforms.univariate.pointwise import Asinh as Asinh
 from diffeo.transforms.univariate.pointwise import Exp as Exp
 from diffeo.transforms.univariate.pointwise import LeakyReLU as LeakyReLU
@@ -13,4 +21,9 @@ from diffeo.transforms.univariate.pointwise import Sigmoid as Sigmoid
 from diffeo.transforms.univariate.pointwise import SinhArcsinh as SinhArcsinh
 from diffeo.transforms.univariate.pointwise import Softplus as Softplus
 from diffeo.transforms.univariate.pointwise import Tanh as Tanh
+from diffeo.transforms.univariate.sigmoidal import DeepSigmoidal as DeepSigmoidal
+from diffeo.transforms.univariate.sigmoidal import DenseSigmoidal as DenseSigmoidal
+from diffeo.transforms.univariate.spline import BoundedSpline as BoundedSpline
+from diffeo.transforms.univariate.spline import CircularSpline as CircularSpline
 from diffeo.transforms.univariate.spline import RationalQuadraticSpline as RationalQuadraticSpline
+from diffeo.transforms.univariate.tail import TailTransform as TailTransform

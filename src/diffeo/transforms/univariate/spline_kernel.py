@@ -1,10 +1,10 @@
 """The arithmetic of the rational-quadratic spline, with its gradient by hand.
 
-Parameters arrive as planes: 3K − 1 tensors of the shape of x, one for each number of a spline, so that all arithmetic
-is elementwise on neighbours in memory. The bin of each scalar is found in one of two ways that agree up to rounding:
-eagerly with few operations over all bins at once, and, under a compiler, as an unrolled sum over the bins, which
-becomes one loop over the scalars that lives in registers. The backward pass recomputes the bins from the parameters, so
-that training keeps nothing beyond what came in.
+Parameters arrive as planes: 3K − 1 tensors of the shape of x (3K + 1 where the slopes at both ends are among them), one
+for each number of a spline, so that all arithmetic is elementwise on neighbours in memory. The bin of each scalar is
+found in one of two ways that agree up to rounding: eagerly with few operations over all bins at once, and, under a
+compiler, as an unrolled sum over the bins, which becomes one loop over the scalars that lives in registers. The
+backward pass recomputes the bins from the parameters, so that training keeps nothing beyond what came in.
 With ξ, s, q as in `spline` and m = ξ(1−ξ), t = (s ξ² + d₀ m)/q, a = d₁ ξ² + 2 s m + d₀ (1−ξ)²:
 
     z = y₀ + h t,     log dz/dx = 2 log s + log a − 2 log q
@@ -24,13 +24,17 @@ from torch.nn import functional as F  # noqa: N812
 
 
 class Limits(NamedTuple):
-    """What bounds a spline: its interval and the least sizes and slopes of a bin."""
+    """What bounds a spline: its interval and the least sizes and slopes of a bin.
+
+    With `ends`, the slopes at the ends of the interval are parameters too, and there is nothing outside.
+    """
 
     bins: int
     bound: float
     min_width: float
     min_height: float
     min_slope: float
+    ends: bool = False
 
     @property
     def slope_offset(self) -> float:
@@ -70,7 +74,7 @@ def forward(x: Tensor, params: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
     m = xi * (1 - xi)
     q = s + (d0 + d1 - 2 * s) * m
     z = bin.y + bin.height * (s * xi * xi + d0 * m) / q
-    outside = x.abs() >= limits.bound
+    outside = _outside(x, limits)
     slope = torch.where(outside, 1.0, _slope(s, d0, d1, xi, m, q))
     return torch.where(outside | x.isnan(), x, z), slope.log()
 
@@ -86,9 +90,13 @@ def inverse(z: Tensor, params: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
     root = (b * b - 4 * a * c).clamp_min(torch.finfo(z.dtype).tiny).sqrt()
     xi = (2 * c / (-b - root)).clamp(0, 1)
     m = xi * (1 - xi)
-    outside = z.abs() >= limits.bound
+    outside = _outside(z, limits)
     slope = torch.where(outside, 1.0, _slope(s, d0, d1, xi, m, s + r * m))
     return torch.where(outside | z.isnan(), z, bin.x + xi * bin.width), -slope.log()
+
+
+def _outside(v: Tensor, limits: Limits) -> Tensor:
+    return torch.zeros_like(v, dtype=torch.bool) if limits.ends else v.abs() >= limits.bound
 
 
 def _slope(s: Tensor, d0: Tensor, d1: Tensor, xi: Tensor, m: Tensor, q: Tensor) -> Tensor:
@@ -116,7 +124,7 @@ def backward(
     t = (s * xi * xi + d0 * m) / q
     a = d1 * xi * xi + 2 * s * m + d0 * co * co
     a_xi = 2 * (d1 * xi + s * bend - d0 * co)
-    outside = x.abs() >= limits.bound
+    outside = _outside(x, limits)
     g = torch.where(outside, 0.0, grad)
     g_log = torch.where(outside, 0.0, grad_log)
     entering = grad
@@ -152,8 +160,10 @@ def _find(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin:
     index = at.expand(2, 1, *at.shape)
     size, start = (t.expand(2, k, *v.shape).gather(1, index).squeeze(1) for t in (sizes, starts))
     (width, height), (x, y) = size.unbind(0), start.unbind(0)
-    inner = F.pad(params[2 * k :].movedim(0, -1), (1, 1)).movedim(-1, 0)  # a raw slope of zero, slope one, at both ends
-    raw = inner.expand(k + 1, *v.shape).gather(0, torch.stack([at, at + 1]))
+    knots = params[2 * k :]
+    if not limits.ends:
+        knots = F.pad(knots.movedim(0, -1), (1, 1)).movedim(-1, 0)  # a raw slope of zero, slope one, at both ends
+    raw = knots.expand(k + 1, *v.shape).gather(0, torch.stack([at, at + 1]))
     return _Bin(x, y, width, height, (raw[0], raw[1]), _Place(at, shares))
 
 
@@ -183,6 +193,9 @@ class _Place(NamedTuple):
             logits = torch.stack([logits[i] * limits.span(i) for i in (0, 1)])
         # inner knot i ends bin i and begins bin i + 1
         knots = torch.where(here[:-1], slopes[1], torch.where(here[1:], slopes[0], 0.0))
+        if limits.ends:
+            first, last = torch.where(here[:1], slopes[0], 0.0), torch.where(here[-1:], slopes[1], 0.0)
+            knots = torch.cat([first, knots, last])
         return torch.cat([logits.flatten(0, 1), knots])
 
 
@@ -191,11 +204,14 @@ def _find_unrolled(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin
     k = limits.bins
     planes = params.unbind(0)
     shares = _softmax(planes[:k]), _softmax(planes[k : 2 * k])
-    slopes, edge = planes[2 * k :], torch.zeros_like(v)
+    knots = planes[2 * k :]
+    if not limits.ends:
+        edge = torch.zeros_like(v)
+        knots = (edge, *knots, edge)
     x = y = torch.full_like(v, -limits.bound)
     width, height = (share[0] * limits.span(i) + limits.least(i) for i, share in enumerate(shares))
     reach_x, reach_y = width, height
-    left, right = edge, slopes[0]
+    left, right = knots[0], knots[1]
     beyond: list[Tensor] = []
     for i in range(1, k):
         knot_x, knot_y = reach_x - limits.bound, reach_y - limits.bound
@@ -204,8 +220,7 @@ def _find_unrolled(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin
         wide, high = (share[i] * limits.span(j) + limits.least(j) for j, share in enumerate(shares))
         x, y = torch.where(moved, knot_x, x), torch.where(moved, knot_y, y)
         width, height = torch.where(moved, wide, width), torch.where(moved, high, height)
-        left = torch.where(moved, slopes[i - 1], left)
-        right = torch.where(moved, slopes[i] if i < k - 1 else edge, right)
+        left, right = torch.where(moved, knots[i], left), torch.where(moved, knots[i + 1], right)
         reach_x, reach_y = reach_x + wide, reach_y + high
     return _Bin(x, y, width, height, (left, right), _UnrolledPlace(beyond, *shares))
 
@@ -232,10 +247,14 @@ class _UnrolledPlace(NamedTuple):
             earlier = zip(self.beyond, at_least[:-1], strict=True)
             sizes = [*(torch.where(moved, before[axis], g) for moved, g in earlier), at_least[-1]]
             planes += _through_softmax(sizes, shares, limits.span(axis))
+        if limits.ends:
+            planes.append(torch.where(self.beyond[0], zero, slopes[0]))
         for i, moved in enumerate(self.beyond):  # inner knot i ends bin i and begins bin i + 1
             g = torch.where(moved, *slopes)
             g = g if i == 0 else torch.where(self.beyond[i - 1], g, zero)
             planes.append(g if i == limits.bins - 2 else torch.where(self.beyond[i + 1], zero, g))
+        if limits.ends:
+            planes.append(torch.where(self.beyond[-1], slopes[1], zero))
         return torch.stack(planes)
 
 

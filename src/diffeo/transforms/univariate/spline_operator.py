@@ -24,7 +24,8 @@ SCALARS = 16384  # of a typical call
 def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
     """The spline (or its inverse) at v, and the log-slope of that direction.
 
-    `params` has shape (3K − 1, *v.shape), or fewer trailing dims where scalars share a spline.
+    `params` has shape (3K − 1, *v.shape), 3K + 1 with the slopes at both ends, or fewer trailing dims where scalars
+    share a spline.
     """
     if not spline_kernel.owned(v, params):
         params = params.reshape(len(params), *(1,) * (v.ndim + 1 - params.ndim), *params.shape[1:])
@@ -32,7 +33,7 @@ def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tup
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting() or v.dtype != params.dtype:
             return _direction(inverse)(v, params, limits)
-        return _operator(v, params, inverse, limits.bins, list(limits[1:]))
+        return _operator(v, params, inverse, limits.bins, [float(value) for value in limits[1:]])
     return Spline.apply(v, params, inverse, limits)  # pyright: ignore[reportReturnType]
 
 
@@ -131,9 +132,14 @@ def _planes(params: Tensor) -> Tensor:
     return params.reshape(len(params), -1).contiguous()
 
 
+def _limits(bins: int, *rest: float) -> Limits:
+    *sizes, ends = rest
+    return Limits(bins, *sizes, ends=bool(ends))
+
+
 @cache
 def _kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
-    limits = Limits(bins, *rest)
+    limits = _limits(bins, *rest)
 
     def run(v: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return _direction(inverse)(v, params, limits)
@@ -143,7 +149,7 @@ def _kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
 
 @cache
 def _backward_kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
-    limits = Limits(bins, *rest)
+    limits = _limits(bins, *rest)
 
     def run(x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor]:
         return spline_kernel.backward(x, params, grad, grad_log, inverse, limits)

@@ -1,0 +1,122 @@
+"""Flows on other domains than the line: the unit box, circles and tori, the sphere (against its surface)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from diffeo.core import Chain, Flow, Inverse, Transform
+from diffeo.densities import Uniform, UniformSphere
+from diffeo.nets import MLP, ContextScaler, PeriodicMLP
+from diffeo.recipes.parts import alternate, coupling
+from diffeo.recipes.registry import recipe
+from diffeo.transforms import BoundedSpline, CircularSpline, Coupling, Householder, SphereToCylinder
+
+
+@recipe
+def unit_box(
+    features: int, *, context: int = 0, layers: int = 4, hidden: Sequence[int] = (64, 64), bins: int = 8
+) -> Flow:
+    """A flow of vectors in the unit box [0, 1]ᴰ: couplings with bounded splines, and a uniform base.
+
+    It starts as the uniform density. As the dequantizer of `diffeo.Dequantized` it is variational dequantization.
+
+    Args:
+        features: D, at least 1.
+        context: width of the context; 0 for none.
+        layers: number of couplings.
+        hidden: widths of the hidden layers of each conditioner.
+        bins: pieces of each spline.
+
+    Cost: one pass for a density, one for a sample.
+
+    "Neural Importance Sampling" (Müller et al., 2019), https://arxiv.org/abs/1808.03856
+
+    >>> import torch, diffeo
+    >>> abs(diffeo.unit_box(2)(torch.full((2,), 0.5)).item()) < 1e-5
+    True
+    """
+    parts = [coupling(alternate(features, i), BoundedSpline(bins), context, hidden, {}) for i in range(layers)]
+    base = Uniform(torch.zeros(features), torch.ones(features))
+    return Flow(Chain(*parts), base, ContextScaler(context) if context else None)
+
+
+@recipe
+def torus(
+    features: int, *, context: int = 0, layers: int = 6, hidden: Sequence[int] = (64, 64), bins: int = 16
+) -> Flow:
+    """A flow of angles in [−π, π): couplings with circular splines, and a uniform base; one angle is the circle.
+
+    Args:
+        features: number of angles, at least 1.
+        context: width of the context; 0 for none.
+        layers: number of couplings.
+        hidden: widths of the hidden layers of each conditioner, which sees cosines and sines.
+        bins: pieces of each spline.
+
+    Cost: one pass for a density, one for a sample.
+
+    "Normalizing Flows on Tori and Spheres" (Rezende et al., 2020), https://arxiv.org/abs/2002.02428
+
+    >>> import torch, diffeo
+    >>> diffeo.torus(2)(torch.zeros(5, 2))
+    tensor([-3.6758, -3.6758, -3.6758, -3.6758, -3.6758], grad_fn=<...>)
+    """
+    parts: list[Transform] = []
+    for i in range(layers):
+        mask, spline = alternate(features, i), CircularSpline(bins)
+        keeps = int(mask.sum())
+        net = PeriodicMLP(keeps, spline.n_params * (features - keeps), context=context, hidden=hidden)
+        parts.append(Coupling(mask, net, spline))
+    base = Uniform(torch.full((features,), -math.pi), torch.full((features,), math.pi))
+    return Flow(Chain(*parts), base, ContextScaler(context) if context else None)
+
+
+@recipe
+def sphere(
+    features: int = 3, *, context: int = 0, layers: int = 4, hidden: Sequence[int] = (64, 64), bins: int = 16
+) -> Flow:
+    """A flow of unit vectors in three dimensions: splines of height and longitude, rotations between, a uniform base.
+
+    Args:
+        features: 3.
+        context: width of the context; 0 for none.
+        layers: number of layers, each a spline of the height, one of the longitude, and a rotation.
+        hidden: widths of the hidden layers of each conditioner.
+        bins: pieces of each spline.
+
+    Raises:
+        ValueError: other features than 3.
+
+    Cost: one pass for a density, one for a sample.
+
+    "Normalizing Flows on Tori and Spheres" (Rezende et al., 2020), https://arxiv.org/abs/2002.02428
+
+    >>> import torch, diffeo
+    >>> diffeo.sphere()(torch.tensor([[0.0, 0.6, 0.8]])).shape
+    torch.Size([1])
+    """
+    if features != 3:
+        raise ValueError(f"sphere: expected unit vectors of 3 features, got {features}")
+    parts: list[Transform] = []
+    for _ in range(layers):
+        height, longitude = BoundedSpline(bins, -math.pi, math.pi), CircularSpline(bins)
+        rotation = Householder(3)
+        nn.init.normal_(rotation.vectors)  # a random rotation, where pairs of equal vectors would be none
+        parts += [
+            SphereToCylinder(),
+            Coupling(
+                torch.tensor([True, False]),
+                PeriodicMLP(1, height.n_params, context=context, hidden=hidden),
+                height,
+            ),
+            Coupling(
+                torch.tensor([False, True]), MLP(1, longitude.n_params, context=context, hidden=hidden), longitude
+            ),
+            Inverse(SphereToCylinder()),
+            rotation,
+        ]
+    return Flow(Chain(*parts), UniformSphere(), ContextScaler(context) if context else None)

@@ -1,0 +1,51 @@
+"""What recipes are made of: couplings, autoregressive layers, the base and the encoder around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from diffeo.core import Chain, Flow, Transform, Univariate
+from diffeo.densities import GaussianMixture, Normal
+from diffeo.nets import MADE, MLP, ContextScaler
+from diffeo.transforms import Autoregressive, Coupling, LULinear
+
+
+def flow(features: int, context: int, parts: Sequence[Transform], components: int = 0) -> Flow:
+    """The parts before a standard normal, or a mixture of Gaussians; a context is standardised by training rows."""
+    base = GaussianMixture(features, components) if components else Normal(features)
+    return Flow(Chain(*parts), base, ContextScaler(context) if context else None)
+
+
+def alternate(features: int, i: int) -> Tensor:
+    """Every other coordinate, the other half the next time; in one dimension nothing is left to condition on."""
+    return torch.arange(features) % 2 == i % 2 if features > 1 else torch.zeros(1, dtype=torch.bool)
+
+
+def coupling(mask: Tensor, univariate: Univariate, context: int, hidden: Sequence[int], options: dict) -> Coupling:
+    """A coupling with an MLP as its conditioner."""
+    keeps = int(mask.sum())
+    out = univariate.n_params * (len(mask) - keeps)
+    return Coupling(mask, MLP(keeps, out, context=context, hidden=hidden, **options), univariate)
+
+
+def autoregressive(
+    features: int, univariate: Univariate, context: int, layers: int, hidden: Sequence[int], options: dict, mix: bool
+) -> list[Transform]:
+    """Layers with the order turned round each time, a copy of the scalar map in each, and learned linear maps between
+    them if `mix`.
+
+    With an adjacency neither is possible: it is the same in every layer.
+    """
+    parts: list[Transform] = []
+    free = options.get("adjacency") is None
+    for i in range(layers):
+        order = torch.arange(features) if i % 2 == 0 else torch.arange(features - 1, -1, -1)
+        net = MADE(
+            features, univariate.n_params, context=context, hidden=hidden, order=order if free else None, **options
+        )
+        parts += [Autoregressive(net, deepcopy(univariate)), *([LULinear(features)] if mix and free else [])]
+    return parts

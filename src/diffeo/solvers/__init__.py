@@ -1,0 +1,7 @@
+"""Numerical solvers behind the maps that have no closed form."""
+
+from diffeo.solvers.fixed_point import solve_residual
+from diffeo.solvers.ode import Integrator
+from diffeo.solvers.roots import UnsolvedError, invert_increasing, solve_increasing
+
+__all__ = ["Integrator", "UnsolvedError", "invert_increasing", "solve_increasing", "solve_residual"]

@@ -1,0 +1,100 @@
+"""Importance weights of a flow's samples against a target known up to a constant, and whether to trust them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffeo.core import Density
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Samples of a flow, weighted so that they stand for the target.
+
+    Attributes:
+        x: samples, shape (n, *event).
+        log_weights: log p̃(x) − log q(x), shape (n,), in nats.
+        log_normalizer: estimate of log Z = log ∫ p̃, from the mean weight.
+        effective_sample_size: (Σ w)² / Σ w², between 1 and n.
+        pareto_k: shape of a generalised Pareto distribution fitted to the largest weights: below 0.5 the weights have
+            finite variance, above 0.7 means over them are not to be trusted.
+    """
+
+    x: Tensor
+    log_weights: Tensor
+    log_normalizer: float
+    effective_sample_size: float
+    pareto_k: float
+
+    def __str__(self) -> str:
+        n = len(self.log_weights)
+        return f"log Z {self.log_normalizer:.3f}, {self.effective_sample_size / n:.1%} effective, k {self.pareto_k:.2f}"
+
+
+@torch.no_grad()
+def importance(flow: Density, target: Callable[[Tensor], Tensor], samples: int = 4096, seed: int = 0) -> Importance:
+    """Weigh samples of a flow against log p̃, and say how far to trust the result.
+
+    Args:
+        flow: q, where the samples come from.
+        target: x ↦ log p̃(x), one number for each row.
+        samples: n, at least 100.
+        seed: of the samples.
+
+    Raises:
+        ValueError: fewer than 100 samples.
+
+    Cost: one pass of sampling and of the target.
+
+    "Pareto Smoothed Importance Sampling" (Vehtari et al., 2015), https://arxiv.org/abs/1507.02646
+
+    >>> import diffeo
+    >>> diffeo.importance(diffeo.Normal(2), diffeo.Normal(2), 1000).effective_sample_size
+    999.99...
+    """
+    if samples < 100:
+        raise ValueError(f"importance: expected at least 100 samples, got {samples}")
+    device = next((t.device for t in (*flow.parameters(), *flow.buffers())), torch.device("cpu"))
+    x, log_q = flow.sample_and_log_prob((samples,), generator=torch.Generator(device).manual_seed(seed))
+    log_weights = (target(x) - log_q).double()
+    total, squares = log_weights.logsumexp(0), (2 * log_weights).logsumexp(0)
+    return Importance(
+        x,
+        log_weights,
+        log_normalizer=float(total) - math.log(samples),
+        effective_sample_size=float((2 * total - squares).exp()),
+        pareto_k=_pareto_k(log_weights.cpu().numpy()),
+    )
+
+
+def _pareto_k(log_weights: np.ndarray) -> float:
+    """Shape of the tail of the weights; −∞ where the largest of them are all equal.
+
+    The tail is the largest 3 √n weights (at most a fifth of all). Its shape is the profile posterior mean of Zhang and
+    Stephens, "A New and Efficient Estimation Method for the Generalized Pareto Distribution" (2009),
+    https://doi.org/10.1198/tech.2009.08017, drawn towards ½ as if ten more values said so.
+    """
+    n = len(log_weights)
+    if not np.isfinite(log_weights).all():
+        return math.inf
+    size = int(min(0.2 * n, 3 * math.sqrt(n)))
+    ordered = np.sort(np.exp(log_weights - log_weights.max()))
+    excess = ordered[-size:] - ordered[-size - 1]
+    excess = excess[excess > 1e-12]  # what rounding has left of equal weights is no tail
+    if len(excess) < 5:
+        return -math.inf
+    m = 30 + int(math.sqrt(len(excess)))
+    quartile = excess[int(len(excess) / 4 + 0.5) - 1]
+    b = 1 / excess[-1] + (1 - np.sqrt(m / (np.arange(1, m + 1) - 0.5))) / (3 * quartile)
+    k = np.log1p(-b[:, None] * excess).mean(1)
+    likelihood = len(excess) * (np.log(-b / k) - k - 1)
+    weight = np.exp(likelihood - likelihood.max())
+    best = float((weight * b).sum() / weight.sum())
+    shape = float(np.log1p(-best * excess).mean())
+    return (len(excess) * shape + 10 * 0.5) / (len(excess) + 10)

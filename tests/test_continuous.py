@@ -1,0 +1,129 @@
+"""Continuous flows: solvers, traces, gradients of both kinds, regularisers and flow matching."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import diffeo
+from diffeo.solvers import Integrator
+from diffeo.testing import perturbed
+
+
+def layer(features=2, **options):
+    torch.manual_seed(0)
+    field = diffeo.nets.VectorField(features, hidden=(16, 16))
+    return perturbed(diffeo.Continuous(field, **options))
+
+
+X = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
+
+
+def test_adjoint_gradients_agree_with_direct_ones():
+    gradients = []
+    for adjoint in (False, True):
+        t = layer(integrator=Integrator(rtol=1e-9, atol=1e-9, adjoint=adjoint)).double()
+        z, logdet = t(X.double())
+        (z.square().sum() + logdet.sum()).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in t.parameters()]))
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_adjoint_gradients_reach_the_context():
+    field = diffeo.nets.VectorField(2, context=1, hidden=(8,))
+    context = torch.randn(16, 1, dtype=torch.float64, requires_grad=True)
+    found = []
+    for adjoint in (False, True):
+        torch.manual_seed(0)
+        t = perturbed(diffeo.Continuous(field, integrator=Integrator(rtol=1e-9, atol=1e-9, adjoint=adjoint))).double()
+        found.append(torch.autograd.grad(t(X.double(), context)[0].sum(), context)[0])
+    assert found[0].abs().max() > 1e-3
+    assert torch.allclose(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_estimated_traces_have_the_right_mean():
+    t = layer(trace="hutchinson", integrator=Integrator("rk4", steps=8))
+    exact = t(X)[1]
+    t.train()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        draws = torch.stack([t(X.repeat(200, 1))[1].view(200, 16).mean(0) for _ in range(30)])
+    error = draws.std(0) / len(draws) ** 0.5
+    assert (error > 0).all()
+    assert ((draws.mean(0) - exact).abs() < 5 * error).all()
+
+
+@torch.no_grad()
+def test_finer_solvers_evaluate_more_and_err_less():
+    exact = layer(integrator=Integrator(rtol=1e-10, atol=1e-10)).double()(X.double())[1]
+    errors, counts = [], []
+    for steps in (2, 4, 8):
+        t = layer(integrator=Integrator("rk4", steps=steps)).double()
+        errors.append(float((t(X.double())[1] - exact).abs().max()))
+        counts.append(t.evaluations(X.double()))
+    assert counts == [8, 16, 32]
+    assert errors[0] > 8 * errors[1] > 64 * errors[2]  # of fourth order
+    loose, tight = (layer(integrator=Integrator(rtol=tol, atol=tol)) for tol in (1e-2, 1e-5))
+    assert loose.evaluations(X) < tight.evaluations(X)
+    assert tight.evaluations(X, inverse=True) > 0
+
+
+@pytest.mark.parametrize("coupling", ["independent", "transport"])
+def test_flow_matching_learns_a_density(coupling):
+    target = diffeo.targets.Mixture(torch.tensor([[-2.0, 0.0], [2.0, 1.0]]), 0.5)
+    x = target.sample(3000, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    flow = diffeo.ffjord(2, hidden=(64, 64))
+    diffeo.fit(diffeo.FlowMatching(flow, coupling), x, steps=1000, progress=False)
+    test = target.sample(1000, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert float((target(test) - flow(test)).mean()) < 0.15
+    samples = flow.sample(1000, generator=torch.Generator().manual_seed(2))
+    assert float(target(samples).mean()) > float(target(test).mean()) - 1.0
+
+
+def test_optimal_transport_makes_paths_straighter():
+    target = diffeo.targets.Mixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.3)
+    x = target.sample(2000, generator=torch.Generator().manual_seed(0))
+    losses = {}
+    for coupling in ("independent", "transport"):
+        torch.manual_seed(0)
+        flow = diffeo.ffjord(2, hidden=(32, 32))
+        losses[coupling] = diffeo.fit(diffeo.FlowMatching(flow, coupling), x, steps=300, progress=False).validation_loss
+    assert losses["transport"] < 0.5 * losses["independent"]
+
+
+def test_regularisers_cost_what_they_say():
+    flow = diffeo.ffjord(2, hidden=(16, 16), method="rk4", steps=16)
+    flow = perturbed(flow)
+    t = flow.transform.parts[-1]
+    x = flow.transform.parts[0](X)[0]
+    z, logdet, kinetic, jacobian = t.with_costs(x)
+    assert torch.allclose(z, t(x)[0], atol=1e-6)
+    assert torch.allclose(logdet, t(x)[1], atol=1e-6)
+    assert (kinetic > 0).all()
+    assert (jacobian > 0).all()
+    # the squared distance covered is at most the kinetic cost
+    assert ((z - x).square().sum(-1) <= kinetic * 1.001).all()
+    plain = diffeo.RegularizedLikelihood(flow, 0.0, 0.0).train()
+    costly = diffeo.RegularizedLikelihood(flow, 10.0, 0.0).train()
+    assert torch.allclose(plain(X), -flow(X), atol=1e-5)
+    assert torch.allclose(costly(X) - plain(X), 10 * kinetic, rtol=1e-3)
+    assert torch.allclose(costly.eval()(X), -flow(X))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Integrator("rk5"), "method must be one of"),
+        (lambda: Integrator(rtol=0.0), "rtol > 0"),
+        (lambda: layer(trace="maybe"), "trace must be one of"),
+        (lambda: diffeo.FlowMatching(diffeo.maf(2)), "no Continuous layer"),
+        (lambda: diffeo.FlowMatching(diffeo.ffjord(2), "optimal"), "coupling must be one of"),
+        (lambda: diffeo.RegularizedLikelihood(diffeo.Normal(2)), "expected a Flow"),
+        (lambda: diffeo.RegularizedLikelihood(diffeo.ffjord(2), -1.0), "expected weights >= 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,150 @@
+"""Flows fitted to densities known up to a constant, and what importance weights say of them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import diffeo
+from diffeo import targets
+
+ENERGIES = {"u1": targets.u1, "u2": targets.u2, "u3": targets.u3, "u4": targets.u4}
+
+
+def shifted(x):
+    """A normal with mean (1, −2), scales (0.5, 2) and log Z = 3."""
+    z = (x - torch.tensor([1.0, -2.0])) / torch.tensor([0.5, 2.0])
+    return -0.5 * z.square().sum(-1) - math.log(2 * math.pi) + 3
+
+
+def affine_flow():
+    torch.manual_seed(0)
+    return diffeo.Flow(diffeo.Elementwise(diffeo.Affine(), 2), diffeo.Normal(2))
+
+
+OBJECTIVES = {
+    "reverse": lambda flow: diffeo.ReverseKL(flow, shifted),
+    "path gradient": lambda flow: diffeo.ReverseKL(flow, shifted, path_gradient=True),
+    "forward": lambda flow: diffeo.ForwardKL(flow, shifted, diffeo.StudentT(2, df=3.0)),
+    "Rényi": lambda flow: diffeo.RenyiBound(flow, shifted, alpha=0.5, samples=4),
+    "importance-weighted": lambda flow: diffeo.importance_weighted_bound(flow, shifted, samples=4),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_finds_a_gaussian(name):
+    flow = affine_flow()
+    result = diffeo.fit(OBJECTIVES[name](flow), 256, steps=1500, lr=2e-2, progress=False)
+    x = flow.sample(4000, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(x.mean(0), torch.tensor([1.0, -2.0]), atol=0.15)
+    assert torch.allclose(x.std(0), torch.tensor([0.5, 2.0]), rtol=0.1)
+    assert result.effective_sample_size > 0.95
+    assert result.log_normalizer == pytest.approx(3 + math.log(0.5 * 2.0), abs=0.02)
+
+
+def test_path_gradients_vanish_at_the_target():
+    flow = affine_flow()
+    noise = torch.zeros(64, 0)
+    for path, smallest, largest in [(True, 0.0, 1e-5), (False, 1e-2, 10.0)]:
+        flow.zero_grad()
+        diffeo.ReverseKL(flow, diffeo.Normal(2), path_gradient=path)(noise).mean().backward()
+        norm = max(float(p.grad.abs().max()) for p in flow.parameters())
+        assert smallest <= norm <= largest
+
+
+def test_bounds_tighten_with_samples_and_meet_the_reverse_kl():
+    flow = affine_flow().eval()
+    rows = torch.zeros(20_000, 0)
+    with torch.no_grad():
+        elbo = float(diffeo.ReverseKL(flow, shifted).eval()(rows).mean())
+        one = float(diffeo.RenyiBound(flow, shifted, 1.0, samples=3).eval()(rows).mean())
+        bounds = [float(diffeo.importance_weighted_bound(flow, shifted, k).eval()(rows).mean()) for k in (1, 4, 16)]
+    assert one == pytest.approx(elbo, rel=0.05)
+    assert bounds[0] == pytest.approx(elbo, rel=0.05)
+    assert bounds[0] > bounds[1] > bounds[2] > -3
+
+
+def test_a_target_with_weights_is_not_trained():
+    target = diffeo.DiagonalNormal(2)
+    flow = affine_flow()
+    diffeo.fit(diffeo.ReverseKL(flow, target), 32, steps=5, progress=False)
+    assert all((p == 0).all() for p in target.parameters())
+    assert all(p.requires_grad for p in target.parameters())
+
+
+def test_fits_reproduce_and_resume(tmp_path):
+    once, twice = affine_flow(), affine_flow()
+    first = diffeo.fit(diffeo.ReverseKL(once, shifted), 64, steps=300, progress=False)
+    diffeo.fit(diffeo.ReverseKL(twice, shifted), 64, steps=300, checkpoint=tmp_path, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(once.parameters(), twice.parameters(), strict=True))
+    again = diffeo.fit(
+        diffeo.ReverseKL(affine_flow(), shifted), 64, steps=300, checkpoint=tmp_path, resume=True, progress=False
+    )
+    assert again.effective_sample_size == pytest.approx(first.effective_sample_size, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": torch.randn(5, 2)}, "the number of samples of a step, got Tensor"),
+        ({"x": 0}, "the number of samples"),
+        ({"x": 16, "context": torch.zeros(16, 1)}, "draws its own rows"),
+        ({"x": 16, "batch_size": 4}, "draws its own rows"),
+        ({"x": 16, "validation": torch.zeros(3, 2)}, "validation must be a number"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        diffeo.fit(diffeo.ReverseKL(affine_flow(), shifted), **arguments)
+
+
+def test_wrong_targets_and_flows_are_refused():
+    with pytest.raises(ValueError, match=r"one log-density for each row; got shape \(4, 2\)"):
+        diffeo.ReverseKL(affine_flow(), lambda x: -(x**2))(torch.zeros(4, 0))
+    with pytest.raises(ValueError, match="no reparameterised samples"):
+        diffeo.ReverseKL(diffeo.nsf(2), shifted)
+    with pytest.raises(ValueError, match="expected rows to train on, got 100"):
+        diffeo.fit(diffeo.maf(2), 100)
+
+
+def test_pareto_k_tells_light_from_heavy_tails():
+    def heavy(x):  # a Cauchy target under a normal: weights without a mean
+        return torch.distributions.Cauchy(0.0, 1.0).log_prob(x).sum(-1)
+
+    normal = diffeo.Normal(1)
+    assert diffeo.importance(normal, heavy, 4000).pareto_k > 0.7
+    wide = diffeo.importance(diffeo.StudentT(1, df=2.0), diffeo.Normal(1), 4000)
+    assert wide.pareto_k < 0.5
+    assert wide.log_normalizer == pytest.approx(0.0, abs=0.05)
+    assert diffeo.importance(normal, normal, 4000).effective_sample_size == pytest.approx(4000)
+    with pytest.raises(ValueError, match="at least 100 samples"):
+        diffeo.importance(normal, normal, 5)
+
+
+def quadrature(energy, half=8.0, points=1601):
+    axis = torch.linspace(-half, half, points, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    return float(energy(grid).logsumexp(0) + 2 * (axis[1] - axis[0]).log())
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+def test_energies_have_a_finite_normalizing_constant(name):
+    """The same by two grids, so that neither their ends nor their steps matter."""
+    assert quadrature(ENERGIES[name]) == pytest.approx(quadrature(ENERGIES[name], 10.0, 1201), abs=1e-6)
+
+
+def test_energies_are_those_of_the_paper():
+    z = torch.tensor([[0.5, -0.3]], dtype=torch.float64)
+    w1 = math.sin(math.pi * 0.5 / 2)
+    assert float(targets.u2(z)) == pytest.approx(-0.5 * ((-0.3 - w1) / 0.4) ** 2)
+    w2 = 3 * math.exp(-0.5 * ((0.5 - 1) / 0.6) ** 2)
+    first, second = (math.exp(-0.5 * ((-0.3 - w1 + w) / 0.35) ** 2) for w in (0.0, w2))
+    assert float(targets.u3(z)) == pytest.approx(math.log(first + second))
+    w3 = 3 / (1 + math.exp(-(0.5 - 1) / 0.3))
+    first, second = math.exp(-0.5 * ((-0.3 - w1) / 0.4) ** 2), math.exp(-0.5 * ((-0.3 - w1 + w3) / 0.35) ** 2)
+    assert float(targets.u4(z)) == pytest.approx(math.log(first + second))
+    radius = math.hypot(0.5, 0.3)
+    sides = math.exp(-0.5 * ((0.5 - 2) / 0.6) ** 2) + math.exp(-0.5 * ((0.5 + 2) / 0.6) ** 2)
+    assert float(targets.u1(z)) == pytest.approx(-0.5 * ((radius - 2) / 0.4) ** 2 + math.log(sides))
