@@ -1,0 +1,104 @@
+"""Flows made close to four energies by reverse KL: planar flows of 2, 8 and 32 layers, and a neural spline flow.
+
+    python benchmarks/energies.py
+
+The divergence KL(q ‖ p) to the normalised energy is a sum over a grid, for the best of three seeds; every seed is kept
+in results/energies.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import diffeo
+
+RESULTS = Path(__file__).parent / "results" / "energies.json"
+ENERGIES = ("u1", "u2", "u3", "u4")
+FLOWS = {"planar, K = 2": 2, "planar, K = 8": 8, "planar, K = 32": 32, "nsf": 0}
+SEEDS = (0, 1, 2)
+SAMPLES, STEPS = 256, 6000
+HALF, POINTS = 8.0, 801  # of the grid, along each axis
+
+
+class Run(NamedTuple):
+    """One flow, trained."""
+
+    energy: str
+    flow: str
+    seed: int
+
+
+def build(name: str, seed: int) -> diffeo.Flow:
+    """The flow of a run."""
+    torch.manual_seed(seed)
+    if FLOWS[name]:
+        return diffeo.planar(2, layers=FLOWS[name])
+    return diffeo.nsf(2, components=0, hidden=(64, 64))
+
+
+def train(run: Run, steps: int = STEPS) -> tuple[diffeo.Flow, diffeo.FitResult]:
+    """The flow of a run after training."""
+    flow = build(run.flow, run.seed)
+    objective = diffeo.ReverseKL(flow, getattr(diffeo.targets, run.energy))
+    result = diffeo.fit(objective, SAMPLES, steps=steps, lr=5e-3, seed=run.seed, progress=False)
+    return flow, result
+
+
+@torch.no_grad()
+def divergence(flow: diffeo.Flow, energy: str) -> tuple[float, float]:
+    """KL(q ‖ p) over the grid, and the share of q that the grid holds."""
+    axis = torch.linspace(-HALF, HALF, POINTS)
+    grid = torch.cartesian_prod(axis, axis)
+    log_cell = 2 * float((axis[1] - axis[0]).log())
+    log_p = getattr(diffeo.targets, energy)(grid).double()
+    log_p = log_p - log_p.logsumexp(0) - log_cell
+    log_q = torch.cat([flow(rows) for rows in grid.split(20_000)]).double()
+    mass = (log_q + log_cell).exp()
+    return float((mass * (log_q - log_p)).nan_to_num(0.0).sum()), float(mass.sum())
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """One run, in a process of its own."""
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    flow, result = train(run)
+    seconds = time.perf_counter() - began
+    kl, mass = divergence(flow, run.energy)
+    return {
+        **run._asdict(),
+        "kl": kl,
+        "mass": mass,
+        "seconds": round(seconds, 1),
+        "effective_sample_size": result.effective_sample_size,
+        "pareto_k": result.pareto_k,
+    }
+
+
+def main() -> None:
+    """All runs, or some."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--energies", nargs="+", default=ENERGIES, choices=ENERGIES)
+    parser.add_argument("--flows", nargs="+", default=list(FLOWS), choices=FLOWS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    asked = [Run(e, f, s) for f in options.flows for e in options.energies for s in options.seeds]
+    known = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+    done = {(r["energy"], r["flow"], r["seed"]): r for r in known}
+    with ProcessPoolExecutor(options.processes) as pool:
+        for result in pool.map(measure, asked):
+            print(result, flush=True)
+            done[result["energy"], result["flow"], result["seed"]] = result
+            content = {"samples": SAMPLES, "steps": STEPS, "version": diffeo.__version__, "runs": list(done.values())}
+            RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
