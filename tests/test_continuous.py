@@ -127,3 +127,53 @@ def test_regularisers_cost_what_they_say():
 def test_wrong_arguments_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_transport_would_mix_contexts():
+    flow = diffeo.ffjord(2, context=1, hidden=(8,))
+    with pytest.raises(ValueError, match="would mix the contexts"):
+        diffeo.FlowMatching(flow, "transport")(X, torch.zeros(16, 1))
+
+
+def test_flow_matching_does_not_shrink_the_data():
+    torch.manual_seed(0)
+    linear = diffeo.LULinear(2)
+    field = diffeo.nets.VectorField(2, hidden=(8,))
+    flow = diffeo.Flow(diffeo.Chain(linear, diffeo.Continuous(field)), diffeo.Normal(2))
+    diffeo.FlowMatching(flow)(X).mean().backward()
+    assert linear.weight.grad is None
+    assert field.layers[-1].weight.grad is not None
+
+
+def test_flow_matching_passes_the_context_to_the_base():
+    base = diffeo.ConditionalNormal(2, context=3)
+    flow = diffeo.Flow(diffeo.Continuous(diffeo.nets.VectorField(2, context=3, hidden=(8,))), base)
+    assert diffeo.FlowMatching(flow)(X, torch.eye(3)[[0] * 16]).shape == (16,)
+
+
+def test_regularised_losses_fold_the_log_dets_of_scalars():
+    flow = diffeo.Flow(
+        diffeo.Chain(diffeo.LeakyReLU(), diffeo.Continuous(diffeo.nets.VectorField(2, hidden=(8,)))), diffeo.Normal(2)
+    )
+    loss = diffeo.RegularizedLikelihood(flow, 0.0, 0.0).train()(X)
+    assert torch.allclose(loss, -flow(X), atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_row_does_not_profit_from_easy_neighbours():
+    t = layer(integrator=Integrator(rtol=1e-3, atol=1e-3)).double()
+    hard, easy = 4 * X[:1].double(), torch.zeros(500, 2, dtype=torch.float64)
+    exact = layer(integrator=Integrator(rtol=1e-10, atol=1e-10)).double()(hard)[1]
+    alone = float((t(hard)[1] - exact).abs())
+    among = float((t(torch.cat([hard, easy]))[1][:1] - exact).abs())
+    assert among <= 2 * alone + 1e-6
+
+
+def test_nan_rows_are_an_error_that_says_so():
+    with pytest.raises(diffeo.solvers.UnsolvedError, match="NaN"):
+        layer()(torch.tensor([[0.0, float("nan")]]))
+
+
+def test_what_a_compiler_cannot_follow_is_not_compiled():
+    flow = diffeo.ffjord(2, hidden=(8,), method="euler", steps=2)
+    assert not diffeo.fit(flow, X.repeat(8, 1), steps=3, compile=True, progress=False).compiled

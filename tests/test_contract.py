@@ -110,3 +110,37 @@ class Shifted(diffeo.Normal):
 def test_broken_densities_are_caught(broken, message):
     with pytest.raises(ContractError, match=message):
         check_density(broken)
+
+
+def test_bounded_splines_leave_the_outside_to_the_base():
+    box = diffeo.testing.perturbed(diffeo.unit_box(2, layers=2, hidden=(8,)))
+    assert torch.isinf(box(torch.tensor([[5.0, -3.0], [0.5, 1.1]]))).all()
+    assert box(torch.tensor([[0.0, 1.0]])).isfinite().all()
+
+
+def test_maps_keep_their_precision_under_autocast():
+    torch.manual_seed(0)
+    x = torch.randn(64, 3)
+    for t in [
+        diffeo.Elementwise(diffeo.SumOfSquares(), 3),
+        diffeo.Elementwise(diffeo.UnconstrainedMonotonic(4, (8,)), 3),
+        diffeo.BlockAutoregressive(3, 4),
+        diffeo.Sylvester(3, kind="householder"),
+        diffeo.Residual(3, hidden=(16,)),
+        diffeo.Conv1x1(3),
+    ]:
+        t, rows = diffeo.testing.perturbed(t), x if t.event_ndim == 1 else torch.randn(4, 3, 4, 4)
+        with torch.no_grad():
+            expected = t(rows)
+            with torch.autocast("cpu", torch.bfloat16):
+                got = t(rows)
+        assert torch.allclose(got[0], expected[0], atol=1e-5), type(t).__name__
+        assert torch.allclose(got[1], expected[1], atol=1e-4), type(t).__name__
+
+
+def test_sylvester_takes_contexts_with_more_rows():
+    t = diffeo.testing.perturbed(diffeo.Sylvester(4, 2, context=2))
+    context = torch.randn(5, 2)
+    z, logdet = t(torch.ones(4), context)
+    assert z.shape == (5, 4)
+    assert torch.allclose(logdet, t(torch.ones(5, 4), context)[1])

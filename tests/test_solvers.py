@@ -78,3 +78,25 @@ def test_a_numerical_inverse_is_exact_far_out():
         back, forward_logdet = u(x, params)
         assert torch.allclose(back, z, rtol=1e-9, atol=1e-9), type(u).__name__
         assert torch.allclose(logdet, -forward_logdet, atol=1e-8), type(u).__name__
+
+
+@pytest.mark.parametrize("name", ["planar", "sylvester", "gaussianization", "tail"])
+def test_second_derivatives_of_densities(name):
+    """Numerical inverses stand in the way of these; they must not be wrong in silence."""
+    torch.manual_seed(0)
+    flows = {
+        "planar": lambda: diffeo.planar(2, layers=3),
+        "sylvester": lambda: diffeo.sylvester(2, layers=2),
+        "gaussianization": lambda: diffeo.gaussianization(2, layers=2, components=3),
+        "tail": lambda: diffeo.Flow(diffeo.Elementwise(diffeo.TailTransform(), 2), diffeo.Normal(2)),
+    }
+    flow = diffeo.testing.perturbed(flows[name]()).double()
+    x = torch.tensor([0.7, -0.4], dtype=torch.float64)
+    hessian = torch.autograd.functional.hessian(flow, x)
+
+    def slope(x):
+        return torch.autograd.functional.jacobian(flow, x)
+
+    step = 1e-4 * torch.eye(2, dtype=torch.float64)
+    by_steps = torch.stack([(slope(x + d) - slope(x - d)) / 2e-4 for d in step])
+    assert torch.allclose(hessian, by_steps, atol=1e-5)

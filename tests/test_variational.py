@@ -109,6 +109,33 @@ def test_wrong_targets_and_flows_are_refused():
         diffeo.fit(diffeo.maf(2), 100)
 
 
+def test_forward_kl_is_scored_by_what_it_is_to_cover():
+    """A flow that starts far too narrow must not look best."""
+    target = diffeo.targets.Mixture(torch.zeros(1, 2), 20.0)
+    flow = affine_flow()
+    proposal = diffeo.targets.Mixture(torch.zeros(1, 2), 30.0)
+    diffeo.fit(diffeo.ForwardKL(flow, target, proposal), 256, steps=1500, lr=2e-2, progress=False)
+    scale = flow.sample(2000, generator=torch.Generator().manual_seed(0)).std(0)
+    assert torch.allclose(scale, torch.full((2,), 20.0), rtol=0.15)
+
+
+def test_what_is_not_trained_stays_in_evaluation():
+    target = diffeo.Flow(diffeo.Elementwise(diffeo.Affine(), 2), diffeo.Normal(2))
+    objective = diffeo.ForwardKL(affine_flow(), target, diffeo.Normal(2)).train()
+    assert objective.flow.training
+    assert not objective.target.training
+    assert not objective.proposal.training
+
+
+def test_layers_set_by_data_are_not_set_anew_after_a_fit_without_data():
+    flow = diffeo.realnvp(2, layers=1, hidden=(8,))
+    diffeo.fit(diffeo.ReverseKL(flow, shifted), 64, steps=50, progress=False)
+    x = flow.sample(500)
+    before = flow(x[:5]).detach()
+    flow.initialize(x)
+    assert torch.equal(flow(x[:5]), before)
+
+
 def test_pareto_k_tells_light_from_heavy_tails():
     def heavy(x):  # a Cauchy target under a normal: weights without a mean
         return torch.distributions.Cauchy(0.0, 1.0).log_prob(x).sum(-1)
@@ -119,6 +146,14 @@ def test_pareto_k_tells_light_from_heavy_tails():
     assert wide.pareto_k < 0.5
     assert wide.log_normalizer == pytest.approx(0.0, abs=0.05)
     assert diffeo.importance(normal, normal, 4000).effective_sample_size == pytest.approx(4000)
+    noise = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    for spread in (30.0, 100.0):  # one weight holds it all
+        found = diffeo.importance(normal, lambda x, s=spread: normal(x) + s * noise, 4000)
+        assert found.effective_sample_size < 1.1
+        assert found.pareto_k > 0.7
+    bounded = diffeo.importance(normal, diffeo.Uniform(torch.full((1,), -1.0), torch.ones(1)), 4000)
+    assert bounded.pareto_k < 0.7
+    assert bounded.log_normalizer == pytest.approx(0.0, abs=0.1)
     with pytest.raises(ValueError, match="at least 100 samples"):
         diffeo.importance(normal, normal, 5)
 

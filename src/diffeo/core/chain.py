@@ -97,14 +97,14 @@ class Chain(Transform):
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         if self.event is not None:
             check_event(x, self.event, self._entry)
-        parts, contexts = list(self._transforms()), self._contexts(context)
+        parts, contexts = list(self._transforms()), self.contexts(context)
         if self.memory != "store" and torch.is_grad_enabled():
-            pairs = run_parts(parts, self._run, x, contexts, self.memory)
+            pairs = run_parts(parts, self.run, x, contexts, self.memory)
             return pairs[-1][0], _add([logdet for _, logdet in pairs])
         z = x
         logdets: list[Tensor] = []
         for i, c in enumerate(contexts):
-            z, logdet = self._run(i, z, c)
+            z, logdet = self.run(i, z, c)
             logdets.append(logdet)
         return z, _add(logdets)
 
@@ -119,15 +119,19 @@ class Chain(Transform):
             raise ValueError(f"Chain: memory must be one of {', '.join(POLICIES)}, got {policy!r}")
         self._memory = policy
 
-    def _run(self, i: int, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def run(self, i: int, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Part i, its log-det folded to the batch of the chain."""
         part = self.parts[i]
         z, logdet = part(x, context)
         if isinstance(part, Univariate):
             z, logdet = keep_masked(x, z, logdet, context)
-        return z, sum_event(logdet, self._folds[i])
+        return z, self.fold(i, logdet)
 
-    def _contexts(self, context: Context) -> list[Context]:
+    def fold(self, i: int, logdet: Tensor) -> Tensor:
+        """The log-det of part i, summed to the batch of the chain."""
+        return sum_event(logdet, self._folds[i])
+
+    def contexts(self, context: Context) -> list[Context]:
         """The context of each part."""
         contexts: list[Context] = []
         for part in self._transforms():
@@ -136,7 +140,7 @@ class Chain(Transform):
         return contexts
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        parts, contexts = list(self._transforms()), self._contexts(context)
+        parts, contexts = list(self._transforms()), self.contexts(context)
         x = z
         logdets: list[Tensor] = []
         for part, fold, c in zip(parts[::-1], self._folds[::-1], contexts[::-1], strict=True):

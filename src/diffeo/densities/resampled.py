@@ -63,8 +63,10 @@ class Resampled(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event_shape(), "Resampled")
-        log_chance = F.logsigmoid(self.net(self.points.to(x.dtype)).squeeze(-1)).logsumexp(0) - math.log(POINTS)
-        log_last = (self.attempts - 1) * torch.log1p(-log_chance.exp())  # all attempts but the last rejected
+        raw = self.net(self.points.to(x.dtype)).squeeze(-1)
+        log_chance = F.logsigmoid(raw).logsumexp(0) - math.log(POINTS)
+        # all attempts but the last rejected
+        log_last = (self.attempts - 1) * (F.logsigmoid(-raw).logsumexp(0) - math.log(POINTS))
         log_accept = F.logsigmoid(self.net(x).squeeze(-1))
         accepted = log_accept - log_chance + torch.log(-torch.expm1(log_last))
         return self.proposal(x, context) + torch.logaddexp(accepted, log_last.expand_as(accepted))

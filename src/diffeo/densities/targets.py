@@ -74,7 +74,7 @@ class Banana(Density):
 
     def __init__(self, curvature: float = 0.5):
         super().__init__()
-        self.register_buffer("curvature", torch.tensor(curvature))
+        self.register_buffer("curvature", torch.tensor(float(curvature)))
 
     def event_shape(self, context: Context = None) -> Size:
         return Size((2,))
@@ -161,7 +161,7 @@ class Mixture(Density):
                 f"Mixture: expected centres of shape (K, D) and scale > 0, got {tuple(centers.shape)} and {scale}"
             )
         self.scale = scale
-        self.register_buffer("centers", centers)
+        self.register_buffer("centers", centers if centers.is_floating_point() else centers.float())
 
     def event_shape(self, context: Context = None) -> Size:
         return self.centers.shape[1:]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from diffeo.solvers.roots import UnsolvedError
 
 State = tuple[Tensor, ...]
 ADAPTIVE, FIXED = ("dopri5", "dopri8", "bosh3", "adaptive_heun"), ("rk4", "midpoint", "euler")
@@ -53,15 +56,34 @@ class Integrator:
 
         Args:
             parameters: what f depends on besides the state, for the adjoint's gradients.
+
+        Raises:
+            UnsolvedError: an adaptive method's steps shrink to nothing, as with NaN in the state.
         """
         from torchdiffeq import odeint, odeint_adjoint  # it brings SciPy along
 
         t = torch.tensor([start, end], dtype=state[0].dtype, device=state[0].device)
-        options = {} if self.method in ADAPTIVE else {"step_size": abs(end - start) / self.steps}
-        arguments = {"rtol": self.rtol, "atol": self.atol, "method": self.method, "options": options}
-        if self.adjoint and torch.is_grad_enabled():
-            needed = tuple(p for p in parameters if p.requires_grad)
-            path = odeint_adjoint(f, state, t, adjoint_params=needed, **arguments)
+        if self.method in ADAPTIVE:
+            options: dict[str, Any] = {"norm": _worst_row}
         else:
-            path = odeint(f, state, t, **arguments)
+            options = {"step_size": abs(end - start) / self.steps}
+        arguments = {"rtol": self.rtol, "atol": self.atol, "method": self.method, "options": options}
+        try:
+            if self.adjoint and torch.is_grad_enabled():
+                needed = tuple(p for p in parameters if p.requires_grad)
+                path = odeint_adjoint(f, state, t, adjoint_params=needed, **arguments)
+            else:
+                path = odeint(f, state, t, **arguments)
+        except AssertionError as error:  # steps that shrink to nothing
+            raise UnsolvedError(
+                f"{self.method}: no step is short enough for rtol={self.rtol} and atol={self.atol} ({error}); "
+                "are there NaN or huge values among the rows?"
+            ) from error
         return tuple(values[-1] for values in path)
+
+
+def _worst_row(state: State) -> Tensor:
+    """Root mean square of each row's error, the largest of them: no row's solution depends on how easy others are."""
+    x, *rest = state
+    squares = torch.stack([x.square().sum(-1), *(part.square() for part in rest)]).sum(0)
+    return (squares / (x.shape[-1] + len(rest))).max().sqrt()

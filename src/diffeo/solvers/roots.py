@@ -95,7 +95,8 @@ def invert_increasing(
 ) -> tuple[Tensor, Tensor]:
     """The inverse of a scalar map x ↦ f(x; params), and its log-det, differentiable in z and in the parameters.
 
-    dx = (dz − ∂f/∂θ dθ) / f', from one more Newton step that autograd sees, whatever the search took.
+    dx = (dz − ∂f/∂θ dθ) / f', whatever the search took, from Newton steps that autograd sees: one is right to first
+    order, two are to third.
 
     Raises:
         UnsolvedError: as for `solve_increasing`.
@@ -105,5 +106,7 @@ def invert_increasing(
     value, log_slope = f(x, params)
     if not torch.is_grad_enabled():
         return x, -log_slope
-    x = x - (value - z) * (-log_slope.detach()).exp()
-    return x, -f(x, params)[1]
+    for _ in range(2):
+        x = x - (value - z) * (-log_slope).exp()
+        value, log_slope = f(x, params)
+    return x, -log_slope

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffeo.core import Transform
 from diffeo.core.compiling import OPTIONS, has_compiler, own_code
 from diffeo.training.plan import Plan
 
@@ -27,6 +28,11 @@ def wants_compile(compile: bool | str, plan: Plan, parameters: Iterable[Tensor],
     if not compile or (compile == "auto" and predicted_seconds(plan, parameters, device, world) < LONG):
         return False
     return has_compiler()
+
+
+def is_traceable(objective: nn.Module) -> bool:
+    """Whether a compiler can follow all transforms of an objective."""
+    return all(part.traceable for part in objective.modules() if isinstance(part, Transform))
 
 
 def predicted_seconds(plan: Plan, parameters: Iterable[Tensor], device: str, world: int) -> float:

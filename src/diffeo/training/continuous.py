@@ -45,30 +45,35 @@ class RegularizedLikelihood(Objective):
         if not self.training:
             return -self.flow(x, context)
         encoded = self.flow.encode(context)
-        loss: Tensor | float = 0.0
-        for part in _parts(self.flow):
+        transform, loss = self.flow.transform, torch.zeros(())
+        if not isinstance(transform, Chain):
+            transform = Chain(transform)
+        for i, (part, context) in enumerate(zip(transform.parts, transform.contexts(encoded), strict=True)):
             if isinstance(part, Continuous):
-                x, logdet, kinetic, jacobian = part.with_costs(x, encoded)
-                loss = loss + self.kinetic * kinetic + self.jacobian * jacobian
+                x, logdet, kinetic, jacobian = part.with_costs(x, context)
+                costs = self.kinetic * kinetic + self.jacobian * jacobian - logdet
+                loss = loss + transform.fold(i, costs)
             else:
-                x, logdet = part(x, encoded)
-            loss = loss - logdet
-        return loss - self.flow.base(x, encoded)
+                x, logdet = transform.run(i, x, context)
+                loss = loss - logdet
+        return loss - self.flow.base(x, transform.map_context(encoded))
 
 
 class FlowMatching(Objective):
     """|v(t, x_t) − (x₁ − x₀)|², x_t = (1 − t) x₀ + t x₁, t uniform: the field learns straight paths, without a solver.
 
-    x₁ are the rows as the layers before the continuous one give them, x₀ samples of the base. Afterwards densities and
-    samples are those of the flow, as ever. The loss is no log-density.
+    x₁ are the rows as the layers before the continuous one give them (these are set by the training rows, and not
+    trained), x₀ samples of the base. Afterwards densities and samples are those of the flow, as ever. The loss is no
+    log-density, so what `fit` reports of it are not nats.
 
     Args:
         flow: a `Flow` whose last layer, and no other, is `Continuous`, such as `diffeo.ffjord` makes.
         coupling: "independent", or "transport": x₀ and x₁ of a batch are paired so that their squared distances are
-            least in all (256 rows at a time, as the cost grows with their cube), which makes paths straighter.
+            least in all (256 rows at a time, as the cost grows with their cube), which makes paths straighter; not for
+            conditional flows.
 
     Raises:
-        ValueError: another kind of flow; an unknown coupling.
+        ValueError: another kind of flow; an unknown coupling; transport with a context.
 
     Cost: one evaluation of the field for each row.
 
@@ -94,12 +99,16 @@ class FlowMatching(Objective):
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         encoded = self.flow.encode(context)
+        if self.coupling == "transport" and context is not None:
+            raise ValueError("FlowMatching: pairs of least distance would mix the contexts; use coupling='independent'")
         *before, last = _parts(self.flow)
-        for part in before:
-            x, _ = part(x, encoded)
+        with torch.no_grad():  # or layers before would shrink the paths by shrinking the data
+            for part in before:
+                x, _ = part(x, encoded)
+                encoded = part.map_context(encoded)
         # held-out rows always meet the same noise, so that evaluations can be compared
         generator = None if self.training else Generator(x.device).manual_seed(1)
-        noise = self.flow.base.sample(x.shape[:-1], generator=generator).to(x)
+        noise = self.flow.base.sample(x.shape[:-1], encoded, generator=generator).to(x)
         t = torch.rand(x.shape[:-1], generator=generator, dtype=x.dtype, device=x.device)
         if self.coupling == "transport":
             noise = torch.cat([_paired(a, b) for a, b in zip(noise.split(PAIRED), x.split(PAIRED), strict=True)])

@@ -74,7 +74,8 @@ def fit(
         time_limit: seconds of training; the learning rate reaches zero by then.
         clip: largest gradient norm.
         average: decay of the weight average, in [0, 1).
-        compile: compile the training step (needs a C++ compiler): True, False, or "auto" for long fits.
+        compile: compile the training step (needs a C++ compiler): True, False, or "auto" for long fits. Flows that a
+            compiler cannot follow, such as continuous ones, run eagerly.
         accelerator, devices, strategy, precision: as in Lightning Fabric; `devices="auto"` is one, or all that
             `torchrun` started.
         seed: of split, batches and dropout.
@@ -146,7 +147,8 @@ def fit(
     if fabric.strategy.launcher is not None:
         fabric.launch()
     if drawn:
-        batch_size, steps = len(train), steps or (None if epochs else DRAWN_STEPS)
+        batch_size = len(train)
+        steps = DRAWN_STEPS if steps is None and epochs is None else steps
     plan = make_plan(
         10**9 if drawn else len(train) if not isinstance(train, DataLoader) else len(train) * (train.batch_size or 1),
         epochs=epochs,

@@ -74,21 +74,26 @@ def importance(flow: Density, target: Callable[[Tensor], Tensor], samples: int =
 
 
 def _pareto_k(log_weights: np.ndarray) -> float:
-    """Shape of the tail of the weights; −∞ where the largest of them are all equal.
+    """Shape of the tail of the weights; −∞ where the largest of them are all equal, ∞ where it cannot be told.
 
     The tail is the largest 3 √n weights (at most a fifth of all). Its shape is the profile posterior mean of Zhang and
     Stephens, "A New and Efficient Estimation Method for the Generalized Pareto Distribution" (2009),
     https://doi.org/10.1198/tech.2009.08017, drawn towards ½ as if ten more values said so.
     """
     n = len(log_weights)
-    if not np.isfinite(log_weights).all():
+    if np.isnan(log_weights).any() or np.isposinf(log_weights).any():
         return math.inf
     size = int(min(0.2 * n, 3 * math.sqrt(n)))
-    ordered = np.sort(np.exp(log_weights - log_weights.max()))
-    excess = ordered[-size:] - ordered[-size - 1]
-    excess = excess[excess > 1e-12]  # what rounding has left of equal weights is no tail
-    if len(excess) < 5:
+    ordered = np.sort(log_weights)
+    tail, cutoff = ordered[-size:], ordered[-size - 1]
+    if tail[-1] - cutoff < 1e-9:
         return -math.inf
+    if np.isneginf(cutoff):  # most samples lie where the target is zero
+        return math.inf
+    excess = np.expm1(np.minimum(tail - cutoff, 600.0))  # in units of the weight at the cutoff
+    excess = excess[excess > 0]
+    if len(excess) < 5:
+        return math.inf
     m = 30 + int(math.sqrt(len(excess)))
     quartile = excess[int(len(excess) / 4 + 0.5) - 1]
     b = 1 / excess[-1] + (1 - np.sqrt(m / (np.arange(1, m + 1) - 0.5))) / (3 * quartile)

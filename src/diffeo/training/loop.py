@@ -18,7 +18,7 @@ from diffeo.core import Density, Objective
 from diffeo.core.compiling import compiled
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.averaging import Average
-from diffeo.training.compiling import CompiledGradients, wants_compile
+from diffeo.training.compiling import CompiledGradients, is_traceable, wants_compile
 from diffeo.training.data import Batch, Indexed, Table, as_batch, batch_index
 from diffeo.training.diagnosis import NonFiniteError, first_non_finite
 from diffeo.training.interrupts import deferred_interrupt
@@ -65,7 +65,8 @@ class Loop:
 
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.result = FitResult(
-            compiled=wants_compile(compile, plan, self.parameters, fabric.device.type, fabric.world_size)
+            compiled=is_traceable(objective)
+            and wants_compile(compile, plan, self.parameters, fabric.device.type, fabric.world_size)
         )
         self.gradients: CompiledGradients | None = None
         self.best: dict[str, Tensor] | None = None

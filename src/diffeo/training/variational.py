@@ -30,10 +30,21 @@ class Variational(Objective):
         super().__init__()
         self.flow = flow
         # a target with weights of its own keeps them
-        self.target = copy.deepcopy(target).requires_grad_(False) if isinstance(target, nn.Module) else target
+        self.target = copy.deepcopy(target).requires_grad_(False).eval() if isinstance(target, nn.Module) else target
 
     def initialize(self, rows: Tensor) -> None:
-        """Nothing: there are no rows. Data-dependent layers stay as they are, the identity in new flows."""
+        """There are no rows: data-dependent layers stay as they are, the identity in new flows, and count as set."""
+        for name, buffer in self.flow.named_buffers():
+            if name.rpartition(".")[2] == "initialized":
+                buffer.fill_(True)
+
+    def train(self, mode: bool = True) -> Variational:
+        """As for any module, but what is not trained stays in evaluation."""
+        super().train(mode)
+        for name, part in self.named_children():
+            if name != "flow":
+                part.eval()
+        return self
 
     def importance(self, samples: int = 4096, seed: int = 0) -> Importance:
         """How well samples of the flow stand for the target; `fit` leaves this in its `FitResult`."""
@@ -103,7 +114,7 @@ class ForwardKL(Variational):
     Args:
         flow: q.
         target: x ↦ log p̃(x); one number for each row. It needs no gradient.
-        proposal: r, a density that is not trained, heavier-tailed than p; default q as it stands.
+        proposal: r, a density that is not trained, with heavier tails than p: only what it covers is learned.
 
     Raises:
         ValueError: a target of the wrong shape.
@@ -117,15 +128,14 @@ class ForwardKL(Variational):
     torch.Size([64])
     """
 
-    def __init__(self, flow: Density, target: Target, proposal: Density | None = None):
+    def __init__(self, flow: Density, target: Target, proposal: Density):
         super().__init__(flow, target)
-        self.proposal = None if proposal is None else copy.deepcopy(proposal).requires_grad_(False)
+        self.proposal = copy.deepcopy(proposal).requires_grad_(False).eval()
 
     def forward(self, rows: Tensor) -> Tensor:
-        proposal = self.flow if self.proposal is None else self.proposal
         with torch.no_grad():
-            x = proposal.sample(len(rows), generator=self._generator(rows))
-            weight = (self._log_target(x) - proposal(x)).softmax(0)
+            x = self.proposal.sample(len(rows), generator=self._generator(rows))
+            weight = (self._log_target(x) - self.proposal(x)).softmax(0)
         return -len(rows) * weight * self.flow(x)
 
 

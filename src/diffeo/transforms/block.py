@@ -17,7 +17,16 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, MappedVector, Vector, check_event, context_mask, soft_clip, visible
+from diffeo.functional import (
+    Context,
+    MappedVector,
+    Vector,
+    check_event,
+    context_mask,
+    full_precision,
+    soft_clip,
+    visible,
+)
 from diffeo.nets.mlp import require_context
 from diffeo.solvers import invert_increasing
 
@@ -96,6 +105,10 @@ class BlockAutoregressive(Transform):
 
     def _map(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """z and log ∂zᵢ/∂xᵢ, coordinates in the layer's own order."""
+        with full_precision(x):
+            return self._layers(x, context)
+
+    def _layers(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         h, log_slope = x.unsqueeze(-1), torch.zeros_like(x).unsqueeze(-1)
         for k, layer in enumerate(self.layers):
             if k:

@@ -293,6 +293,10 @@ class Conv1x1(Transform):
         self.channels = channels
         self.linear = LULinear(channels) if linear is None else linear
         self.exact_inverse, self.traceable = self.linear.exact_inverse, self.linear.traceable
+        self.exact_logdet = self.linear.exact_logdet
+
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        self.linear.initialize(x.movedim(-3, -1).flatten(0, -2))
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self._everywhere(self.linear, x, context)

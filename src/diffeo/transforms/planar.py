@@ -193,9 +193,10 @@ class Sylvester(LowRank):
             self.columns = nn.Parameter(start)
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
-        q, r, r_tilde, b = self._unpack(x, context)
         with full_precision(x):
+            q, r, r_tilde, b = self._unpack(x, context)
             y = x @ q
+            y = y.expand(torch.broadcast_shapes(y.shape, b.shape))  # the context may bring more rows
             found: list[Tensor] = []  # tanh(R̃ v + b), from the last entry to the first
             v: list[Tensor] = []
             total = torch.zeros_like(y[..., 0])
@@ -216,8 +217,8 @@ class Sylvester(LowRank):
             return keep_rows(x, z, total, context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
-        q, r, r_tilde, b = self._unpack(z, context)
         with full_precision(z):
+            q, r, r_tilde, b = self._unpack(z, context)
             h = ((r_tilde @ (z @ q).unsqueeze(-1)).squeeze(-1) + b).tanh()
             c = (r.diagonal(dim1=-2, dim2=-1) * r_tilde.diagonal(dim1=-2, dim2=-1)).expand_as(h)
             x = z + (r @ h.unsqueeze(-1)).squeeze(-1) @ q.mT

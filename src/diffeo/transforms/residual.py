@@ -74,11 +74,10 @@ class Residual(Transform):
             with torch.no_grad():
                 start = z.expand_as(self.net(z, context))  # the context may bring more rows
                 x = solve_residual(lambda x: self.net(x, context), start, "Residual")
-            if torch.is_grad_enabled():
-                # a Newton step that autograd sees: dx = (I + J)⁻¹ (dz − ∂g/∂θ dθ)
+            for _ in range(2 if torch.is_grad_enabled() else 0):
+                # Newton steps that autograd sees, dx = (I + J)⁻¹ (dz − ∂g/∂θ dθ): two are right to third order
                 g, push = self.net.linearize(x, context)
-                slopes = self._jacobian(push, g).detach()
-                x = x - torch.linalg.solve(slopes, (x + g - z).unsqueeze(-1)).squeeze(-1)
+                x = x - torch.linalg.solve(self._jacobian(push, g), (x + g - z).unsqueeze(-1)).squeeze(-1)
             g, push = self.net.linearize(x, context)
             return keep_rows(z, x, -_logdet(self._jacobian(push, g)), context)
 

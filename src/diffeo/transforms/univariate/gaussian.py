@@ -30,5 +30,6 @@ def normal_quantile(log_cdf: Tensor) -> Tensor:
         x = -(-2 * log_cdf).sqrt()  # left of the root, as Φ(x) ≤ exp(−x²/2); log Φ is concave, so Newton rises to it
         for _ in range(6):
             x = x + (log_cdf - normal_log_cdf(x)) * (-normal_log_hazard(x)).exp()
-    # once more, for autograd to see
-    return x + (log_cdf - normal_log_cdf(x)) * (-normal_log_hazard(x)).exp()
+    for _ in range(2):  # for autograd to see: one step is right to first order, two are to third
+        x = x + (log_cdf - normal_log_cdf(x)) * (-normal_log_hazard(x)).exp()
+    return x

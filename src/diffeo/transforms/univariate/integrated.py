@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, MappedScalars, Scalars
+from diffeo.functional import Context, MappedScalars, Scalars, full_precision
 from diffeo.nets import MLP
 from diffeo.solvers import invert_increasing
 from diffeo.transforms.univariate.mixture import spread
@@ -78,7 +78,8 @@ class UnconstrainedMonotonic(Univariate):
             raw = self.net(t.unsqueeze(-1) / self.bound, embedding.unsqueeze(-2)).squeeze(-1)
             return MIN_SLOPE + (1 - MIN_SLOPE) * F.softplus(raw.to(t.dtype) + ONE)
 
-        z, log_slope = tangent_beyond(self.bound, x, lambda x: self.integral(slope, x))
+        with full_precision(x):
+            z, log_slope = tangent_beyond(self.bound, x, lambda x: self.integral(slope, x))
         return z + shift, log_slope
 
 
@@ -139,7 +140,8 @@ class SumOfSquares(Univariate):
             basis = _legendre(t / self.bound, self.degree)
             return self.min_slope + (basis @ a.mT).square().sum(-1)
 
-        z, log_slope = tangent_beyond(self.bound, x, lambda x: self.integral(slope, x))
+        with full_precision(x):
+            z, log_slope = tangent_beyond(self.bound, x, lambda x: self.integral(slope, x))
         return z + params[..., -1], log_slope
 
 
@@ -209,18 +211,15 @@ class Integral(nn.Module):
         nodes: points of the quadrature, at least 1.
     """
 
-    at: Tensor
-    weights: Tensor
-
     def __init__(self, nodes: int):
         super().__init__()
         at, weights = np.polynomial.legendre.leggauss(nodes)
-        self.register_buffer("at", torch.from_numpy(at).add(1).div(2), persistent=False)
-        self.register_buffer("weights", torch.from_numpy(weights).div(2), persistent=False)
+        # numbers, not buffers, so that they keep their digits in every dtype
+        self.at, self.weights = ((at + 1) / 2).tolist(), (weights / 2).tolist()
 
     def forward(self, g: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         """g takes points with one more dim, the last, and gives positive values of that shape."""
-        at, weights = self.at.to(x.dtype), self.weights.to(x.dtype)
+        at, weights = x.new_tensor(self.at), x.new_tensor(self.weights)
         end = x.unsqueeze(-1)
         slopes = g(torch.cat([end * at, end], -1))
         return x * (slopes[..., :-1] * weights).sum(-1), slopes[..., -1].log()

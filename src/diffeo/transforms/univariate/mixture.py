@@ -50,7 +50,7 @@ def mix(at: Tensor, log_rate: Tensor, log_weight: Tensor, kernel: Kernel) -> tup
 class MixtureCDF(Univariate):
     """z = e^s F⁻¹(Σₖ wₖ F((x − mₖ) / σₖ)) + t: the distribution function of a mixture, straightened by one component's.
 
-    Parameters, 3·components + 2: logits of the weights, locations, log-scales, s and t. All logarithms of scales are
+    Parameters, 3·components + 2: logits of the weights, locations, −log σ, t and s. All logarithms of scales are
     softly bounded. With zero parameters the components lie side by side between −1 and 1, and z is close to x.
 
     Args:

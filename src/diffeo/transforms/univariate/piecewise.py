@@ -135,7 +135,7 @@ class QuadraticSpline(Piecewise):
     def _pieces(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Widths, slopes at all knots, and where the bins start on either axis."""
         width = _shares(params[..., : self.bins])
-        inner = params[..., self.bins :].exp()
+        inner = soft_clip(params[..., self.bins :], 7.0).exp()
         reach = (width[..., 1:] + width[..., :-1]) / 2  # of an inner knot's slope
         rest = 1 - (width[..., :1] + width[..., -1:]) / 2  # what the ends leave to them
         inner = inner * rest / (inner * reach).sum(-1, keepdim=True)

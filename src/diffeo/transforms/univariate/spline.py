@@ -88,7 +88,7 @@ class BoundedSpline(Univariate):
     """z = a monotone rational-quadratic spline from [low, high] onto itself, its slopes at both ends free.
 
     Parameters, 3·bins + 1 for each scalar: unnormalised widths and heights (softmax) and slopes at all knots
-    (softplus). Zero parameters give the identity. Values outside count as the nearer end.
+    (softplus). Zero parameters give the identity. Values outside are left as they are.
 
     Args:
         bins: number of pieces K, at least 2.
@@ -136,7 +136,9 @@ class BoundedSpline(Univariate):
     def _map(self, v: Tensor, context: Context, inverse: bool) -> tuple[Tensor, Tensor]:
         middle = (self.low + self.high) / 2
         out, logdet = _along_batch(v - middle, self.params(context), inverse, self.limits)
-        return (out + middle).clamp(self.low, self.high), logdet  # rounding may lead out
+        outside = (v < self.low) | (v > self.high)  # stays there, where a base on the interval gives it nothing
+        out = (out + middle).clamp(self.low, self.high)  # rounding may lead out
+        return torch.where(outside, v, out), torch.where(outside, 0.0, logdet)
 
 
 class CircularSpline(Univariate):

@@ -44,7 +44,7 @@ class TailTransform(Univariate):
         log_scale = self._scale(log_scale)
         y = (x - location) * (-log_scale).exp()
         weight = self._weight(torch.where(y > 0, right, left))
-        size = y.abs()
+        size = torch.where(y > 0, y, -y)  # not abs, whose gradient at zero is zero
         near = torch.minimum(size, math.expm1(END) / weight)
         z, log_slope = self._from_heavy(near, weight)
         z = z + (size - near) * log_slope.exp()
@@ -54,7 +54,7 @@ class TailTransform(Univariate):
         location, log_scale, right, left = self.params(context).unbind(-1)
         log_scale = self._scale(log_scale)
         weight = self._weight(torch.where(z > 0, right, left))
-        size = z.abs()
+        size = torch.where(z > 0, z, -z)
         near = torch.minimum(size, -normal_quantile(-END / weight - math.log(2)))
         log_tail = normal_log_cdf(-near) + math.log(2)  # log erfc(z/√2)
         log_slope = normal_log_hazard(-near) - weight * log_tail
