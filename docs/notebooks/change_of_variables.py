@@ -111,7 +111,7 @@ point = torch.tensor([0.5, 0.6])
 parts, here = [], point
 for part in flow.transform.parts:
     here, logdet = part(here)
-    parts.append(float(logdet))
+    parts.append(float(logdet.detach()))
 jacobian = torch.autograd.functional.jacobian(lambda x: flow.transform(x)[0], point)
 print(f"sum over {len(parts)} layers {sum(parts):.5f}, determinant by autograd {jacobian.det().abs().log():.5f}")
 
