@@ -129,6 +129,15 @@ def test_wrong_arguments_are_refused(build, message):
         build()
 
 
+def test_squared_errors_are_not_called_nats():
+    flow = diffeo.ffjord(2, hidden=(8,))
+    result = diffeo.fit(diffeo.FlowMatching(flow), X.repeat(8, 1), steps=3, progress=False)
+    assert result.validation_nats is None
+    assert "nats" not in str(result)
+    assert f"loss {result.validation_loss:.4g}" in str(result)
+    assert result.plot().get_ylabel() == "loss per row"
+
+
 def test_transport_would_mix_contexts():
     flow = diffeo.ffjord(2, context=1, hidden=(8,))
     with pytest.raises(ValueError, match="would mix the contexts"):

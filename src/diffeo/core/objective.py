@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 
 class Objective(nn.Module, ABC):
-    """A loss per example, computed inside `forward`, so that DDP, FSDP, autocast and compile act on all of it."""
+    """A loss per example, computed inside `forward`, so that DDP, FSDP, autocast and compile act on all of it.
+
+    Attributes:
+        in_nats: whether losses are negative log-densities, or bounds of them, so that reports show them as nats.
+    """
+
+    in_nats: bool = True
 
     @abstractmethod
     def forward(self, *batch: Any) -> Tensor:

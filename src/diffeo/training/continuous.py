@@ -63,8 +63,8 @@ class FlowMatching(Objective):
     """|v(t, x_t) − (x₁ − x₀)|², x_t = (1 − t) x₀ + t x₁, t uniform: the field learns straight paths, without a solver.
 
     x₁ are the rows as the layers before the continuous one give them (these are set by the training rows, and not
-    trained), x₀ samples of the base. Afterwards densities and samples are those of the flow, as ever. The loss is no
-    log-density, so what `fit` reports of it are not nats.
+    trained), x₀ samples of the base. Afterwards densities and samples are those of the flow, as ever. The loss is a
+    squared error and no log-density.
 
     Args:
         flow: a `Flow` whose last layer, and no other, is `Continuous`, such as `diffeo.ffjord` makes.
@@ -87,6 +87,8 @@ class FlowMatching(Objective):
     >>> flow(torch.zeros(2)).shape
     torch.Size([])
     """
+
+    in_nats = False
 
     def __init__(self, flow: Flow, coupling: str = "independent"):
         super().__init__()

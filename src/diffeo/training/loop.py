@@ -65,8 +65,9 @@ class Loop:
 
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.result = FitResult(
+            in_nats=objective.in_nats,
             compiled=is_traceable(objective)
-            and wants_compile(compile, plan, self.parameters, fabric.device.type, fabric.world_size)
+            and wants_compile(compile, plan, self.parameters, fabric.device.type, fabric.world_size),
         )
         self.gradients: CompiledGradients | None = None
         self.best: dict[str, Tensor] | None = None
@@ -135,7 +136,8 @@ class Loop:
             if self.result.compiled:
                 self._compile()
             shown = progress and self.fabric.global_rank == 0
-            with Progress(self.plan.steps, self.step, shown) as bar, deferred_interrupt() as interrupted:
+            progressing = Progress(self.plan.steps, self.step, shown, self.result.in_nats)
+            with progressing as bar, deferred_interrupt() as interrupted:
                 self.result.stopped = self._loop(bar, interrupted)
         finally:
             self.objective._compiled_call_impl = None

@@ -22,6 +22,7 @@ class FitResult:
         seconds: training time, that before a resume included.
         stopped: "steps", "patience" or "time_limit".
         compiled: whether the training step was compiled.
+        in_nats: whether losses are negative log-densities, or bounds of them.
         effective_sample_size: share of the flow's samples that importance weights against the target leave, in (0, 1];
             for objectives with a target (`ReverseKL` and its like), else None.
         pareto_k: how heavy the tail of these weights is; above 0.7 they are not to be trusted.
@@ -37,6 +38,7 @@ class FitResult:
     seconds: float = 0.0
     stopped: str = "steps"
     compiled: bool = False
+    in_nats: bool = True
     effective_sample_size: float | None = None
     pareto_k: float | None = None
     log_normalizer: float | None = None
@@ -48,8 +50,8 @@ class FitResult:
 
     @property
     def validation_nats(self) -> float | None:
-        """Mean held-out log-density of the kept weights, in nats per row (for maximum likelihood)."""
-        return None if self.validation_loss is None else -self.validation_loss
+        """Mean held-out log-density of the kept weights, in nats per row; None where losses are something else."""
+        return -self.validation_loss if self.in_nats and self.validation_loss is not None else None
 
     def plot(self, ax: Any = None) -> Any:
         """Loss curves of training and held-out rows; returns the matplotlib axes."""
@@ -58,18 +60,22 @@ class FitResult:
         if ax is None:
             ax = plt.figure(figsize=(6, 3.5), layout="constrained").subplots()
         steps = [entry["step"] for entry in self.history]
-        ax.plot(steps, [-entry["train_loss"] for entry in self.history], color="#3d5a80", label="training rows")
+        sign = -1 if self.in_nats else 1
+        ax.plot(steps, [sign * entry["train_loss"] for entry in self.history], color="#3d5a80", label="training rows")
         if self.validation_loss is not None:
-            held = [-entry["validation_loss"] for entry in self.history]
+            held = [sign * entry["validation_loss"] for entry in self.history]
             ax.plot(steps, held, color="#ee6c4d", label="held-out rows")
             ax.axvline(self.best_step, color="#1b1f24", lw=0.8, ls=":", label=f"kept: step {self.best_step}")
-        ax.set(xlabel="steps", ylabel="log-density (nats per row)")
+        ax.set(xlabel="steps", ylabel="log-density (nats per row)" if self.in_nats else "loss per row")
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
         return ax
 
     def __str__(self) -> str:
-        held = "" if self.validation_loss is None else f", held-out {-self.validation_loss:.3f} nats"
+        held = ""
+        if self.validation_loss is not None:
+            shown = f"{-self.validation_loss:.3f} nats" if self.in_nats else f"loss {self.validation_loss:.4g}"
+            held = f", held-out {shown}"
         if self.validation_stderr is not None:
             held += f" ± {self.validation_stderr:.3f}"
         if self.effective_sample_size is not None:
