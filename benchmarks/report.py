@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+import report_families
 import report_scale
 import report_speed
 import report_tables
@@ -207,10 +208,12 @@ def main() -> None:
         report_speed.speed_section,
         *report_scale.SECTIONS,
         inverse_section,
+        *report_families.SECTIONS,
     ]
     text = "\n".join([*head, *(line for section in sections for line in section())])
     (ROOT / "docs" / "benchmarks.md").write_text(text.rstrip() + "\n")
     report_speed.write_picture(ROOT / "docs" / "images" / "speed.png")
+    report_families.draw_continuous()
 
 
 if __name__ == "__main__":
