@@ -9,7 +9,7 @@ DATA ?= $(or $(DIFFEO_DATA),../shared/data)
 # waiting threads sleep instead of spinning, which costs little alone and very much beside other work
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-all lint bench bench-speed bench-density notebooks docs pictures clean
+.PHONY: demo test test-all lint bench bench-speed bench-density bench-families notebooks docs pictures clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing PyTorch and the rest into $(VENV); this takes a few minutes."
@@ -49,6 +49,12 @@ bench-speed: $(READY)  ## speed, memory and time to a score beside the peers; Fl
 	$(BIN)/python benchmarks/speed.py --jax-python .venv-jax/bin/python
 	$(BIN)/python benchmarks/scale.py
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/time_to_score.py --jax-python .venv-jax/bin/python
+	$(BIN)/python benchmarks/report.py
+
+bench-families: $(READY)  ## flows on energies, continuous flows, the sphere; an hour, and needs the data folder
+	$(BIN)/python benchmarks/energies.py
+	$(BIN)/python benchmarks/continuous.py
+	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/sphere.py
 	$(BIN)/python benchmarks/report.py
 
 bench: $(READY)  ## the tables about outliers, regression, mixed columns and streaming; needs the data folder
