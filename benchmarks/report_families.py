@@ -56,7 +56,7 @@ def continuous_section() -> list[str]:
         "## Continuous flows",
         "",
         "`diffeo.ffjord(2)` on 20,000 samples of known densities, trained by likelihood, and by `diffeo.FlowMatching` in less",
-        f"than a fifth of the seconds; nats on 5,000 others; evaluations of the field for a density; {content['threads']} thread.",
+        f"than a fifth of the seconds; nats on 5,000 others; evaluations of the field for a density; {content['threads']} thread, beside other jobs.",
         "",
         *table(["target", "trained by", "steps", "seconds", "nats", "evaluations"], rows),
         "",

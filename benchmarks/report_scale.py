@@ -19,7 +19,7 @@ def time_to_score_section() -> list[str]:
         "of the first section; those near the best there run again, and the best of this run is the goal. `diffeo` is",
         "`nsf_ar` with `fit`'s own rate and averaging, in separate attempts of ever more steps until it gets there, compiled",
         "from 1,000 steps on, with an empty compiler cache;",
-        f"{result['threads']} threads, nothing else running.",
+        f"{result['threads']} threads; editors and short commands ran beside some of the runs.",
         "",
     ]
     rows = []

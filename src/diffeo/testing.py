@@ -20,7 +20,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from diffeo.core import Density, Transform, Univariate
 from diffeo.core.density import Preimage
-from diffeo.functional import Context, is_real
+from diffeo.functional import Context, is_real, wrap_angle
 from diffeo.transforms import Sphere
 
 M = TypeVar("M", bound=nn.Module)
@@ -367,6 +367,10 @@ def _check_normalised(d: Density, x: Tensor, context: Context) -> None:
         inside = d.given(context).support.check(points)
         log_p = d(points, context) if d.exact else d.log_prob(points, context, samples=draws)  # type: ignore[call-arg]
         _expect(not log_p.isnan().any() or not is_real(d.support), "the log-density is NaN inside the support")
+        if d.exact and not inside.all():  # nothing lies outside, unless it is an angle's other name
+            beyond, same = log_p[~inside], d(wrap_angle(points[~inside]), context)
+            stray = beyond.isfinite() & ((beyond - same).abs() > 1e-3)
+            _expect(not stray.any(), "the density is positive outside its support")
         total += float((log_p.double().exp().nan_to_num(0.0) * w * inside).sum())
     _expect(abs(total - 1) < 0.02, f"the density integrates to {total:.4f}, not 1")
 

@@ -38,7 +38,7 @@ def ffjord(
         steps: of solvers with fixed steps.
         adjoint: gradients from the adjoint equation, in memory that does not grow with the number of steps.
 
-    Cost: 30 to 200 evaluations of the field for a density or a sample.
+    Cost: as many evaluations of the field as the solver takes, for a density or a sample.
 
     "FFJORD: Free-form Continuous Dynamics for Scalable Reversible Generative Models" (Grathwohl et al., 2019),
     https://arxiv.org/abs/1810.01367

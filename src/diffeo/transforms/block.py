@@ -50,8 +50,7 @@ class BlockAutoregressive(Transform):
         ValueError: sizes below these.
         diffeo.solvers.UnsolvedError: the inverse does not reach its tolerance.
 
-    Cost: one pass of a network with D · width units; the inverse is D searches, one after the other, each of some ten
-    passes.
+    Cost: one pass of a network with D · width units; the inverse is D searches in turn, a pass for each step.
 
     "Block Neural Autoregressive Flow" (De Cao et al., 2019), https://arxiv.org/abs/1904.04676
 

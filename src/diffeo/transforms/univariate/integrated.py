@@ -42,7 +42,7 @@ class UnconstrainedMonotonic(Univariate):
         ValueError: sizes below these.
         diffeo.solvers.UnsolvedError: the inverse does not reach its tolerance.
 
-    Cost: `nodes` evaluations of the integrand for each scalar; the inverse some ten times that.
+    Cost: `nodes` evaluations of the integrand for each scalar; the inverse as often as its Newton search takes steps.
 
     "Unconstrained Monotonic Neural Networks" (Wehenkel and Louppe, 2019), https://arxiv.org/abs/1908.05164
 
@@ -99,7 +99,7 @@ class SumOfSquares(Univariate):
         ValueError: sizes outside these.
         diffeo.solvers.UnsolvedError: the inverse does not reach its tolerance.
 
-    Cost: one pass; the inverse is a Newton search inside a bracket, some ten passes.
+    Cost: one pass; the inverse is a Newton search inside a bracket, a pass for each step.
 
     "Sum-of-Squares Polynomial Flow" (Jaini et al., 2019), https://arxiv.org/abs/1905.02325
 
@@ -160,7 +160,7 @@ class Bernstein(Univariate):
         ValueError: values outside these.
         diffeo.solvers.UnsolvedError: the inverse does not reach its tolerance.
 
-    Cost: one pass, O(degree²) for each scalar; the inverse is a Newton search inside a bracket, some ten passes.
+    Cost: one pass, O(degree²) for each scalar; the inverse is a Newton search inside a bracket, a pass for each step.
 
     "Short-Term Density Forecasting of Low-Voltage Load using Bernstein-Polynomial Normalizing Flows" (Arpogaus et al.,
     2022), https://arxiv.org/abs/2204.13939

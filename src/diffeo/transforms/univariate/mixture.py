@@ -62,7 +62,7 @@ class MixtureCDF(Univariate):
         ValueError: an unknown kernel; no component.
         diffeo.solvers.UnsolvedError: the inverse does not reach its tolerance.
 
-    Cost: one pass; the inverse is a Newton search inside a bracket, some ten passes.
+    Cost: one pass; the inverse is a Newton search inside a bracket, a pass for each step.
 
     "Flow++: Improving Flow-Based Generative Models with Variational Dequantization and Architecture Design" (Ho et al.,
     2019), https://arxiv.org/abs/1902.00275; "Gaussianization Flows" (Meng et al., 2020), https://arxiv.org/abs/2003.01941

@@ -159,8 +159,7 @@ class CubicSpline(Piecewise):
         ValueError: values outside these.
         diffeo.solvers.UnsolvedError: the inverse does not reach its tolerance.
 
-    Cost: one pass; the inverse is a Newton search inside a bracket, some ten passes (the roots of cubics in closed form
-    lose half of the digits).
+    Cost: one pass; the inverse is a Newton search inside a bracket (the roots of cubics in closed form lose digits).
 
     "Cubic-Spline Flows" (Durkan et al., 2019), https://arxiv.org/abs/1906.02145
 

@@ -28,7 +28,7 @@ class DeepSigmoidal(Univariate):
         ValueError: no unit or no layer.
         diffeo.solvers.UnsolvedError: the inverse does not reach its tolerance.
 
-    Cost: one pass; the inverse is a Newton search inside a bracket, some ten passes.
+    Cost: one pass; the inverse is a Newton search inside a bracket, a pass for each step.
 
     "Neural Autoregressive Flows" (Huang et al., 2018), https://arxiv.org/abs/1804.00779
 
@@ -80,7 +80,7 @@ class DenseSigmoidal(Univariate):
         ValueError: no unit or no layer.
         diffeo.solvers.UnsolvedError: the inverse does not reach its tolerance.
 
-    Cost: one pass, O(units²) for each inner layer; the inverse is a Newton search inside a bracket, some ten passes.
+    Cost: one pass, O(units²) for each inner layer; the inverse is a bracketed Newton search, a pass for each step.
 
     "Neural Autoregressive Flows" (Huang et al., 2018), https://arxiv.org/abs/1804.00779
 
