@@ -284,6 +284,7 @@ DENSITIES: dict[str, DensityCase] = {
     "nsf in 1-D": DensityCase(_small(diffeo.nsf, 1)),
     "nsf in 3-D": DensityCase(_small(diffeo.nsf, 3)),
     "nsf_ar": DensityCase(_small(diffeo.nsf_ar, 2)),
+    "ttf": DensityCase(_small(diffeo.ttf, 2)),
     "naf": DensityCase(_small(diffeo.naf, 2, units=4)),
     "naf, dense, context": DensityCase(_small(diffeo.naf, 2, units=4, dense=True, context=2), CONTEXT),
     "unaf": DensityCase(_small(diffeo.unaf, 2, integrand=(8, 8), nodes=16)),

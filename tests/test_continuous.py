@@ -186,3 +186,19 @@ def test_nan_rows_are_an_error_that_says_so():
 def test_what_a_compiler_cannot_follow_is_not_compiled():
     flow = diffeo.ffjord(2, hidden=(8,), method="euler", steps=2)
     assert not diffeo.fit(flow, X.repeat(8, 1), steps=3, compile=True, progress=False).compiled
+
+
+def test_paths_lead_from_noise_to_samples():
+    torch.manual_seed(0)
+    layer = diffeo.ffjord(2, hidden=(16, 16)).transform.parts[1]
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    z = torch.randn(7, 2)
+    with torch.no_grad():
+        path = layer.path(z, (0.0, 0.3, 1.0))
+        assert path.shape == (3, 7, 2)
+        assert torch.equal(path[0], z)
+        assert (path[1] - z).abs().max() > 0.05
+        torch.testing.assert_close(path[-1], layer.inverse(z)[0], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="increasing times"):
+        layer.path(z, (0.5, 0.2))

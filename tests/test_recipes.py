@@ -118,3 +118,19 @@ def test_a_flow_changed_after_its_recipe_is_not_saved(tmp_path):
         diffeo.save(flow, tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match="name every argument"):
         diffeo.recipe(lambda **options: diffeo.maf(2, **options))
+
+
+def test_tails_are_read_off_the_training_rows():
+    """Two degrees of freedom on one side of each column, a normal's tail on the other: λ is 1/2 there, and small here."""
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(20_000, 2, generator=generator, dtype=torch.float64)
+    heavy = (2 * u - 1) / (2 * u * (1 - u)).sqrt()
+    normal = torch.randn(20_000, 2, generator=generator)
+    x = torch.where(heavy > 0, heavy.float(), -normal.abs()) * torch.tensor([1.0, -1000.0])
+    flow = diffeo.ttf(2, layers=1)
+    flow.initialize(x)
+    theta = flow.transform.parts[1].theta.detach()
+    right, left = (0.1 * (3 * torch.tanh(theta[:, i] / 3)).exp() for i in (2, 3))
+    torch.testing.assert_close(torch.stack([right[0], left[1]]), torch.full((2,), 0.5), rtol=0.2, atol=0)
+    assert max(left[0], right[1]) < 0.1
+    assert flow(x.mul(1e6)).isfinite().all()

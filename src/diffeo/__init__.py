@@ -54,6 +54,7 @@ from diffeo.recipes import sos as sos
 from diffeo.recipes import sphere as sphere
 from diffeo.recipes import sylvester as sylvester
 from diffeo.recipes import torus as torus
+from diffeo.recipes import ttf as ttf
 from diffeo.recipes import unaf as unaf
 from diffeo.recipes import unit_box as unit_box
 from diffeo.transforms import ActNorm as ActNorm

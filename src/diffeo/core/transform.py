@@ -124,6 +124,10 @@ class Univariate(Transform):
             )
         return context
 
+    def initial_params(self, x: Tensor) -> Tensor | None:
+        """Parameters to start from, shape (D, n_params), for training rows x of shape (n, D); None for zeros."""
+        return None
+
 
 class Inverse(Transform):
     """The same bijection with the directions swapped: the forward of `Inverse(t)` is `t.inverse`.

@@ -29,3 +29,4 @@ from diffeo.recipes.tabular import nice as nice
 from diffeo.recipes.tabular import nsf as nsf
 from diffeo.recipes.tabular import nsf_ar as nsf_ar
 from diffeo.recipes.tabular import realnvp as realnvp
+from diffeo.recipes.tabular import ttf as ttf

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
@@ -66,6 +69,18 @@ class Continuous(Transform):
         """z and its log-det, with ∫ |v|² dt and ∫ |(∂v/∂x) ε|² dt along the way, ε Gaussian: what bends a path."""
         z, logdet, kinetic, jacobian = self._solve(x, context, 1.0, 0.0, costs=True)
         return z, logdet, -kinetic, -jacobian  # time ran backwards
+
+    def path(self, z: Vector, times: Sequence[float], context: Context = None) -> Tensor:
+        """Where noise z is at each of the times, increasing in [0, 1]: shape (len(times), *batch, D)."""
+        if any(b < a for a, b in pairwise((0.0, *times, 1.0))):
+            raise ValueError(f"path: expected increasing times in [0, 1], got {list(times)}")
+        places, now = [], 0.0
+        for time in times:
+            if time > now:
+                z, *_ = self._solve(z, context, now, time)
+                now = time
+            places.append(z)
+        return torch.stack(places)
 
     def evaluations(self, x: Vector, context: Context = None, inverse: bool = False) -> int:
         """How often a solve from x (or from z, with `inverse`) evaluates v."""

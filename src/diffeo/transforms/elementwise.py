@@ -13,6 +13,9 @@ from diffeo.functional import Context, as_size, check_event, keep_masked, sum_ev
 class Elementwise(Transform):
     """zᵢ = u(xᵢ; θᵢ): a scalar map with learned parameters of its own at each position of the event.
 
+    `initialize` sets what the scalar map can read off training rows (`TailTransform` its tails), where nothing was
+    learned yet.
+
     Args:
         univariate: the scalar map.
         event: event shape; an int stands for a vector.
@@ -47,3 +50,12 @@ class Elementwise(Transform):
         x, logdet = self.univariate.inverse(z, self.theta.to(z.dtype))
         x, logdet = keep_masked(z, x, logdet, context)
         return x, sum_event(logdet, self.event_ndim)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        if self.theta.any():
+            return
+        check_event(x, self.event, "Elementwise")
+        start = self.univariate.initial_params(x.reshape(-1, self.event.numel()).double())
+        if start is not None:
+            self.theta.copy_(start.reshape(self.theta.shape))

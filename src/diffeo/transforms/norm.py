@@ -19,12 +19,16 @@ from diffeo.functional import (
 )
 from diffeo.transforms.linear import _rows_kept
 
+NORMAL_QUARTILES = 1.3489795003921634  # from the first quartile of a standard normal to the third
+
 
 class Standardize(Transform):
     """z = (x − mean) / scale, with mean and standard deviation of the training rows: the user's units end here.
 
     Args:
         features: D.
+        robust: take the median, and the interquartile range over that of a standard normal, instead, which heavy tails
+            do not move; the standard deviation where half of a column is one number.
 
     Raises:
         ValueError: from `initialize`, where a column is constant or not finite.
@@ -44,9 +48,10 @@ class Standardize(Transform):
     scale: Tensor
     initialized: Tensor
 
-    def __init__(self, features: int):
+    def __init__(self, features: int, robust: bool = False):
         super().__init__()
         self.event = Size((features,))
+        self.robust = robust
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("initialized", torch.tensor(False))
@@ -68,8 +73,12 @@ class Standardize(Transform):
         if self.initialized:
             return
         rows = training_rows(x, self.event, "Standardize")
-        self.mean.copy_(rows.mean(0))
-        self.scale.copy_(rows.std(0, correction=0))
+        center, scale = rows.mean(0), rows.std(0, correction=0)
+        if self.robust:
+            low, center, high = (rows.kthvalue(1 + round(q * (len(rows) - 1)), 0).values for q in (0.25, 0.5, 0.75))
+            scale = torch.where(high > low, (high - low) / NORMAL_QUARTILES, scale)
+        self.mean.copy_(center)
+        self.scale.copy_(scale)
         self.initialized.fill_(True)
 
 

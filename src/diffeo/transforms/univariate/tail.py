@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from diffeo.core import Univariate
 from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
 from diffeo.transforms.univariate.gaussian import normal_log_cdf, normal_log_hazard, normal_quantile
 
 START = 0.1  # tail weight at zero parameters
+SPAN = 3.0  # largest |log| of a tail weight over START
+EXTREMES = 0.02  # share of the rows, on each side, from which tails are estimated; at least 10 rows
 END = 40.0  # log |λ x / σ| from which the map goes on as its tangent, so that nothing overflows
 
 
@@ -26,7 +29,9 @@ class TailTransform(Univariate):
 
     Cost: one pass in either direction; z comes from a Newton iteration of fixed length.
 
-    "Flexible Tails for Normalizing Flows" (Hickling and Prangle, 2024), https://arxiv.org/abs/2406.16971
+    "Flexible Tails for Normalizing Flows" (Hickling and Prangle, 2024), https://arxiv.org/abs/2406.16971; first tails
+    from training rows: "A Moment Estimator for the Index of an Extreme-Value Distribution" (Dekkers et al., 1989),
+    https://doi.org/10.1214/aos/1176347397
 
     >>> import torch, diffeo
     >>> diffeo.TailTransform().inverse(torch.tensor([0.0, 5.0]), torch.zeros(4))[0]
@@ -61,6 +66,15 @@ class TailTransform(Univariate):
         y = torch.expm1(-weight * log_tail) / weight + (size - near) * log_slope.exp()
         return location + log_scale.exp() * torch.where(z > 0, y, -y), log_slope + log_scale
 
+    def initial_params(self, x: Tensor) -> Tensor | None:
+        k = max(10, round(EXTREMES * len(x)))
+        if len(x) < 4 * k:
+            return None
+        center = x.median(0).values
+        weights = torch.stack([_extreme_value_index((side * (x - center)).topk(k + 1, 0).values) for side in (1, -1)])
+        raw = SPAN * torch.atanh(((weights.clamp_min(1e-9) / START).log() / SPAN).clamp(-0.9, 0.9))
+        return torch.cat([center.unsqueeze(1), torch.zeros_like(center).unsqueeze(1), raw.T], 1)
+
     @staticmethod
     def _from_heavy(y: Scalars, weight: Scalars) -> MappedScalars:
         """z ≥ 0 and log dz/dy for y ≥ 0 of unit scale."""
@@ -72,4 +86,11 @@ class TailTransform(Univariate):
         return soft_clip(raw, self.bound) + 0.5 * math.log(math.pi / 2)  # slope one at zero
 
     def _weight(self, raw: Scalars) -> Scalars:
-        return START * soft_clip(raw, 3.0).exp()
+        return START * soft_clip(raw, SPAN).exp()
+
+
+def _extreme_value_index(largest: Tensor) -> Tensor:
+    """1/ν of a tail like |x|^{−ν−1}, or what is ≤ 0 for one that is lighter, from the k + 1 largest values, in order."""
+    logs = largest[:-1].clamp_min(1e-300).log() - largest[-1].clamp_min(1e-300).log()
+    first, second = logs.mean(0), logs.square().mean(0).clamp_min(1e-300)
+    return first + 1 - 0.5 / (1 - first.square() / second).clamp_min(1e-9)

@@ -1,0 +1,6 @@
+def draw(x):
+    pass
+
+
+def write():
+    pass
