@@ -308,6 +308,8 @@ DENSITIES: dict[str, DensityCase] = {
     "ConditionalNormal": DensityCase(lambda: diffeo.ConditionalNormal(2, context=2), CONTEXT),
     "Resampled": DensityCase(lambda: diffeo.Resampled(2, hidden=(16,), attempts=5)),
     "UniformSphere": DensityCase(diffeo.UniformSphere),
+    "VonMisesFisherMixture": DensityCase(lambda: diffeo.VonMisesFisherMixture(4)),
+    "VonMisesFisherMixture of one": DensityCase(lambda: diffeo.VonMisesFisherMixture(1)),
     "sphere, context": DensityCase(lambda: diffeo.sphere(layers=2, hidden=(16,), bins=4, context=2), CONTEXT),
     "torus": DensityCase(lambda: diffeo.torus(2, layers=2, hidden=(16,), bins=4)),
     "circle": DensityCase(lambda: diffeo.torus(1, layers=2, bins=4)),

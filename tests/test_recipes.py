@@ -121,7 +121,7 @@ def test_a_flow_changed_after_its_recipe_is_not_saved(tmp_path):
 
 
 def test_tails_are_read_off_the_training_rows():
-    """Two degrees of freedom on one side of each column, a normal's tail on the other: λ is 1/2 there, and small here."""
+    """Two degrees of freedom on one side of each column, a normal's tail on the other: λ is 1/2 on the first."""
     generator = torch.Generator().manual_seed(0)
     u = torch.rand(20_000, 2, generator=generator, dtype=torch.float64)
     heavy = (2 * u - 1) / (2 * u * (1 - u)).sqrt()

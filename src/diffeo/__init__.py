@@ -28,6 +28,7 @@ from diffeo.densities import Resampled as Resampled
 from diffeo.densities import StudentT as StudentT
 from diffeo.densities import Uniform as Uniform
 from diffeo.densities import UniformSphere as UniformSphere
+from diffeo.densities import VonMisesFisherMixture as VonMisesFisherMixture
 from diffeo.densities import targets as targets
 from diffeo.files import load as load
 from diffeo.files import save as save

@@ -10,6 +10,7 @@ from diffeo.densities.mixture import GaussianMixture as GaussianMixture
 from diffeo.densities.normal import DiagonalNormal as DiagonalNormal
 from diffeo.densities.normal import Normal as Normal
 from diffeo.densities.resampled import Resampled as Resampled
+from diffeo.densities.sphere import UniformSphere as UniformSphere
+from diffeo.densities.sphere import VonMisesFisherMixture as VonMisesFisherMixture
 from diffeo.densities.student import StudentT as StudentT
 from diffeo.densities.uniform import Uniform as Uniform
-from diffeo.densities.uniform import UniformSphere as UniformSphere

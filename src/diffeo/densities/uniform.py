@@ -10,9 +10,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density
-from diffeo.densities.normal import standard_normal
 from diffeo.functional import Context, LogProb, check_event, masked_sum
-from diffeo.transforms import Sphere
 
 
 class Uniform(Density):
@@ -63,39 +61,3 @@ class Uniform(Density):
 
 def _float_type(corner: Tensor | float) -> torch.dtype:
     return corner.dtype if isinstance(corner, Tensor) and corner.is_floating_point() else torch.get_default_dtype()
-
-
-class UniformSphere(Density):
-    """Uniform on the unit sphere in three dimensions: log p(x) = −log 4π against its surface, −∞ off it.
-
-    >>> import torch, diffeo
-    >>> diffeo.UniformSphere()(torch.tensor([0.0, 0.0, 1.0]))
-    tensor(-2.5310)
-    """
-
-    pole: Tensor
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("pole", torch.tensor([0.0, 0.0, 1.0]), persistent=False)
-
-    @property
-    def support(self) -> Constraint:
-        return Sphere()
-
-    def event_shape(self, context: Context = None) -> Size:
-        return self.pole.shape
-
-    def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "UniformSphere")
-        length = x.norm(dim=-1)
-        log_p = torch.where((length - 1).abs() < 1e-3, -math.log(4 * math.pi), -math.inf).to(x.dtype)
-        return torch.where(length.isnan(), length, log_p)
-
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
-        noise = standard_normal(shape + self.event_shape(), self.pole, generator)
-        if temperature == 0:
-            return self.pole.expand(noise.shape)
-        if temperature != 1:
-            raise ValueError(f"UniformSphere: a uniform density has no temperature but 0 and 1, got {temperature}")
-        return noise / noise.norm(dim=-1, keepdim=True)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffeo.core import Chain, Flow, Inverse, Transform
-from diffeo.densities import Uniform, UniformSphere
+from diffeo.densities import Uniform, UniformSphere, VonMisesFisherMixture
 from diffeo.nets import MLP, ContextScaler, PeriodicMLP
 from diffeo.recipes.parts import alternate, coupling
 from diffeo.recipes.registry import recipe
@@ -77,9 +77,15 @@ def torus(
 
 @recipe
 def sphere(
-    features: int = 3, *, context: int = 0, layers: int = 4, hidden: Sequence[int] = (64, 64), bins: int = 16
+    features: int = 3,
+    *,
+    context: int = 0,
+    layers: int = 4,
+    hidden: Sequence[int] = (64, 64),
+    bins: int = 16,
+    components: int = 8,
 ) -> Flow:
-    """A flow of unit vectors in three dimensions: splines of height and longitude, rotations between, a uniform base.
+    """A flow of unit vectors in three dimensions: splines of height and longitude, with rotations between.
 
     Args:
         features: 3.
@@ -87,6 +93,8 @@ def sphere(
         layers: number of layers, each a spline of the height, one of the longitude, and a rotation.
         hidden: widths of the hidden layers of each conditioner.
         bins: pieces of each spline.
+        components: largest number of von Mises–Fisher densities in the base, a mixture that `initialize` fits first; 0
+            for a uniform base.
 
     Raises:
         ValueError: other features than 3.
@@ -119,4 +127,5 @@ def sphere(
             Inverse(SphereToCylinder()),
             rotation,
         ]
-    return Flow(Chain(*parts), UniformSphere(), ContextScaler(context) if context else None)
+    base = VonMisesFisherMixture(components) if components else UniformSphere()
+    return Flow(Chain(*parts), base, ContextScaler(context) if context else None)

@@ -56,6 +56,6 @@ class Elementwise(Transform):
         if self.theta.any():
             return
         check_event(x, self.event, "Elementwise")
-        start = self.univariate.initial_params(x.reshape(-1, self.event.numel()).double())
+        start = self.univariate.initial_params(x.reshape(-1, self.theta[..., 0].numel()).double())
         if start is not None:
             self.theta.copy_(start.reshape(self.theta.shape))

@@ -90,7 +90,7 @@ class TailTransform(Univariate):
 
 
 def _extreme_value_index(largest: Tensor) -> Tensor:
-    """1/ν of a tail like |x|^{−ν−1}, or what is ≤ 0 for one that is lighter, from the k + 1 largest values, in order."""
+    """1/ν of a tail like |x|^{−ν−1}, or what is ≤ 0 for a lighter one, from the k + 1 largest values, in order."""
     logs = largest[:-1].clamp_min(1e-300).log() - largest[-1].clamp_min(1e-300).log()
     first, second = logs.mean(0), logs.square().mean(0).clamp_min(1e-300)
     return first + 1 - 0.5 / (1 - first.square() / second).clamp_min(1e-9)

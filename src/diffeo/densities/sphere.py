@@ -1,0 +1,224 @@
+"""Densities on the unit sphere in three dimensions, against its surface."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Size, Tensor, nn
+from torch.distributions.constraints import Constraint
+
+from diffeo.core import Density
+from diffeo.densities.mixture import UNUSED
+from diffeo.densities.normal import standard_normal
+from diffeo.functional import Context, LogProb, check_event, soft_clip
+from diffeo.transforms import Sphere
+
+LOG_CENTER, LOG_SPAN = 5.0, 9.0  # log κ lies between −4 and 14: from nearly uniform to 0.05 degrees
+HELD_OUT = 0.1  # share of the rows that choose the number of components
+ITERATIONS = 60  # of expectation and maximisation, at most
+EM_NUMBERS = 2**25  # of rows × components held at a time
+
+
+class UniformSphere(Density):
+    """Uniform on the unit sphere in three dimensions: log p(x) = −log 4π against its surface, −∞ off it.
+
+    >>> import torch, diffeo
+    >>> diffeo.UniformSphere()(torch.tensor([0.0, 0.0, 1.0]))
+    tensor(-2.5310)
+    """
+
+    pole: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("pole", torch.tensor([0.0, 0.0, 1.0]), persistent=False)
+
+    @property
+    def support(self) -> Constraint:
+        return Sphere()
+
+    def event_shape(self, context: Context = None) -> Size:
+        return self.pole.shape
+
+    def forward(self, x: Tensor, context: Context = None) -> LogProb:
+        check_event(x, self.event_shape(), "UniformSphere")
+        return _on_sphere(x, torch.full_like(x[..., 0], -math.log(4 * math.pi)))
+
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+        noise = standard_normal(shape + self.event_shape(), self.pole, generator)
+        if temperature == 0:
+            return self.pole.expand(noise.shape)
+        if temperature != 1:
+            raise ValueError(f"UniformSphere: a uniform density has no temperature but 0 and 1, got {temperature}")
+        return noise / noise.norm(dim=-1, keepdim=True)
+
+
+class VonMisesFisherMixture(Density):
+    """log p(x) = log Σₖ πₖ κₖ exp(κₖ (mₖᵀx − 1)) / (2π (1 − exp(−2κₖ))), for unit vectors x and mₖ; −∞ off the sphere.
+
+    Weights, mean directions and concentrations κ, between 0.02 and 10⁶, are learned. `initialize` fits the mixture to
+    training rows by expectation and maximisation, with 1, 2, 4, … components, as many as predict held-out rows best
+    (the rest get a negligible weight, from which they may grow); before that the means are spread over the sphere.
+
+    Samples carry no gradient (the component is a discrete choice). Temperature divides κ by its square; temperature 0
+    gives the mean at which the mixture's density is highest.
+
+    Args:
+        components: K, at least 1.
+
+    Raises:
+        ValueError: fewer components.
+
+    Cost: O(K) for each row.
+
+    "Clustering on the Unit Hypersphere using von Mises-Fisher Distributions" (Banerjee et al., 2005),
+    https://jmlr.org/papers/v6/banerjee05a.html
+
+    >>> import torch, diffeo
+    >>> diffeo.VonMisesFisherMixture(3)(torch.tensor([[0.0, 0.6, 0.8]])).shape
+    torch.Size([1])
+    """
+
+    has_rsample = False
+    initialized: Tensor
+
+    def __init__(self, components: int):
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"VonMisesFisherMixture: expected at least one component, got {components}")
+        height = 1 - (2 * torch.arange(components) + 1) / components  # Fibonacci's lattice
+        turn = torch.arange(components) * math.pi * (3 - math.sqrt(5))
+        around = (1 - height**2).sqrt()
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.directions = nn.Parameter(torch.stack([around * turn.cos(), around * turn.sin(), height], 1))
+        self.raw_log_concentrations = nn.Parameter(torch.full((components,), _raw(math.log(components))))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    @property
+    def support(self) -> Constraint:
+        return Sphere()
+
+    @property
+    def means(self) -> Tensor:
+        """Mean directions, unit vectors of shape (K, 3)."""
+        return self.directions / self.directions.norm(dim=-1, keepdim=True)
+
+    @property
+    def concentrations(self) -> Tensor:
+        """κ, shape (K,)."""
+        return (LOG_CENTER + soft_clip(self.raw_log_concentrations, LOG_SPAN)).exp()
+
+    def event_shape(self, context: Context = None) -> Size:
+        return self.directions.shape[1:]
+
+    def forward(self, x: Tensor, context: Context = None) -> LogProb:
+        check_event(x, self.event_shape(), "VonMisesFisherMixture")
+        joint = _log_joint(x, self.logits.log_softmax(0), self.means, self.concentrations)
+        return _on_sphere(x, joint.logsumexp(-1))
+
+    @torch.no_grad()
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+        if temperature == 0:
+            return self.means[self(self.means).argmax()].expand(*shape, 3)
+        n = max(1, math.prod(shape))
+        k = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=generator)
+        concentration = self.concentrations[k] / temperature**2
+        u = torch.rand(n, dtype=concentration.dtype, device=concentration.device, generator=generator)
+        drop = -torch.log(u + (1 - u) * (-2 * concentration).exp()) / concentration  # 1 − mᵀx
+        mean = self.means[k]
+        noise = standard_normal(Size((n, 3)), mean, generator)
+        across = noise - (noise * mean).sum(-1, keepdim=True) * mean
+        across = across / across.norm(dim=-1, keepdim=True)
+        drop = drop.clamp(0, 2).unsqueeze(-1)
+        rows = (1 - drop) * mean + (drop * (2 - drop)).sqrt() * across
+        rows = rows / rows.norm(dim=-1, keepdim=True)
+        return rows[: math.prod(shape)].reshape(*shape, 3)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        """Fit the mixture to training rows by expectation and maximisation, once."""
+        if self.initialized:
+            return
+        check_event(x, self.event_shape(), "VonMisesFisherMixture")
+        rows = x.reshape(-1, 3).float()
+        if len(rows) < 10:
+            raise ValueError(f"VonMisesFisherMixture: expected at least 10 rows to start from, got {len(rows)}")
+        generator = torch.Generator().manual_seed(0)
+        rows = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+        held_out, fitted = rows.tensor_split([round(HELD_OUT * len(rows))])
+        most = min(len(self.logits), len(fitted) // 4)
+        weights, means, concentrations = _expectation_maximisation(fitted, 1)
+        best_score = _mean_log_prob(held_out, weights, means, concentrations)
+        for k in sorted({*(2**i for i in range(1, most.bit_length())), most}):
+            mixture = _expectation_maximisation(fitted, k)
+            score = _mean_log_prob(held_out, *mixture)
+            if score <= best_score:
+                break
+            (weights, means, concentrations), best_score = mixture, score
+        k = len(weights)
+        self.logits.fill_(UNUSED)
+        self.logits[:k] = weights.log().clamp_min(UNUSED)
+        self.directions[:k] = means
+        bent = ((concentrations.log() - LOG_CENTER) / LOG_SPAN).clamp(-0.999, 0.999)
+        self.raw_log_concentrations[:k] = LOG_SPAN * torch.atanh(bent)
+        self.initialized.fill_(True)
+
+
+def _raw(log_concentration: float) -> float:
+    return LOG_SPAN * math.atanh((log_concentration - LOG_CENTER) / LOG_SPAN)
+
+
+def _on_sphere(x: Tensor, log_prob: Tensor) -> LogProb:
+    """−∞ for x off the sphere; NaN stays."""
+    length = x.norm(dim=-1)
+    return torch.where(length.isnan(), length, torch.where((length - 1).abs() < 1e-3, log_prob, -math.inf))
+
+
+def _log_joint(x: Tensor, log_weights: Tensor, means: Tensor, concentrations: Tensor) -> Tensor:
+    """log πₖ p(x | k), shape (*batch, K)."""
+    log_norm = concentrations.log() - math.log(2 * math.pi) - torch.log(-torch.expm1(-2 * concentrations))
+    # 1 − mᵀx from differences, which keep their digits where κ is large
+    squares = sum((x[..., i, None] - means[:, i]).square() for i in range(3))
+    return log_weights + log_norm - 0.5 * concentrations * squares
+
+
+def _mean_log_prob(x: Tensor, weights: Tensor, means: Tensor, concentrations: Tensor) -> float:
+    blocks = x.split(max(1, EM_NUMBERS // len(weights)))
+    scores = [_log_joint(b, weights.log(), means, concentrations).logsumexp(1) for b in blocks]
+    return float(torch.cat(scores).double().mean())
+
+
+def _expectation_maximisation(x: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, mean directions and concentrations of a mixture, from rows as the first means."""
+    generator = torch.Generator().manual_seed(0)
+    means = x[torch.randperm(len(x), generator=generator)[:components].to(x.device)]
+    concentrations = torch.full_like(means[:, 0], 10.0)
+    weights = torch.full_like(means[:, 0], 1 / components)
+    last = -math.inf
+    for _ in range(ITERATIONS):
+        mass, sums, total = torch.zeros_like(weights), torch.zeros_like(means), 0.0
+        for block in x.split(max(1, EM_NUMBERS // components)):
+            joint = _log_joint(block, weights.log(), means, concentrations)
+            log_prob = joint.logsumexp(1, keepdim=True)
+            share = joint.sub_(log_prob).exp_()
+            mass, sums, total = mass + share.sum(0), sums + share.T @ block, total + float(log_prob.double().sum())
+        mass = mass.clamp_min(1e-6)
+        length = sums.norm(dim=1).clamp_min(1e-12)
+        means, weights = sums / length.unsqueeze(1), mass / mass.sum()
+        concentrations = _concentration((length / mass).double()).to(x.dtype)
+        if total / len(x) - last < 1e-4:
+            break
+        last = total / len(x)
+    return weights, means, concentrations
+
+
+def _concentration(length: Tensor) -> Tensor:
+    """κ with coth κ − 1/κ equal to the length of the mean vector, by Newton from Banerjee's approximation."""
+    length = length.clamp(1e-6, 1 - 1e-6)
+    k = length * (3 - length**2) / (1 - length**2)
+    for _ in range(20):
+        mean = 1 / torch.tanh(k) - 1 / k
+        slope = 1 / k**2 - 1 / torch.sinh(k.clamp_max(300)) ** 2
+        k = (k - (mean - length) / slope.clamp_min(1e-12)).clamp(0.02, 1e6)
+    return k
