@@ -51,10 +51,12 @@ bench-speed: $(READY)  ## speed, memory and time to a score beside the peers; Fl
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/time_to_score.py --jax-python .venv-jax/bin/python
 	$(BIN)/python benchmarks/report.py
 
-bench-families: $(READY)  ## flows on energies, continuous flows, the sphere; an hour, and needs the data folder
+bench-families: $(READY)  ## flows on energies, continuous flows, the sphere, the gallery; three hours, and needs the data folder
 	$(BIN)/python benchmarks/energies.py
+	$(BIN)/python benchmarks/energies.py --picture
 	$(BIN)/python benchmarks/continuous.py
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/sphere.py
+	$(BIN)/python benchmarks/gallery.py
 	$(BIN)/python benchmarks/report.py
 
 bench: $(READY)  ## the tables about outliers, regression, mixed columns and streaming; needs the data folder

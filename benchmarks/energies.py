@@ -3,7 +3,8 @@
     python benchmarks/energies.py
 
 The divergence KL(q ‖ p) to the normalised energy is a sum over a grid, for the best of three seeds; every seed is kept
-in results/energies.json.
+in results/energies.json. `--picture` draws the best flows beside the energies instead, training again those that are
+not in .cache/energies.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import torch
 
 import diffeo
 
+ROOT = Path(__file__).resolve().parents[1]
+CACHE, PICTURE = ROOT / ".cache" / "energies", ROOT / "docs" / "images" / "energies.png"
+SHOWN = ("planar, K = 2", "planar, K = 8", "planar, K = 32", "nsf")
 RESULTS = Path(__file__).parent / "results" / "energies.json"
 ENERGIES = ("u1", "u2", "u3", "u4")
 FLOWS = {"planar, K = 2": 2, "planar, K = 8": 8, "planar, K = 32": 32, "nsf": 0}
@@ -34,6 +39,11 @@ class Run(NamedTuple):
     flow: str
     seed: int
 
+    @property
+    def path(self) -> Path:
+        """Where its weights are kept."""
+        return CACHE / f"{self.energy}-{self.flow}-{self.seed}.pt".replace(" ", "").replace(",", "-")
+
 
 def build(name: str, seed: int) -> diffeo.Flow:
     """The flow of a run."""
@@ -48,6 +58,8 @@ def train(run: Run, steps: int = STEPS) -> tuple[diffeo.Flow, diffeo.FitResult]:
     flow = build(run.flow, run.seed)
     objective = diffeo.ReverseKL(flow, getattr(diffeo.targets, run.energy))
     result = diffeo.fit(objective, SAMPLES, steps=steps, lr=5e-3, seed=run.seed, progress=False)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    torch.save(flow.state_dict(), run.path)
     return flow, result
 
 
@@ -81,6 +93,42 @@ def measure(run: Run) -> dict[str, Any]:
     }
 
 
+def keep(run: Run) -> None:
+    """Train a flow whose weights are not at hand, in a process of its own."""
+    torch.set_num_threads(1)
+    if not run.path.exists():
+        train(run)
+
+
+@torch.no_grad()
+def draw(processes: int) -> None:
+    """Energies, and the best flow of each kind, on [−4, 4]²."""
+    runs = json.loads(RESULTS.read_text())["runs"]
+    best = {}
+    for r in sorted(runs, key=lambda r: -r["kl"]):
+        best[r["flow"], r["energy"]] = Run(r["energy"], r["flow"], r["seed"]), r["kl"]
+    with ProcessPoolExecutor(processes) as pool:
+        list(pool.map(keep, [best[flow, energy][0] for flow in SHOWN for energy in ENERGIES]))
+    axis = torch.linspace(-4, 4, 250)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
+    figure, axes = plt.subplots(len(ENERGIES), 1 + len(SHOWN), figsize=(9, 7.4), layout="constrained")
+    for row, energy in zip(axes, ENERGIES, strict=True):
+        densities = [getattr(diffeo.targets, energy)(grid).exp()]
+        for name in SHOWN:
+            run, kl = best[name, energy]
+            flow = build(name, run.seed)
+            flow.load_state_dict(torch.load(run.path))
+            densities.append(torch.cat([flow.eval()(rows) for rows in grid.split(5000)]).exp())
+            row[len(densities) - 1].set_xlabel(f"KL {kl:.3f}", fontsize=8)
+        for ax, density in zip(row, densities, strict=True):
+            ax.imshow(density.reshape(250, 250), origin="lower", extent=(-4, 4, -4, 4), cmap="magma")
+            ax.set(xticks=[], yticks=[])
+        row[0].set_ylabel(energy.upper())
+    for ax, title in zip(axes[0], ("energy", *SHOWN), strict=True):
+        ax.set_title(title, fontsize=9)
+    figure.savefig(PICTURE, dpi=100)
+
+
 def main() -> None:
     """All runs, or some."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,7 +136,11 @@ def main() -> None:
     parser.add_argument("--flows", nargs="+", default=list(FLOWS), choices=FLOWS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--picture", action="store_true")
     options = parser.parse_args()
+    if options.picture:
+        draw(options.processes)
+        return
     asked = [Run(e, f, s) for f in options.flows for e in options.energies for s in options.seeds]
     known = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
     done = {(r["energy"], r["flow"], r["seed"]): r for r in known}

@@ -32,7 +32,9 @@ def energies_section() -> list[str]:
         "",
         *table(["flow", *[e.upper() for e in ENERGIES], "seconds"], rows),
         "",
-        "    python benchmarks/energies.py",
+        "![The energies, and the best flow of each kind](images/energies.png)",
+        "",
+        "    python benchmarks/energies.py && python benchmarks/energies.py --picture",
         "",
     ]
 

@@ -148,14 +148,13 @@ class VonMisesFisherMixture(Density):
         rows = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
         held_out, fitted = rows.tensor_split([round(HELD_OUT * len(rows))])
         most = min(len(self.logits), len(fitted) // 4)
-        weights, means, concentrations = _expectation_maximisation(fitted, 1)
-        best_score = _mean_log_prob(held_out, weights, means, concentrations)
-        for k in sorted({*(2**i for i in range(1, most.bit_length())), most}):
-            mixture = _expectation_maximisation(fitted, k)
-            score = _mean_log_prob(held_out, *mixture)
-            if score <= best_score:
+        chosen, best = 1, -math.inf
+        for k in sorted({*(2**i for i in range(most.bit_length())), most}):
+            score = _mean_log_prob(held_out, *_expectation_maximisation(fitted, k))
+            if score <= best:
                 break
-            (weights, means, concentrations), best_score = mixture, score
+            chosen, best = k, score
+        weights, means, concentrations = _expectation_maximisation(rows, chosen)
         k = len(weights)
         self.logits.fill_(UNUSED)
         self.logits[:k] = weights.log().clamp_min(UNUSED)
