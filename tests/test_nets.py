@@ -380,3 +380,34 @@ def test_the_bound_on_singular_values_is_an_upper_bound():
         true = torch.linalg.matrix_norm(weight, 2)
         assert true * (1 - 1e-6) <= singular_bound(weight) <= true * 1.05
     assert singular_bound(torch.zeros(3, 4)) < 1e-10
+
+
+def test_a_mixture_on_the_sphere_is_fitted_to_rows():
+    """Planted directions and concentrations are found; held-out rows choose how many; densities are scipy's."""
+    from scipy.stats import vonmises_fisher
+
+    axes = np.eye(3)
+    rng = np.random.default_rng(0)
+    rows = [
+        vonmises_fisher(axis, k).rvs(1500, random_state=rng) for axis, k in zip(axes, (5.0, 50.0, 500.0), strict=True)
+    ]
+    x = torch.from_numpy(np.concatenate(rows)).float()
+    mixture = diffeo.VonMisesFisherMixture(16)
+    mixture.initialize(x)
+    used = mixture.logits > mixture.logits.min()
+    assert 2 < used.sum() < 16
+    expected = np.mean(
+        [vonmises_fisher(axis, k).pdf(x.numpy()) for axis, k in zip(axes, (5.0, 50.0, 500.0), strict=True)], 0
+    )
+    with torch.no_grad():
+        assert float(mixture(x).mean()) > float(np.log(expected).mean()) - 0.01
+        one = diffeo.VonMisesFisherMixture(1).double()
+        one.directions.copy_(torch.tensor([[2.0, 0.0, 0.0]]))
+        reference = vonmises_fisher(axes[0], float(one.concentrations)).logpdf(x.double().numpy())
+        x = x.double() / x.double().norm(dim=1, keepdim=True)
+        torch.testing.assert_close(one(x), torch.from_numpy(reference), rtol=1e-5, atol=1e-5)
+
+
+def test_a_mixture_on_the_sphere_needs_rows():
+    with pytest.raises(ValueError, match="at least 10 rows"):
+        diffeo.VonMisesFisherMixture(2).initialize(torch.eye(3))

@@ -17,7 +17,7 @@ from diffeo.transforms import Sphere
 LOG_CENTER, LOG_SPAN = 5.0, 9.0  # log κ lies between −4 and 14: from nearly uniform to 0.05 degrees
 HELD_OUT = 0.1  # share of the rows that choose the number of components
 ITERATIONS = 60  # of expectation and maximisation, at most
-EM_NUMBERS = 2**25  # of rows × components held at a time
+EM_NUMBERS = 2**18  # of rows × components at a time, so that they stay in cache
 
 
 class UniformSphere(Density):
@@ -176,10 +176,14 @@ def _on_sphere(x: Tensor, log_prob: Tensor) -> LogProb:
 
 def _log_joint(x: Tensor, log_weights: Tensor, means: Tensor, concentrations: Tensor) -> Tensor:
     """log πₖ p(x | k), shape (*batch, K)."""
-    log_norm = concentrations.log() - math.log(2 * math.pi) - torch.log(-torch.expm1(-2 * concentrations))
     # 1 − mᵀx from differences, which keep their digits where κ is large
     squares = sum((x[..., i, None] - means[:, i]).square() for i in range(3))
-    return log_weights + log_norm - 0.5 * concentrations * squares
+    return log_weights + _log_norm(concentrations) - 0.5 * concentrations * squares
+
+
+def _log_norm(concentrations: Tensor) -> Tensor:
+    """log of κ / (2π (1 − exp(−2κ)))."""
+    return concentrations.log() - math.log(2 * math.pi) - torch.log(-torch.expm1(-2 * concentrations))
 
 
 def _mean_log_prob(x: Tensor, weights: Tensor, means: Tensor, concentrations: Tensor) -> float:
@@ -194,15 +198,20 @@ def _expectation_maximisation(x: Tensor, components: int) -> tuple[Tensor, Tenso
     means = x[torch.randperm(len(x), generator=generator)[:components].to(x.device)]
     concentrations = torch.full_like(means[:, 0], 10.0)
     weights = torch.full_like(means[:, 0], 1 / components)
+    ones = torch.cat([torch.ones_like(x[:, :1]), x], 1)
     last = -math.inf
     for _ in range(ITERATIONS):
-        mass, sums, total = torch.zeros_like(weights), torch.zeros_like(means), 0.0
-        for block in x.split(max(1, EM_NUMBERS // components)):
-            joint = _log_joint(block, weights.log(), means, concentrations)
-            log_prob = joint.logsumexp(1, keepdim=True)
-            share = joint.sub_(log_prob).exp_()
-            mass, sums, total = mass + share.sum(0), sums + share.T @ block, total + float(log_prob.double().sum())
-        mass = mass.clamp_min(1e-6)
+        moments, total = x.new_zeros(4, components), 0.0
+        log_norm = weights.log() + _log_norm(concentrations) - concentrations
+        pull = (concentrations.unsqueeze(1) * means).T
+        for block in ones.split(max(1, EM_NUMBERS // components)):
+            joint = torch.addmm(log_norm, block[:, 1:], pull)  # loses digits at large κ, which a start can spare
+            most = joint.amax(1, keepdim=True)
+            share = joint.sub_(most).exp_()
+            mass = share.sum(1, keepdim=True)
+            moments.addmm_((block / mass).T, share)
+            total += float((most + mass.log()).sum())
+        mass, sums = moments[0].clamp_min(1e-6), moments[1:].T
         length = sums.norm(dim=1).clamp_min(1e-12)
         means, weights = sums / length.unsqueeze(1), mass / mass.sum()
         concentrations = _concentration((length / mass).double()).to(x.dtype)
