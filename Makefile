@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
+JAX := .venv-jax/.ready
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?= $(or $(DIFFEO_DATA),../shared/data)
 # waiting threads sleep instead of spinning, which costs little alone and very much beside other work
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-all lint bench bench-speed bench-density bench-families notebooks docs pictures clean
+.PHONY: demo test test-all lint bench bench-scale bench-density bench-families bench-tables notebooks docs pictures clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing PyTorch and the rest into $(VENV); this takes a few minutes."
@@ -42,11 +43,17 @@ bench-density: $(READY)  ## density tables of docs/benchmarks.md; needs the data
 	$(BIN)/python benchmarks/inverse.py
 	$(BIN)/python benchmarks/report.py
 
-bench-speed: $(READY)  ## speed, memory and time to a score beside the peers; FlowJAX in an environment of its own
+$(JAX): $(READY)
 	$(INSTALL) -e ".[bench]"
 	$(PYTHON) -m venv .venv-jax
 	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check "flowjax>=17" "jax>=0.4"
+	touch $(JAX)
+
+bench: $(JAX)  ## speed beside the peers, about 15 minutes; FlowJAX has an environment of its own
 	$(BIN)/python benchmarks/speed.py --jax-python .venv-jax/bin/python
+	$(BIN)/python benchmarks/report.py
+
+bench-scale: $(JAX)  ## memory, large tables, time to a score
 	$(BIN)/python benchmarks/scale.py
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/time_to_score.py --jax-python .venv-jax/bin/python
 	$(BIN)/python benchmarks/report.py
@@ -59,7 +66,7 @@ bench-families: $(READY)  ## flows on energies, continuous flows, the sphere, th
 	$(BIN)/python benchmarks/gallery.py
 	$(BIN)/python benchmarks/report.py
 
-bench: $(READY)  ## the tables about outliers, regression, mixed columns and streaming; needs the data folder
+bench-tables: $(READY)  ## the tables about outliers, regression, mixed columns and streaming; needs the data folder
 	$(INSTALL) -e ".[bench]"
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/outliers.py
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/regression.py
@@ -80,4 +87,4 @@ pictures: demo  ## the pictures of the README; the report needs Chromium
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1200,1500 --screenshot=docs/images/report.png demo/report.html
 
 clean:
-	rm -rf $(VENV) demo site
+	rm -rf $(VENV) .venv-jax demo site

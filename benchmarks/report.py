@@ -193,7 +193,8 @@ def main() -> None:
         "# Benchmarks",
         "",
         "Written by `benchmarks/report.py` from the JSON in `benchmarks/results`; no number is typed in by hand. The data is",
-        "not shipped: set `DIFFEO_DATA` to its folder. `make bench-density`, `make bench-speed` and `make bench` run it all.",
+        "not shipped: set `DIFFEO_DATA` to its folder. `make bench` measures speed; `make bench-scale`,",
+        "`bench-density`, `bench-families` and `bench-tables` the rest.",
         "",
     ]
     sections = [

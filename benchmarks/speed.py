@@ -2,10 +2,11 @@
 
     python benchmarks/speed.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
 
-Each library runs in a process of its own that sleeps while others are timed. All of them build a configuration (and
-compile where they do; those seconds are kept apart), then take turns, a burst of repetitions each, for several rounds;
-medians and quartiles are over all repetitions. Writes benchmarks/results/speed.json after every configuration, and
-`benchmarks/report.py` puts it into docs/benchmarks.md.
+Each library runs in a process of its own that sleeps while others are timed; diffeo has one for each configuration, and
+compiles them all first, one on each core. Then, configuration by configuration, all build (the seconds of first calls
+are kept apart) and take turns, a burst of repetitions each, for several rounds; medians and quartiles are over all
+repetitions. Writes benchmarks/results/speed.json after every configuration, and `benchmarks/report.py` puts it into
+docs/benchmarks.md. About 15 minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import platform
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +34,23 @@ MOST, LEAST = 60, 1  # repetitions of one turn
 COMPILING = ("diffeo", "flowjax")  # whose first call says nothing about the next
 
 
-def measure(workers: dict[str, Worker], configuration: Configuration) -> dict[str, Any]:
-    """Milliseconds of every library and operation: quartiles, and seconds of build and first calls."""
-    first: dict[str, dict[str, float]] = {}
+def first_calls(worker: Worker, configuration: Configuration) -> dict[str, float]:
+    """Seconds of building a flow and of the first call of every operation."""
+    began = time.perf_counter()
+    worker.build(configuration)
+    seconds = {"build": round(time.perf_counter() - began, 2)}
+    for operation in OPERATIONS:
+        began = time.perf_counter()
+        worker.time(operation, 1)
+        seconds[operation] = round(time.perf_counter() - began, 2)
+    return seconds
+
+
+def measure(workers: dict[str, Worker], first: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Milliseconds of every library and operation: quartiles, beside the seconds of the first calls."""
     burst: dict[tuple[str, str], int] = {}
     for library, worker in workers.items():
-        began = time.perf_counter()
-        worker.build(configuration)
-        first[library] = {"build": round(time.perf_counter() - began, 2)}
         for operation in OPERATIONS:
-            began = time.perf_counter()
-            worker.time(operation, 1)
-            first[library][operation] = round(time.perf_counter() - began, 2)
             seconds = first[library][operation]
             compiles = library in COMPILING and seconds < 60
             warm = min(worker.time(operation, 2)) if seconds < 1 or compiles else 1e3 * seconds
@@ -79,17 +86,24 @@ def main() -> None:
     content: dict[str, Any] = {"idioms": IDIOMS, "runs": {}}
     if args.out.exists():
         content["runs"] = json.loads(args.out.read_text())["runs"]
-    for configuration in CONFIGURATIONS:
-        if configuration.name not in args.configurations:
-            continue
-        workers: dict[str, Worker] = {}
-        for library in speed_peers.LIBRARIES:
-            if library == "flowjax" and not args.jax_python:
-                continue
-            own = library in speed_peers.OWN
-            python = sys.executable if own else args.jax_python if library == "flowjax" else args.python
-            workers[library] = Worker(python, library, args.threads)
+    asked = [c for c in CONFIGURATIONS if c.name in args.configurations]
+    pythons = dict.fromkeys(speed_peers.LIBRARIES, sys.executable)
+    pythons |= dict.fromkeys(speed_peers.PEERS, args.python) | {"flowjax": args.jax_python}
+    others = {
+        library: Worker(python, library, args.threads)
+        for library, python in pythons.items()
+        if library != "diffeo" and python is not None
+    }
+    ours = {c.name: Worker(sys.executable, "diffeo", args.threads) for c in asked}
+    began = time.perf_counter()
+    with ThreadPoolExecutor(args.threads) as pool:
+        compiled = dict(zip(ours, pool.map(first_calls, ours.values(), asked), strict=True))
+    print(f"diffeo compiled {len(asked)} configurations in {time.perf_counter() - began:.0f} s", flush=True)
+    for configuration in asked:
+        workers = {"diffeo": ours[configuration.name], **others}
         began = time.perf_counter()
+        first = {"diffeo": compiled[configuration.name]}
+        first |= {library: first_calls(worker, configuration) for library, worker in others.items()}
         run = {
             **configuration._asdict(),
             "threads": args.threads,
@@ -98,14 +112,15 @@ def main() -> None:
             "processor": _processor(),
             "load_before": round(os.getloadavg()[0], 2),
             "versions": {library: worker.versions() for library, worker in workers.items()},
-            "results": measure(workers, configuration),
+            "results": measure(workers, first),
         }
-        for worker in workers.values():
-            worker.close()
+        ours[configuration.name].close()
         run["seconds"] = round(time.perf_counter() - began, 1)
         content["runs"][configuration.name] = run
         peers._write(args.out, content)
         _show(configuration.name, run)
+    for worker in others.values():
+        worker.close()
 
 
 def _show(name: str, run: dict[str, Any]) -> None:
