@@ -100,7 +100,6 @@ def keep(run: Run) -> None:
         train(run)
 
 
-@torch.no_grad()
 def draw(processes: int) -> None:
     """Energies, and the best flow of each kind, on [−4, 4]²."""
     runs = json.loads(RESULTS.read_text())["runs"]
@@ -118,7 +117,8 @@ def draw(processes: int) -> None:
             run, kl = best[name, energy]
             flow = build(name, run.seed)
             flow.load_state_dict(torch.load(run.path))
-            densities.append(torch.cat([flow.eval()(rows) for rows in grid.split(5000)]).exp())
+            with torch.no_grad():
+                densities.append(torch.cat([flow.eval()(rows) for rows in grid.split(5000)]).exp())
             row[len(densities) - 1].set_xlabel(f"KL {kl:.3f}", fontsize=8)
         for ax, density in zip(row, densities, strict=True):
             ax.imshow(density.reshape(250, 250), origin="lower", extent=(-4, 4, -4, 4), cmap="magma")

@@ -152,7 +152,7 @@ def write() -> None:
     lines = [
         "# Gallery",
         "",
-        "Every family on the same eight densities in two dimensions, which can be evaluated exactly. Made by",
+        "Every family of the plane on the same eight densities, which can be evaluated exactly. Made by",
         "`python benchmarks/gallery.py`.",
         "",
         f"{content['train']:,} samples, of which `fit` holds out a tenth; {content['steps']:,} steps of",
@@ -175,11 +175,11 @@ def write() -> None:
         "",
         "## Cost",
         "",
-        "Medians over the densities: seconds of the fit, milliseconds for",
-        f"{content['timed']:,} log-densities and for as many samples. The",
+        "Medians over the densities: seconds of the fit, and milliseconds of the transform without the base for",
+        f"{content['timed']:,} rows, from data to noise and back. The",
         "round trip is the largest error of any of these rows after z and back, relative to max(1, |x|), in float32.",
         "",
-        *table(["family", "parameters", "steps", "seconds", "density, ms", "samples, ms", "round trip"], costs),
+        *table(["family", "parameters", "steps", "seconds", "to noise, ms", "to data, ms", "round trip"], costs),
         "",
     ]
     for family in families:

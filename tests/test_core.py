@@ -323,3 +323,9 @@ def test_flows_refuse_arrays_and_other_precisions_and_trace():
     flow = flow.float()
     traced = torch.compile(flow, fullgraph=True, backend="eager")
     assert torch.allclose(traced(x, c), flow(x, c))
+
+
+def test_maps_without_parameters_need_no_start():
+    layer = diffeo.Elementwise(diffeo.Softplus(), 3)
+    layer.initialize(torch.rand(100, 3))
+    assert layer.theta.shape == (3, 0)

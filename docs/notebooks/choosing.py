@@ -8,9 +8,9 @@
 # |---|---|---|
 # | a table, and the best density | `nsf_ar`, `nsf` | splines bend where an affine map cannot; try both |
 # | many samples, or a density in many dimensions at once | `nsf`, `realnvp` | couplings cost one pass in both directions |
-# | densities only, many dimensions, little time | `maf` | the cheapest pass; samples take D steps |
+# | densities only, many dimensions, little time | `maf` | one cheap pass; samples take D steps |
 # | samples and their density, as in reverse KL | `nsf(components=0)`, `iaf` | the sampling direction is the fast one |
-# | extremes that follow a power law | `ttf` | its tails are learned; those of the others are the base's |
+# | extremes that follow a power law | `ttf` | its tails are learned; those of the other recipes for tables are the base's |
 # | columns with limits, categories, whole numbers | `mixed`, or `diffeo.fit_table` | exact limits, no mass outside |
 # | the unit box, angles, unit vectors | `unit_box`, `torus`, `sphere` | densities on that domain, against its own measure |
 # | one number given many | `regression` | a conditional spline |
@@ -18,7 +18,7 @@
 # | no structure imposed on the map | `residual_flow`, `ffjord` | any Lipschitz network, any vector field; slower |
 #
 # The cells below show the differences that matter on small examples. The [gallery](../gallery/index.md) has every family
-# on eight densities, the [benchmarks](../benchmarks.md) real tables.
+# of the plane on eight densities, the [benchmarks](../benchmarks.md) real tables.
 
 # %%
 import time
@@ -53,6 +53,7 @@ angle = torch.arange(8) * torch.pi / 4
 target = diffeo.targets.Mixture(2 * torch.stack([angle.cos(), angle.sin()], 1), 0.2)
 x, test = target.sample(8000), target.sample(4000)
 small = {"hidden": (64, 64)}
+diffeo.gaussian(2).initialize(x)  # the first call imports scikit-learn
 families = {
     "gaussian": diffeo.gaussian(2),
     "realnvp": diffeo.realnvp(2, **small),

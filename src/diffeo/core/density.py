@@ -152,7 +152,7 @@ class Density(nn.Module, ABC):
         if not self.has_rsample:
             raise ValueError(
                 f"{type(self).__name__} has no reparameterised samples; use sample(), or another base "
-                "(nsf and nsf_ar: components=0)"
+                "(nsf, nsf_ar and sphere: components=0)"
             )
 
 

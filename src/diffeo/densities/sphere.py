@@ -15,6 +15,7 @@ from diffeo.functional import Context, LogProb, check_event, soft_clip
 from diffeo.transforms import Sphere
 
 LOG_CENTER, LOG_SPAN = 5.0, 9.0  # log κ lies between −4 and 14: from nearly uniform to 0.05 degrees
+FEWEST = 10  # distinct rows from which a mixture is fitted
 HELD_OUT = 0.1  # share of the rows that choose the number of components
 ITERATIONS = 60  # of expectation and maximisation, at most
 EM_NUMBERS = 2**18  # of rows × components at a time, so that they stay in cache
@@ -59,7 +60,8 @@ class VonMisesFisherMixture(Density):
 
     Weights, mean directions and concentrations κ, between 0.02 and 10⁶, are learned. `initialize` fits the mixture to
     training rows by expectation and maximisation, with 1, 2, 4, … components, as many as predict held-out rows best
-    (the rest get a negligible weight, from which they may grow); before that the means are spread over the sphere.
+    (the rest get a negligible weight, from which they may grow). Before that, and where there are fewer than 10
+    different rows, the means are spread over the sphere.
 
     Samples carry no gradient (the component is a discrete choice). Temperature divides κ by its square; temperature 0
     gives the mean at which the mixture's density is highest.
@@ -68,7 +70,7 @@ class VonMisesFisherMixture(Density):
         components: K, at least 1.
 
     Raises:
-        ValueError: fewer components.
+        ValueError: fewer components; from `initialize`, values that are not finite.
 
     Cost: O(K) for each row.
 
@@ -125,7 +127,7 @@ class VonMisesFisherMixture(Density):
         k = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=generator)
         concentration = self.concentrations[k] / temperature**2
         u = torch.rand(n, dtype=concentration.dtype, device=concentration.device, generator=generator)
-        drop = -torch.log(u + (1 - u) * (-2 * concentration).exp()) / concentration  # 1 − mᵀx
+        drop = -torch.log1p(u * torch.expm1(-2 * concentration)) / concentration  # 1 − mᵀx
         mean = self.means[k]
         noise = standard_normal(Size((n, 3)), mean, generator)
         across = noise - (noise * mean).sum(-1, keepdim=True) * mean
@@ -142,12 +144,16 @@ class VonMisesFisherMixture(Density):
             return
         check_event(x, self.event_shape(), "VonMisesFisherMixture")
         rows = x.reshape(-1, 3).float()
-        if len(rows) < 10:
-            raise ValueError(f"VonMisesFisherMixture: expected at least 10 rows to start from, got {len(rows)}")
-        generator = torch.Generator().manual_seed(0)
-        rows = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
-        held_out, fitted = rows.tensor_split([round(HELD_OUT * len(rows))])
-        most = min(len(self.logits), len(fitted) // 4)
+        if not rows.isfinite().all():
+            raise ValueError("VonMisesFisherMixture: the training rows hold values that are not finite")
+        distinct, which = rows.unique(dim=0, return_inverse=True)
+        if len(distinct) < FEWEST:
+            return
+        # a row and its copies are on one side
+        apart = torch.rand(len(distinct), generator=torch.Generator().manual_seed(0)).argsort().argsort()
+        out = (apart < HELD_OUT * len(distinct)).to(rows.device)[which]
+        held_out, fitted = rows[out], rows[~out]
+        most = min(len(self.logits), round((1 - HELD_OUT) * len(distinct)) // 4)
         chosen, best = 1, -math.inf
         for k in sorted({*(2**i for i in range(most.bit_length())), most}):
             score = _mean_log_prob(held_out, *_expectation_maximisation(fitted, k))
@@ -201,20 +207,22 @@ def _expectation_maximisation(x: Tensor, components: int) -> tuple[Tensor, Tenso
     ones = torch.cat([torch.ones_like(x[:, :1]), x], 1)
     last = -math.inf
     for _ in range(ITERATIONS):
-        moments, total = x.new_zeros(4, components), 0.0
+        moments, total = x.new_zeros(4, components, dtype=torch.float64), 0.0
         log_norm = weights.log() + _log_norm(concentrations) - concentrations
         pull = (concentrations.unsqueeze(1) * means).T
-        for block in ones.split(max(1, EM_NUMBERS // components)):
+        for block in ones.split(max(1, EM_NUMBERS // max(components, 256))):
             joint = torch.addmm(log_norm, block[:, 1:], pull)  # loses digits at large κ, which a start can spare
             most = joint.amax(1, keepdim=True)
             share = joint.sub_(most).exp_()
             mass = share.sum(1, keepdim=True)
-            moments.addmm_((block / mass).T, share)
+            moments += (block / mass).T.double() @ share.double()  # 1 − |Σ x| / n is small where κ is large
             total += float((most + mass.log()).sum())
         mass, sums = moments[0].clamp_min(1e-6), moments[1:].T
-        length = sums.norm(dim=1).clamp_min(1e-12)
-        means, weights = sums / length.unsqueeze(1), mass / mass.sum()
-        concentrations = _concentration((length / mass).double()).to(x.dtype)
+        length = sums.norm(dim=1)
+        pointed = (length > 1e-6 * mass).unsqueeze(1)  # rows that cancel have no mean: the last one stays
+        means = torch.where(pointed, sums / length.unsqueeze(1), means).to(x.dtype)
+        weights = (mass / mass.sum()).to(x.dtype)
+        concentrations = _concentration(length / mass).to(x.dtype)
         if total / len(x) - last < 1e-4:
             break
         last = total / len(x)

@@ -94,7 +94,7 @@ def sphere(
         hidden: widths of the hidden layers of each conditioner.
         bins: pieces of each spline.
         components: largest number of von Mises–Fisher densities in the base, a mixture that `initialize` fits first; 0
-            for a uniform base.
+            for a uniform base, whose samples carry gradients.
 
     Raises:
         ValueError: other features than 3.

@@ -305,7 +305,7 @@ def ttf(
 ) -> Flow:
     """TTF: a learned heaviness of each tail of each coordinate, then an autoregressive neural spline flow.
 
-    For data whose extremes follow power laws, and have to: the tails of the other recipes are the base's.
+    For data whose extremes follow power laws, and have to: the tails of the other recipes for tables are the base's.
 
     Args:
         features: D, at least 1.

@@ -72,15 +72,15 @@ class Continuous(Transform):
 
     def path(self, z: Vector, times: Sequence[float], context: Context = None) -> Tensor:
         """Where noise z is at each of the times, increasing in [0, 1]: shape (len(times), *batch, D)."""
-        if any(b < a for a, b in pairwise((0.0, *times, 1.0))):
+        if not times or not all(a <= b for a, b in pairwise((0.0, *times, 1.0))):
             raise ValueError(f"path: expected increasing times in [0, 1], got {list(times)}")
         places, now = [], 0.0
         for time in times:
             if time > now:
-                z, *_ = self._solve(z, context, now, time)
-                now = time
+                moved, logdet, *_ = self._solve(z, context, now, time)
+                z, now = keep_rows(z, moved, logdet, context)[0], time
             places.append(z)
-        return torch.stack(places)
+        return torch.stack(torch.broadcast_tensors(*places))
 
     def evaluations(self, x: Vector, context: Context = None, inverse: bool = False) -> int:
         """How often a solve from x (or from z, with `inverse`) evaluates v."""

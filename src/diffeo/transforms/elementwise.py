@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -56,6 +58,6 @@ class Elementwise(Transform):
         if self.theta.any():
             return
         check_event(x, self.event, "Elementwise")
-        start = self.univariate.initial_params(x.reshape(-1, self.theta[..., 0].numel()).double())
+        start = self.univariate.initial_params(x.reshape(-1, math.prod(self.theta.shape[:-1])).double())
         if start is not None:
             self.theta.copy_(start.reshape(self.theta.shape))

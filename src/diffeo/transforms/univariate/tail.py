@@ -12,6 +12,7 @@ from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
 from diffeo.transforms.univariate.gaussian import normal_log_cdf, normal_log_hazard, normal_quantile
 
 START = 0.1  # tail weight at zero parameters
+UNIT = 0.5 * math.log(math.pi / 2)  # log σ that makes the slope at zero one
 SPAN = 3.0  # largest |log| of a tail weight over START
 EXTREMES = 0.02  # share of the rows, on each side, from which tails are estimated; at least 10 rows
 END = 40.0  # log |λ x / σ| from which the map goes on as its tangent, so that nothing overflows
@@ -70,10 +71,17 @@ class TailTransform(Univariate):
         k = max(10, round(EXTREMES * len(x)))
         if len(x) < 4 * k:
             return None
-        center = x.median(0).values
+        if not x.isfinite().all():
+            raise ValueError("TailTransform: the training rows hold values that are not finite")
+        low, center, high = (x.kthvalue(1 + round(q * (len(x) - 1)), 0).values for q in (0.25, 0.5, 0.75))
         weights = torch.stack([_extreme_value_index((side * (x - center)).topk(k + 1, 0).values) for side in (1, -1)])
         raw = SPAN * torch.atanh(((weights.clamp_min(1e-9) / START).log() / SPAN).clamp(-0.9, 0.9))
-        return torch.cat([center.unsqueeze(1), torch.zeros_like(center).unsqueeze(1), raw.T], 1)
+        # quartiles to quartiles: layers that follow must not scale z, which would change the tails
+        quartiles = torch.stack([high - center, center - low])
+        weights = self._weight(raw)
+        log_scale = (quartiles * weights / torch.expm1(weights * math.log(2))).clamp_min(1e-9).log().mean(0)
+        log_scale = self.bound * torch.atanh(((log_scale - UNIT) / self.bound).clamp(-0.9, 0.9))
+        return torch.cat([torch.stack([center, log_scale], 1), raw.T], 1)
 
     @staticmethod
     def _from_heavy(y: Scalars, weight: Scalars) -> MappedScalars:
@@ -83,7 +91,7 @@ class TailTransform(Univariate):
         return -z, weight * log_tail - normal_log_hazard(z)
 
     def _scale(self, raw: Scalars) -> Scalars:
-        return soft_clip(raw, self.bound) + 0.5 * math.log(math.pi / 2)  # slope one at zero
+        return soft_clip(raw, self.bound) + UNIT
 
     def _weight(self, raw: Scalars) -> Scalars:
         return START * soft_clip(raw, SPAN).exp()
@@ -93,4 +101,6 @@ def _extreme_value_index(largest: Tensor) -> Tensor:
     """1/ν of a tail like |x|^{−ν−1}, or what is ≤ 0 for a lighter one, from the k + 1 largest values, in order."""
     logs = largest[:-1].clamp_min(1e-300).log() - largest[-1].clamp_min(1e-300).log()
     first, second = logs.mean(0), logs.square().mean(0).clamp_min(1e-300)
-    return first + 1 - 0.5 / (1 - first.square() / second).clamp_min(1e-9)
+    index = first + 1 - 0.5 / (1 - first.square() / second).clamp_min(1e-9)
+    different = (largest.diff(dim=0) != 0).double().mean(0) > 0.5  # ties at the end are no tail
+    return torch.where(different & (largest[-1] > 0), index, 0.0)
