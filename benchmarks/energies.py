@@ -23,7 +23,6 @@ import diffeo
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE, PICTURE = ROOT / ".cache" / "energies", ROOT / "docs" / "images" / "energies.png"
-SHOWN = ("planar, K = 2", "planar, K = 8", "planar, K = 32", "nsf")
 RESULTS = Path(__file__).parent / "results" / "energies.json"
 ENERGIES = ("u1", "u2", "u3", "u4")
 FLOWS = {"planar, K = 2": 2, "planar, K = 8": 8, "planar, K = 32": 32, "nsf": 0}
@@ -107,13 +106,13 @@ def draw(processes: int) -> None:
     for r in sorted(runs, key=lambda r: -r["kl"]):
         best[r["flow"], r["energy"]] = Run(r["energy"], r["flow"], r["seed"]), r["kl"]
     with ProcessPoolExecutor(processes) as pool:
-        list(pool.map(keep, [best[flow, energy][0] for flow in SHOWN for energy in ENERGIES]))
+        list(pool.map(keep, [best[flow, energy][0] for flow in FLOWS for energy in ENERGIES], chunksize=1))
     axis = torch.linspace(-4, 4, 250)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
-    figure, axes = plt.subplots(len(ENERGIES), 1 + len(SHOWN), figsize=(9, 7.4), layout="constrained")
+    figure, axes = plt.subplots(len(ENERGIES), 1 + len(FLOWS), figsize=(9, 7.4), layout="constrained")
     for row, energy in zip(axes, ENERGIES, strict=True):
         densities = [getattr(diffeo.targets, energy)(grid).exp()]
-        for name in SHOWN:
+        for name in FLOWS:
             run, kl = best[name, energy]
             flow = build(name, run.seed)
             flow.load_state_dict(torch.load(run.path))
@@ -124,7 +123,7 @@ def draw(processes: int) -> None:
             ax.imshow(density.reshape(250, 250), origin="lower", extent=(-4, 4, -4, 4), cmap="magma")
             ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(energy.upper())
-    for ax, title in zip(axes[0], ("energy", *SHOWN), strict=True):
+    for ax, title in zip(axes[0], ("energy", *FLOWS), strict=True):
         ax.set_title(title, fontsize=9)
     figure.savefig(PICTURE, dpi=100)
 
