@@ -3,8 +3,8 @@
     python benchmarks/energies.py
 
 The divergence KL(q ‖ p) to the normalised energy is a sum over a grid, for the best of three seeds; every seed is kept
-in results/energies.json. `--picture` draws the best flows beside the energies instead, training again those that are
-not in .cache/energies.
+in results/energies.json. `--picture` draws the best flow of each kind beside the energies instead, training again those
+that are not in .cache/energies.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,20 +100,22 @@ def keep(run: Run) -> None:
         train(run)
 
 
-def draw(processes: int) -> None:
+def draw(flows: Sequence[str], processes: int) -> None:
     """Energies, and the best flow of each kind, on [−4, 4]²."""
     runs = json.loads(RESULTS.read_text())["runs"]
     best = {}
     for r in sorted(runs, key=lambda r: -r["kl"]):
         best[r["flow"], r["energy"]] = Run(r["energy"], r["flow"], r["seed"]), r["kl"]
     with ProcessPoolExecutor(processes) as pool:
-        list(pool.map(keep, [best[flow, energy][0] for flow in FLOWS for energy in ENERGIES], chunksize=1))
+        list(pool.map(keep, [best[flow, energy][0] for flow in flows for energy in ENERGIES]))
     axis = torch.linspace(-4, 4, 250)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
-    figure, axes = plt.subplots(len(ENERGIES), 1 + len(FLOWS), figsize=(9, 7.4), layout="constrained")
+    figure, axes = plt.subplots(
+        len(ENERGIES), 1 + len(flows), figsize=(1.8 * (1 + len(flows)), 7.4), layout="constrained"
+    )
     for row, energy in zip(axes, ENERGIES, strict=True):
         densities = [getattr(diffeo.targets, energy)(grid).exp()]
-        for name in FLOWS:
+        for name in flows:
             run, kl = best[name, energy]
             flow = build(name, run.seed)
             flow.load_state_dict(torch.load(run.path))
@@ -123,7 +126,7 @@ def draw(processes: int) -> None:
             ax.imshow(density.reshape(250, 250), origin="lower", extent=(-4, 4, -4, 4), cmap="magma")
             ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(energy.upper())
-    for ax, title in zip(axes[0], ("energy", *FLOWS), strict=True):
+    for ax, title in zip(axes[0], ("energy", *flows), strict=True):
         ax.set_title(title, fontsize=9)
     figure.savefig(PICTURE, dpi=100)
 
@@ -138,7 +141,7 @@ def main() -> None:
     parser.add_argument("--picture", action="store_true")
     options = parser.parse_args()
     if options.picture:
-        draw(options.processes)
+        draw(options.flows, options.processes)
         return
     asked = [Run(e, f, s) for f in options.flows for e in options.energies for s in options.seeds]
     known = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []

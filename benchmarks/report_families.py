@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 
 from energies import ENERGIES, FLOWS, SEEDS
 from markdown import load, number, table
-from sphere import COMPONENTS
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 
@@ -33,9 +32,10 @@ def energies_section() -> list[str]:
         "",
         *table(["flow", *[e.upper() for e in ENERGIES], "seconds"], rows),
         "",
-        "![The energies, and the best flow of each kind](images/energies.png)",
+        "![The energies, and the best planar flow of each depth](images/energies.png)",
         "",
-        "    python benchmarks/energies.py && python benchmarks/energies.py --picture",
+        "    python benchmarks/energies.py",
+        "    python benchmarks/energies.py --picture --flows 'planar, K = 2' 'planar, K = 8' 'planar, K = 32'",
         "",
     ]
 
@@ -74,33 +74,6 @@ def continuous_section() -> list[str]:
     ]
 
 
-def sphere_section() -> list[str]:
-    """Cities: nats of the mixture, of the flow that begins as it, and of the flow from a uniform base."""
-    content = load("sphere")
-    rows = []
-    for run in content["runs"]:
-        components = f"{run['components']:,} components" if "components" in run else f"best of {run['steps']:,} steps"
-        score = f"{number(run['nats'])} ± {run['stderr']:.3f}"
-        rows.append(
-            [str(run["seed"]), run["who"], components, number(run["validation"]), score, f"{run['seconds']:.0f}"]
-        )
-    return [
-        "## On the sphere",
-        "",
-        f"Where {content['cities']:,} cities lie, as unit vectors: nats against the surface of the sphere, on a tenth of the",
-        "rows, held out at random; another tenth chooses the step. The mixture is `diffeo.VonMisesFisherMixture`, with",
-        f"1, 2, 4, … {COMPONENTS:,} components by rows held out of its training rows; `diffeo.sphere` begins as it, and",
-        f"trains for at most {content['steps']:,} steps. The seconds of that flow hold those of the mixture;",
-        f"{content['threads']} thread, beside other jobs. Standard errors are those of the test rows; both models saw the",
-        "same rows.",
-        "",
-        *table(["split", "model", "size", "validation", "test", "seconds"], rows),
-        "",
-        "    DIFFEO_DATA=FOLDER python benchmarks/sphere.py",
-        "",
-    ]
-
-
 def draw_continuous() -> None:
     """Error of the log-density against evaluations of the field."""
     content = load("continuous")
@@ -119,4 +92,4 @@ def draw_continuous() -> None:
     plt.close(figure)
 
 
-SECTIONS = (energies_section, continuous_section, sphere_section)
+SECTIONS = (energies_section, continuous_section)

@@ -17,6 +17,8 @@ from torch.nn import functional as F  # noqa: N812
 from diffeo.functional import Context
 from diffeo.nets.mlp import require_context
 
+BEND = 0.7  # β at the start, over √width
+OFFSET = 0.5  # of β in its softplus
 GRAM_STEPS = 6  # the bound is then at most rank^(1/128) times σ, 4 % for rank 128
 
 
@@ -53,7 +55,11 @@ class LipschitzMLP(nn.Module):
         self.share = lipschitz ** (1 / (len(widths) - 1))  # of each layer
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.from_context = nn.Linear(context, widths[1], bias=False) if context else None
-        self.sharpness = nn.Parameter(torch.zeros(len(hidden)))
+        # a unit sees about 1/√width of x, which must reach the bend of its activation, or the net stays linear for long
+        start = torch.tensor([BEND * width**0.5 for width in hidden])
+        self.sharpness = nn.Parameter(start.expm1().log() - OFFSET)
+        for layer in self.layers:
+            nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]  # all singular values at the bound: no signal is lost to it
         last: nn.Linear = self.layers[-1]  # type: ignore[assignment]
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -92,7 +98,7 @@ class LipschitzMLP(nn.Module):
 
     def _bend(self, h: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """LipSwish and its slope."""
-        beta = F.softplus(self.sharpness[i].to(h.dtype) + 0.5)
+        beta = F.softplus(self.sharpness[i].to(h.dtype) + OFFSET)
         s = torch.sigmoid(beta * h)
         return h * s / 1.1, s * (1 + beta * h * (1 - s)) / 1.1
 
