@@ -27,10 +27,10 @@ def blocks(name: str) -> list[str]:
 @pytest.mark.slow
 def test_readme_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    table, estimators, tensors, by_hand = ({} for _ in range(4))
+    table, estimators, tensors, by_hand, energy = ({} for _ in range(5))
     found = blocks("README.md")
-    assert len(found) == 4
-    for code, names in zip(found, (table, estimators, tensors, by_hand), strict=True):
+    assert len(found) == 5
+    for code, names in zip(found, (table, estimators, tensors, by_hand, energy), strict=True):
         exec(code, names)
     assert table["samples"].dtypes.equals(table["table"].dtypes)
     assert table["reasons"].shape == (5, 3)
@@ -41,6 +41,7 @@ def test_readme_examples_run(tmp_path, monkeypatch):
     assert tensors["samples"].shape == (1000, 3)
     assert tensors["log_density"].isfinite().all()
     assert by_hand["loss"] < -by_hand["flow"].base(by_hand["x"]).mean() + 0.1
+    assert energy["result"].effective_sample_size > 0.5
 
 
 def test_every_public_name_has_an_api_page():
