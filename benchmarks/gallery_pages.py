@@ -38,7 +38,7 @@ def _draw_overview(densities: dict[str, dict[str, Tensor]], truth: dict[str, Ten
             if shape in shown:
                 _show(ax, shown[shape], truth[shape], shape)
             else:
-                ax.set_axis_off()
+                ax.spines[:].set_visible(False)
         row[0].set_ylabel(family.replace(", ", ",\n").replace(" splines", "\nsplines"), fontsize=7, color=INK)
     for ax, shape in zip(axes[0], SHAPES, strict=True):
         ax.set_title(shape, fontsize=8, color=INK)
