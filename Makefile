@@ -49,7 +49,7 @@ $(JAX): $(READY)
 	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check "flowjax>=17" "jax>=0.4"
 	touch $(JAX)
 
-bench: $(JAX)  ## speed beside the peers, about 15 minutes; FlowJAX has an environment of its own
+bench: $(JAX)  ## speed beside the peers; FlowJAX has an environment of its own
 	$(BIN)/python benchmarks/speed.py --jax-python .venv-jax/bin/python
 	$(BIN)/python benchmarks/report.py
 
@@ -58,7 +58,7 @@ bench-scale: $(JAX)  ## memory, large tables, time to a score
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/time_to_score.py --jax-python .venv-jax/bin/python
 	$(BIN)/python benchmarks/report.py
 
-bench-families: $(READY)  ## flows on energies, continuous flows, the sphere, the gallery; three hours, and needs the data folder
+bench-families: $(READY)  ## flows on energies, continuous flows, the sphere, the gallery; hours, and needs the data folder
 	$(BIN)/python benchmarks/energies.py
 	$(BIN)/python benchmarks/energies.py --picture --flows 'planar, K = 2' 'planar, K = 8' 'planar, K = 32'
 	$(BIN)/python benchmarks/continuous.py

@@ -2,8 +2,8 @@
 
     python benchmarks/continuous.py
 
-`ffjord` is trained by likelihood for a number of steps, and by flow matching for a fifth of the seconds that took. Then
-its log-density is compared with Hutchinson's estimate, and with itself by ever finer solvers. Writes
+`ffjord` is trained by likelihood for a number of steps, and by flow matching for less than a fifth of the seconds that
+took. Then its log-density is compared with Hutchinson's estimate, and with itself by ever finer solvers. Writes
 results/continuous.json.
 """
 

@@ -6,7 +6,7 @@ Each library runs in a process of its own that sleeps while others are timed; di
 compiles them all first, one on each core. Then, configuration by configuration, all build (the seconds of first calls
 are kept apart) and take turns, a burst of repetitions each, for several rounds; medians and quartiles are over all
 repetitions. Writes benchmarks/results/speed.json after every configuration, and `benchmarks/report.py` puts it into
-docs/benchmarks.md. About 15 minutes.
+docs/benchmarks.md.
 """
 
 from __future__ import annotations

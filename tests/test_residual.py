@@ -69,3 +69,16 @@ def test_training_memory_does_not_grow_with_the_terms(layer):
         return sum(sizes)
 
     assert kept(4) == kept(40)
+
+
+def test_a_few_steps_bend_it():
+    """A ring is far from a Gaussian; a network that starts in the linear part of its activations stays there."""
+    generator = torch.Generator().manual_seed(0)
+    angle = 2 * torch.pi * torch.rand(2000, generator=generator)
+    x = 2 * torch.stack([angle.cos(), angle.sin()], 1) + 0.2 * torch.randn(2000, 2, generator=generator)
+    torch.manual_seed(0)
+    flow = diffeo.residual_flow(2, layers=4, hidden=(32, 32))
+    flow.initialize(x)
+    before = float(flow(x).mean().detach())
+    diffeo.fit(flow, x, steps=150, lr=5e-3, seed=0, progress=False)
+    assert float(flow(x).mean().detach()) > before + 0.5

@@ -45,6 +45,12 @@ def soft_clip(x: Scalars, bound: float) -> Scalars:
     return bound * torch.tanh(x / bound)
 
 
+def quartiles(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First quartile, median and third quartile of each column of (n, D): values that occur in it."""
+    first, median, third = (rows.kthvalue(1 + round(q * (len(rows) - 1)), 0).values for q in (0.25, 0.5, 0.75))
+    return first, median, third
+
+
 def wrap_angle(angle: Tensor) -> Tensor:
     """The same angle in [−π, π)."""
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi

@@ -57,9 +57,9 @@ class LipschitzMLP(nn.Module):
         self.from_context = nn.Linear(context, widths[1], bias=False) if context else None
         # a unit sees about 1/√width of x, which must reach the bend of its activation, or the net stays linear for long
         start = torch.tensor([BEND * width**0.5 for width in hidden])
-        self.sharpness = nn.Parameter(start.expm1().log() - OFFSET)
-        for layer in self.layers:
-            nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]  # all singular values at the bound: no signal is lost to it
+        self.sharpness = nn.Parameter(start + torch.log(-torch.expm1(-start)) - OFFSET)
+        for layer in self.layers:  # with all singular values alike, bounding the largest takes nothing from the others
+            nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
         last: nn.Linear = self.layers[-1]  # type: ignore[assignment]
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)

@@ -15,6 +15,7 @@ from diffeo.functional import (
     check_event,
     full_precision,
     keep_masked,
+    quartiles,
     sum_event,
 )
 from diffeo.transforms.linear import _rows_kept
@@ -75,7 +76,7 @@ class Standardize(Transform):
         rows = training_rows(x, self.event, "Standardize")
         center, scale = rows.mean(0), rows.std(0, correction=0)
         if self.robust:
-            low, center, high = (rows.kthvalue(1 + round(q * (len(rows) - 1)), 0).values for q in (0.25, 0.5, 0.75))
+            low, center, high = quartiles(rows)
             scale = torch.where(high > low, (high - low) / NORMAL_QUARTILES, scale)
         self.mean.copy_(center)
         self.scale.copy_(scale)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
+from diffeo.functional import Context, MappedScalars, Scalars, quartiles, soft_clip
 from diffeo.transforms.univariate.gaussian import normal_log_cdf, normal_log_hazard, normal_quantile
 
 START = 0.1  # tail weight at zero parameters
@@ -73,13 +73,13 @@ class TailTransform(Univariate):
             return None
         if not x.isfinite().all():
             raise ValueError("TailTransform: the training rows hold values that are not finite")
-        low, center, high = (x.kthvalue(1 + round(q * (len(x) - 1)), 0).values for q in (0.25, 0.5, 0.75))
+        low, center, high = quartiles(x)
         weights = torch.stack([_extreme_value_index((side * (x - center)).topk(k + 1, 0).values) for side in (1, -1)])
         raw = SPAN * torch.atanh(((weights.clamp_min(1e-9) / START).log() / SPAN).clamp(-0.9, 0.9))
         # quartiles to quartiles: layers that follow must not scale z, which would change the tails
-        quartiles = torch.stack([high - center, center - low])
+        distances = torch.stack([high - center, center - low])
         weights = self._weight(raw)
-        log_scale = (quartiles * weights / torch.expm1(weights * math.log(2))).clamp_min(1e-9).log().mean(0)
+        log_scale = (distances * weights / torch.expm1(weights * math.log(2))).clamp_min(1e-9).log().mean(0)
         log_scale = self.bound * torch.atanh(((log_scale - UNIT) / self.bound).clamp(-0.9, 0.9))
         return torch.cat([torch.stack([center, log_scale], 1), raw.T], 1)
 
