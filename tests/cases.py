@@ -310,9 +310,11 @@ DENSITIES: dict[str, DensityCase] = {
     "UniformSphere": DensityCase(diffeo.UniformSphere),
     "VonMisesFisherMixture": DensityCase(lambda: diffeo.VonMisesFisherMixture(4)),
     "VonMisesFisherMixture of one": DensityCase(lambda: diffeo.VonMisesFisherMixture(1)),
-    "sphere, uniform base": DensityCase(lambda: diffeo.sphere(layers=2, hidden=(16,), bins=4, components=0)),
-    "sphere, context": DensityCase(lambda: diffeo.sphere(layers=2, hidden=(16,), bins=4, context=2), CONTEXT),
-    "torus": DensityCase(lambda: diffeo.torus(2, layers=2, hidden=(16,), bins=4)),
+    "sphere": DensityCase(lambda: diffeo.sphere(layers=2, hidden=(16,), bins=4)),
+    "sphere, mixture, context": DensityCase(
+        lambda: diffeo.sphere(layers=2, hidden=(16,), bins=4, components=4, context=2), CONTEXT
+    ),
+    "torus": DensityCase(lambda: diffeo.torus(2, layers=2, hidden=(16,), bins=4, harmonics=3)),
     "circle": DensityCase(lambda: diffeo.torus(1, layers=2, bins=4)),
     "planar, context": DensityCase(_plain(diffeo.planar, 2, context=2), CONTEXT),
     "radial": DensityCase(_plain(diffeo.radial, 2)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -106,24 +107,42 @@ class MLP(nn.Module):
 
 
 class PeriodicMLP(nn.Module):
-    """An `MLP` of angles, which it sees as cosines and sines: the same at x and at x + 2π.
+    """An `MLP` of angles, which it sees as cos kx and sin kx for k = 1, …, harmonics: the same at x and at x + 2π.
+
+    Many harmonics make functions that change fast within a turn easy to learn (Fourier features), and need a lower
+    learning rate. With twice the range of a bounded number as its period, the net sees that number so, and is not
+    periodic within the range.
 
     Args:
         features: number of angles.
         out: width of the output.
+        harmonics: number of cosines, and of sines, of each angle, at least 1.
+        period: length of a turn, > 0.
         options: keywords of `MLP`.
+
+    Raises:
+        ValueError: no harmonics, or a period that is not positive.
+
+    "Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains" (Tancik et al., 2020),
+    https://arxiv.org/abs/2006.10739
 
     >>> import torch, diffeo
     >>> diffeo.nets.PeriodicMLP(2, 4, context=1)(torch.zeros(5, 2), torch.zeros(1)).shape
     torch.Size([5, 4])
     """
 
-    def __init__(self, features: int, out: int, **options: Any):
+    rates: Tensor
+
+    def __init__(self, features: int, out: int, *, harmonics: int = 1, period: float = 2 * math.pi, **options: Any):
         super().__init__()
-        self.mlp = MLP(2 * features, out, **options)
+        if harmonics < 1 or not period > 0:
+            raise ValueError(f"PeriodicMLP: expected a harmonic and a period > 0, got {harmonics} and {period}")
+        self.register_buffer("rates", torch.arange(1, harmonics + 1) * (2 * math.pi / period), persistent=False)
+        self.mlp = MLP(2 * features * harmonics, out, **options)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        return self.mlp(torch.cat([x.cos(), x.sin()], -1), context)
+        angles = (x.unsqueeze(-2) * self.rates.unsqueeze(-1)).flatten(-2)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1), context)
 
 
 class _Residual(nn.Sequential):

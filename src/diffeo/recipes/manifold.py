@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from diffeo.core import Chain, Flow, Inverse, Transform
 from diffeo.densities import Uniform, UniformSphere, VonMisesFisherMixture
-from diffeo.nets import MLP, ContextScaler, PeriodicMLP
+from diffeo.nets import ContextScaler, PeriodicMLP
 from diffeo.recipes.parts import alternate, coupling
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import BoundedSpline, CircularSpline, Coupling, Householder, SphereToCylinder
@@ -46,7 +47,13 @@ def unit_box(
 
 @recipe
 def torus(
-    features: int, *, context: int = 0, layers: int = 6, hidden: Sequence[int] = (64, 64), bins: int = 16
+    features: int,
+    *,
+    context: int = 0,
+    layers: int = 6,
+    hidden: Sequence[int] = (64, 64),
+    bins: int = 16,
+    harmonics: int = 1,
 ) -> Flow:
     """A flow of angles in [−π, π): couplings with circular splines, and a uniform base; one angle is the circle.
 
@@ -56,6 +63,7 @@ def torus(
         layers: number of couplings.
         hidden: widths of the hidden layers of each conditioner, which sees cosines and sines.
         bins: pieces of each spline.
+        harmonics: cosines and sines that a conditioner sees of each angle; more for finer detail.
 
     Cost: one pass for a density, one for a sample.
 
@@ -69,7 +77,8 @@ def torus(
     for i in range(layers):
         mask, spline = alternate(features, i), CircularSpline(bins)
         keeps = int(mask.sum())
-        net = PeriodicMLP(keeps, spline.n_params * (features - keeps), context=context, hidden=hidden)
+        out = spline.n_params * (features - keeps)
+        net = PeriodicMLP(keeps, out, harmonics=harmonics, context=context, hidden=hidden)
         parts.append(Coupling(mask, net, spline))
     base = Uniform(torch.full((features,), -math.pi), torch.full((features,), math.pi))
     return Flow(Chain(*parts), base, ContextScaler(context) if context else None)
@@ -83,7 +92,8 @@ def sphere(
     layers: int = 4,
     hidden: Sequence[int] = (64, 64),
     bins: int = 16,
-    components: int = 8,
+    harmonics: int = 4,
+    components: int = 0,
 ) -> Flow:
     """A flow of unit vectors in three dimensions: splines of height and longitude, with rotations between.
 
@@ -93,8 +103,9 @@ def sphere(
         layers: number of layers, each a spline of the height, one of the longitude, and a rotation.
         hidden: widths of the hidden layers of each conditioner.
         bins: pieces of each spline.
-        components: largest number of von Mises–Fisher densities in the base, a mixture that `initialize` fits first; 0
-            for a uniform base, whose samples carry gradients.
+        harmonics: cosines and sines that a conditioner sees of height and longitude; more for finer detail.
+        components: 0 for a uniform base, whose samples carry gradients; or the largest number of von Mises–Fisher
+            densities in a base that is a mixture of them, which `initialize` fits first.
 
     Raises:
         ValueError: other features than 3.
@@ -109,6 +120,7 @@ def sphere(
     """
     if features != 3:
         raise ValueError(f"sphere: expected unit vectors of 3 features, got {features}")
+    options: dict[str, Any] = {"harmonics": harmonics, "context": context, "hidden": hidden}
     parts: list[Transform] = []
     for _ in range(layers):
         height, longitude = BoundedSpline(bins, -math.pi, math.pi), CircularSpline(bins)
@@ -116,13 +128,11 @@ def sphere(
         nn.init.normal_(rotation.vectors)  # a random rotation, where pairs of equal vectors would be none
         parts += [
             SphereToCylinder(),
+            Coupling(torch.tensor([True, False]), PeriodicMLP(1, height.n_params, **options), height),
             Coupling(
-                torch.tensor([True, False]),
-                PeriodicMLP(1, height.n_params, context=context, hidden=hidden),
-                height,
-            ),
-            Coupling(
-                torch.tensor([False, True]), MLP(1, longitude.n_params, context=context, hidden=hidden), longitude
+                torch.tensor([False, True]),
+                PeriodicMLP(1, longitude.n_params, period=4 * math.pi, **options),  # of the height, from −π to π
+                longitude,
             ),
             Inverse(SphereToCylinder()),
             rotation,
