@@ -437,6 +437,15 @@ def test_a_mixture_on_the_sphere_is_fitted_to_rows():
         torch.testing.assert_close(one(x), torch.from_numpy(reference), rtol=1e-5, atol=1e-5)
 
 
+def test_unused_components_on_the_sphere_weigh_nothing():
+    x = diffeo.VonMisesFisherMixture(100).sample(5000, generator=torch.Generator().manual_seed(0))
+    mixture = diffeo.VonMisesFisherMixture(2048)
+    mixture.initialize(x)
+    unused = mixture.logits == mixture.logits.min()
+    assert unused.sum() > 1000
+    assert mixture.logits.softmax(0)[unused].sum() < 0.01
+
+
 def test_weights_of_rows_do_not_make_needles_on_the_sphere():
     """`fit(weights=)` repeats rows; a row and its copies are held out together, so that few components are used."""
     torch.manual_seed(0)
