@@ -60,7 +60,7 @@ bench-scale: $(JAX)  ## memory, large tables, time to a score
 
 bench-families: $(READY)  ## flows on energies, continuous flows, the sphere, the gallery; hours, and needs the data folder
 	$(BIN)/python benchmarks/energies.py
-	$(BIN)/python benchmarks/energies.py --picture --flows 'planar, K = 2' 'planar, K = 8' 'planar, K = 32'
+	$(BIN)/python benchmarks/energies.py --picture
 	$(BIN)/python benchmarks/continuous.py
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/sphere.py
 	$(BIN)/python benchmarks/gallery.py
