@@ -163,7 +163,7 @@ class VonMisesFisherMixture(Density):
         weights, means, concentrations = _expectation_maximisation(rows, chosen)
         k = len(weights)
         self.logits.fill_(UNUSED)
-        self.logits[:k] = (k * weights).log().clamp_min(UNUSED)  # against 1/k, so that the unused weigh little beside it
+        self.logits[:k] = (k * weights).log().clamp_min(UNUSED)  # against 1/k: the unused weigh little
         self.directions[:k] = means
         bent = ((concentrations.log() - LOG_CENTER) / LOG_SPAN).clamp(-0.999, 0.999)
         self.raw_log_concentrations[:k] = LOG_SPAN * torch.atanh(bent)
