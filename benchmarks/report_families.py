@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 
 from energies import ENERGIES, FLOWS, SEEDS
 from markdown import load, number, table
+from sphere import HARMONICS
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 
@@ -85,10 +86,10 @@ def sphere_section() -> list[str]:
     return [
         "## The sphere",
         "",
-        f"The coordinates of {content['cities']:,} cities: `diffeo.sphere` with 16 harmonics against a mixture of von",
+        f"The coordinates of {content['cities']:,} cities: `diffeo.sphere` with {HARMONICS} harmonics against a mixture of von",
         "Mises–Fisher densities (`diffeo.VonMisesFisherMixture`, by expectation and maximisation, with the number of",
         "components that predicts held-out training rows best). Nats against the surface of the unit sphere on",
-        "validation rows and on a tenth of the cities that neither saw; three random splits, the same rows for both;",
+        "validation rows and on a tenth of the cities that neither saw; a random split each, the same rows for both;",
         f"seconds with {content['threads']} thread, beside other jobs. The validation rows chose the step of the flow.",
         "",
         *table(["split", "model", "size", "validation", "test", "seconds"], rows),

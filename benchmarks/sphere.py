@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "sphere.json"
 PICTURE = ROOT / "docs" / "images" / "sphere.png"
 SEEDS = (0, 1, 2)
-COMPONENTS, STEPS, LEARNING_RATE = 8192, 8000, 1e-3
+COMPONENTS, HARMONICS, STEPS, LEARNING_RATE = 8192, 16, 8000, 1e-3
 
 
 class Parts(NamedTuple):
@@ -64,7 +64,7 @@ def fit_flow(parts: Parts, seed: int, steps: int) -> tuple[diffeo.Density, dict[
     """The recipe's flow, with enough bins and harmonics for coasts, and what is told of it."""
     began = time.perf_counter()
     torch.manual_seed(seed)
-    flow = diffeo.sphere(layers=3, bins=32, hidden=(128, 128), harmonics=16)
+    flow = diffeo.sphere(layers=3, bins=32, hidden=(128, 128), harmonics=HARMONICS)
     result = diffeo.fit(
         flow, parts.train, validation=parts.validation, steps=steps, lr=LEARNING_RATE, seed=seed, progress=False
     )

@@ -107,7 +107,9 @@ class MLP(nn.Module):
 
 
 class PeriodicMLP(nn.Module):
-    """An `MLP` of angles, which it sees as cos kx and sin kx for k = 1, …, harmonics: the same at x and at x + 2π.
+    """An `MLP` of angles: the same at x and at x + period.
+
+    It sees cos(2πkx / period) and sin(2πkx / period) for k = 1, …, harmonics.
 
     Many harmonics make functions that change fast within a turn easy to learn (Fourier features), and need a lower
     learning rate. With twice the range of a bounded number as its period, the net sees that number so, and is not
