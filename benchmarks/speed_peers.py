@@ -29,7 +29,7 @@ PACKAGES = {library: (library, "torch") for library in PEERS} | {
 }
 IDIOMS = {
     "diffeo": "alternating masks, or orders turned round; compiled by flow.compile(), the training step "
-    "by CompiledGradients; SiLU, its default activation, where all others use ReLU",
+    "by CompiledGradients; ReLU, as all others use, in place of its default SiLU",
     "diffeo-eager": "the same without compiling",
     "floor": "the dense matrix products of the same nets alone, by PyTorch's default, without biases and activations; "
     "a step is the products of the forward and the backward pass; a sample is one pass, also for maf and nsf_ar",
@@ -148,16 +148,17 @@ def _diffeo(configuration: Configuration) -> TorchFlow:
 
     family, features, hidden = configuration.family, configuration.features, [configuration.hidden] * DEPTH
     univariate = diffeo.RationalQuadraticSpline(BINS, BOUND) if family in SPLINES else diffeo.Affine()
+    activation = torch.nn.ReLU
     layers: list[Any] = []
     for i in range(configuration.layers):
         if family in COUPLINGS:
             mask = torch.arange(features) % 2 == i % 2
             changed = int((~mask).sum())
-            net = diffeo.nets.MLP(features - changed, changed * univariate.n_params, hidden=hidden)
+            net = diffeo.nets.MLP(features - changed, changed * univariate.n_params, hidden=hidden, activation=activation)
             layers.append(diffeo.Coupling(mask, net, univariate))
         else:
             order = torch.arange(features) if i % 2 == 0 else torch.arange(features).flip(0)
-            net = diffeo.nets.MADE(features, univariate.n_params, hidden=hidden, order=order)
+            net = diffeo.nets.MADE(features, univariate.n_params, hidden=hidden, order=order, activation=activation)
             layers.append(diffeo.Autoregressive(net, univariate))
     flow = diffeo.Flow(diffeo.Chain(*layers), diffeo.Normal(features))
     return TorchFlow(flow, flow, flow.sample)

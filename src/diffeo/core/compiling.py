@@ -20,10 +20,15 @@ OPTIONS: dict[str, Any] = {"max_fusion_size": 10_000, "size_asserts": False}
 _BOOKKEEPING = vars(nn.Module())
 
 
+def find_compiler() -> str | None:
+    """The C++ compiler of this machine, if it has one."""
+    return next((c for c in (os.environ.get("CXX", "g++"), "g++", "clang++") if shutil.which(c)), None)
+
+
 @cache
 def has_compiler() -> bool:
     """Whether this machine can compile kernels; if it cannot, one quiet line in the log says so."""
-    if torch.cuda.is_available() or any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+    if torch.cuda.is_available() or find_compiler():
         return True
     logging.getLogger("diffeo").info("no C++ compiler found, so everything runs eagerly")
     return False

@@ -7,6 +7,7 @@ of the operands decide, in the backward pass too (`benchmarks/products.py` measu
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from diffeo.functional import batch_inner
@@ -35,8 +36,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     # autograd derives its products from these layouts
     out = batch_inner(rows) @ weight.T.contiguous() if x.shape[-1] < NARROW else rows @ weight.T
-    out = out.reshape(*x.shape[:-1], -1)
-    return out if bias is None else out + bias
+    return (out if bias is None else _plus(out, bias)).reshape(*x.shape[:-1], -1)
 
 
 def scalar_params(x: Tensor, weight: Tensor, bias: Tensor, n_params: int) -> Tensor:
@@ -48,6 +48,11 @@ def scalar_params(x: Tensor, weight: Tensor, bias: Tensor, n_params: int) -> Ten
     rows = x.reshape(-1, x.shape[-1])
     by_plane = weight.unflatten(0, (-1, n_params)).transpose(0, 1)
     bias = bias.unflatten(0, (-1, n_params)).T.reshape(-1, 1)
-    out = by_plane.reshape(-1, weight.shape[1]) @ rows.T + bias
+    out = _plus(by_plane.reshape(-1, weight.shape[1]) @ rows.T, bias)
     params = out.unflatten(0, (n_params, -1)).permute(2, 1, 0)
     return params.unflatten(0, x.shape[:-1]) if x.ndim > 1 else params.squeeze(0)
+
+
+def _plus(out: Tensor, bias: Tensor) -> Tensor:
+    """A sum that Inductor joins to what follows: it takes a plain one, with the product, for `addmm`."""
+    return (out.unsqueeze(0) + bias).squeeze(0) if torch.compiler.is_compiling() else out + bias

@@ -15,6 +15,7 @@ from diffeo.training.plan import Plan
 # floating-point operations a second of an uncompiled step: two cores do so many, a GPU some fifty times more
 RATE = {"cpu": 2e10}
 ELSEWHERE = 1e12
+SHORT = 1.0  # seconds: a loop in C takes half of one to compile, the first time
 LONG = 240.0  # seconds: a cold compiler takes up to a minute or two, and compiled steps less than half the time
 
 
@@ -28,6 +29,11 @@ def wants_compile(compile: bool | str, plan: Plan, parameters: Iterable[Tensor],
     if not compile or (compile == "auto" and predicted_seconds(plan, parameters, device, world) < LONG):
         return False
     return has_compiler()
+
+
+def wants_loops(compile: bool | str, plan: Plan, parameters: Iterable[Tensor], device: str, world: int) -> bool:
+    """Whether to run elementwise kernels as loops in C: "auto" does so in all but the shortest fits."""
+    return bool(compile) and (compile is True or predicted_seconds(plan, parameters, device, world) > SHORT)
 
 
 def is_traceable(objective: nn.Module) -> bool:

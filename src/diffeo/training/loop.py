@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from diffeo.core import Density, Objective
 from diffeo.core.compiling import compiled
+from diffeo.core.loops import using_loops
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.averaging import Average
-from diffeo.training.compiling import CompiledGradients, is_traceable, wants_compile
+from diffeo.training.compiling import CompiledGradients, is_traceable, wants_compile, wants_loops
 from diffeo.training.data import Batch, Indexed, Table, as_batch, batch_index
 from diffeo.training.diagnosis import NonFiniteError, first_non_finite
 from diffeo.training.interrupts import deferred_interrupt
@@ -69,6 +70,7 @@ class Loop:
             compiled=is_traceable(objective)
             and wants_compile(compile, plan, self.parameters, fabric.device.type, fabric.world_size),
         )
+        self.loops = wants_loops(compile, plan, self.parameters, fabric.device.type, fabric.world_size)
         self.gradients: CompiledGradients | None = None
         self.best: dict[str, Tensor] | None = None
         self.best_loss = float("inf")
@@ -137,7 +139,7 @@ class Loop:
                 self._compile()
             shown = progress and self.fabric.global_rank == 0
             progressing = Progress(self.plan.steps, self.step, shown, self.result.in_nats)
-            with progressing as bar, deferred_interrupt() as interrupted:
+            with progressing as bar, deferred_interrupt() as interrupted, using_loops(self.loops):
                 self.result.stopped = self._loop(bar, interrupted)
         finally:
             self.objective._compiled_call_impl = None

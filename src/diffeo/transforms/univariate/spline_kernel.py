@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from diffeo.core.loops import is_recording
+
 
 class Limits(NamedTuple):
     """What bounds a spline: its interval and the least sizes and slopes of a bin.
@@ -40,6 +42,10 @@ class Limits(NamedTuple):
     def slope_offset(self) -> float:
         """Added to the raw slopes, so that zero stands for slope one."""
         return math.log(math.expm1(1 - self.min_slope))
+
+    @property
+    def n_params(self) -> int:
+        return 3 * self.bins + (1 if self.ends else -1)
 
     def least(self, axis: int) -> float:
         """Size of the smallest bin on the x (0) or the z axis (1)."""
@@ -146,8 +152,8 @@ def backward(
 
 def _find(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin:
     """The bin that holds v on the x (0) or the z axis (1)."""
-    unroll = torch.compiler.is_compiling() and not torch.compiler.is_exporting()  # graphs are to stay small
-    if unroll and owned(v, params):
+    traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()  # exported graphs are to stay small
+    if (traced or is_recording()) and owned(v, params):
         return _find_unrolled(v, params, axis, limits)
     k = limits.bins
     shares = params[: 2 * k].unflatten(0, (2, k)).softmax(1)

@@ -2,7 +2,8 @@
 
 Eagerly it is an autograd function. A compiler that traces a model sees a single operator instead of a thousand small
 operations. That operator runs a kernel which is compiled apart from all models, once for all sizes, so that compiling a
-model stays quick, one kernel serves every layer and every model, and a second process finds it on disk.
+model stays quick, one kernel serves every layer and every model, and a second process finds it on disk: on CPUs a loop
+in C, which a fit runs in uncompiled models too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffeo.core.compiling import Kernel
+from diffeo.core.loops import TYPES, Loop, loops_in_use
 from diffeo.transforms.univariate import spline_kernel
 from diffeo.transforms.univariate.spline_kernel import Limits
 
@@ -33,7 +35,7 @@ def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tup
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting() or v.dtype != params.dtype:
             return _direction(inverse)(v, params, limits)
-        return _operator(v, params, inverse, limits.bins, [float(value) for value in limits[1:]])
+        return _operator(v, params, inverse, *_constants(limits))
     return Spline.apply(v, params, inverse, limits)  # pyright: ignore[reportReturnType]
 
 
@@ -46,6 +48,8 @@ class Spline(torch.autograd.Function):
 
     @staticmethod
     def forward(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
+        if loops_in_use() and _has_loop(v, params):
+            return _run(v, params, inverse, *_constants(limits))
         return _direction(inverse)(v, params, limits)
 
     @staticmethod
@@ -58,6 +62,9 @@ class Spline(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, params = ctx.saved_tensors
+        # where the gradient is to be differentiated again, it is made of operations that can be
+        if loops_in_use() and not torch.is_grad_enabled() and _has_loop(x, params, grad, grad_log):
+            return *_run_backward(x, params, grad, grad_log, ctx.inverse, *_constants(ctx.limits)), None, None
         return *spline_kernel.backward(x, params, grad, grad_log, ctx.inverse, ctx.limits), None, None
 
     @staticmethod
@@ -82,15 +89,16 @@ _operator, _backward_operator = torch.ops.diffeo.spline.default, torch.ops.diffe
 
 
 def _run(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, Tensor]:
-    out, log = _kernel(inverse, bins, *limits)(_row(v), _planes(params))
+    make = _loop if v.device.type == "cpu" and v.dtype in TYPES else _kernel
+    out, log = make(inverse, bins, *limits)(_row(v), _planes(params))
     return out.view(v.shape), log.view(v.shape)
 
 
 def _run_backward(
     x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool, bins: int, limits: list[float]
 ) -> tuple[Tensor, Tensor]:
-    kernel = _backward_kernel(inverse, bins, *limits)
-    g_x, g_params = kernel(_row(x), _planes(params), _row(grad), _row(grad_log))
+    make = _backward_loop if x.device.type == "cpu" and x.dtype in TYPES else _backward_kernel
+    g_x, g_params = make(inverse, bins, *limits)(_row(x), _planes(params), _row(grad), _row(grad_log))
     return g_x.view(x.shape), g_params.view(params.shape)
 
 
@@ -132,26 +140,52 @@ def _planes(params: Tensor) -> Tensor:
     return params.reshape(len(params), -1).contiguous()
 
 
+def _has_loop(v: Tensor, *rest: Tensor) -> bool:
+    """Whether a loop can read them: numbers of one type in the memory of a CPU."""
+    plain = v.device.type == "cpu" and v.dtype in TYPES and all(t.dtype == v.dtype for t in rest)
+    return plain and not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (v, *rest))
+
+
+def _constants(limits: Limits) -> tuple[int, list[float]]:
+    return limits.bins, [float(value) for value in limits[1:]]
+
+
 def _limits(bins: int, *rest: float) -> Limits:
     *sizes, ends = rest
     return Limits(bins, *sizes, ends=bool(ends))
 
 
-@cache
-def _kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
-    limits = _limits(bins, *rest)
-
+def _function(inverse: bool, limits: Limits) -> Callable[..., tuple[Tensor, Tensor]]:
     def run(v: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return _direction(inverse)(v, params, limits)
 
-    return Kernel(run, free=2, typical=SCALARS)
+    return run
+
+
+def _backward_function(inverse: bool, limits: Limits) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor]:
+        return spline_kernel.backward(x, params, grad, grad_log, inverse, limits)
+
+    return run
+
+
+@cache
+def _kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
+    return Kernel(_function(inverse, _limits(bins, *rest)), free=2, typical=SCALARS)
 
 
 @cache
 def _backward_kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
+    return Kernel(_backward_function(inverse, _limits(bins, *rest)), free=4, typical=SCALARS)
+
+
+@cache
+def _loop(inverse: bool, bins: int, *rest: float) -> Loop:
     limits = _limits(bins, *rest)
+    return Loop(_function(inverse, limits), (None, limits.n_params))
 
-    def run(x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor]:
-        return spline_kernel.backward(x, params, grad, grad_log, inverse, limits)
 
-    return Kernel(run, free=4, typical=SCALARS)
+@cache
+def _backward_loop(inverse: bool, bins: int, *rest: float) -> Loop:
+    limits = _limits(bins, *rest)
+    return Loop(_backward_function(inverse, limits), (None, limits.n_params, None, None))

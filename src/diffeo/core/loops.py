@@ -1,0 +1,306 @@
+"""Elementwise functions of tensors as loops in C, for the CPU: compiled in a fraction of a second.
+
+A function runs once on a few numbers, and what it does to them becomes the body of a loop over scalars, which the C
+compiler turns into vector instructions. So the function stays the only source, for autograd, for Inductor on other
+devices, and here.
+"""
+
+# pyright: basic
+from __future__ import annotations
+
+import ctypes
+import getpass
+import hashlib
+import logging
+import math
+import os
+import platform
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffeo.core.compiling import find_compiler
+
+TYPES = {torch.float32: "float", torch.float64: "double"}
+ROWS = 1024  # scalars below which a further thread costs more than it does
+# neither error codes nor the sign of zero matter; infinities and NaN do
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-shared", "-fPIC")
+# of two numbers, so that a chain of maxima becomes vector code: a NaN on the left is kept, one on the right is lost
+FORMS = {
+    "abs": "FABS({0})",
+    "add": "{0} + {1}",
+    "bitwise_or": "{0} | {1}",
+    "clamp": "clamp({0}, {1}, {2})",
+    "clamp_min": "{0} < {1} ? {1} : {0}",
+    "div": "{0} / {1}",
+    "exp": "EXP({0})",
+    "ge": "{0} >= {1}",
+    "isnan": "{0} != {0}",
+    "log": "LOG({0})",
+    "maximum": "{1} >= {0} ? {1} : {0}",
+    "mul": "{0} * {1}",
+    "neg": "-{0}",
+    "rsub": "{1} - {0}",
+    "sigmoid": "1 / (1 + EXP(-{0}))",
+    "softplus": "softplus({0})",
+    "sqrt": "SQRT({0})",
+    "sub": "{0} - {1}",
+    "where": "{0} ? {1} : {2}",
+}
+FILE = """\
+typedef %(real)s real;
+#if defined(__GLIBC__) && defined(__x86_64__)
+#pragma omp declare simd notinbranch
+real exp%(suffix)s(real);
+#pragma omp declare simd notinbranch
+real log%(suffix)s(real);
+#else
+real exp%(suffix)s(real);
+real log%(suffix)s(real);
+#endif
+#define EXP exp%(suffix)s
+#define LOG log%(suffix)s
+#define SQRT __builtin_sqrt%(suffix)s
+#define FABS __builtin_fabs%(suffix)s
+#ifdef _OPENMP
+int omp_get_thread_num(void);
+int omp_get_num_threads(void);
+#endif
+
+const int outputs = %(outputs)d;
+const int planes[] = {%(planes)s};
+
+static inline real clamp(real x, real low, real high) { return x < low ? low : x > high ? high : x; }
+
+/* log(1 + e) with the bits that 1 + e rounds away */
+static inline real softplus(real x) {
+  const real e = EXP(x > 20 ? 20 : x), u = 1 + e;
+  return x > 20 ? x : LOG(u) + (e - (u - 1)) / u;
+}
+
+static void part(long n, long begin, long end, %(signature)s) {
+#ifdef _OPENMP
+#pragma omp simd
+#endif
+  for (long i = begin; i < end; i++) {
+%(body)s
+  }
+}
+
+void run(long n, int threads, %(signature)s) {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const long k = omp_get_thread_num(), count = omp_get_num_threads();
+    const long size = (n + count - 1) / count / 16 * 16 + 16;
+    const long begin = k * size < n ? k * size : n, end = begin + size < n ? begin + size : n;
+    part(n, begin, end, %(names)s);
+  }
+#else
+  part(n, 0, n, %(names)s);
+#endif
+}
+"""
+_state = threading.local()
+
+
+def is_recording() -> bool:
+    """Whether a loop is being made from the function that asks."""
+    return getattr(_state, "recording", False)
+
+
+def loops_in_use() -> bool:
+    """Whether uncompiled models run their elementwise kernels as loops (`using_loops`)."""
+    return getattr(_state, "using", False)
+
+
+@contextmanager
+def using_loops(use: bool = True) -> Iterator[None]:
+    """What runs within runs its elementwise kernels as loops, even where nothing else is compiled."""
+    before = loops_in_use()
+    _state.using = use
+    try:
+        yield
+    finally:
+        _state.using = before
+
+
+class Loop:
+    """An elementwise function of tensors as a loop in C: compiled once for each dtype, for all sizes and threads.
+
+    Arguments are contiguous, of shape (n,), or (k, n) for k planes of numbers that belong to one scalar, which the
+    function takes apart by `unbind`; its results are of these shapes too, planes put together by `stack`. Without a C
+    compiler, the function as it is. Libraries are kept beside Inductor's kernels (`TORCHINDUCTOR_CACHE_DIR`).
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], planes: tuple[int | None, ...]):
+        self.function, self.planes = function, planes
+        self.runs: dict[torch.dtype, Callable[..., tuple[Tensor, ...]]] = {}
+
+    def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
+        dtype = args[0].dtype
+        run = self.runs.get(dtype)
+        if run is None:
+            run = self.runs[dtype] = self._build(dtype)
+        return run(*args)
+
+    def _build(self, dtype: torch.dtype) -> Callable[..., tuple[Tensor, ...]]:
+        path = _library(self.source(dtype))
+        if path is None:
+            return self.function
+        library = ctypes.CDLL(str(path))
+        count = ctypes.c_int.in_dll(library, "outputs").value
+        shapes = [(k,) if k else () for k in (ctypes.c_int * count).in_dll(library, "planes")]
+        call = library.run
+        call.restype = None
+        call.argtypes = [ctypes.c_long, ctypes.c_int, *[ctypes.c_void_p] * (len(self.planes) + count)]
+
+        def run(*args: Tensor) -> tuple[Tensor, ...]:
+            n = args[0].shape[-1]
+            out = tuple(args[0].new_empty(*shape, n) for shape in shapes)
+            threads = max(1, min(torch.get_num_threads(), n // ROWS))
+            call(n, threads, *[t.data_ptr() for t in args], *[t.data_ptr() for t in out])
+            return out
+
+        return run
+
+    def source(self, dtype: torch.dtype) -> str:
+        """The C of the function."""
+        recorder = _Recorder()
+        inputs = [torch.zeros(2, dtype=dtype) if k is None else torch.zeros(k, 2, dtype=dtype) for k in self.planes]
+        for i, t in enumerate(inputs):
+            recorder.enter(t, f"in{i}")
+        _state.recording = True
+        try:
+            with torch.inference_mode(False), torch.no_grad(), recorder:
+                results = self.function(*inputs)
+        finally:
+            _state.recording = False
+        counts = [recorder.leave(t, f"out{i}") for i, t in enumerate(results)]
+        names = [f"in{i}" for i in range(len(inputs))], [f"out{i}" for i in range(len(counts))]
+        real = TYPES[dtype]
+        return FILE % {
+            "real": real,
+            "suffix": "f" if real == "float" else "",
+            "outputs": len(counts),
+            "planes": ", ".join(map(str, counts)),
+            "signature": ", ".join(
+                [f"const real *restrict {name}" for name in names[0]] + [f"real *restrict {name}" for name in names[1]]
+            ),
+            "names": ", ".join((*names[0], *names[1])),
+            "body": "\n".join(f"    {line}" for line in recorder.lines),
+        }
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down what is done to tensors, as lines of C on one scalar of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.names: dict[int, str | list[str]] = {}
+        self.alive: list[Tensor] = []  # an id names a tensor while it lives
+
+    def enter(self, t: Tensor, name: str) -> None:
+        """An argument of the function."""
+        if t.ndim == 1:
+            self._name(t, self._line("real", f"{name}[i]"))
+        else:
+            self._name(t, [f"{name}[{j} * n + i]" for j in range(len(t))])
+
+    def leave(self, t: Tensor, name: str) -> int:
+        """A result of the function; its number of planes, 0 for a plain one."""
+        value = self.names[id(t)]
+        if isinstance(value, str):
+            self.lines.append(f"{name}[i] = {value};")
+            return 0
+        self.lines += [f"{name}[{j} * n + i] = {plane};" for j, plane in enumerate(value)]
+        return len(value)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name == "unbind":
+            for t, plane in zip(out, self.names[id(args[0])], strict=True):
+                self._name(t, self._line("real", plane))
+        elif name == "stack":
+            self._name(out, [str(self.names[id(t)]) for t in args[0]])
+        elif name == "detach":
+            self._name(out, self.names[id(args[0])])
+        elif name in ("zeros_like", "full_like", "scalar_tensor"):
+            value = {"zeros_like": 0, "full_like": args[-1], "scalar_tensor": args[0]}[name]
+            self._name(out, "0" if out.dtype == torch.bool else _literal(value))
+        elif name in FORMS and kwargs in (None, {}):
+            values = [str(self.names[id(a)]) if isinstance(a, Tensor) else _literal(a) for a in args]
+            kind = "int" if out.dtype == torch.bool else "real"
+            self._name(out, self._line(kind, FORMS[name].format(*values)))
+        else:
+            raise NotImplementedError(f"{func} in an elementwise loop")
+        return out
+
+    def _line(self, kind: str, value: str) -> str:
+        name = f"v{len(self.lines)}"
+        self.lines.append(f"const {kind} {name} = {value};")
+        return name
+
+    def _name(self, t: Tensor, name: str | list[str]) -> None:
+        self.names[id(t)] = name
+        self.alive.append(t)
+
+
+def _literal(value: Any) -> str:
+    if not math.isfinite(value):
+        raise NotImplementedError(f"{value} in an elementwise loop")
+    return f"(real){float(value)!r}"
+
+
+def _library(source: str) -> Path | None:
+    """The compiled library of a source, from disk where it was compiled before; None where that does not work."""
+    compiler = find_compiler()
+    if compiler is None:
+        return None
+    key = hashlib.sha256("\n".join((source, compiler, *FLAGS, _processor())).encode()).hexdigest()[:32]
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{_user()}")
+    path = folder / "diffeo" / f"{key}.so"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as place:
+        text, made = Path(place) / "loop.c", Path(place) / "loop.so"
+        text.write_text(source)
+        said = ""
+        for threading_flags in (("-fopenmp",), ()):
+            command = [compiler, *FLAGS, *threading_flags, "-x", "c", str(text), "-o", str(made), "-lm"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                made.replace(path)  # whole or not at all, whoever else writes it
+                return path
+            said = done.stderr
+    logging.getLogger("diffeo").info("elementwise kernels run without a compiler, which said:\n%s", said)
+    return None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no such user, as in some containers
+        return str(os.getuid())
+
+
+@cache
+def _processor() -> str:
+    """What tells processors with other instructions apart, for caches on shared disks."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
