@@ -57,6 +57,9 @@ FORMS = {
     "where": "{0} ? {1} : {2}",
 }
 FILE = """\
+#if __has_include(<features.h>)
+#include <features.h>
+#endif
 typedef %(real)s real;
 #if defined(__GLIBC__) && defined(__x86_64__)
 #pragma omp declare simd notinbranch
