@@ -154,7 +154,9 @@ def _diffeo(configuration: Configuration) -> TorchFlow:
         if family in COUPLINGS:
             mask = torch.arange(features) % 2 == i % 2
             changed = int((~mask).sum())
-            net = diffeo.nets.MLP(features - changed, changed * univariate.n_params, hidden=hidden, activation=activation)
+            net = diffeo.nets.MLP(
+                features - changed, changed * univariate.n_params, hidden=hidden, activation=activation
+            )
             layers.append(diffeo.Coupling(mask, net, univariate))
         else:
             order = torch.arange(features) if i % 2 == 0 else torch.arange(features).flip(0)

@@ -15,6 +15,7 @@ from diffeo.core import Inverse as Inverse
 from diffeo.core import Objective as Objective
 from diffeo.core import Transform as Transform
 from diffeo.core import Univariate as Univariate
+from diffeo.core import compiled_kernels as compiled_kernels
 from diffeo.densities import Argmax as Argmax
 from diffeo.densities import Categorical as Categorical
 from diffeo.densities import ConditionalNormal as ConditionalNormal

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from diffeo.core import Density, Objective
 from diffeo.core.compiling import compiled
-from diffeo.core.loops import using_loops
+from diffeo.core.loops import compiled_kernels
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.averaging import Average
 from diffeo.training.compiling import CompiledGradients, is_traceable, wants_compile, wants_loops
@@ -139,7 +139,7 @@ class Loop:
                 self._compile()
             shown = progress and self.fabric.global_rank == 0
             progressing = Progress(self.plan.steps, self.step, shown, self.result.in_nats)
-            with progressing as bar, deferred_interrupt() as interrupted, using_loops(self.loops):
+            with progressing as bar, deferred_interrupt() as interrupted, compiled_kernels(self.loops):
                 self.result.stopped = self._loop(bar, interrupted)
         finally:
             self.objective._compiled_call_impl = None

@@ -1,0 +1,124 @@
+"""Splines as loops in C: the same numbers as the uncompiled ones, made by a compiler and not by what replaces it."""
+
+import logging
+
+import pytest
+import torch
+
+import diffeo
+from diffeo.core import compiling, loops
+from diffeo.transforms.univariate import spline_operator
+from diffeo.transforms.univariate.spline_kernel import Limits
+
+needs_compiler = pytest.mark.skipif(compiling.find_compiler() is None, reason="no C compiler here")
+LIMITS = [
+    Limits(8, 5.0, 1e-3, 1e-3, 1e-3),
+    Limits(4, 2.0, 1e-2, 1e-3, 1e-3, ends=True),
+]
+
+
+def arguments(limits, dtype, n=5000):
+    generator = torch.Generator().manual_seed(0)
+    v = (2 * torch.rand(n, generator=generator, dtype=torch.float64) - 1) * limits.bound
+    if not limits.ends:
+        v *= 1.3
+    params = torch.randn(limits.n_params, n, generator=generator, dtype=torch.float64)
+    return v.to(dtype).requires_grad_(), params.to(dtype).requires_grad_()
+
+
+def outputs_and_gradients(v, params, inverse, limits):
+    outputs = spline_operator.Spline.apply(v, params, inverse, limits)
+    loss = outputs[0].sin().sum() + outputs[1].sum()
+    return [*outputs, *torch.autograd.grad(loss, (v, params))]
+
+
+@needs_compiler
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("inverse", [False, True])
+def test_loops_agree_with_uncompiled_splines(limits, inverse, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for made in (spline_operator._loop, spline_operator._backward_loop):
+        made.cache_clear()
+    reference = outputs_and_gradients(*arguments(limits, torch.float64), inverse, limits)
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-2)):
+        with diffeo.compiled_kernels():
+            results = outputs_and_gradients(*arguments(limits, dtype), inverse, limits)
+        for result, expected in zip(results, reference, strict=True):
+            assert result.dtype == dtype
+            worst = ((result - expected).abs() / (1 + expected.abs())).max()
+            assert worst < tolerance
+    assert len(list((tmp_path / "diffeo").glob("*.so"))) == 4  # both directions of autograd, in both types
+
+
+@needs_compiler
+def test_what_is_not_finite_stays_so():
+    v = torch.tensor([float("nan"), float("inf"), -float("inf"), 7.0])
+    params = torch.zeros(23, 4)
+    with diffeo.compiled_kernels():
+        z, logdet = spline_operator.Spline.apply(v, params, False, LIMITS[0])
+        assert spline_operator.Spline.apply(torch.zeros(4), params * float("nan"), False, LIMITS[0])[0].isnan().all()
+    assert z.isnan().tolist() == [True, False, False, False]
+    assert z[1:].tolist() == v[1:].tolist()
+    assert logdet[1:].tolist() == [0.0, 0.0, 0.0]
+
+
+@needs_compiler
+@pytest.mark.parametrize("n", [0, 1, 17, 2049])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_loops_serve_all_sizes_and_threads(n, threads):
+    loop = loops.Loop(lambda x, p: (x * p.unbind(0)[1], torch.stack([x + 1, *p.unbind(0)])), (None, 2))
+    x, p = torch.randn(n), torch.randn(2, n)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        product, planes = loop(x, p)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(product, x * p[1])
+    assert torch.equal(planes, torch.stack([x + 1, *p]))
+
+
+def test_second_derivatives_and_wrapped_tensors_are_left_to_the_uncompiled_kernels():
+    spline = diffeo.RationalQuadraticSpline(4)
+    params = torch.randn(6, spline.n_params, dtype=torch.float64)
+
+    def value(x):
+        return sum(out.sum() for out in spline(x, params))
+
+    x = torch.randn(6, dtype=torch.float64)
+    expected = torch.autograd.functional.hessian(value, x), torch.func.vmap(torch.func.grad(value))(x.expand(2, 6))
+    with diffeo.compiled_kernels():
+        assert torch.allclose(torch.autograd.functional.hessian(value, x), expected[0])
+        assert torch.allclose(torch.func.vmap(torch.func.grad(value))(x.expand(2, 6)), expected[1])
+
+
+@needs_compiler
+def test_a_fit_runs_loops_unless_told_not_to(monkeypatch):
+    calls = []
+    run = spline_operator._run
+    monkeypatch.setattr(spline_operator, "_run", lambda *args: calls.append(1) or run(*args))
+    flows = []
+    for compile in (False, "auto"):
+        torch.manual_seed(0)
+        flows.append(diffeo.nsf(3, layers=2, hidden=(64, 64)))
+        x = torch.randn(2000, 3, generator=torch.Generator().manual_seed(1))
+        # long enough a fit to be worth it by prediction
+        assert diffeo.fit(flows[-1], x, validation=0, steps=1000, batch_size=512, compile=compile, time_limit=2).steps
+        assert bool(calls) == (compile == "auto")
+    assert not loops.loops_in_use()
+
+
+def test_what_is_not_elementwise_is_refused():
+    with pytest.raises(NotImplementedError, match="sum"):
+        loops.Loop(lambda x: (x.sum(0, keepdim=True),), (None,)).source(torch.float32)
+
+
+def test_without_a_compiler_the_function_itself_runs(monkeypatch, caplog):
+    monkeypatch.setattr(loops, "find_compiler", lambda: None)
+    loop = loops.Loop(lambda x: (x.exp(),), (None,))
+    assert torch.equal(loop(torch.ones(3))[0], torch.ones(3).exp())
+    monkeypatch.setattr(loops, "find_compiler", lambda: "false")  # a compiler that fails
+    loop = loops.Loop(lambda x: (x.log(),), (None,))
+    with caplog.at_level(logging.INFO, "diffeo"):
+        assert torch.equal(loop(torch.ones(3))[0], torch.zeros(3))
+    assert "without a compiler" in caplog.text
