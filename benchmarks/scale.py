@@ -45,6 +45,8 @@ def step(features: int, hidden: int, rows: int, layers: int, policy: str) -> dic
     """One process: a training step of `layers` spline couplings, with gradients compared with "store"."""
     import torch
 
+    import diffeo
+
     flow, x = _flow("nsf", features, hidden, layers), torch.randn(rows, features)
     weights = {p.untyped_storage().data_ptr() for p in flow.parameters()}
     saved: dict[int, int] = {}
@@ -57,7 +59,8 @@ def step(features: int, hidden: int, rows: int, layers: int, policy: str) -> dic
 
     def gradient(x: torch.Tensor) -> torch.Tensor:
         flow.zero_grad()
-        (-flow(x).mean()).backward()
+        with diffeo.compiled_kernels():  # as in a fit
+            (-flow(x).mean()).backward()
         return torch.cat([p.grad.flatten() for p in flow.parameters() if p.grad is not None])
 
     flow.transform.memory = policy

@@ -130,9 +130,9 @@ def loops_in_use() -> bool:
 def compiled_kernels(use: bool = True) -> Iterator[None]:
     """Uncompiled flows within run their spline kernels as compiled loops, on the CPU.
 
-    What `fit` does unless told `compile=False`, for loops of one's own. Results agree with those of uncompiled kernels up
-    to rounding. Only this thread is concerned; tensors that `torch.func` wraps, second derivatives, other devices and
-    dtypes but float32 and float64 are left to the uncompiled kernels, as is everything where there is no C compiler.
+    What `fit` does unless told `compile=False`, for loops of one's own. Results agree with those of uncompiled kernels
+    up to rounding. Only this thread is concerned. Tensors that `torch.func` wraps, second derivatives, other devices
+    and dtypes than float32 and float64 are left to the uncompiled kernels, as is everything without a C compiler.
 
     Args:
         use: False has the opposite effect, within a block that has it.

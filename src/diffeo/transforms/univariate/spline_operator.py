@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 
 from diffeo.core.compiling import Kernel
 from diffeo.core.loops import TYPES, Loop, loops_in_use
@@ -143,7 +144,7 @@ def _planes(params: Tensor) -> Tensor:
 def _has_loop(v: Tensor, *rest: Tensor) -> bool:
     """Whether a loop can read them: numbers of one type in the memory of a CPU."""
     plain = v.device.type == "cpu" and v.dtype in TYPES and all(t.dtype == v.dtype for t in rest)
-    return plain and not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (v, *rest))
+    return plain and not any(is_functorch_wrapped_tensor(t) for t in (v, *rest))
 
 
 def _constants(limits: Limits) -> tuple[int, list[float]]:
