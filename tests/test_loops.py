@@ -121,4 +121,22 @@ def test_without_a_compiler_the_function_itself_runs(monkeypatch, caplog):
     loop = loops.Loop(lambda x: (x.log(),), (None,))
     with caplog.at_level(logging.INFO, "diffeo"):
         assert torch.equal(loop(torch.ones(3))[0], torch.zeros(3))
-    assert "without a compiler" in caplog.text
+    assert "could not be compiled" in caplog.text
+
+
+@needs_compiler
+def test_what_does_not_belong_to_a_loop_is_refused():
+    loop = loops.Loop(lambda x, p: (x * p.unbind(0)[1],), (None, 2))
+    with pytest.raises(ValueError, match="belong together"):
+        loop(torch.zeros(3), torch.zeros(2, 4))
+
+
+@needs_compiler
+def test_nobody_else_may_put_libraries_where_they_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    (tmp_path / "diffeo").mkdir()
+    (tmp_path / "diffeo").chmod(0o777)
+    loop = loops.Loop(lambda x: (x + 1,), (None,))
+    assert loop.is_compiled(torch.float32)  # in a folder of its own
+    assert torch.equal(loop(torch.zeros(3))[0], torch.ones(3))
+    assert not list((tmp_path / "diffeo").iterdir())

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 import tempfile
 import threading
@@ -33,7 +34,9 @@ from diffeo.core.compiling import find_compiler
 TYPES = {torch.float32: "float", torch.float64: "double"}
 ROWS = 1024  # scalars below which a further thread costs more than it does
 # neither error codes nor the sign of zero matter; infinities and NaN do
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-shared", "-fPIC")
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-shared", "-fPIC")
+# not every compiler knows all of these; the first that works is taken
+FURTHER = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
 # of two numbers, so that a chain of maxima becomes vector code: a NaN on the left is kept, one on the right is lost
 FORMS = {
     "abs": "FABS({0})",
@@ -128,7 +131,7 @@ def loops_in_use() -> bool:
 
 @contextmanager
 def compiled_kernels(use: bool = True) -> Iterator[None]:
-    """Uncompiled flows within run their spline kernels as compiled loops, on the CPU.
+    """Uncompiled flows within run their spline kernels as compiled loops, on the CPU (but for splines that rows share).
 
     What `fit` does unless told `compile=False`, for loops of one's own. Results agree with those of uncompiled kernels
     up to rounding. Only this thread is concerned. Tensors that `torch.func` wraps, second derivatives, other devices
@@ -156,26 +159,44 @@ class Loop:
     """An elementwise function of tensors as a loop in C: compiled once for each dtype, for all sizes and threads.
 
     Arguments are contiguous, of shape (n,), or (k, n) for k planes of numbers that belong to one scalar, which the
-    function takes apart by `unbind`; its results are of these shapes too, planes put together by `stack`. Without a C
-    compiler, the function as it is. Libraries are kept beside Inductor's kernels (`TORCHINDUCTOR_CACHE_DIR`).
+    function takes apart by `unbind`; its results are of these shapes too, planes put together by `stack`. Where it
+    cannot be compiled, `otherwise` runs. Libraries are kept on disk (`TORCHINDUCTOR_CACHE_DIR`, as Inductor's kernels).
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]], planes: tuple[int | None, ...]):
+    def __init__(
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        planes: tuple[int | None, ...],
+        otherwise: Callable[..., tuple[Tensor, ...]] | None = None,
+    ):
         self.function, self.planes = function, planes
+        self.otherwise = otherwise or function
         self.runs: dict[torch.dtype, Callable[..., tuple[Tensor, ...]]] = {}
 
     def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
-        dtype = args[0].dtype
+        return self._run(args[0].dtype)(*args)
+
+    def is_compiled(self, dtype: torch.dtype) -> bool:
+        """Whether it is a loop indeed; compiles it if that was not tried before."""
+        return self._run(dtype) is not self.otherwise
+
+    def _run(self, dtype: torch.dtype) -> Callable[..., tuple[Tensor, ...]]:
         run = self.runs.get(dtype)
         if run is None:
             run = self.runs[dtype] = self._build(dtype)
-        return run(*args)
+        return run
 
     def _build(self, dtype: torch.dtype) -> Callable[..., tuple[Tensor, ...]]:
-        path = _library(self.source(dtype))
-        if path is None:
-            return self.function
-        library = ctypes.CDLL(str(path))
+        compiler = find_compiler()
+        if compiler is None:
+            return self.otherwise
+        try:
+            return self._load(_library(self.source(dtype), compiler))
+        except Exception:  # whatever compiler, disk and loader may do, there is another way to the same numbers
+            logging.getLogger("diffeo").info("an elementwise kernel could not be compiled", exc_info=True)
+            return self.otherwise
+
+    def _load(self, library: ctypes.CDLL) -> Callable[..., tuple[Tensor, ...]]:
         count = ctypes.c_int.in_dll(library, "outputs").value
         shapes = [(k,) if k else () for k in (ctypes.c_int * count).in_dll(library, "planes")]
         call = library.run
@@ -184,6 +205,8 @@ class Loop:
 
         def run(*args: Tensor) -> tuple[Tensor, ...]:
             n = args[0].shape[-1]
+            if any(t.numel() != n * (k or 1) for t, k in zip(args, self.planes, strict=True)):
+                raise ValueError(f"Loop: sizes {[tuple(t.shape) for t in args]} do not belong together")
             out = tuple(args[0].new_empty(*shape, n) for shape in shapes)
             threads = max(1, min(torch.get_num_threads(), n // ROWS))
             call(n, threads, *[t.data_ptr() for t in args], *[t.data_ptr() for t in out])
@@ -194,13 +217,15 @@ class Loop:
     def source(self, dtype: torch.dtype) -> str:
         """The C of the function."""
         recorder = _Recorder()
-        inputs = [torch.zeros(2, dtype=dtype) if k is None else torch.zeros(k, 2, dtype=dtype) for k in self.planes]
-        for i, t in enumerate(inputs):
-            recorder.enter(t, f"in{i}")
         _state.recording = True
         try:
-            with torch.inference_mode(False), torch.no_grad(), recorder:
-                results = self.function(*inputs)
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+                shapes = [(2,) if k is None else (k, 2) for k in self.planes]
+                inputs = [torch.zeros(shape, dtype=dtype, device="cpu") for shape in shapes]
+                for i, t in enumerate(inputs):
+                    recorder.enter(t, f"in{i}")
+                with recorder:
+                    results = self.function(*inputs)
         finally:
             _state.recording = False
         counts = [recorder.leave(t, f"out{i}") for i, t in enumerate(results)]
@@ -257,7 +282,7 @@ class _Recorder(TorchDispatchMode):
         elif name in ("zeros_like", "full_like", "scalar_tensor"):
             value = {"zeros_like": 0, "full_like": args[-1], "scalar_tensor": args[0]}[name]
             self._name(out, "0" if out.dtype == torch.bool else _literal(value))
-        elif name in FORMS and kwargs in (None, {}):
+        elif name in FORMS and kwargs in (None, {}) and len(args) == len(set(re.findall(r"\{\d\}", FORMS[name]))):
             values = [str(self.names[id(a)]) if isinstance(a, Tensor) else _literal(a) for a in args]
             kind = "int" if out.dtype == torch.bool else "real"
             self._name(out, self._line(kind, FORMS[name].format(*values)))
@@ -281,37 +306,47 @@ def _literal(value: Any) -> str:
     return f"(real){float(value)!r}"
 
 
-def _library(source: str) -> Path | None:
-    """The compiled library of a source, from disk where it was compiled before; None where that does not work."""
-    compiler = find_compiler()
-    if compiler is None:
-        return None
-    key = hashlib.sha256("\n".join((source, compiler, *FLAGS, _processor())).encode()).hexdigest()[:32]
-    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{_user()}")
-    path = folder / "diffeo" / f"{key}.so"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as place:
+def _library(source: str, compiler: str) -> ctypes.CDLL:
+    """The compiled library of a source, from disk where it was compiled before."""
+    what = (source, _version(compiler), *FLAGS, _processor(), *platform.libc_ver())
+    name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:32] + ".so"
+    folder = _folder()
+    if folder is not None and (folder / name).exists():
+        return ctypes.CDLL(str(folder / name))
+    with tempfile.TemporaryDirectory(dir=folder) as place:
         text, made = Path(place) / "loop.c", Path(place) / "loop.so"
         text.write_text(source)
         said = ""
-        for threading_flags in (("-fopenmp",), ()):
-            command = [compiler, *FLAGS, *threading_flags, "-x", "c", str(text), "-o", str(made), "-lm"]
+        for further in FURTHER:
+            command = [compiler, *FLAGS, *further, "-x", "c", str(text), "-o", str(made), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
-                made.replace(path)  # whole or not at all, whoever else writes it
-                return path
-            said = done.stderr
-    logging.getLogger("diffeo").info("elementwise kernels run without a compiler, which said:\n%s", said)
-    return None
+                library = ctypes.CDLL(str(made))  # one that loads; it stays loaded when its file moves
+                if folder is not None:
+                    made.replace(folder / name)  # whole or not at all, whoever else writes it
+                return library
+            said = said or done.stderr
+    raise RuntimeError(f"{compiler} said: {said}")
 
 
-def _user() -> str:
+def _folder() -> Path | None:
+    """Where libraries are kept: only where nobody else may put some, since what lies there is run."""
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no such user, as in some containers
-        return str(os.getuid())
+        folder = Path(given or f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}") / "diffeo"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except (OSError, KeyError, ImportError):  # a disk that cannot be written, a user without a name
+        return None
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+@cache
+def _version(compiler: str) -> str:
+    """What the compiler says it is."""
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
 
 
 @cache

@@ -67,8 +67,8 @@ class Loop:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.result = FitResult(
             in_nats=objective.in_nats,
-            compiled=is_traceable(objective)
-            and wants_compile(compile, plan, self.parameters, fabric.device.type, fabric.world_size),
+            compiled=wants_compile(compile, plan, self.parameters, fabric.device.type, fabric.world_size)
+            and is_traceable(objective),
         )
         self.loops = wants_loops(compile, plan, self.parameters, fabric.device.type, fabric.world_size)
         self.gradients: CompiledGradients | None = None

@@ -163,19 +163,14 @@ def _find(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin:
         sizes = torch.stack([shares[i] * limits.span(i) + limits.least(i) for i in (0, 1)])
     starts = F.pad(sizes[:, :-1].cumsum(1).movedim(1, -1), (1, 0)).movedim(-1, 1) - limits.bound
     at = (v >= starts[axis, 1:]).sum(0)
-    # where scalars share splines, their gradients meet in one number for each bin, not in one for each bin and scalar
-    own = math.prod(params.shape[1:])
-    index = at * own + torch.arange(own, device=v.device).view(params.shape[1:])
-
-    def chosen(t: Tensor, index: Tensor) -> Tensor:
-        return t.reshape(-1).gather(0, index.reshape(-1)).view(v.shape)
-
-    width, height, x, y = (chosen(t, index) for t in (*sizes.unbind(0), *starts.unbind(0)))
+    index = at.expand(2, 1, *at.shape)
+    size, start = (t.expand(2, k, *v.shape).gather(1, index).squeeze(1) for t in (sizes, starts))
+    (width, height), (x, y) = size.unbind(0), start.unbind(0)
     knots = params[2 * k :]
     if not limits.ends:
         knots = F.pad(knots.movedim(0, -1), (1, 1)).movedim(-1, 0)  # a raw slope of zero, slope one, at both ends
-    left, right = chosen(knots, index), chosen(knots, index + own)
-    return _Bin(x, y, width, height, (left, right), _Place(at, shares))
+    raw = knots.expand(k + 1, *v.shape).gather(0, torch.stack([at, at + 1]))
+    return _Bin(x, y, width, height, (raw[0], raw[1]), _Place(at, shares))
 
 
 class _Place(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack as len_torch_dispatch_stack
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 
 from diffeo.core.compiling import Kernel
@@ -22,6 +23,7 @@ from diffeo.transforms.univariate import spline_kernel
 from diffeo.transforms.univariate.spline_kernel import Limits
 
 SCALARS = 16384  # of a typical call
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
@@ -49,7 +51,7 @@ class Spline(torch.autograd.Function):
 
     @staticmethod
     def forward(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
-        if loops_in_use() and _has_loop(v, params):
+        if loops_in_use() and _has_loop(v, params) and _loop(inverse, *limits).is_compiled(v.dtype):
             return _run(v, params, inverse, *_constants(limits))
         return _direction(inverse)(v, params, limits)
 
@@ -64,7 +66,8 @@ class Spline(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, params = ctx.saved_tensors
         # where the gradient is to be differentiated again, it is made of operations that can be
-        if loops_in_use() and not torch.is_grad_enabled() and _has_loop(x, params, grad, grad_log):
+        simple = loops_in_use() and not torch.is_grad_enabled() and _has_loop(x, params, grad, grad_log)
+        if simple and _backward_loop(ctx.inverse, *ctx.limits).is_compiled(x.dtype):
             return *_run_backward(x, params, grad, grad_log, ctx.inverse, *_constants(ctx.limits)), None, None
         return *spline_kernel.backward(x, params, grad, grad_log, ctx.inverse, ctx.limits), None, None
 
@@ -90,7 +93,7 @@ _operator, _backward_operator = torch.ops.diffeo.spline.default, torch.ops.diffe
 
 
 def _run(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, Tensor]:
-    make = _loop if v.device.type == "cpu" and v.dtype in TYPES else _kernel
+    make = _loop if v.is_cpu and params.is_cpu and v.dtype == params.dtype and v.dtype in TYPES else _kernel
     out, log = make(inverse, bins, *limits)(_row(v), _planes(params))
     return out.view(v.shape), log.view(v.shape)
 
@@ -98,7 +101,8 @@ def _run(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float
 def _run_backward(
     x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool, bins: int, limits: list[float]
 ) -> tuple[Tensor, Tensor]:
-    make = _backward_loop if x.device.type == "cpu" and x.dtype in TYPES else _backward_kernel
+    same = all(t.is_cpu and t.dtype == x.dtype for t in (x, params, grad, grad_log))
+    make = _backward_loop if same and x.dtype in TYPES else _backward_kernel
     g_x, g_params = make(inverse, bins, *limits)(_row(x), _planes(params), _row(grad), _row(grad_log))
     return g_x.view(x.shape), g_params.view(params.shape)
 
@@ -134,17 +138,22 @@ torch.library.register_autograd("diffeo::spline", _pull, setup_context=_keep, li
 
 
 def _row(v: Tensor) -> Tensor:
-    return v.reshape(-1).contiguous()  # what is flat already may still have gaps
+    return v.reshape(-1).contiguous().resolve_neg()  # what is flat already may still have gaps
 
 
 def _planes(params: Tensor) -> Tensor:
-    return params.reshape(len(params), -1).contiguous()
+    return params.reshape(len(params), -1).contiguous().resolve_neg()
 
 
 def _has_loop(v: Tensor, *rest: Tensor) -> bool:
-    """Whether a loop can read them: numbers of one type in the memory of a CPU."""
-    plain = v.device.type == "cpu" and v.dtype in TYPES and all(t.dtype == v.dtype for t in rest)
-    return plain and not any(is_functorch_wrapped_tensor(t) for t in (v, *rest))
+    """Whether a loop can read them: numbers of one type in the memory of a CPU, and nobody records what is done."""
+    if v.dtype not in TYPES or torch.jit.is_tracing() or len_torch_dispatch_stack():  # pyright: ignore
+        return False
+    return all(type(t) in PLAIN and t.is_cpu and t.dtype == v.dtype and not _is_wrapped(t) for t in (v, *rest))
+
+
+def _is_wrapped(t: Tensor) -> bool:
+    return is_functorch_wrapped_tensor(t) or t._is_zerotensor()
 
 
 def _constants(limits: Limits) -> tuple[int, list[float]]:
@@ -183,10 +192,11 @@ def _backward_kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
 @cache
 def _loop(inverse: bool, bins: int, *rest: float) -> Loop:
     limits = _limits(bins, *rest)
-    return Loop(_function(inverse, limits), (None, limits.n_params))
+    return Loop(_function(inverse, limits), (None, limits.n_params), _kernel(inverse, bins, *rest))
 
 
 @cache
 def _backward_loop(inverse: bool, bins: int, *rest: float) -> Loop:
     limits = _limits(bins, *rest)
-    return Loop(_backward_function(inverse, limits), (None, limits.n_params, None, None))
+    planes = (None, limits.n_params, None, None)
+    return Loop(_backward_function(inverse, limits), planes, _backward_kernel(inverse, bins, *rest))
