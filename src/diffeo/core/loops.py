@@ -192,7 +192,8 @@ class Loop:
             return self.otherwise
         try:
             return self._load(_library(self.source(dtype), compiler))
-        except Exception:  # whatever compiler, disk and loader may do, there is another way to the same numbers
+        except (OSError, RuntimeError, KeyError, ValueError, AttributeError):
+            # what compiler, disk, loader and other versions of PyTorch may do; the numbers can be had without
             logging.getLogger("diffeo").info("an elementwise kernel could not be compiled", exc_info=True)
             return self.otherwise
 
