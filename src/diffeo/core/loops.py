@@ -37,7 +37,8 @@ ROWS = 1024  # scalars below which a further thread costs more than it does
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-shared", "-fPIC")
 # not every compiler knows all of these; the first that works is taken
 FURTHER = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
-# of two numbers, so that a chain of maxima becomes vector code: a NaN on the left is kept, one on the right is lost
+# `maximum` keeps a NaN on its left and loses one on its right, since gcc does not vectorise what keeps both;
+# softmax, which subtracts the maximum from each, gives NaN all the same
 FORMS = {
     "abs": "FABS({0})",
     "add": "{0} + {1}",

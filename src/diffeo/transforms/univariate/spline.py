@@ -59,7 +59,7 @@ class RationalQuadraticSpline(Univariate):
         _check_limits("RationalQuadraticSpline", bins, min_width, min_height, min_slope)
         self.bins, self.bound = bins, bound
         self.limits = Limits(bins, bound, min_width, min_height, min_slope)
-        self.n_params = 3 * bins - 1
+        self.n_params = self.limits.n_params
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         return self._map(x, context, inverse=False)
