@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import diffeo
-from diffeo.core import compiling, loops
+from diffeo.core import compiling, loops, native
 from diffeo.transforms.univariate import spline_operator
 from diffeo.transforms.univariate.spline_kernel import Limits
 
@@ -105,7 +105,7 @@ def test_a_fit_runs_loops_unless_told_not_to(monkeypatch):
         # long enough a fit to be worth it by prediction
         assert diffeo.fit(flows[-1], x, validation=0, steps=1000, batch_size=512, compile=compile, time_limit=2).steps
         assert bool(calls) == (compile == "auto")
-    assert not loops.loops_in_use()
+    assert not native.kernels_in_use()
 
 
 def test_what_is_not_elementwise_is_refused():

@@ -101,7 +101,7 @@ def signature(module: nn.Module) -> Hashable:
         return None
     own = frozenset((k, v) for k, v in vars(module).items() if k not in _BOOKKEEPING and _is_hashable(v))
     hidden = sum(k not in _BOOKKEEPING for k in vars(module)) - len(own)
-    return None if hidden or _has_hooks(module) else (type(module), own)
+    return None if hidden or has_hooks(module) else (type(module), own)
 
 
 def _is_hashable(value: object) -> bool:
@@ -112,7 +112,7 @@ def _is_hashable(value: object) -> bool:
     return True
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

@@ -9,20 +9,11 @@ devices, and here.
 from __future__ import annotations
 
 import ctypes
-import getpass
-import hashlib
 import logging
 import math
-import os
-import platform
 import re
-import subprocess
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,13 +21,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffeo.core.compiling import find_compiler
+from diffeo.core.native import FAILURES, build, prelude
 
-TYPES = {torch.float32: "float", torch.float64: "double"}
 ROWS = 1024  # scalars below which a further thread costs more than it does
-# neither error codes nor the sign of zero matter; infinities and NaN do
-FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-shared", "-fPIC")
-# not every compiler knows all of these; the first that works is taken
-FURTHER = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
 # `maximum` keeps a NaN on its left and loses one on its right, since gcc does not vectorise what keeps both;
 # softmax, which subtracts the maximum from each, gives NaN all the same
 FORMS = {
@@ -61,28 +48,7 @@ FORMS = {
     "where": "{0} ? {1} : {2}",
 }
 FILE = """\
-#if __has_include(<features.h>)
-#include <features.h>
-#endif
-typedef %(real)s real;
-#if defined(__GLIBC__) && defined(__x86_64__)
-#pragma omp declare simd notinbranch
-real exp%(suffix)s(real);
-#pragma omp declare simd notinbranch
-real log%(suffix)s(real);
-#else
-real exp%(suffix)s(real);
-real log%(suffix)s(real);
-#endif
-#define EXP exp%(suffix)s
-#define LOG log%(suffix)s
-#define SQRT __builtin_sqrt%(suffix)s
-#define FABS __builtin_fabs%(suffix)s
-#ifdef _OPENMP
-int omp_get_thread_num(void);
-int omp_get_num_threads(void);
-#endif
-
+%(prelude)s
 const int outputs = %(outputs)d;
 const int planes[] = {%(planes)s};
 
@@ -125,37 +91,6 @@ def is_recording() -> bool:
     return getattr(_state, "recording", False)
 
 
-def loops_in_use() -> bool:
-    """Whether uncompiled models run their elementwise kernels as loops (`compiled_kernels`)."""
-    return getattr(_state, "using", False)
-
-
-@contextmanager
-def compiled_kernels(use: bool = True) -> Iterator[None]:
-    """Uncompiled flows within run their spline kernels as compiled loops, on the CPU (but for splines that rows share).
-
-    What `fit` does unless told `compile=False`, for loops of one's own. Results agree with those of uncompiled kernels
-    up to rounding. Only this thread is concerned. Tensors that `torch.func` wraps, second derivatives, other devices
-    and dtypes than float32 and float64 are left to the uncompiled kernels, as is everything without a C compiler.
-
-    Args:
-        use: False has the opposite effect, within a block that has it.
-
-    Cost: half a second of compiling, the first time on a machine.
-
-    >>> import torch, diffeo
-    >>> flow = diffeo.nsf(2)
-    >>> with diffeo.compiled_kernels():
-    ...     (-flow(torch.randn(64, 2)).mean()).backward()
-    """
-    before = loops_in_use()
-    _state.using = use
-    try:
-        yield
-    finally:
-        _state.using = before
-
-
 class Loop:
     """An elementwise function of tensors as a loop in C: compiled once for each dtype, for all sizes and threads.
 
@@ -192,9 +127,9 @@ class Loop:
         if compiler is None:
             return self.otherwise
         try:
-            return self._load(_library(self.source(dtype), compiler))
-        except (OSError, RuntimeError, KeyError, ValueError, AttributeError):
-            # what compiler, disk, loader and other versions of PyTorch may do; the numbers can be had without
+            return self._load(build(self.source(dtype), compiler))
+        except (*FAILURES, KeyError, ValueError, AttributeError):
+            # what other versions of PyTorch may do, too; the numbers can be had without
             logging.getLogger("diffeo").info("an elementwise kernel could not be compiled", exc_info=True)
             return self.otherwise
 
@@ -232,10 +167,8 @@ class Loop:
             _state.recording = False
         counts = [recorder.leave(t, f"out{i}") for i, t in enumerate(results)]
         names = [f"in{i}" for i in range(len(inputs))], [f"out{i}" for i in range(len(counts))]
-        real = TYPES[dtype]
         return FILE % {
-            "real": real,
-            "suffix": "f" if real == "float" else "",
+            "prelude": prelude(dtype),
             "outputs": len(counts),
             "planes": ", ".join(map(str, counts)),
             "signature": ", ".join(
@@ -306,56 +239,3 @@ def _literal(value: Any) -> str:
     if not math.isfinite(value):
         raise NotImplementedError(f"{value} in an elementwise loop")
     return f"(real){float(value)!r}"
-
-
-def _library(source: str, compiler: str) -> ctypes.CDLL:
-    """The compiled library of a source, from disk where it was compiled before."""
-    what = (source, _version(compiler), *FLAGS, _processor(), *platform.libc_ver())
-    name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:32] + ".so"
-    folder = _folder()
-    if folder is not None and (folder / name).exists():
-        return ctypes.CDLL(str(folder / name))
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        text, made = Path(place) / "loop.c", Path(place) / "loop.so"
-        text.write_text(source)
-        said = ""
-        for further in FURTHER:
-            command = [compiler, *FLAGS, *further, "-x", "c", str(text), "-o", str(made), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                library = ctypes.CDLL(str(made))  # one that loads; it stays loaded when its file moves
-                if folder is not None:
-                    made.replace(folder / name)  # whole or not at all, whoever else writes it
-                return library
-            said = said or done.stderr
-    raise RuntimeError(f"{compiler} said: {said}")
-
-
-def _folder() -> Path | None:
-    """Where libraries are kept: only where nobody else may put some, since what lies there is run."""
-    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    try:
-        folder = Path(given or f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}") / "diffeo"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except (OSError, KeyError, ImportError):  # a disk that cannot be written, a user without a name
-        return None
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-        return None
-    return folder if os.access(folder, os.W_OK) else None
-
-
-@cache
-def _version(compiler: str) -> str:
-    """What the compiler says it is."""
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-
-
-@cache
-def _processor() -> str:
-    """What tells processors with other instructions apart, for caches on shared disks."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

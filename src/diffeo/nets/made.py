@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from diffeo.core import SHORT, Incremental
-from diffeo.core.compiling import signature
+from diffeo.core.compiling import has_hooks, signature
 from diffeo.functional import Context, permute_last
+from diffeo.nets import perceptron
 from diffeo.nets.mlp import Activation, require_context
 from diffeo.nets.products import Linear, affine, scalar_params
 
@@ -140,6 +141,8 @@ class MADE(Incremental):
         masks += [inside[upper][:, lower] for lower, upper in pairwise(widths)]
         last = outputs[:, widths[-1]] if widths else sees
         self.layers = nn.ModuleList([*map(MaskedLinear, masks), MaskedParameterLayer(last, n_params)])
+        for i, layer in enumerate(self._stack()):
+            self.register_buffer(f"bounds{i}", _bounds(layer.mask), persistent=False)
         self.from_context = Linear(context, self._stack()[0].out_features, bias=False) if context else None
         self.activation = activation()
         self.dropout = nn.Dropout(dropout)
@@ -158,15 +161,27 @@ class MADE(Incremental):
             nn.init.zeros_(self.from_context.weight)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        h, _ = self._pass(x, context, self.dropout)
-        return h
+        whole = self._run_whole(x, context)
+        return self._pass(x, context, self.dropout)[0] if whole is None else whole
+
+    def _run_whole(self, x: Tensor, context: Context) -> Tensor | None:
+        """The net as one operation, where it can run so."""
+        layers = self._stack()
+        parts = perceptron.take_apart([m for layer in layers[1:] for m in (self.activation, self.dropout, layer)])
+        if parts is None or self.residual:
+            return None
+        enters = self.from_context is not None or has_hooks(layers[0])
+        used = range(1 if enters else 0, len(layers))
+        weights, biases = [layers[i].masked for i in used], [layers[i].bias for i in used]
+        if not perceptron.can_run(parts[0], x, weights):
+            return None
+        bounds = [getattr(self, f"bounds{i}") for i in used]
+        h = self._enter(x, context) if enters else permute_last(x, self.order, self.rank)
+        return perceptron.perceptron(parts[0], h, weights, biases, bounds, enter=enters, planes=self.n_params)
 
     def _pass(self, x: Tensor, context: Context, dropout: nn.Module) -> tuple[Tensor, list[Tensor]]:
         """Parameters, and the pre-activations of the hidden layers."""
-        h = self.layers[0](permute_last(x, self.order, self.rank))
-        if self.from_context is not None:
-            c = self.from_context(require_context(context, self.context, "MADE"))
-            h = h + (c if len(self.layers) > 1 else c.unflatten(-1, (self.features, self.n_params)))
+        h = self._enter(x, context)
         skip, inner = h, []
         for i, layer in enumerate(self._stack()[1:], start=1):
             inner.append(h)
@@ -174,6 +189,13 @@ class MADE(Incremental):
             if self._closes_block(i):
                 h = skip = h + skip
         return h, inner
+
+    def _enter(self, x: Tensor, context: Context) -> Tensor:
+        h = self.layers[0](permute_last(x, self.order, self.rank))
+        if self.from_context is not None:
+            c = self.from_context(require_context(context, self.context, "MADE"))
+            h = h + (c if len(self.layers) > 1 else c.unflatten(-1, (self.features, self.n_params)))
+        return h
 
     def start(self, z: Tensor, context: Context = None) -> MADEState:
         c = None
@@ -352,6 +374,15 @@ def _spread(sets: int, width: int) -> Tensor:
 def _contains(outer: Tensor, inner: Tensor) -> Tensor:
     """(n, m) booleans: the set in row t of `outer` contains the set in row s of `inner`."""
     return (~outer).float() @ inner.float().T == 0
+
+
+def _bounds(mask: Tensor) -> Tensor:
+    """(2, out) integers: from which input to which (not included) each output sees some."""
+    count = mask.shape[1]
+    at = torch.arange(count)
+    first = torch.where(mask > 0, at, count).amin(1) if count else torch.zeros(len(mask))
+    last = torch.where(mask > 0, at + 1, 0).amax(1) if count else torch.zeros(len(mask))
+    return torch.stack([first, last]).int()
 
 
 def _add_products(ahead: Tensor, weight: Tensor, pieces: Sequence[Tensor], unrolled: int) -> Tensor:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffeo.core.compiling import has_hooks
 from diffeo.functional import Context, context_features
+from diffeo.nets import perceptron
 from diffeo.nets.products import Linear, ParameterLayer
 
 Activation = Callable[[], nn.Module]
@@ -88,13 +90,34 @@ class MLP(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, context: Context = None, n_params: int | None = None) -> Tensor:
-        h = self._enter(x, context)
         if not len(self.body):
+            h = self._enter(x, context)
             return h if n_params is None else h.unflatten(-1, (-1, n_params))
+        whole = self._run_whole(x, context, n_params)
+        if whole is not None:
+            return whole
+        h = self._enter(x, context)
         *inner, last = self.body
         for layer in inner:
             h = layer(h)
         return last(h, n_params)
+
+    def _run_whole(self, x: Tensor, context: Context, n_params: int | None) -> Tensor | None:
+        """The net as one operation, where it can run so."""
+        parts = perceptron.take_apart(self.body)
+        if parts is None or self.constant is not None:
+            return None
+        name, layers = parts
+        first = self.from_x if self.from_context is None else None  # otherwise a sum, or of the context
+        if first is not None and not has_hooks(first):
+            layers = [first, *layers]
+        enters = layers[0] is not first
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        if not perceptron.can_run(name, x, weights):
+            return None
+        h = self._enter(x, context) if enters else x
+        params = perceptron.perceptron(name, h, weights, biases, enter=enters, planes=n_params or 1)
+        return params if n_params else params.squeeze(-1)
 
     def _enter(self, x: Tensor, context: Context) -> Tensor:
         if self.constant is not None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from diffeo.core import Density, Objective
 from diffeo.core.compiling import compiled
-from diffeo.core.loops import compiled_kernels
+from diffeo.core.native import compiled_kernels
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.averaging import Average
 from diffeo.training.compiling import CompiledGradients, is_traceable, wants_compile, wants_loops

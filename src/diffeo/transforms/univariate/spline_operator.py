@@ -14,16 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack as len_torch_dispatch_stack
-from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 
 from diffeo.core.compiling import Kernel
-from diffeo.core.loops import TYPES, Loop, loops_in_use
+from diffeo.core.loops import Loop
+from diffeo.core.native import TYPES, can_read, kernels_in_use
 from diffeo.transforms.univariate import spline_kernel
 from diffeo.transforms.univariate.spline_kernel import Limits
 
 SCALARS = 16384  # of a typical call
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
@@ -51,7 +49,7 @@ class Spline(torch.autograd.Function):
 
     @staticmethod
     def forward(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
-        if loops_in_use() and _has_loop(v, params) and _loop(inverse, *limits).is_compiled(v.dtype):
+        if kernels_in_use() and can_read(v, params) and _loop(inverse, *limits).is_compiled(v.dtype):
             return _run(v, params, inverse, *_constants(limits))
         return _direction(inverse)(v, params, limits)
 
@@ -66,7 +64,7 @@ class Spline(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, params = ctx.saved_tensors
         # where the gradient is to be differentiated again, it is made of operations that can be
-        simple = loops_in_use() and not torch.is_grad_enabled() and _has_loop(x, params, grad, grad_log)
+        simple = kernels_in_use() and not torch.is_grad_enabled() and can_read(x, params, grad, grad_log)
         if simple and _backward_loop(ctx.inverse, *ctx.limits).is_compiled(x.dtype):
             return *_run_backward(x, params, grad, grad_log, ctx.inverse, *_constants(ctx.limits)), None, None
         return *spline_kernel.backward(x, params, grad, grad_log, ctx.inverse, ctx.limits), None, None
@@ -143,17 +141,6 @@ def _row(v: Tensor) -> Tensor:
 
 def _planes(params: Tensor) -> Tensor:
     return params.reshape(len(params), -1).contiguous().resolve_neg()
-
-
-def _has_loop(v: Tensor, *rest: Tensor) -> bool:
-    """Whether a loop can read them: numbers of one type in the memory of a CPU, and nobody records what is done."""
-    if v.dtype not in TYPES or torch.jit.is_tracing() or len_torch_dispatch_stack():  # pyright: ignore
-        return False
-    return all(type(t) in PLAIN and t.is_cpu and t.dtype == v.dtype and not _is_wrapped(t) for t in (v, *rest))
-
-
-def _is_wrapped(t: Tensor) -> bool:
-    return is_functorch_wrapped_tensor(t) or t._is_zerotensor()
 
 
 def _constants(limits: Limits) -> tuple[int, list[float]]:

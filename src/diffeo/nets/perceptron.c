@@ -1,0 +1,362 @@
+/* A multilayer perceptron and its gradient, for rows in blocks that stay in the cache of one core.
+
+   Written before it: `real`, the type of the numbers, and `value(x)` and `slope(x)`, the activation and its
+   derivative. Each thread takes its share of the rows through all layers, so that nothing crosses between cores but
+   the sums of the weights' gradients. Weights have shape (out, in); `from` and `to` of each output, where given, bound
+   the inputs whose weights may differ from zero. */
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+/* rows of a tile: its 2 T sums, two vectors and one number stay in registers */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define T 12
+#define EACH(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
+#else
+#define T 6
+#define EACH(X) X(1) X(2) X(3) X(4) X(5) X(6)
+#endif
+typedef real vector __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
+#define V ((long)(BYTES / sizeof(real)))
+#define W (2 * V)       /* columns of a tile */
+#define CACHE (1 << 15) /* numbers of one activation that a block of rows may have */
+
+static inline long least(long a, long b) { return a < b ? a : b; }
+static inline long most(long a, long b) { return a > b ? a : b; }
+static inline long whole(long n, long unit) { return (n + unit - 1) / unit * unit; }
+/* between rows; odd in lines of the cache, so that columns do not fall on one another */
+static inline long stride(long n) { return whole(n, W) + (whole(n, W) / W % 2 ? 0 : W); }
+
+/* c[m][n] = base[m][n] + sum over k of a[m][k] b[k][n], for few rows and `columns` vectors; `flip`: of a[k][m] */
+#define TILE(rows, columns, flip, name)                                                                  \
+  static void name(long K, const real *a, long s, const real *b, const real *base, long bs, real *c, long cs) { \
+    vector sum[rows][columns];                                                                           \
+    for (int i = 0; i < rows; i++)                                                                       \
+      for (int j = 0; j < columns; j++) sum[i][j] = (vector){0};                                         \
+    for (long k = 0; k < K; k++) {                                                                       \
+      vector right[columns];                                                                             \
+      for (int j = 0; j < columns; j++) right[j] = *(const vector *)(b + k * W + j * V);                 \
+      for (int i = 0; i < rows; i++) {                                                                   \
+        const real left = flip ? a[k * s + i] : a[i * s + k];                                            \
+        for (int j = 0; j < columns; j++) sum[i][j] += left * right[j];                                  \
+      }                                                                                                  \
+    }                                                                                                    \
+    for (int i = 0; i < rows; i++)                                                                       \
+      for (int j = 0; j < columns; j++)                                                                  \
+        *(vector *)(c + i * cs + j * V) = *(const vector *)(base + i * bs + j * V) + sum[i][j];          \
+  }
+#define TILES(rows)                   \
+  TILE(rows, 1, 0, one##rows)         \
+  TILE(rows, 2, 0, two##rows)         \
+  TILE(rows, 1, 1, one_flipped##rows) \
+  TILE(rows, 2, 1, two_flipped##rows)
+EACH(TILES)
+typedef void (*Tile)(long, const real *, long, const real *, const real *, long, real *, long);
+static const real zeros[W];
+#define NAMES(rows) {{one##rows, one_flipped##rows}, {two##rows, two_flipped##rows}},
+static const Tile tiles[T][2][2] = {EACH(NAMES)};
+
+/* c = base + a b for one panel b of at most W columns: b[k][n] at b + k W + n; `bs` is 0 for a base of one row */
+static void panel(long M, long N, long K, const real *a, long as, int flip, const real *b, const real *base, long bs,
+                  real *c, long cs) {
+  for (long m = 0; m < M; m += T)
+    tiles[least(T, M - m) - 1][N > V][flip](K, a + (flip ? m : m * as), as, b, base + m * bs, bs, c + m * cs, cs);
+}
+
+typedef struct {
+  long inputs, outputs;
+  const real *weight, *bias;
+  const int *from, *to;
+  real *inner;  /* what comes out of it for all rows, `stride(outputs)` apart, where it is kept */
+  real *packed; /* weights by panel, each from `low` to `high`; before a backward pass not transposed */
+  long *low, *high;
+  real *start;
+} Layer;
+
+/* panels of weight' for the products that go forward, a panel for each W outputs */
+static void pack_forward(Layer *l) {
+  for (long n = 0; n < l->outputs; n += W) {
+    const long last = least(l->outputs, n + W);
+    long low = l->inputs, high = 0;
+    for (long o = n; o < last; o++) {
+      low = least(low, l->from ? l->from[o] : 0);
+      high = most(high, l->to ? l->to[o] : l->inputs);
+    }
+    if (low > high) low = high;
+    l->low[n / W] = low, l->high[n / W] = high;
+    real *p = l->packed + n * l->inputs;
+    for (long o = n; o < n + W; o++) {
+      if (o < last)
+        for (long k = low; k < high; k++) p[k * W + o - n] = l->weight[o * l->inputs + k];
+      else
+        for (long k = low; k < high; k++) p[k * W + o - n] = 0;
+      l->start[o] = o < last ? l->bias[o] : 0;
+    }
+  }
+}
+
+/* panels of weight, for those that go backward, a panel for each W inputs */
+static void pack_backward(Layer *l) {
+  for (long n = 0; n < l->inputs; n += W) {
+    const long width = least(W, l->inputs - n);
+    long low = l->outputs, high = 0;
+    for (long o = 0; o < l->outputs; o++)
+      if (!l->from || (l->from[o] < n + width && l->to[o] > n)) low = least(low, o), high = o + 1;
+    if (low > high) low = high;
+    l->low[n / W] = low, l->high[n / W] = high;
+    real *p = l->packed + n * l->outputs;
+    for (long o = low; o < high; o++) {
+      const real *row = l->weight + o * l->inputs + n;
+      if (width == W)
+        memcpy(p + o * W, row, W * sizeof(real));
+      else
+        for (long k = 0; k < W; k++) p[o * W + k] = k < width ? row[k] : 0;
+    }
+  }
+}
+
+static void activate(long M, long N, const real *x, real *y, long s) {
+  for (long m = 0; m < M; m++) {
+#ifdef _OPENMP
+#pragma omp simd
+#endif
+    for (long n = 0; n < N; n++) y[m * s + n] = value(x[m * s + n]);
+  }
+}
+
+/* g times the derivative at x, in place */
+static void pull(long M, long N, const real *x, real *g, long s) {
+  for (long m = 0; m < M; m++) {
+#ifdef _OPENMP
+#pragma omp simd
+#endif
+    for (long n = 0; n < N; n++) g[m * s + n] *= slope(x[m * s + n]);
+  }
+}
+
+/* where all rows of output o lie: first those of output 0, `planes`, 2 `planes`, … */
+static inline long place(long o, long outputs, long planes) { return o % planes * (outputs / planes) + o / planes; }
+
+/* rows of blocks of about equal size */
+static long block_rows(long rows, long widest) {
+  const long limit = most(T, CACHE / stride(widest)), count = (rows + limit - 1) / limit;
+  return count ? whole((rows + count - 1) / count, T) : T;
+}
+
+static real *memory(long n) {
+  static __thread real *here = 0;
+  static __thread long size = 0;
+  if (n > size) {
+    free(here);
+    size = n;
+    if (posix_memalign((void **)&here, 64, n * sizeof(real))) here = 0, size = 0;
+  }
+  return here;
+}
+
+/* M rows of N numbers, whose rows are `xs` and columns `xk` apart; the rest of the last panel is zero */
+static void copy_rows(long M, long N, const real *x, long xs, long xk, real *y, long s) {
+  for (long m = 0; m < M; m++) {
+    for (long n = 0; n < N; n++) y[m * s + n] = x[m * xs + n * xk];
+    for (long n = N; n < whole(N, W); n++) y[m * s + n] = 0;
+  }
+}
+
+/* memory of the layers' panels, whose pointers it sets; `backward`: panels of inputs */
+static long lay_out(Layer *layers, int L, int backward, real *at) {
+  long n = 0;
+  for (int l = 0; l < L; l++) {
+    const long in = layers[l].inputs, out = layers[l].outputs;
+    const long columns = whole(backward ? in : out, W), depth = backward ? out : in;
+    if (at) layers[l].packed = at + n;
+    n += columns * depth;
+    if (at) layers[l].start = at + n;
+    n += columns;
+    if (at) layers[l].low = (long *)(at + n), layers[l].high = layers[l].low + columns / W;
+    n += whole(2 * columns / W * (sizeof(long) / sizeof(real)), W);
+  }
+  return n;
+}
+
+static void describe(Layer *layers, int L, const long *widths, const real *const *weights, const real *const *biases,
+                     const int *const *bounds, long rows, real *inner) {
+  for (int l = 0; l < L; l++) {
+    const int *b = bounds ? bounds[l] : 0;
+    layers[l] = (Layer){.inputs = widths[l], .outputs = widths[l + 1], .weight = weights[l], .bias = biases[l],
+                        .from = b, .to = b ? b + widths[l + 1] : 0, .inner = inner};
+    if (inner) inner += rows * stride(widths[l + 1]);
+  }
+}
+
+/* what a thread does for rows [begin, end) of `forward` */
+static int forward_part(long rows, long begin, long end, int L, Layer *layers, const real *x, long xs, long xk, int enter,
+                        real *out, long planes) {
+  const long outputs = layers[L - 1].outputs;
+  long widest = layers[0].inputs;
+  for (int l = 1; l < L; l++) widest = most(widest, layers[l].inputs);
+  const long block = block_rows(end - begin, widest), s = stride(widest), packs = lay_out(layers, L, 0, 0);
+  real *at = memory(packs + 2 * block * s + block * W);
+  if (!at) return 1;
+  lay_out(layers, L, 0, at);
+  real *h = at + packs, *next = h + block * s, *strip = next + block * s;
+  for (int l = 0; l < L; l++) pack_forward(layers + l);
+  for (long row = begin; row < end; row += block) {
+    const long M = least(block, end - row);
+    copy_rows(M, layers[0].inputs, x + row * xs, xs, xk, h, stride(layers[0].inputs));
+    if (enter) activate(M, layers[0].inputs, h, h, stride(layers[0].inputs));
+    for (int l = 0; l < L; l++) {
+      const Layer *layer = layers + l;
+      const long as = stride(layer->inputs), cs = stride(layer->outputs);
+      real *c = layer->inner && l < L - 1 ? layer->inner + row * cs : next;
+      for (long n = 0; n < layer->outputs; n += W) {
+        const long N = least(W, layer->outputs - n), low = layer->low[n / W], K = layer->high[n / W] - low;
+        const real *p = layer->packed + n * layer->inputs + low * W;
+        if (l < L - 1) {
+          panel(M, N, K, h + low, as, 0, p, layer->start + n, 0, c + n, cs);
+          continue;
+        }
+        panel(M, N, K, h + low, as, 0, p, layer->start + n, 0, strip, W);
+        for (long o = 0; o < N; o++) {
+          real *to = out + place(n + o, outputs, planes) * rows + row;
+          for (long m = 0; m < M; m++) to[m] = strip[m * W + o];
+        }
+      }
+      if (l < L - 1) {
+        activate(M, whole(layer->outputs, V), c, next, cs);
+        real *swap = h;
+        h = next, next = swap;
+      }
+    }
+  }
+  return 0;
+}
+
+/* how far apart the rows of `inner` are */
+long distance(long width) { return stride(width); }
+
+/* out = the perceptron at x, whose rows are `xs` and columns `xk` apart; `enter`: x goes through the activation first.
+   `keep`: `inner` receives what
+   goes into the other activations, one layer after the other. Output o of row m lies at `place(o)` rows + m.
+   Returns 0, or 1 where there is not enough memory. */
+int forward(long rows, int L, const long *widths, const real *x, long xs, long xk, int enter, const real *const *weights,
+            const real *const *biases, const int *const *bounds, real *inner, int keep, real *out, long planes,
+            int threads) {
+  int failed = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
+#endif
+  {
+    long k = 0, count = 1;
+#ifdef _OPENMP
+    k = omp_get_thread_num(), count = omp_get_num_threads();
+#endif
+    Layer layers[L];
+    describe(layers, L, widths, weights, biases, bounds, rows, keep ? inner : 0);
+    const long size = whole((rows + count - 1) / count, W), begin = least(rows, k * size);
+    failed = forward_part(rows, begin, least(rows, begin + size), L, layers, x, xs, xk, enter, out, planes);
+  }
+  return failed;
+}
+
+/* what a thread does for rows [begin, end) of `backward` */
+static int backward_part(long rows, long begin, long end, int L, Layer *layers, const real *x, long xs, long xk, int enter,
+                         const real *g_out, long planes, real *g_x, real *const *g_weights, real *const *g_biases) {
+  const long outputs = layers[L - 1].outputs;
+  long widest = outputs;
+  for (int l = 0; l < L; l++) widest = most(widest, layers[l].inputs);
+  const long block = block_rows(end - begin, widest), s = stride(widest), packs = lay_out(layers, L, 1, 0);
+  real *at = memory(packs + 3 * block * s + (block + T) * W);
+  if (!at) return 1;
+  lay_out(layers, L, 1, at);
+  real *g = at + packs, *next = g + block * s, *h = next + block * s, *strip = h + block * s, *sums = strip + block * W;
+  for (int l = 0; l < L; l++) pack_backward(layers + l);
+  for (long row = begin; row < end; row += block) {
+    const long M = least(block, end - row);
+    for (long m0 = 0; m0 < M; m0 += 16) /* lines of the cache are read and written whole */
+      for (long o = 0; o < outputs; o++) {
+        const real *source = g_out + place(o, outputs, planes) * rows + row;
+        for (long m = m0; m < least(M, m0 + 16); m++) g[m * stride(outputs) + o] = source[m];
+      }
+    for (int l = L - 1; l >= 0; l--) {
+      const Layer *layer = layers + l;
+      const long as = stride(layer->outputs), hs = stride(layer->inputs);
+      const real *z = l ? layers[l - 1].inner + row * hs : 0;
+      if (l)
+        activate(M, whole(layer->inputs, V), z, h, hs);
+      else {
+        copy_rows(M, layer->inputs, x + row * xs, xs, xk, h, hs);
+        if (enter) activate(M, layer->inputs, h, h, hs);
+      }
+      for (long n = 0; n < layer->inputs; n += W) {
+        const long N = least(W, layer->inputs - n), low = layer->low[n / W], count = layer->high[n / W] - low;
+        panel(M, N, count, g + low, as, 0, layer->packed + n * layer->outputs + low * W, zeros, 0, next + n, hs);
+        for (long m = 0; m < M; m++) memcpy(strip + m * W, h + m * hs + n, W * sizeof(real));
+        real *to = g_weights[l] + n;
+        if (N == W)
+          panel(count, N, M, g + low, as, 1, strip, to + low * layer->inputs, layer->inputs,
+                to + low * layer->inputs, layer->inputs);
+        else
+          for (long o = low; o < layer->high[n / W]; o += T) {
+            const long tall = least(T, layer->high[n / W] - o);
+            panel(tall, N, M, g + o, as, 1, strip, zeros, 0, sums, W);
+            for (long i = 0; i < tall; i++)
+              for (long j = 0; j < N; j++) to[(o + i) * layer->inputs + j] += sums[i * W + j];
+          }
+      }
+      for (long m = 0; m < M; m++)
+        for (long o = 0; o < layer->outputs; o++) g_biases[l][o] += g[m * as + o];
+      if (l)
+        pull(M, whole(layer->inputs, V), z, next, hs);
+      else
+        for (long m = 0; m < M; m++)
+          for (long n = 0; n < layer->inputs; n++) {
+            const real at_x = enter ? slope(x[(row + m) * xs + n * xk]) : 1;
+            g_x[(row + m) * layer->inputs + n] = next[m * hs + n] * at_x;
+          }
+      real *swap = g;
+      g = next, next = swap;
+    }
+  }
+  return 0;
+}
+
+/* gradients from that of out: `g_x`, and in the first `total` numbers of `sums`, which has as many for each thread, those
+   of all weights, then of all biases */
+int backward(long rows, int L, const long *widths, const real *x, long xs, long xk, int enter, const real *const *weights,
+             const real *const *biases, const int *const *bounds, real *inner, const real *g_out, long planes,
+             real *g_x, real *sums, long total, int threads) {
+  int failed = 0;
+  long teams = 1;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
+#endif
+  {
+    long k = 0, count = 1;
+#ifdef _OPENMP
+    k = omp_get_thread_num(), count = omp_get_num_threads();
+#endif
+    if (k == 0) teams = count;
+    Layer layers[L];
+    real *g_weights[L], *g_biases[L], *at = sums + k * total;
+    describe(layers, L, widths, weights, biases, bounds, rows, inner);
+    memset(at, 0, total * sizeof(real));
+    for (int l = 0; l < L; l++) g_weights[l] = at, at += widths[l] * widths[l + 1];
+    for (int l = 0; l < L; l++) g_biases[l] = at, at += widths[l + 1];
+    const long size = whole((rows + count - 1) / count, W), begin = least(rows, k * size);
+    failed = backward_part(rows, begin, least(rows, begin + size), L, layers, x, xs, xk, enter, g_out, planes, g_x,
+                           g_weights, g_biases);
+  }
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (teams > 1 && total > 16384)
+#endif
+  for (long i = 0; i < total; i += 64)
+    for (long k = 1; k < teams; k++)
+      for (long j = i; j < least(total, i + 64); j++) sums[j] += sums[k * total + j];
+  return failed;
+}

@@ -1,0 +1,347 @@
+"""Multilayer perceptrons on CPUs as one operation, in C (`perceptron.c`), with its own gradient.
+
+A block of rows goes through all layers while it is in the cache of a core, which has no work to hand to the others in
+between. At the sizes of conditioners, this takes half the time of one product after the other. Products with weights
+that a mask makes zero are left out by blocks. Compiled models run it, and uncompiled ones within `compiled_kernels`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import struct
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import resources
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from diffeo.core.compiling import find_compiler, has_hooks
+from diffeo.core.native import FAILURES, TYPES, build, can_read, kernels_in_use, prelude
+
+WIDEST = 512  # units of a hidden layer; far wider ones are for libraries of matrix products
+SHARE = 64  # rows for which another thread pays
+# value and slope at x; a NaN stays one
+ACTIVATIONS = {
+    "relu": ("x < 0 ? 0 : x", "x > 0"),
+    "leaky": ("x < 0 ? x * (real){0} : x", "x > 0 ? 1 : (real){0}"),
+    "silu": ("x / (1 + EXP(-x))", "(1 + x * (1 - 1 / (1 + EXP(-x)))) / (1 + EXP(-x))"),
+}
+FUNCTIONS = """
+static inline real value(real x) {{ return {}; }}
+static inline real slope(real x) {{ return {}; }}
+"""
+
+
+def describe(activation: nn.Module) -> str | None:
+    """The name of an activation that is known here."""
+    if has_hooks(activation):
+        return None
+    if type(activation) is nn.LeakyReLU:
+        return f"leaky {float(activation.negative_slope)!r}"
+    return {nn.ReLU: "relu", nn.SiLU: "silu"}.get(type(activation))
+
+
+def take_apart(modules: Iterable[nn.Module]) -> tuple[str, list[nn.Linear]] | None:
+    """The activation and the linear layers of (activation, linear layer) pairs, if they can run as one operation."""
+    names: set[str | None] = set()
+    layers: list[nn.Linear] = []
+    for module in modules:
+        if isinstance(module, nn.Dropout) and not (module.training and module.p > 0):
+            continue
+        if len(names) and isinstance(module, nn.Linear) and module.bias is not None and not has_hooks(module):
+            layers.append(module)
+        else:
+            names.add(describe(module))
+    name = next(iter(names), None)
+    return (name, layers) if layers and len(names) == 1 and name is not None else None
+
+
+def can_run(name: str, x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether these run as one operation here, at this moment."""
+    if torch.is_autocast_enabled("cpu") or max(w.shape[1] for w in weights) > WIDEST or min(weights[0].shape) == 0:
+        return False
+    if torch.compiler.is_compiling():
+        same = all(t.is_cpu and t.dtype == x.dtype for t in (x, *weights))
+        return same and not torch.compiler.is_exporting() and x.dtype in TYPES and _is_available(name, x.dtype)
+    if not kernels_in_use() or forward_ad._current_level >= 0:
+        return False
+    return can_read(x, *weights) and _library(name, x.dtype) is not None
+
+
+def perceptron(
+    name: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    bounds: Sequence[Tensor] = (),
+    *,
+    enter: bool = False,
+    planes: int = 1,
+) -> Tensor:
+    """bₙ + Wₙ a(… a(b₁ + W₁ x)), of shape (*batch, out / planes, planes), where `enter` puts a(x) for x.
+
+    In memory it has shape (planes, out / planes, *batch). `bounds`, if any, are (2, out) int32 tensors, one for each
+    layer: from which input to which (not included) the weights of an output may differ from zero. Gradients of other
+    weights have any value.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases))
+    layers = rows, list(weights), list(biases), list(bounds)
+    if torch.compiler.is_compiling():
+        out, _ = _forward(*layers, name, enter, planes, keep)
+    elif keep:
+        out: Any = Perceptron.apply((name, enter, planes), len(weights), rows, *weights, *biases, *bounds)
+    else:
+        out, _ = _run(*layers, name, enter, planes, keep)
+    params = out.unflatten(0, (planes, -1)).permute(2, 1, 0)
+    return params.unflatten(0, x.shape[:-1]) if x.ndim > 1 else params.squeeze(0)
+
+
+# not `torch.library.custom_op`, which checks every call for aliases
+_LIBRARY = torch.library.Library("diffeo", "FRAGMENT")
+_LAYERS = "Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] bounds"
+_OPTIONS = "str name, bool enter, int planes"
+_LIBRARY.define(f"perceptron({_LAYERS}, {_OPTIONS}, bool keep) -> (Tensor, Tensor)")
+_LIBRARY.define(f"perceptron_backward({_LAYERS}, Tensor inner, Tensor grad, {_OPTIONS}) -> (Tensor, Tensor)")
+_forward, _backward = torch.ops.diffeo.perceptron.default, torch.ops.diffeo.perceptron_backward.default
+
+
+def _run(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    bounds: list[Tensor],
+    name: str,
+    enter: bool,
+    planes: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """The output, (out, rows), and the pre-activations of hidden layers, as `forward` of the C keeps them."""
+    sizes = _sizes(name, x.dtype, weights)
+    rows = x.shape[0]
+    out = x.new_empty(sizes.outputs, rows)
+    inner = x.new_empty(rows * sizes.inner if keep else 0)
+    x, weights, biases = x.resolve_neg(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
+    failed = sizes.library.forward(
+        *_arguments(sizes, x, weights, biases, bounds, inner, enter), keep, out.data_ptr(), planes, _threads(rows)
+    )
+    if failed:
+        raise MemoryError("perceptron: not enough memory for a block of rows")
+    return out, inner
+
+
+def _run_backward(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    bounds: list[Tensor],
+    inner: Tensor,
+    grad: Tensor,
+    name: str,
+    enter: bool,
+    planes: int,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and, one after the other, of all weights and all biases."""
+    sizes = _sizes(name, x.dtype, weights)
+    threads = _threads(x.shape[0])
+    g_x, sums = x.new_empty(x.shape), x.new_empty(threads * sizes.total)
+    x, weights, biases = x.resolve_neg(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
+    grad = grad.contiguous().resolve_neg()
+    arguments = _arguments(sizes, x, weights, biases, bounds, inner, enter)
+    results = grad.data_ptr(), planes, g_x.data_ptr(), sums.data_ptr(), sizes.total, threads
+    if sizes.library.backward(*arguments, *results):
+        raise MemoryError("perceptron: not enough memory for a block of rows")
+    return g_x, sums if threads == 1 else sums[: sizes.total].clone()
+
+
+_LIBRARY.impl("perceptron", _run, "CPU")
+_LIBRARY.impl("perceptron_backward", _run_backward, "CPU")
+
+
+@torch.library.register_fake("diffeo::perceptron", lib=_LIBRARY)
+def _(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    bounds: list[Tensor],
+    name: str,
+    enter: bool,
+    planes: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    sizes = _sizes(name, x.dtype, weights)
+    return x.new_empty(sizes.outputs, x.shape[0]), x.new_empty(x.shape[0] * sizes.inner if keep else 0)
+
+
+@torch.library.register_fake("diffeo::perceptron_backward", lib=_LIBRARY)
+def _(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    bounds: list[Tensor],
+    inner: Tensor,
+    grad: Tensor,
+    name: str,
+    enter: bool,
+    planes: int,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(_sizes(name, x.dtype, weights).total)
+
+
+class Perceptron(torch.autograd.Function):
+    """For uncompiled models: costs less for each call than the operator."""
+
+    @staticmethod
+    def forward(ctx: Any, options: tuple[str, bool, int], count: int, x: Tensor, *layers: Tensor) -> Tensor:
+        pieces = list(layers[:count]), list(layers[count : 2 * count]), list(layers[2 * count :])
+        out, inner = _run(x, *pieces, *options, True)
+        ctx.options, ctx.count = options, count
+        ctx.save_for_backward(x, *layers, inner)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, *layers, inner = ctx.saved_tensors
+        weights, biases = layers[: ctx.count], layers[ctx.count : 2 * ctx.count]
+        bounds = layers[2 * ctx.count :]
+        if torch.is_grad_enabled():  # it is to be differentiated again: of operations that can be
+            g_x, *gradients = _pull_plainly(x, weights, biases, grad, *ctx.options)
+        else:
+            g_x, flat = _run_backward(x, weights, biases, bounds, inner, grad, *ctx.options)
+            gradients = _split(flat, weights, biases)
+        return None, None, g_x, *gradients, *[None] * len(bounds)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weights, biases, bounds, *ctx.options, _ = inputs
+    ctx.sizes = len(weights), len(bounds)
+    ctx.save_for_backward(x, *weights, *biases, *bounds, output[1])
+
+
+def _pull(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    x, *saved, inner = ctx.saved_tensors
+    count, bounded = ctx.sizes
+    weights, biases, bounds = saved[:count], saved[count : 2 * count], saved[2 * count :]
+    g_x, flat = _backward(x, weights, biases, bounds, inner, grad.to(x.dtype), *ctx.options)
+    gradients = _split(flat, weights, biases)
+    return g_x, gradients[:count], gradients[count:], [None] * bounded, None, None, None, None
+
+
+torch.library.register_autograd("diffeo::perceptron", _pull, setup_context=_keep, lib=_LIBRARY)
+
+
+def _split(flat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
+    layers = (*weights, *biases)
+    return [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in layers]), layers, strict=True)]
+
+
+def _pull_plainly(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], grad: Tensor, name: str, enter: bool, planes: int
+) -> tuple[Tensor, ...]:
+    """What `_run_backward` finds, of operations with gradients of their own."""
+    inputs = [x, *weights, *biases]
+    with torch.enable_grad():
+        inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        h, count = inputs[0], len(weights)
+        for i in range(count):
+            h = F.linear(_activate(name, h) if i or enter else h, inputs[1 + i], inputs[1 + count + i])
+        out = h.T.unflatten(0, (-1, planes)).transpose(0, 1).flatten(0, 1)
+    return torch.autograd.grad(out, inputs, grad, create_graph=True)
+
+
+def _activate(name: str, x: Tensor) -> Tensor:
+    kind, *options = name.split()
+    return F.leaky_relu(x, float(options[0])) if kind == "leaky" else F.relu(x) if kind == "relu" else F.silu(x)
+
+
+class _Sizes(NamedTuple):
+    """What follows from the shapes of the weights."""
+
+    library: Any
+    widths: bytes
+    outputs: int
+    inner: int  # numbers that are kept for each row
+    total: int  # weights and biases
+    addresses: struct.Struct
+
+
+def _sizes(name: str, dtype: torch.dtype, weights: list[Tensor]) -> _Sizes:
+    return _find_sizes(name, dtype, weights[0].shape[1], *[w.shape[0] for w in weights])
+
+
+@cache
+def _find_sizes(name: str, dtype: torch.dtype, *widths: int) -> _Sizes:
+    library = _require(name, dtype)
+    count = len(widths) - 1
+    total = sum((a + 1) * b for a, b in pairwise(widths))
+    inner = sum(library.distance(width) for width in widths[1:-1])
+    return _Sizes(library, struct.pack(f"{count + 1}l", *widths), widths[-1], inner, total, struct.Struct(f"{count}P"))
+
+
+def _arguments(
+    sizes: _Sizes,
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    bounds: list[Tensor],
+    inner: Tensor,
+    enter: bool,
+) -> tuple:
+    """What both functions of the library take first; pointers stay valid as long as the tensors."""
+    pack = sizes.addresses.pack
+    return (
+        x.shape[0],
+        len(weights),
+        sizes.widths,
+        x.data_ptr(),
+        *x.stride(),
+        enter,
+        pack(*[w.data_ptr() for w in weights]),
+        pack(*[b.data_ptr() for b in biases]),
+        pack(*[b.data_ptr() for b in bounds]) if bounds else None,
+        inner.data_ptr(),
+    )
+
+
+def _threads(rows: int) -> int:
+    return max(1, min(torch.get_num_threads(), rows // SHARE))
+
+
+@torch.compiler.assume_constant_result
+def _is_available(name: str, dtype: torch.dtype) -> bool:
+    return _library(name, dtype) is not None
+
+
+def _require(name: str, dtype: torch.dtype) -> Any:
+    library = _library(name, dtype)
+    if library is None:
+        raise RuntimeError("perceptron: this model was compiled where there is a C compiler, and here is none")
+    return library
+
+
+@cache
+def _library(name: str, dtype: torch.dtype) -> Any:
+    """The library of an activation, or None where it cannot be made."""
+    compiler = find_compiler()
+    if compiler is None:
+        return None
+    kind, *options = name.split()
+    functions = FUNCTIONS.format(*(form.format(*options) for form in ACTIVATIONS[kind]))
+    source = resources.files("diffeo.nets").joinpath("perceptron.c").read_text()
+    try:
+        library = build(prelude(dtype) + functions + source, compiler)
+    except FAILURES:
+        logging.getLogger("diffeo").info("perceptrons could not be compiled", exc_info=True)
+        return None
+    long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
+    layers = [long, flag, pointer, pointer, long, long, flag, pointer, pointer, pointer, pointer]
+    library.forward.argtypes = [*layers, flag, pointer, long, flag]
+    library.backward.argtypes = [*layers, pointer, long, pointer, pointer, long, flag]
+    library.distance.argtypes, library.distance.restype = [long], long
+    return library
