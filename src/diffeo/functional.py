@@ -79,7 +79,7 @@ class _TracedPermutation(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
-        return x.index_select(-1, order)
+        return x.movedim(-1, 0).index_select(0, order).movedim(0, -1)  # laid out as scalar maps run
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

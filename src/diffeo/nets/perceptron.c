@@ -25,6 +25,7 @@
 typedef real vector __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
 #define V ((long)(BYTES / sizeof(real)))
 #define W (2 * V)       /* columns of a tile */
+#define LINE 16
 #define CACHE (1 << 15) /* numbers of one activation that a block of rows may have */
 
 static inline long least(long a, long b) { return a < b ? a : b; }
@@ -162,10 +163,11 @@ static real *memory(long n) {
 
 /* M rows of N numbers, whose rows are `xs` and columns `xk` apart; the rest of the last panel is zero */
 static void copy_rows(long M, long N, const real *x, long xs, long xk, real *y, long s) {
-  for (long m = 0; m < M; m++) {
-    for (long n = 0; n < N; n++) y[m * s + n] = x[m * xs + n * xk];
+  for (long m0 = 0; m0 < M; m0 += LINE) /* lines of the cache are read and written whole */
+    for (long n = 0; n < N; n++)
+      for (long m = m0; m < least(M, m0 + LINE); m++) y[m * s + n] = x[m * xs + n * xk];
+  for (long m = 0; m < M; m++)
     for (long n = N; n < whole(N, W); n++) y[m * s + n] = 0;
-  }
 }
 
 /* memory of the layers' panels, whose pointers it sets; `backward`: panels of inputs */
@@ -278,10 +280,10 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
   for (int l = 0; l < L; l++) pack_backward(layers + l);
   for (long row = begin; row < end; row += block) {
     const long M = least(block, end - row);
-    for (long m0 = 0; m0 < M; m0 += 16) /* lines of the cache are read and written whole */
+    for (long m0 = 0; m0 < M; m0 += LINE)
       for (long o = 0; o < outputs; o++) {
         const real *source = g_out + place(o, outputs, planes) * rows + row;
-        for (long m = m0; m < least(M, m0 + 16); m++) g[m * stride(outputs) + o] = source[m];
+        for (long m = m0; m < least(M, m0 + LINE); m++) g[m * stride(outputs) + o] = source[m];
       }
     for (int l = L - 1; l >= 0; l--) {
       const Layer *layer = layers + l;
@@ -314,11 +316,12 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
       if (l)
         pull(M, whole(layer->inputs, V), z, next, hs);
       else
-        for (long m = 0; m < M; m++)
-          for (long n = 0; n < layer->inputs; n++) {
-            const real at_x = enter ? slope(x[(row + m) * xs + n * xk]) : 1;
-            g_x[(row + m) * layer->inputs + n] = next[m * hs + n] * at_x;
-          }
+        for (long m0 = 0; m0 < M; m0 += LINE)
+          for (long n = 0; n < layer->inputs; n++)
+            for (long m = m0; m < least(M, m0 + LINE); m++) {
+              const real at_x = enter ? slope(x[(row + m) * xs + n * xk]) : 1;
+              g_x[n * rows + row + m] = next[m * hs + n] * at_x;
+            }
       real *swap = g;
       g = next, next = swap;
     }
@@ -326,7 +329,7 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
   return 0;
 }
 
-/* gradients from that of out: `g_x`, and in the first `total` numbers of `sums`, which has as many for each thread, those
+/* gradients from that of out: `g_x`, a column after the other, and in the first `total` numbers of `sums`, which has as many for each thread, those
    of all weights, then of all biases */
 int backward(long rows, int L, const long *widths, const real *x, long xs, long xk, int enter, const real *const *weights,
              const real *const *biases, const int *const *bounds, real *inner, const real *g_out, long planes,

@@ -23,6 +23,7 @@ from torch.autograd import forward_ad
 
 from diffeo.core.compiling import find_compiler, has_hooks
 from diffeo.core.native import FAILURES, TYPES, build, can_read, kernels_in_use, prelude
+from diffeo.functional import batch_inner
 
 WIDEST = 512  # units of a hidden layer; far wider ones are for libraries of matrix products
 SHARE = 64  # rows for which another thread pays
@@ -94,6 +95,7 @@ def perceptron(
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases))
     layers = rows, list(weights), list(biases), list(bounds)
     if torch.compiler.is_compiling():
+        layers = batch_inner(rows), *layers[1:]  # the layout in which scalar maps run, on both sides
         out, _ = _forward(*layers, name, enter, planes, keep)
     elif keep:
         out: Any = Perceptron.apply((name, enter, planes), len(weights), rows, *weights, *biases, *bounds)
@@ -150,7 +152,7 @@ def _run_backward(
     """The gradients of x and, one after the other, of all weights and all biases."""
     sizes = _sizes(name, x.dtype, weights)
     threads = _threads(x.shape[0])
-    g_x, sums = x.new_empty(x.shape), x.new_empty(threads * sizes.total)
+    g_x, sums = x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(threads * sizes.total)
     x, weights, biases = x.resolve_neg(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
     grad = grad.contiguous().resolve_neg()
     arguments = _arguments(sizes, x, weights, biases, bounds, inner, enter)
@@ -191,7 +193,7 @@ def _(
     enter: bool,
     planes: int,
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(_sizes(name, x.dtype, weights).total)
+    return x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(_sizes(name, x.dtype, weights).total)
 
 
 class Perceptron(torch.autograd.Function):
