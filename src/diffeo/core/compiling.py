@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -15,8 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+# what only other code would change, and costs small models a tenth of a call to check each time
+CODE = {"BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "MODULE_MATCH", "NOT_PRESENT_IN_GENERIC_DICT"}
+
+
+def _may_change(guards: Sequence[Any]) -> list[bool]:
+    """Which of the conditions of a compiled function to check at each call."""
+    return [not (g.guard_type in CODE or (g.guard_type == "DUPLICATE_INPUT" and g.is_global)) for g in guards]
+
+
 # A spline is one loop over scalars, but of more operations than Inductor joins by default.
-OPTIONS: dict[str, Any] = {"max_fusion_size": 10_000, "size_asserts": False}
+OPTIONS: dict[str, Any] = {"max_fusion_size": 10_000, "size_asserts": False, "guard_filter_fn": _may_change}
 _BOOKKEEPING = vars(nn.Module())
 
 

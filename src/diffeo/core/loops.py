@@ -94,8 +94,9 @@ def is_recording() -> bool:
 class Loop:
     """An elementwise function of tensors as a loop in C: compiled once for each dtype, for all sizes and threads.
 
-    Arguments are contiguous, of shape (n,), or (k, n) for k planes of numbers that belong to one scalar, which the
-    function takes apart by `unbind`; its results are of these shapes too, planes put together by `stack`. Where it
+    Arguments are contiguous, of one shape, or with a dim of size k before it for k planes of numbers that belong to one
+    scalar, which the function takes apart by `unbind`; its results are of these shapes too, planes put together by
+    `stack`. Where it
     cannot be compiled, `otherwise` runs. Libraries are kept on disk (`TORCHINDUCTOR_CACHE_DIR`, as Inductor's kernels).
     """
 
@@ -140,13 +141,16 @@ class Loop:
         call.restype = None
         call.argtypes = [ctypes.c_long, ctypes.c_int, *[ctypes.c_void_p] * (len(self.planes) + count)]
 
+        numbers = [k or 1 for k in self.planes]
+
         def run(*args: Tensor) -> tuple[Tensor, ...]:
-            n = args[0].shape[-1]
-            if any(t.numel() != n * (k or 1) for t, k in zip(args, self.planes, strict=True)):
+            first = args[0]
+            n = first.numel()
+            if [t.numel() for t in args] != [n * k for k in numbers]:
                 raise ValueError(f"Loop: sizes {[tuple(t.shape) for t in args]} do not belong together")
-            out = tuple(args[0].new_empty(*shape, n) for shape in shapes)
-            threads = max(1, min(torch.get_num_threads(), n // ROWS))
-            call(n, threads, *[t.data_ptr() for t in args], *[t.data_ptr() for t in out])
+            out = tuple([first.new_empty(shape + first.shape) if shape else torch.empty_like(first) for shape in shapes])
+            threads = 1 if n < 2 * ROWS else min(torch.get_num_threads(), n // ROWS)
+            call(n, threads, *[t.data_ptr() for t in (*args, *out)])
             return out
 
         return run

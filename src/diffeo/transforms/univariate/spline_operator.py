@@ -92,8 +92,7 @@ _operator, _backward_operator = torch.ops.diffeo.spline.default, torch.ops.diffe
 
 def _run(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, Tensor]:
     make = _loop if v.is_cpu and params.is_cpu and v.dtype == params.dtype and v.dtype in TYPES else _kernel
-    out, log = make(inverse, bins, *limits)(_row(v), _planes(params))
-    return out.view(v.shape), log.view(v.shape)
+    return make(inverse, bins, *limits)(_plain(v), _plain(params))
 
 
 def _run_backward(
@@ -101,8 +100,7 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor]:
     same = all(t.is_cpu and t.dtype == x.dtype for t in (x, params, grad, grad_log))
     make = _backward_loop if same and x.dtype in TYPES else _backward_kernel
-    g_x, g_params = make(inverse, bins, *limits)(_row(x), _planes(params), _row(grad), _row(grad_log))
-    return g_x.view(x.shape), g_params.view(params.shape)
+    return make(inverse, bins, *limits)(_plain(x), _plain(params), _plain(grad), _plain(grad_log))
 
 
 _LIBRARY.impl("spline", _run, "CompositeExplicitAutograd")
@@ -135,12 +133,19 @@ def _pull(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]
 torch.library.register_autograd("diffeo::spline", _pull, setup_context=_keep, lib=_LIBRARY)
 
 
-def _row(v: Tensor) -> Tensor:
-    return v.reshape(-1).contiguous().resolve_neg()  # what is flat already may still have gaps
+def _plain(t: Tensor) -> Tensor:
+    return t.contiguous().resolve_neg()
 
 
-def _planes(params: Tensor) -> Tensor:
-    return params.reshape(len(params), -1).contiguous().resolve_neg()
+def _flattened(kernel: Kernel) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The kernel for scalars of any shape."""
+
+    def run(v: Tensor, params: Tensor, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        rows = (t.reshape(-1).contiguous() for t in (v, *grads))  # what is flat already may still have gaps
+        first, second = kernel(next(rows), params.reshape(len(params), -1).contiguous(), *rows)
+        return first.view(v.shape), second.view(params.shape if grads else v.shape)
+
+    return run
 
 
 def _constants(limits: Limits) -> tuple[int, list[float]]:
@@ -167,13 +172,13 @@ def _backward_function(inverse: bool, limits: Limits) -> Callable[..., tuple[Ten
 
 
 @cache
-def _kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
-    return Kernel(_function(inverse, _limits(bins, *rest)), free=2, typical=SCALARS)
+def _kernel(inverse: bool, bins: int, *rest: float) -> Callable[..., tuple[Tensor, Tensor]]:
+    return _flattened(Kernel(_function(inverse, _limits(bins, *rest)), free=2, typical=SCALARS))
 
 
 @cache
-def _backward_kernel(inverse: bool, bins: int, *rest: float) -> Kernel:
-    return Kernel(_backward_function(inverse, _limits(bins, *rest)), free=4, typical=SCALARS)
+def _backward_kernel(inverse: bool, bins: int, *rest: float) -> Callable[..., tuple[Tensor, Tensor]]:
+    return _flattened(Kernel(_backward_function(inverse, _limits(bins, *rest)), free=4, typical=SCALARS))
 
 
 @cache
