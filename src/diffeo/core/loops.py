@@ -148,10 +148,10 @@ class Loop:
             n = first.numel()
             if [t.numel() for t in args] != [n * k for k in numbers]:
                 raise ValueError(f"Loop: sizes {[tuple(t.shape) for t in args]} do not belong together")
-            out = tuple([first.new_empty(shape + first.shape) if shape else torch.empty_like(first) for shape in shapes])
+            out = [first.new_empty(shape + first.shape) if shape else torch.empty_like(first) for shape in shapes]
             threads = 1 if n < 2 * ROWS else min(torch.get_num_threads(), n // ROWS)
             call(n, threads, *[t.data_ptr() for t in (*args, *out)])
-            return out
+            return tuple(out)
 
         return run
 

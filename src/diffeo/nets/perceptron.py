@@ -93,14 +93,13 @@ def perceptron(
     """
     rows = x.reshape(-1, x.shape[-1])
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases))
-    layers = rows, list(weights), list(biases), list(bounds)
     if torch.compiler.is_compiling():
-        layers = batch_inner(rows), *layers[1:]  # the layout in which scalar maps run, on both sides
-        out, _ = _forward(*layers, name, enter, planes, keep)
-    elif keep:
+        rows = batch_inner(rows)  # the layout in which scalar maps run
+    if keep:
         out: Any = Perceptron.apply((name, enter, planes), len(weights), rows, *weights, *biases, *bounds)
     else:
-        out, _ = _run(*layers, name, enter, planes, keep)
+        run = _forward if torch.compiler.is_compiling() else _run
+        out, _ = run(rows, list(weights), list(biases), list(bounds), name, enter, planes, False)
     params = out.unflatten(0, (planes, -1)).permute(2, 1, 0)
     return params.unflatten(0, x.shape[:-1]) if x.ndim > 1 else params.squeeze(0)
 
@@ -159,7 +158,7 @@ def _run_backward(
     results = grad.data_ptr(), planes, g_x.data_ptr(), sums.data_ptr(), sizes.total, threads
     if sizes.library.backward(*arguments, *results):
         raise MemoryError("perceptron: not enough memory for a block of rows")
-    return g_x, sums if threads == 1 else sums[: sizes.total].clone()
+    return g_x, sums[: sizes.total]
 
 
 _LIBRARY.impl("perceptron", _run, "CPU")
@@ -197,12 +196,10 @@ def _(
 
 
 class Perceptron(torch.autograd.Function):
-    """For uncompiled models: costs less for each call than the operator."""
-
     @staticmethod
     def forward(ctx: Any, options: tuple[str, bool, int], count: int, x: Tensor, *layers: Tensor) -> Tensor:
-        pieces = list(layers[:count]), list(layers[count : 2 * count]), list(layers[2 * count :])
-        out, inner = _run(x, *pieces, *options, True)
+        run = _forward if torch.compiler.is_compiling() else _run
+        out, inner = run(x, *_sort(layers, count), *options, True)
         ctx.options, ctx.count = options, count
         ctx.save_for_backward(x, *layers, inner)
         return out
@@ -210,32 +207,20 @@ class Perceptron(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, *layers, inner = ctx.saved_tensors
-        weights, biases = layers[: ctx.count], layers[ctx.count : 2 * ctx.count]
-        bounds = layers[2 * ctx.count :]
-        if torch.is_grad_enabled():  # it is to be differentiated again: of operations that can be
+        weights, biases, bounds = _sort(layers, ctx.count)
+        compiling = torch.compiler.is_compiling()
+        if torch.is_grad_enabled() and not compiling:  # it is to be differentiated again: of operations that can be
             g_x, *gradients = _pull_plainly(x, weights, biases, grad, *ctx.options)
         else:
-            g_x, flat = _run_backward(x, weights, biases, bounds, inner, grad, *ctx.options)
+            run = _backward if compiling else _run_backward
+            g_x, flat = run(x, weights, biases, bounds, inner, grad.to(x.dtype), *ctx.options)
             gradients = _split(flat, weights, biases)
         return None, None, g_x, *gradients, *[None] * len(bounds)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weights, biases, bounds, *ctx.options, _ = inputs
-    ctx.sizes = len(weights), len(bounds)
-    ctx.save_for_backward(x, *weights, *biases, *bounds, output[1])
-
-
-def _pull(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    x, *saved, inner = ctx.saved_tensors
-    count, bounded = ctx.sizes
-    weights, biases, bounds = saved[:count], saved[count : 2 * count], saved[2 * count :]
-    g_x, flat = _backward(x, weights, biases, bounds, inner, grad.to(x.dtype), *ctx.options)
-    gradients = _split(flat, weights, biases)
-    return g_x, gradients[:count], gradients[count:], [None] * bounded, None, None, None, None
-
-
-torch.library.register_autograd("diffeo::perceptron", _pull, setup_context=_keep, lib=_LIBRARY)
+def _sort(layers: Sequence[Tensor], count: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights, biases and bounds."""
+    return list(layers[:count]), list(layers[count : 2 * count]), list(layers[2 * count :])
 
 
 def _split(flat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:

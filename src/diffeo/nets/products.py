@@ -36,7 +36,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     # autograd derives its products from these layouts
     out = batch_inner(rows) @ weight.T.contiguous() if x.shape[-1] < NARROW else rows @ weight.T
-    return (out if bias is None else _plus(out, bias)).reshape(*x.shape[:-1], -1)
+    return (out if bias is None else _plus(out, bias)).reshape(*x.shape[:-1], len(weight))
 
 
 def scalar_params(x: Tensor, weight: Tensor, bias: Tensor, n_params: int) -> Tensor:

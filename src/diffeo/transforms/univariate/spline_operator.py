@@ -36,7 +36,7 @@ def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tup
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting() or v.dtype != params.dtype:
             return _direction(inverse)(v, params, limits)
-        return _operator(v, params, inverse, *_constants(limits))
+        return TracedSpline.apply(v, params, inverse, *_constants(limits))  # pyright: ignore[reportReturnType]
     return Spline.apply(v, params, inverse, limits)  # pyright: ignore[reportReturnType]
 
 
@@ -48,7 +48,7 @@ class Spline(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
+    def forward(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, ...]:
         if kernels_in_use() and can_read(v, params) and _loop(inverse, *limits).is_compiled(v.dtype):
             return _run(v, params, inverse, *_constants(limits))
         return _direction(inverse)(v, params, limits)
@@ -82,6 +82,25 @@ class Spline(torch.autograd.Function):
         return torch.func.vjp(pull, zero, zero)[1]((dv, dparams))
 
 
+class TracedSpline(torch.autograd.Function):
+    """What a compiler sees: two operators, without a gradient of their own that would cost each call of them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]
+    ) -> tuple[Tensor, Tensor]:
+        out, log = _operator(v, params, inverse, bins, limits)
+        ctx.constants = inverse, bins, limits
+        ctx.save_for_backward(out if inverse else v, params)
+        return out, log
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, params = ctx.saved_tensors
+        grads = grad.to(x.dtype), grad_log.to(x.dtype)
+        return *_backward_operator(x, params, *grads, *ctx.constants), None, None, None
+
+
 # not `torch.library.custom_op`, which checks every call for aliases
 _LIBRARY = torch.library.Library("diffeo", "FRAGMENT")
 _CONSTANTS = "bool inverse, int bins, float[] limits) -> (Tensor, Tensor)"
@@ -90,14 +109,14 @@ _LIBRARY.define(f"spline_backward(Tensor x, Tensor params, Tensor grad, Tensor g
 _operator, _backward_operator = torch.ops.diffeo.spline.default, torch.ops.diffeo.spline_backward.default
 
 
-def _run(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, Tensor]:
+def _run(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, ...]:
     make = _loop if v.is_cpu and params.is_cpu and v.dtype == params.dtype and v.dtype in TYPES else _kernel
     return make(inverse, bins, *limits)(_plain(v), _plain(params))
 
 
 def _run_backward(
     x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool, bins: int, limits: list[float]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     same = all(t.is_cpu and t.dtype == x.dtype for t in (x, params, grad, grad_log))
     make = _backward_loop if same and x.dtype in TYPES else _backward_kernel
     return make(inverse, bins, *limits)(_plain(x), _plain(params), _plain(grad), _plain(grad_log))
@@ -117,20 +136,6 @@ def _(
     x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool, bins: int, limits: list[float]
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), params.new_empty(params.shape)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    v, params, *ctx.constants = inputs
-    ctx.save_for_backward(output[0] if ctx.constants[0] else v, params)
-
-
-def _pull(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:
-    x, params = ctx.saved_tensors
-    g_v, g_params = _backward_operator(x, params, grad.to(x.dtype), grad_log.to(x.dtype), *ctx.constants)
-    return g_v, g_params, None, None, None
-
-
-torch.library.register_autograd("diffeo::spline", _pull, setup_context=_keep, lib=_LIBRARY)
 
 
 def _plain(t: Tensor) -> Tensor:

@@ -1,0 +1,202 @@
+"""Perceptrons in C: the numbers and gradients of the layers one by one, wherever they can run, and only there."""
+
+import pytest
+import torch
+from torch import nn
+
+import diffeo
+from diffeo.core import compiling
+from diffeo.nets import MADE, MLP, perceptron
+
+needs_compiler = pytest.mark.skipif(compiling.find_compiler() is None, reason="no C compiler here")
+NETS = {
+    "two layers": lambda c, a: MLP(5, 12, context=c, hidden=(40, 33), activation=a),
+    "one layer": lambda c, a: MLP(3, 6, context=c, hidden=(64,), activation=a),
+    "one unit": lambda c, a: MLP(1, 12, context=c, hidden=(1, 2), activation=a),
+    "of the context": lambda c, a: MLP(0, 12, context=c or 1, hidden=(20, 3), activation=a),
+    "masked": lambda c, a: MADE(7, 3, context=c, hidden=(50, 41, 37), order=[3, 1, 0, 2, 6, 5, 4], activation=a),
+    "masked, wide": lambda c, a: MADE(40, 2, context=c, hidden=(90, 90), activation=a),
+    "of one coordinate": lambda c, a: MADE(1, 3, context=c, hidden=(20, 20), activation=a),
+}
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "leaky": lambda: nn.LeakyReLU(0.1)}
+
+
+def make(name, context=0, activation="relu", dtype=torch.float64):
+    torch.manual_seed(0)
+    net = NETS[name](context, ACTIVATIONS[activation]).double()
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.5)
+    return net.to(dtype)
+
+
+def rows(net, n, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    x, context = (torch.randn(n, width, generator=generator, dtype=torch.float64) for width in (net.features, 2))
+    return x.to(dtype).requires_grad_(), context.to(dtype)[:, : net.context] if net.context else None
+
+
+def values_and_gradients(net, x, context):
+    params = net(x, context) if isinstance(net, MADE) else net(x, context, 3)
+    wanted = [x, *net.parameters()]
+    return [params, *torch.autograd.grad(params.sin().sum(), wanted, allow_unused=True, materialize_grads=True)]
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How often the C ran, forward and backward."""
+    counts = []
+    for name in ("_run", "_run_backward"):
+        run = getattr(perceptron, name)
+        monkeypatch.setattr(perceptron, name, lambda *args, run=run, name=name: counts.append(name) or run(*args))
+    return counts
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_values_and_gradients_are_those_of_the_layers(name, context, activation, runs):
+    net = make(name, context, activation)
+    for n in (0, 1, 7, 300):  # no row, a part of a tile, several threads
+        expected = values_and_gradients(net, *rows(net, n))
+        for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
+            runs.clear()
+            with diffeo.compiled_kernels():
+                found = values_and_gradients(make(name, context, activation, dtype), *rows(net, n, dtype))
+            assert runs == ["_run", "_run_backward"]
+            for a, b in zip(found, expected, strict=True):
+                assert a.shape == b.shape
+                assert (a - b).norm() <= tolerance * (1 + b.norm())
+        assert found[0].stride() == expected[0].stride()  # the layout that scalar maps read
+
+
+@needs_compiler
+def test_second_derivatives(runs):
+    net = make("two layers", activation="silu")
+    x, _ = rows(net, 5)
+
+    def curvature():
+        (slope,) = torch.autograd.grad(net(x).sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), [x, net.body[1].weight])
+
+    expected = curvature()
+    with diffeo.compiled_kernels():
+        found = curvature()
+    assert runs == ["_run", "_run_backward"]  # of the last gradient, which is not differentiated
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b)
+
+
+@needs_compiler
+def test_inputs_of_any_layout():
+    net = make("two layers")
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        inner = x.movedim(-1, 0).contiguous().movedim(0, -1)
+        for view in (x, inner, x.transpose(0, 1), x[::2], x[0, 0], x[:1, :1].expand(4, 3, 5)):
+            expected = net(view, None, 3)
+            with diffeo.compiled_kernels():
+                assert torch.allclose(net(view, None, 3), expected)
+
+
+@needs_compiler
+def test_what_is_not_finite_stays_so():
+    net = make("two layers")
+    x = torch.zeros(3, 5, dtype=torch.float64)
+    x[1, 2] = float("nan")
+    with diffeo.compiled_kernels():
+        assert net(x).isnan().any(1).tolist() == [False, True, False]
+
+
+@needs_compiler
+def test_products_that_masks_leave_out_need_no_finite_weights():
+    """What the bounds exclude is not read, so the time of a masked product does not depend on its zeros."""
+    x, weight, bias = torch.randn(9, 64), torch.randn(48, 64), torch.zeros(48)
+    weight[:16, 20:] = float("nan")
+    first = torch.tensor([[0] * 48, [20] * 16 + [64] * 32], dtype=torch.int32)
+    second = torch.tensor([[0] * 48, [48] * 48], dtype=torch.int32)
+    layers = [weight, torch.eye(48)], [bias, bias], [first, second]
+    out, _ = perceptron._run(x, *layers, "relu", False, 1, False)
+    assert out.isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "net",
+    [
+        MLP(3, 6, residual=True),
+        MLP(3, 6, layer_norm=True),
+        MLP(3, 6, dropout=0.5),
+        MLP(3, 6, activation=nn.Tanh),
+        MLP(3, 6, hidden=(600, 600)),
+        MLP(3, 6, hidden=()),
+        MADE(3, 2, residual=True),
+        MADE(3, 2, dropout=0.5),
+        MADE(3, 2, hidden=()),
+    ],
+    ids=lambda net: repr(net)[:4],
+)
+def test_other_nets_run_layer_by_layer(net, runs):
+    with diffeo.compiled_kernels():
+        net(torch.randn(5, 3))
+    assert not runs
+
+
+@needs_compiler
+def test_hooks_of_layers_run(runs):
+    net = make("two layers")
+    seen = []
+    handle = net.body[1].register_forward_hook(lambda *_: seen.append(1))
+    with diffeo.compiled_kernels():
+        net(rows(net, 3)[0])
+        assert seen == [1]
+        assert not runs
+        handle.remove()
+        net(rows(net, 3)[0])
+        assert runs == ["_run"]
+
+
+@needs_compiler
+def test_other_numbers_and_derivatives_are_left_to_the_layers(runs):
+    net = make("two layers")
+    x, _ = rows(net, 4)
+    with diffeo.compiled_kernels():
+        jacobian = torch.func.vmap(torch.func.jacrev(net))(x.detach())
+        assert jacobian.shape == (4, 12, 5)
+        torch.func.jvp(net, (x.detach(),), (x.detach(),))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            net.float()(x.detach().float())
+        net.bfloat16()(x.detach().bfloat16())
+    assert not runs
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["realnvp", "maf"])
+def test_compiled_flows_run_them(recipe, runs):
+    torch.manual_seed(0)
+    flow = getattr(diffeo, recipe)(5, context=2, layers=2, hidden=(32, 32))
+    for p in flow.parameters():
+        nn.init.normal_(p, std=0.2)
+    x, context = torch.randn(200, 5), torch.randn(200, 2)
+    expected = flow(x, context)
+    wanted = torch.autograd.grad(expected.mean(), list(flow.parameters()))
+    flow.compile()
+    for n in (200, 60):
+        runs.clear()
+        assert torch.allclose(flow(x[:n], context[:n]), expected[:n], atol=1e-4)
+    found = torch.autograd.grad(flow(x, context).mean(), list(flow.parameters()))
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_without_a_compiler_layers_run(monkeypatch, runs):
+    monkeypatch.setattr(perceptron, "find_compiler", lambda: None)
+    perceptron._library.cache_clear()
+    try:
+        net = make("two layers")
+        with diffeo.compiled_kernels():
+            net(rows(net, 3)[0])
+        assert not runs
+    finally:
+        perceptron._library.cache_clear()
