@@ -45,6 +45,7 @@ FORMS = {
     "softplus": "softplus({0})",
     "sqrt": "SQRT({0})",
     "sub": "{0} - {1}",
+    "tanh": "tangent({0})",
     "where": "{0} ? {1} : {2}",
 }
 FILE = """\
@@ -58,6 +59,13 @@ static inline real clamp(real x, real low, real high) { return x < low ? low : x
 static inline real softplus(real x) {
   const real e = EXP(x > 20 ? 20 : x), u = 1 + e;
   return x > 20 ? x : LOG(u) + (e - (u - 1)) / u;
+}
+
+/* by m = exp(y) - 1, with the bits that the difference loses (Kahan) */
+static inline real tangent(real x) {
+  const real y = -2 * FABS(x), u = EXP(y), m = u == 1 ? y : u == 0 ? -1 : (u - 1) * y / LOG(u);
+  const real positive = -m / (2 + m);
+  return x < 0 ? -positive : positive;
 }
 
 static void part(long n, long begin, long end, %(signature)s) {
@@ -216,10 +224,13 @@ class _Recorder(TorchDispatchMode):
                 self._name(t, self._line("real", plane))
         elif name == "stack":
             self._name(out, [str(self.names[id(t)]) for t in args[0]])
-        elif name == "detach":
+        elif name in ("detach", "permute", "expand"):  # the same numbers, wherever they lie
             self._name(out, self.names[id(args[0])])
-        elif name in ("zeros_like", "full_like", "scalar_tensor"):
-            value = {"zeros_like": 0, "full_like": args[-1], "scalar_tensor": args[0]}[name]
+        elif name == "squeeze" and isinstance(self.names[id(args[0])], list):  # of a single plane
+            (plane,) = self.names[id(args[0])]
+            self._name(out, self._line("real", plane))
+        elif name in ("new_zeros", "zeros_like", "full_like", "scalar_tensor"):
+            value = {"full_like": args[-1], "scalar_tensor": args[0]}.get(name, 0)
             self._name(out, "0" if out.dtype == torch.bool else _literal(value))
         elif name in FORMS and kwargs in (None, {}) and len(args) == len(set(re.findall(r"\{\d\}", FORMS[name]))):
             values = [str(self.names[id(a)]) if isinstance(a, Tensor) else _literal(a) for a in args]

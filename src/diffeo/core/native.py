@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -53,6 +54,11 @@ int omp_get_num_threads(void);
 #endif
 """
 _state = threading.local()
+
+
+def tiles() -> str:
+    """Matrix products of any small sizes (`tiles.c`), to be written after the prelude."""
+    return resources.files("diffeo.core").joinpath("tiles.c").read_text()
 
 
 def prelude(dtype: torch.dtype) -> str:

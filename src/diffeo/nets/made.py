@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from diffeo.core import SHORT, Incremental
 from diffeo.core.compiling import has_hooks, signature
@@ -88,6 +88,7 @@ class MADE(Incremental):
 
     has_adjoint = True
     rows1: Tensor
+    ready: Tensor
 
     def __init__(
         self,
@@ -148,6 +149,9 @@ class MADE(Incremental):
         self.dropout = nn.Dropout(dropout)
         # slices[i][d]: how many units of layer i can be computed at step d
         self._slices = [torch.searchsorted(ready[k], torch.arange(features), right=True).tolist() for k in widths]
+        # ready[i, d]: how many rows of layer i can be computed before step d
+        steps = [[self._ready(i, d - 1) for d in range(features + 1)] for i in range(len(self.layers))]
+        self.register_buffer("ready", torch.tensor(steps), persistent=False)
         units = int(BLOCK_UNITS * (2 / max(2, len(widths))) ** 0.5)  # compiling takes its square, times the layers
         block = min(features, LONGEST_BLOCK, max(1, units * features // max(hidden, default=1)))
         self._set_block(features if features <= SHORT else block)
@@ -166,18 +170,23 @@ class MADE(Incremental):
 
     def _run_whole(self, x: Tensor, context: Context) -> Tensor | None:
         """The net as one operation, where it can run so."""
-        layers = self._stack()
-        parts = perceptron.take_apart([m for layer in layers[1:] for m in (self.activation, self.dropout, layer)])
-        if parts is None or self.residual:
+        name, layers = self.plain_activation(), self._stack()
+        if name is None:
             return None
         enters = self.from_context is not None or has_hooks(layers[0])
         used = range(1 if enters else 0, len(layers))
         weights, biases = [layers[i].masked for i in used], [layers[i].bias for i in used]
-        if not perceptron.can_run(parts[0], x, weights):
+        if not perceptron.can_run(name, x, weights):
             return None
         bounds = [getattr(self, f"bounds{i}") for i in used]
         h = self._enter(x, context) if enters else permute_last(x, self.order, self.rank)
-        return perceptron.perceptron(parts[0], h, weights, biases, bounds, enter=enters, planes=self.n_params)
+        return perceptron.perceptron(name, h, weights, biases, bounds, enter=enters, planes=self.n_params)
+
+    def plain_activation(self) -> str | None:
+        """What `perceptron` calls the activation, if after the first layer nothing else stands between the layers."""
+        between = [m for layer in self._stack()[1:] for m in (self.activation, self.dropout, layer)]
+        parts = None if self.residual else perceptron.take_apart(between)
+        return None if parts is None else parts[0]
 
     def _pass(self, x: Tensor, context: Context, dropout: nn.Module) -> tuple[Tensor, list[Tensor]]:
         """Parameters, and the pre-activations of the hidden layers."""
@@ -198,10 +207,7 @@ class MADE(Incremental):
         return h
 
     def start(self, z: Tensor, context: Context = None) -> MADEState:
-        c = None
-        if self.from_context is not None:
-            c = self.from_context(require_context(context, self.context, "MADE"))
-            c = c.expand(*z.shape[:-1], -1).reshape(-1, c.shape[-1]).T
+        c = self.from_context_by_unit(z.shape[:-1], context)
         layers = []
         for i, layer in enumerate(self._stack()):
             columns, there, rows = (getattr(self, name) for name in (f"rows{i}", f"there{i}", f"rows{i + 1}"))
@@ -212,6 +218,13 @@ class MADE(Incremental):
             layers.append((weight.unbind(), near.unbind(), bias.unbind()))
         nothing = z.reshape(-1, self.features).T[:0]
         return MADEState(c, tuple(layers), (nothing,) * len(layers))
+
+    def from_context_by_unit(self, batch: Size, context: Context) -> Tensor | None:
+        """What the context adds to the units of the first layer, (units, rows), if anything."""
+        if self.from_context is None:
+            return None
+        c = self.from_context(require_context(context, self.context, "MADE"))
+        return c.expand(*batch, -1).reshape(-1, c.shape[-1]).T
 
     def look_ahead(
         self, d: int, x_block: Tensor | None, found: tuple[Tensor, ...] | None, state: MADEState

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from diffeo.core.compiling import find_compiler, has_hooks
-from diffeo.core.native import FAILURES, TYPES, build, can_read, kernels_in_use, prelude
+from diffeo.core.native import FAILURES, TYPES, build, can_read, kernels_in_use, prelude, tiles
 from diffeo.functional import batch_inner
 
 WIDEST = 512  # units of a hidden layer; far wider ones are for libraries of matrix products
@@ -46,6 +46,12 @@ def describe(activation: nn.Module) -> str | None:
     if type(activation) is nn.LeakyReLU:
         return f"leaky {float(activation.negative_slope)!r}"
     return {nn.ReLU: "relu", nn.SiLU: "silu"}.get(type(activation))
+
+
+def activation_source(name: str) -> str:
+    """`value` and `slope` of the activation, in C."""
+    kind, *options = name.split()
+    return FUNCTIONS.format(*(form.format(*options) for form in ACTIVATIONS[kind]))
 
 
 def take_apart(modules: Iterable[nn.Module]) -> tuple[str, list[nn.Linear]] | None:
@@ -318,11 +324,9 @@ def _library(name: str, dtype: torch.dtype) -> Any:
     compiler = find_compiler()
     if compiler is None:
         return None
-    kind, *options = name.split()
-    functions = FUNCTIONS.format(*(form.format(*options) for form in ACTIVATIONS[kind]))
     source = resources.files("diffeo.nets").joinpath("perceptron.c").read_text()
     try:
-        library = build(prelude(dtype) + functions + source, compiler)
+        library = build(prelude(dtype) + tiles() + activation_source(name) + source, compiler)
     except FAILURES:
         logging.getLogger("diffeo").info("perceptrons could not be compiled", exc_info=True)
         return None

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from diffeo.core import SHORT, Incremental, Transform, Univariate
 from diffeo.core.compiling import Kernel, compiled, signature
+from diffeo.core.native import kernels_in_use
 from diffeo.functional import (
     Context,
     MappedVector,
@@ -28,6 +29,7 @@ from diffeo.functional import (
     sum_event,
     visible,
 )
+from diffeo.transforms import autoregressive_kernel
 
 
 class Autoregressive(Transform):
@@ -157,6 +159,10 @@ class Autoregressive(Transform):
             if ((back - z).abs() <= self.tolerance * (1 + z.abs())).all():
                 return x.expand_as(back), -logdet
             x = following
+        if kernels_in_use() or self._compiled_sweep is not None:
+            found = autoregressive_kernel.invert(self.net, self.univariate, z, context)
+            if found is not None:
+                return found
         return (self._compiled_run or self._run)(z, context)
 
     def _sweep(self, x: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,74 @@
+/* Small matrix products whose sums stay in registers, and memory of a thread. Written before it: `real`. */
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+/* rows of a tile: its 2 T sums, two vectors and one number stay in registers */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define T 12
+#define EACH(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
+#else
+#define T 6
+#define EACH(X) X(1) X(2) X(3) X(4) X(5) X(6)
+#endif
+typedef real vector __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
+#define V ((long)(BYTES / sizeof(real)))
+#define W (2 * V)       /* columns of a tile */
+
+static inline long least(long a, long b) { return a < b ? a : b; }
+static inline long most(long a, long b) { return a > b ? a : b; }
+static inline long whole(long n, long unit) { return (n + unit - 1) / unit * unit; }
+
+/* c[m][n] = base[m][n] + sum over k of a[m][k] b[k][n], for few rows and `columns` vectors; `flip`: of a[k][m] */
+#define TILE(rows, columns, flip, name)                                                                  \
+  static void name(long K, const real *a, long s, const real *b, const real *base, long bs, real *c, long cs) { \
+    vector sum[rows][columns];                                                                           \
+    for (int i = 0; i < rows; i++)                                                                       \
+      for (int j = 0; j < columns; j++) sum[i][j] = (vector){0};                                         \
+    for (long k = 0; k < K; k++) {                                                                       \
+      vector right[columns];                                                                             \
+      for (int j = 0; j < columns; j++) right[j] = *(const vector *)(b + k * W + j * V);                 \
+      for (int i = 0; i < rows; i++) {                                                                   \
+        const real left = flip ? a[k * s + i] : a[i * s + k];                                            \
+        for (int j = 0; j < columns; j++) sum[i][j] += left * right[j];                                  \
+      }                                                                                                  \
+    }                                                                                                    \
+    for (int i = 0; i < rows; i++)                                                                       \
+      for (int j = 0; j < columns; j++)                                                                  \
+        *(vector *)(c + i * cs + j * V) = *(const vector *)(base + i * bs + j * V) + sum[i][j];          \
+  }
+#define TILES(rows)                   \
+  TILE(rows, 1, 0, one##rows)         \
+  TILE(rows, 2, 0, two##rows)         \
+  TILE(rows, 1, 1, one_flipped##rows) \
+  TILE(rows, 2, 1, two_flipped##rows)
+EACH(TILES)
+typedef void (*Tile)(long, const real *, long, const real *, const real *, long, real *, long);
+static const real zeros[W];
+#define NAMES(rows) {{one##rows, one_flipped##rows}, {two##rows, two_flipped##rows}},
+static const Tile tiles[T][2][2] = {EACH(NAMES)};
+
+/* c = base + a b for one panel b of at most W columns: b[k][n] at b + k W + n; `bs` is 0 for a base of one row */
+static void panel(long M, long N, long K, const real *a, long as, int flip, const real *b, const real *base, long bs,
+                  real *c, long cs) {
+  for (long m = 0; m < M; m += T)
+    tiles[least(T, M - m) - 1][N > V][flip](K, a + (flip ? m : m * as), as, b, base + m * bs, bs, c + m * cs, cs);
+}
+
+/* at least n numbers that the thread has to itself until it asks again, or 0 where there are not so many */
+static real *memory(long n) {
+  static __thread real *here = 0;
+  static __thread long size = 0;
+  if (n > size) {
+    free(here);
+    size = n;
+    if (posix_memalign((void **)&here, 64, n * sizeof(real))) here = 0, size = 0;
+  }
+  return here;
+}

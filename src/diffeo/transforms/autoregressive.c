@@ -1,0 +1,84 @@
+/* The inverse of an autoregressive layer with a masked perceptron: coordinate after coordinate, each unit once.
+
+   Written before it: tiles.c, `value(x)`, the activation, and `part`, the inverse of the scalar map for numbers
+   [begin, end) of n: given z and n parameters after n others, x and the log-slope. A thread takes as many rows through
+   all steps as its cache has room for the units of; W rows lie side by side. */
+#define CACHE (1 << 15) /* numbers of all units that a block of rows may have */
+
+static int invert_part(long rows, long first, long end, long D, int L, const long *widths, const long *ready,
+                       const real *const *weights, const real *const *biases, const real *context, const real *z,
+                       long zs, long zk, const long *order, real *x, real *logdet) {
+  const long count = widths[L] / D;
+  long units = 0, all = 0; /* of the coordinates and hidden layers; of the hidden layers and outputs */
+  for (int l = 0; l < L; l++) units += widths[l], all += widths[l + 1];
+  const long share = whole(end - first, W) / W, panels = most(1, least(share, CACHE / (units * W))), B = panels * W;
+  real *at = memory(all * W + (units + count + 4) * B);
+  if (!at) return 1;
+  real *base[L], *inner[L]; /* biases, for W rows; what goes into each layer */
+  for (int l = 0; l < L; l++) {
+    base[l] = at, at += widths[l + 1] * W;
+    for (long o = 0; o < widths[l + 1]; o++)
+      for (long i = 0; i < W; i++) base[l][o * W + i] = biases[l][o];
+  }
+  for (int l = 0; l < L; l++) inner[l] = at, at += widths[l] * B;
+  real *params = at, *here = params + count * B, *found = here + B, *slopes = found + B, *sum = slopes + B;
+  for (long row = first; row < end; row += B) {
+    const long M = least(B, end - row), used = whole(M, W) / W;
+    for (long i = 0; i < B; i++) sum[i] = here[i] = 0;
+    for (long d = 0; d < D; d++) {
+      for (int l = 0; l < L; l++) {
+        const long from = ready[l * (D + 1) + d], to = ready[l * (D + 1) + d + 1];
+        const long K = l ? ready[(l - 1) * (D + 1) + d + 1] : d;
+        for (long p = 0; p < used; p++) {
+          const real *in = inner[l] + p * widths[l] * W;
+          if (l == L - 1) {
+            panel(to - from, W, K, weights[l] + from * widths[l], widths[l], 0, in, base[l] + from * W, W,
+                  params + p * W, B);
+            continue;
+          }
+          real *out = inner[l + 1] + (p * widths[l + 1] + from) * W;
+          panel(to - from, W, K, weights[l] + from * widths[l], widths[l], 0, in, base[l] + from * W, W, out, W);
+          if (l == 0 && context)
+            for (long o = from; o < to; o++)
+              for (long i = 0; i < least(W, M - p * W); i++)
+                out[(o - from) * W + i] += context[o * rows + row + p * W + i];
+#ifdef _OPENMP
+#pragma omp simd
+#endif
+          for (long i = 0; i < (to - from) * W; i++) out[i] = value(out[i]);
+        }
+      }
+      for (long i = 0; i < M; i++) here[i] = z[(row + i) * zs + order[d] * zk];
+      part(B, 0, used * W, here, params, found, slopes);
+      for (long p = 0; p < used; p++)
+        for (long i = 0; i < W; i++) inner[0][(p * widths[0] + d) * W + i] = found[p * W + i];
+      for (long i = 0; i < M; i++) x[order[d] * rows + row + i] = found[i], sum[i] += slopes[i];
+    }
+    for (long i = 0; i < M; i++) logdet[row + i] = sum[i];
+  }
+  return 0;
+}
+
+/* x, a coordinate after the other, and the log-det of the inverse, from z, whose rows are `zs` and coordinates `zk` apart.
+
+   `widths` holds D, those of the hidden layers, and that of the output. `ready` holds, for each layer, how many of its
+   units can be computed before step 0, 1, … and after the last. `context`, if given, is added to the first layer, a
+   unit after the other. `order[d]` is the coordinate of step d. Returns 0, or 1 where there is not enough memory. */
+int invert(long rows, long D, int L, const long *widths, const long *ready, const real *const *weights,
+           const real *const *biases, const real *context, const real *z, long zs, long zk, const long *order, real *x,
+           real *logdet, int threads) {
+  int failed = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
+#endif
+  {
+    long k = 0, count = 1;
+#ifdef _OPENMP
+    k = omp_get_thread_num(), count = omp_get_num_threads();
+#endif
+    const long size = whole((rows + count - 1) / count, W), first = least(rows, k * size);
+    failed = invert_part(rows, first, least(rows, first + size), D, L, widths, ready, weights, biases, context, z, zs,
+                         zk, order, x, logdet);
+  }
+  return failed;
+}
