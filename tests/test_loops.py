@@ -7,6 +7,7 @@ import torch
 
 import diffeo
 from diffeo.core import compiling, loops, native
+from diffeo.training import compiling as plan_compiling
 from diffeo.transforms.univariate import spline_operator
 from diffeo.transforms.univariate.spline_kernel import Limits
 
@@ -94,6 +95,7 @@ def test_second_derivatives_and_wrapped_tensors_are_left_to_the_uncompiled_kerne
 
 @needs_compiler
 def test_a_fit_runs_loops_unless_told_not_to(monkeypatch):
+    monkeypatch.setattr(plan_compiling, "SHORT", 0.5)  # this fit is long enough by prediction
     calls = []
     run = spline_operator._run
     monkeypatch.setattr(spline_operator, "_run", lambda *args: calls.append(1) or run(*args))
@@ -102,7 +104,6 @@ def test_a_fit_runs_loops_unless_told_not_to(monkeypatch):
         torch.manual_seed(0)
         flows.append(diffeo.nsf(3, layers=2, hidden=(64, 64)))
         x = torch.randn(2000, 3, generator=torch.Generator().manual_seed(1))
-        # long enough a fit to be worth it by prediction
         assert diffeo.fit(flows[-1], x, validation=0, steps=1000, batch_size=512, compile=compile, time_limit=2).steps
         assert bool(calls) == (compile == "auto")
     assert not native.kernels_in_use()

@@ -86,7 +86,7 @@ def compiled_kernels(use: bool = True) -> Iterator[None]:
     Args:
         use: False has the opposite effect, within a block that has it.
 
-    Cost: half a second of compiling, the first time on a machine.
+    Cost: two or three seconds of compiling, the first time on a machine.
 
     >>> import torch, diffeo
     >>> flow = diffeo.nsf(2)

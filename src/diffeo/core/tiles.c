@@ -1,4 +1,5 @@
 /* Small matrix products whose sums stay in registers, and memory of a thread. Written before it: `real`. */
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,7 +20,7 @@
 #endif
 typedef real vector __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
 #define V ((long)(BYTES / sizeof(real)))
-#define W (2 * V)       /* columns of a tile */
+#define W (2 * V) /* columns of a tile */
 
 static inline long least(long a, long b) { return a < b ? a : b; }
 static inline long most(long a, long b) { return a > b ? a : b; }
@@ -61,14 +62,21 @@ static void panel(long M, long N, long K, const real *a, long as, int flip, cons
     tiles[least(T, M - m) - 1][N > V][flip](K, a + (flip ? m : m * as), as, b, base + m * bs, bs, c + m * cs, cs);
 }
 
-/* at least n numbers that the thread has to itself until it asks again, or 0 where there are not so many */
+static pthread_key_t kept;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static void make_kept(void) { pthread_key_create(&kept, free); }
+
+/* n numbers that the thread has to itself until it asks again, or 0 where there are not so many; it keeps what it had,
+   since new pages cost more than small products */
 static real *memory(long n) {
-  static __thread real *here = 0;
-  static __thread long size = 0;
-  if (n > size) {
+  const long bytes = 64 + n * sizeof(real);
+  pthread_once(&once, make_kept);
+  long *here = pthread_getspecific(kept);
+  if (!here || here[0] < bytes) {
     free(here);
-    size = n;
-    if (posix_memalign((void **)&here, 64, n * sizeof(real))) here = 0, size = 0;
+    if (posix_memalign((void **)&here, 64, bytes)) here = 0;
+    if (here) here[0] = bytes;
+    pthread_setspecific(kept, here);
   }
-  return here;
+  return here ? (real *)((char *)here + 64) : 0;
 }

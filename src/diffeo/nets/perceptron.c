@@ -5,7 +5,8 @@
    Weights have shape (out, in); `from` and `to` of each output, where given, bound the inputs whose weights may differ
    from zero. */
 #define LINE 16
-#define CACHE (1 << 15) /* numbers of one activation that a block of rows may have */
+#define CACHE (1 << 15) /* numbers of one activation that a block of rows may have, */
+#define FEWEST 48       /* but for blocks of so few rows that weights would come and go for little */
 
 /* between rows; odd in lines of the cache, so that columns do not fall on one another */
 static inline long stride(long n) { return whole(n, W) + (whole(n, W) / W % 2 ? 0 : W); }
@@ -17,7 +18,7 @@ typedef struct {
   real *inner;  /* what comes out of it for all rows, `stride(outputs)` apart, where it is kept */
   real *packed; /* weights by panel, each from `low` to `high`; before a backward pass not transposed */
   long *low, *high;
-  real *start;
+  real *start; /* biases, then zeros */
 } Layer;
 
 /* panels of weight' for the products that go forward, a panel for each W outputs */
@@ -86,7 +87,7 @@ static inline long place(long o, long outputs, long planes) { return o % planes 
 
 /* rows of blocks of about equal size */
 static long block_rows(long rows, long widest) {
-  const long limit = most(T, CACHE / stride(widest)), count = (rows + limit - 1) / limit;
+  const long limit = most(FEWEST, CACHE / stride(widest)), count = (rows + limit - 1) / limit;
   return count ? whole((rows + count - 1) / count, T) : T;
 }
 
@@ -172,9 +173,8 @@ static int forward_part(long rows, long begin, long end, int L, Layer *layers, c
 long distance(long width) { return stride(width); }
 
 /* out = the perceptron at x, whose rows are `xs` and columns `xk` apart; `enter`: x goes through the activation first.
-   `keep`: `inner` receives what
-   goes into the other activations, one layer after the other. Output o of row m lies at `place(o)` rows + m.
-   Returns 0, or 1 where there is not enough memory. */
+   `keep`: `inner` receives what goes into the other activations, one layer after the other. Output o of row m lies at
+   `place(o)` rows + m. Returns 0, or 1 where there is not enough memory. */
 int forward(long rows, int L, const long *widths, const real *x, long xs, long xk, int enter, const real *const *weights,
             const real *const *biases, const int *const *bounds, real *inner, int keep, real *out, long planes,
             int threads) {
@@ -258,8 +258,8 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
   return 0;
 }
 
-/* gradients from that of out: `g_x`, a column after the other, and in the first `total` numbers of `sums`, which has as many for each thread, those
-   of all weights, then of all biases */
+/* Gradients from that of out: `g_x`, a column after the other, and in the first `total` numbers of `sums`, which has as
+   many for each thread, those of all weights, then of all biases. */
 int backward(long rows, int L, const long *widths, const real *x, long xs, long xk, int enter, const real *const *weights,
              const real *const *biases, const int *const *bounds, real *inner, const real *g_out, long planes,
              real *g_x, real *sums, long total, int threads) {

@@ -15,7 +15,7 @@ from diffeo.training.plan import Plan
 # floating-point operations a second of an uncompiled step: two cores do so many, a GPU some fifty times more
 RATE = {"cpu": 2e10}
 ELSEWHERE = 1e12
-SHORT = 1.0  # seconds: a loop in C takes half of one to compile, the first time
+SHORT = 5.0  # seconds: C takes two or three to compile, the first time on a machine
 LONG = 240.0  # seconds: a cold compiler takes up to a minute or two, and compiled steps less than half the time
 
 
