@@ -74,14 +74,15 @@ def kernels_in_use() -> bool:
 
 @contextmanager
 def compiled_kernels(use: bool = True) -> Iterator[None]:
-    """Uncompiled flows within run their splines and perceptrons in compiled C, on the CPU.
+    """Uncompiled flows within run splines, conditioners and autoregressive inverses in compiled C, on the CPU.
 
-    Not the splines that rows share, nor residual, normalised or randomly dropping perceptrons, or such of more than 512
-    units in a layer, or with other activations than ReLU, LeakyReLU and SiLU.
+    Not splines that rows share; nor conditioners that are residual, normalise or drop units, have more than 512 of
+    them in a layer, or other activations than ReLU, LeakyReLU and SiLU; nor inverses of scalar maps that search.
 
-    What `fit` does unless told `compile=False`, for loops of one's own. Results agree with those of uncompiled kernels
-    up to rounding. Only this thread is concerned. Tensors that `torch.func` wraps, second derivatives, other devices
-    and dtypes than float32 and float64 are left to the uncompiled kernels, as is everything without a C compiler.
+    What `fit` does in all but short fits, unless told `compile=False`, for loops of one's own. Results agree with those
+    of uncompiled kernels up to rounding. Only this thread is concerned. Tensors that `torch.func` wraps, second
+    derivatives, other devices and dtypes than float32 and float64 are left to the uncompiled kernels, as is everything
+    without a C compiler.
 
     Args:
         use: False has the opposite effect, within a block that has it.

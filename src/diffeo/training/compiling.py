@@ -32,7 +32,7 @@ def wants_compile(compile: bool | str, plan: Plan, parameters: Iterable[Tensor],
 
 
 def wants_loops(compile: bool | str, plan: Plan, parameters: Iterable[Tensor], device: str, world: int) -> bool:
-    """Whether to run elementwise kernels as loops in C: "auto" does so in all but the shortest fits."""
+    """Whether to run splines and conditioners in C: "auto" does so in all but the shortest fits."""
     return bool(compile) and (compile is True or predicted_seconds(plan, parameters, device, world) > SHORT)
 
 

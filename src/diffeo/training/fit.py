@@ -75,8 +75,8 @@ def fit(
         clip: largest gradient norm.
         average: decay of the weight average, in [0, 1).
         compile: compile the training step (needs a C++ compiler): True, False, or "auto" for long fits. Flows that a
-            compiler cannot follow, such as continuous ones, run eagerly. Unless False, fits predicted to take a second
-            run compiled spline kernels on CPUs (`compiled_kernels`).
+            compiler cannot follow, such as continuous ones, run eagerly. Unless False, fits predicted to take five
+            seconds run splines and conditioners in C on CPUs (`compiled_kernels`).
         accelerator, devices, strategy, precision: as in Lightning Fabric; `devices="auto"` is one, or all that
             `torchrun` started.
         seed: of split, batches and dropout.
