@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
@@ -72,6 +72,20 @@ def permute_last(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
     """
     function = _TracedPermutation if torch.compiler.is_compiling() else Permutation
     return function.apply(x, order, back)  # pyright: ignore
+
+
+def split_last(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """The parts of x of these sizes along its last dim."""
+    if not torch.compiler.is_compiling():
+        return x.split(sizes, -1)
+    return [part.movedim(0, -1) for part in x.movedim(-1, 0).split(sizes)]  # gradients laid out as scalar maps run
+
+
+def cat_last(*parts: Tensor) -> Tensor:
+    """The parts one after the other along the last dim."""
+    if not torch.compiler.is_compiling():
+        return torch.cat(parts, -1)
+    return torch.cat([part.movedim(-1, 0) for part in parts]).movedim(0, -1)  # laid out as scalar maps run
 
 
 class _TracedPermutation(torch.autograd.Function):

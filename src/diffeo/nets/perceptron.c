@@ -85,10 +85,24 @@ static void pull(long M, long N, const real *x, real *g, long s) {
 /* where all rows of output o lie: first those of output 0, `planes`, 2 `planes`, … */
 static inline long place(long o, long outputs, long planes) { return o % planes * (outputs / planes) + o / planes; }
 
+/* most rows of a block */
+static long block_limit(long widest) { return whole(most(FEWEST, CACHE / stride(widest)), T); }
+
 /* rows of blocks of about equal size */
 static long block_rows(long rows, long widest) {
-  const long limit = most(FEWEST, CACHE / stride(widest)), count = (rows + limit - 1) / limit;
+  const long limit = block_limit(widest), count = (rows + limit - 1) / limit;
   return count ? whole((rows + count - 1) / count, T) : T;
+}
+
+/* how many rows a thread takes next, from *row on: ever fewer, so that all end together, though a core be slower */
+static long take(long *taken, long rows, long limit, long threads, long *row) {
+  long M;
+  *row = __atomic_load_n(taken, __ATOMIC_RELAXED);
+  do {
+    const long left = rows - *row, part = threads > 1 ? most(4 * T, whole(2 * left / (3 * threads), T)) : limit;
+    M = least(left, least(limit, part));
+  } while (M > 0 && !__atomic_compare_exchange_n(taken, row, *row + M, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  return M;
 }
 
 /* M rows of N numbers, whose rows are `xs` and columns `xk` apart; the rest of the last panel is zero */
@@ -126,20 +140,19 @@ static void describe(Layer *layers, int L, const long *widths, const real *const
   }
 }
 
-/* what a thread does for rows [begin, end) of `forward` */
-static int forward_part(long rows, long begin, long end, int L, Layer *layers, const real *x, long xs, long xk, int enter,
-                        real *out, long planes) {
+/* what each of the threads does of `forward`; `taken`: rows that some thread does or did */
+static int forward_part(long rows, long *taken, long threads, int L, Layer *layers, const real *x, long xs, long xk,
+                        int enter, real *out, long planes) {
   const long outputs = layers[L - 1].outputs;
   long widest = layers[0].inputs;
   for (int l = 1; l < L; l++) widest = most(widest, layers[l].inputs);
-  const long block = block_rows(end - begin, widest), s = stride(widest), packs = lay_out(layers, L, 0, 0);
+  const long block = block_limit(widest), s = stride(widest), packs = lay_out(layers, L, 0, 0);
   real *at = memory(packs + 2 * block * s + block * W);
   if (!at) return 1;
   lay_out(layers, L, 0, at);
   real *h = at + packs, *next = h + block * s, *strip = next + block * s;
   for (int l = 0; l < L; l++) pack_forward(layers + l);
-  for (long row = begin; row < end; row += block) {
-    const long M = least(block, end - row);
+  for (long row, M; (M = take(taken, rows, block, threads, &row)) > 0;) {
     copy_rows(M, layers[0].inputs, x + row * xs, xs, xk, h, stride(layers[0].inputs));
     if (enter) activate(M, layers[0].inputs, h, h, stride(layers[0].inputs));
     for (int l = 0; l < L; l++) {
@@ -179,18 +192,18 @@ int forward(long rows, int L, const long *widths, const real *x, long xs, long x
             const real *const *biases, const int *const *bounds, real *inner, int keep, real *out, long planes,
             int threads) {
   int failed = 0;
+  long taken = 0;
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif
   {
-    long k = 0, count = 1;
+    long count = 1;
 #ifdef _OPENMP
-    k = omp_get_thread_num(), count = omp_get_num_threads();
+    count = omp_get_num_threads();
 #endif
     Layer layers[L];
     describe(layers, L, widths, weights, biases, bounds, rows, keep ? inner : 0);
-    const long size = whole((rows + count - 1) / count, W), begin = least(rows, k * size);
-    failed = forward_part(rows, begin, least(rows, begin + size), L, layers, x, xs, xk, enter, out, planes);
+    failed = forward_part(rows, &taken, count, L, layers, x, xs, xk, enter, out, planes);
   }
   return failed;
 }

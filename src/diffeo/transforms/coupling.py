@@ -15,9 +15,11 @@ from diffeo.functional import (
     MappedVector,
     Vector,
     batch_inner,
+    cat_last,
     check_event,
     context_mask,
     permute_last,
+    split_last,
     sum_event,
 )
 from diffeo.nets import MLP
@@ -97,7 +99,7 @@ class Coupling(Transform):
             again, logdet = self._join(a, x_b, z_b, logdet, context)
 
         def join(gradients: tuple[Tensor, ...]) -> Tensor:
-            return permute_last(torch.cat(gradients, -1), self.merge, self.apart)
+            return permute_last(cat_last(*gradients), self.merge, self.apart)
 
         return Rebuilt(x, (a, x_b), again, logdet, join)
 
@@ -109,7 +111,7 @@ class Coupling(Transform):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = permute_last(x, self.apart, self.merge).split([self.kept, len(self.apart) - self.kept], -1)
+        a, b = split_last(permute_last(x, self.apart, self.merge), [self.kept, len(self.apart) - self.kept])
         return a, batch_inner(b)
 
     def _params(self, a: Tensor, b: Tensor, context: Context) -> Tensor:
@@ -129,7 +131,7 @@ class Coupling(Transform):
             mask = self._split_mask(mask)[1]
             mapped, logdet = torch.where(mask, mapped, b), torch.where(mask, logdet, 0.0)
         a = a.expand(*mapped.shape[:-1], self.kept)
-        return permute_last(torch.cat([a, mapped], -1), self.merge, self.apart), sum_event(logdet, 1)
+        return permute_last(cat_last(a, mapped), self.merge, self.apart), sum_event(logdet, 1)
 
     def _split_mask(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         whole = mask.expand(*mask.shape[:-1], len(self.apart)).index_select(-1, self.apart)
