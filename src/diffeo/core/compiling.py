@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from diffeo.core.native import keep_freed_memory
+
 # what only other code would change, and costs small models a tenth of a call to check each time
 CODE = {"BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "MODULE_MATCH", "NOT_PRESENT_IN_GENERIC_DICT"}
 
@@ -52,6 +54,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if not has_compiler():
         return function
 
+    keep_freed_memory()
     run = torch.compile(own_code(function), options=OPTIONS)
 
     def marked(*args: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffeo.core import Transform
 from diffeo.core.compiling import OPTIONS, has_compiler, own_code
+from diffeo.core.native import keep_freed_memory
 from diffeo.training.plan import Plan
 
 # floating-point operations a second of an uncompiled step: two cores do so many, a GPU some fifty times more
@@ -82,6 +83,7 @@ class CompiledGradients:
             gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
             return loss.detach(), tuple(map(_laid_out, gradients, self.parameters))
 
+        keep_freed_memory()
         self._run = torch.compile(own_code(run), options=OPTIONS) if has_compiler() else run
 
     def __call__(self, *batch: Any, weights: Tensor | None = None) -> Tensor:
