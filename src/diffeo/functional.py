@@ -77,8 +77,9 @@ def permute_last(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
 def split_last(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     """The parts of x of these sizes along its last dim."""
     if not torch.compiler.is_compiling():
-        return x.split(sizes, -1)
-    return [part.movedim(0, -1) for part in x.movedim(-1, 0).split(sizes)]  # gradients laid out as scalar maps run
+        return torch.split_with_sizes(x, list(sizes), -1)
+    parts = torch.split_with_sizes(x.movedim(-1, 0), list(sizes))
+    return [part.movedim(0, -1) for part in parts]  # gradients laid out as scalar maps run
 
 
 def cat_last(*parts: Tensor) -> Tensor:

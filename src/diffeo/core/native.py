@@ -106,8 +106,9 @@ def compiled_kernels(use: bool = True) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Let the process keep up to 62 MiB that it frees, for the next call, which would get it back page by page.
 
-    In training steps whose activations come and go, the pages took a third of the time. The C library of GNU keeps
-    twice the largest block that it has freed, up to this one's size; others do as they do.
+    A training step frees its activations at its end, and the next one would write to new pages, each of which the
+    system first clears. The C library of GNU keeps twice the largest block that it has freed, up to about this one's
+    size; other libraries do as they do.
     """
     torch.empty(31 << 20, dtype=torch.uint8)  # nothing is written to it, so it costs nothing
 
