@@ -165,11 +165,13 @@ class MADE(Incremental):
             nn.init.zeros_(self.from_context.weight)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        whole = self._run_whole(x, context)
-        return self._pass(x, context, self.dropout)[0] if whole is None else whole
+        whole = self.as_perceptron(x, context)
+        if whole is None:
+            return self._pass(x, context, self.dropout)[0]
+        return perceptron.perceptron(whole, self.n_params)
 
-    def _run_whole(self, x: Tensor, context: Context) -> Tensor | None:
-        """The net as one operation, where it can run so."""
+    def as_perceptron(self, x: Tensor, context: Context) -> perceptron.Parts | None:
+        """What to run as one operation, where that can be."""
         name, layers = self.plain_activation(), self._stack()
         if name is None:
             return None
@@ -180,7 +182,7 @@ class MADE(Incremental):
             return None
         bounds = [getattr(self, f"bounds{i}") for i in used]
         h = self._enter(x, context) if enters else permute_last(x, self.order, self.rank)
-        return perceptron.perceptron(name, h, weights, biases, bounds, enter=enters, planes=self.n_params)
+        return perceptron.Parts(name, h, weights, biases, bounds, enters)
 
     def plain_activation(self) -> str | None:
         """What `perceptron` calls the activation, if after the first layer nothing else stands between the layers."""

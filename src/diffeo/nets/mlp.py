@@ -93,17 +93,18 @@ class MLP(nn.Module):
         if not len(self.body):
             h = self._enter(x, context)
             return h if n_params is None else h.unflatten(-1, (-1, n_params))
-        whole = self._run_whole(x, context, n_params)
+        whole = self.as_perceptron(x, context)
         if whole is not None:
-            return whole
+            params = perceptron.perceptron(whole, n_params or 1)
+            return params if n_params else params.squeeze(-1)
         h = self._enter(x, context)
         *inner, last = self.body
         for layer in inner:
             h = layer(h)
         return last(h, n_params)
 
-    def _run_whole(self, x: Tensor, context: Context, n_params: int | None) -> Tensor | None:
-        """The net as one operation, where it can run so."""
+    def as_perceptron(self, x: Tensor, context: Context) -> perceptron.Parts | None:
+        """What to run as one operation, where that can be."""
         parts = perceptron.take_apart(self.body)
         if parts is None or self.constant is not None:
             return None
@@ -115,9 +116,7 @@ class MLP(nn.Module):
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
         if not perceptron.can_run(name, x, weights):
             return None
-        h = self._enter(x, context) if enters else x
-        params = perceptron.perceptron(name, h, weights, biases, enter=enters, planes=n_params or 1)
-        return params if n_params else params.squeeze(-1)
+        return perceptron.Parts(name, self._enter(x, context) if enters else x, weights, biases, [], enters)
 
     def _enter(self, x: Tensor, context: Context) -> Tensor:
         if self.constant is not None:

@@ -21,6 +21,16 @@ typedef struct {
   real *start; /* biases, then zeros */
 } Layer;
 
+/* what goes in: rows and columns of x, so far apart, of which `which` counts, in its order, or all */
+typedef struct {
+  const real *x;
+  long row, column;
+  const long *which;
+  int enter; /* whether it goes through the activation first */
+} Input;
+
+static inline const real *column(Input in, long n) { return in.x + (in.which ? in.which[n] : n) * in.column; }
+
 /* panels of weight' for the products that go forward, a panel for each W outputs */
 static void pack_forward(Layer *l) {
   for (long n = 0; n < l->outputs; n += W) {
@@ -105,13 +115,17 @@ static long take(long *taken, long rows, long limit, long threads, long *row) {
   return M;
 }
 
-/* M rows of N numbers, whose rows are `xs` and columns `xk` apart; the rest of the last panel is zero */
-static void copy_rows(long M, long N, const real *x, long xs, long xk, real *y, long s) {
+/* M rows of N numbers from `row` on, as they go into the first product; the rest of the last panel is zero */
+static void copy_rows(long row, long M, long N, Input in, real *y) {
+  const long s = stride(N);
   for (long m0 = 0; m0 < M; m0 += LINE) /* lines of the cache are read and written whole */
-    for (long n = 0; n < N; n++)
-      for (long m = m0; m < least(M, m0 + LINE); m++) y[m * s + n] = x[m * xs + n * xk];
+    for (long n = 0; n < N; n++) {
+      const real *x = column(in, n) + row * in.row;
+      for (long m = m0; m < least(M, m0 + LINE); m++) y[m * s + n] = x[m * in.row];
+    }
   for (long m = 0; m < M; m++)
     for (long n = N; n < whole(N, W); n++) y[m * s + n] = 0;
+  if (in.enter) activate(M, N, y, y, s);
 }
 
 /* memory of the layers' panels, whose pointers it sets; `backward`: panels of inputs */
@@ -140,57 +154,75 @@ static void describe(Layer *layers, int L, const long *widths, const real *const
   }
 }
 
-/* what each of the threads does of `forward`; `taken`: rows that some thread does or did */
-static int forward_part(long rows, long *taken, long threads, int L, Layer *layers, const real *x, long xs, long xk,
-                        int enter, real *out, long planes) {
-  const long outputs = layers[L - 1].outputs;
+/* where a thread keeps what passes through the layers */
+typedef struct {
+  long block; /* rows that it has room for */
+  real *h, *next, *strip;
+} Room;
+
+/* memory of the layers' panels, packed, and room for blocks of rows; `further` numbers for each of them, or null */
+static real *make_room(Layer *layers, int L, long further, Room *room) {
   long widest = layers[0].inputs;
   for (int l = 1; l < L; l++) widest = most(widest, layers[l].inputs);
   const long block = block_limit(widest), s = stride(widest), packs = lay_out(layers, L, 0, 0);
-  real *at = memory(packs + 2 * block * s + block * W);
-  if (!at) return 1;
+  real *at = memory(packs + block * (2 * s + W + further));
+  if (!at) return 0;
   lay_out(layers, L, 0, at);
-  real *h = at + packs, *next = h + block * s, *strip = next + block * s;
   for (int l = 0; l < L; l++) pack_forward(layers + l);
-  for (long row, M; (M = take(taken, rows, block, threads, &row)) > 0;) {
-    copy_rows(M, layers[0].inputs, x + row * xs, xs, xk, h, stride(layers[0].inputs));
-    if (enter) activate(M, layers[0].inputs, h, h, stride(layers[0].inputs));
-    for (int l = 0; l < L; l++) {
-      const Layer *layer = layers + l;
-      const long as = stride(layer->inputs), cs = stride(layer->outputs);
-      real *c = layer->inner && l < L - 1 ? layer->inner + row * cs : next;
-      for (long n = 0; n < layer->outputs; n += W) {
-        const long N = least(W, layer->outputs - n), low = layer->low[n / W], K = layer->high[n / W] - low;
-        const real *p = layer->packed + n * layer->inputs + low * W;
-        if (l < L - 1) {
-          panel(M, N, K, h + low, as, 0, p, layer->start + n, 0, c + n, cs);
-          continue;
-        }
-        panel(M, N, K, h + low, as, 0, p, layer->start + n, 0, strip, W);
-        for (long o = 0; o < N; o++) {
-          real *to = out + place(n + o, outputs, planes) * rows + row;
-          for (long m = 0; m < M; m++) to[m] = strip[m * W + o];
-        }
-      }
+  at += packs;
+  *room = (Room){block, at, at + block * s, at + 2 * block * s};
+  return room->strip + block * W;
+}
+
+/* M rows from `row` on through all layers; output o of row m goes to `place(o)` apart + m */
+static void pass(long row, long M, int L, const Layer *layers, Room *room, Input in, real *out, long apart,
+                 long planes) {
+  const long outputs = layers[L - 1].outputs;
+  real *h = room->h, *next = room->next;
+  copy_rows(row, M, layers[0].inputs, in, h);
+  for (int l = 0; l < L; l++) {
+    const Layer *layer = layers + l;
+    const long as = stride(layer->inputs), cs = stride(layer->outputs);
+    real *c = layer->inner && l < L - 1 ? layer->inner + row * cs : next;
+    for (long n = 0; n < layer->outputs; n += W) {
+      const long N = least(W, layer->outputs - n), low = layer->low[n / W], K = layer->high[n / W] - low;
+      const real *p = layer->packed + n * layer->inputs + low * W;
       if (l < L - 1) {
-        activate(M, whole(layer->outputs, V), c, next, cs);
-        real *swap = h;
-        h = next, next = swap;
+        panel(M, N, K, h + low, as, 0, p, layer->start + n, 0, c + n, cs);
+        continue;
+      }
+      panel(M, N, K, h + low, as, 0, p, layer->start + n, 0, room->strip, W);
+      for (long o = 0; o < N; o++) {
+        real *to = out + place(n + o, outputs, planes) * apart;
+        for (long m = 0; m < M; m++) to[m] = room->strip[m * W + o];
       }
     }
+    if (l < L - 1) {
+      activate(M, whole(layer->outputs, V), c, next, cs);
+      real *swap = h;
+      h = next, next = swap;
+    }
   }
+}
+
+/* what each of the threads does of `forward`; `taken`: rows that some thread does or did */
+static int forward_part(long rows, long *taken, long threads, int L, Layer *layers, Input in, real *out, long planes) {
+  Room room;
+  if (!make_room(layers, L, 0, &room)) return 1;
+  for (long row, M; (M = take(taken, rows, room.block, threads, &row)) > 0;)
+    pass(row, M, L, layers, &room, in, out + row, rows, planes);
   return 0;
 }
 
 /* how far apart the rows of `inner` are */
 long distance(long width) { return stride(width); }
 
-/* out = the perceptron at x, whose rows are `xs` and columns `xk` apart; `enter`: x goes through the activation first.
-   `keep`: `inner` receives what goes into the other activations, one layer after the other. Output o of row m lies at
-   `place(o)` rows + m. Returns 0, or 1 where there is not enough memory. */
-int forward(long rows, int L, const long *widths, const real *x, long xs, long xk, int enter, const real *const *weights,
-            const real *const *biases, const int *const *bounds, real *inner, int keep, real *out, long planes,
-            int threads) {
+/* out = the perceptron at x, whose rows are `xs` and columns `xk` apart; for `which` and `enter` see `Input`. `inner`, if
+   given, receives what goes into the other activations, one layer after the other. Output o of row m lies at `place(o)`
+   rows + m. Returns 0, or 1 where there is not enough memory. */
+int forward(long rows, int L, const long *widths, const real *x, long xs, long xk, const long *which, int enter,
+            const real *const *weights, const real *const *biases, const int *const *bounds, real *inner, real *out,
+            long planes, int threads) {
   int failed = 0;
   long taken = 0;
 #ifdef _OPENMP
@@ -202,15 +234,15 @@ int forward(long rows, int L, const long *widths, const real *x, long xs, long x
     count = omp_get_num_threads();
 #endif
     Layer layers[L];
-    describe(layers, L, widths, weights, biases, bounds, rows, keep ? inner : 0);
-    failed = forward_part(rows, &taken, count, L, layers, x, xs, xk, enter, out, planes);
+    describe(layers, L, widths, weights, biases, bounds, rows, inner);
+    failed = forward_part(rows, &taken, count, L, layers, (Input){x, xs, xk, which, enter}, out, planes);
   }
   return failed;
 }
 
 /* what a thread does for rows [begin, end) of `backward` */
-static int backward_part(long rows, long begin, long end, int L, Layer *layers, const real *x, long xs, long xk, int enter,
-                         const real *g_out, long planes, real *g_x, real *const *g_weights, real *const *g_biases) {
+static int backward_part(long rows, long begin, long end, int L, Layer *layers, Input in, const real *g_out,
+                         long planes, real *g_x, real *const *g_weights, real *const *g_biases) {
   const long outputs = layers[L - 1].outputs;
   long widest = outputs;
   for (int l = 0; l < L; l++) widest = most(widest, layers[l].inputs);
@@ -233,10 +265,8 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
       const real *z = l ? layers[l - 1].inner + row * hs : 0;
       if (l)
         activate(M, whole(layer->inputs, V), z, h, hs);
-      else {
-        copy_rows(M, layer->inputs, x + row * xs, xs, xk, h, hs);
-        if (enter) activate(M, layer->inputs, h, h, hs);
-      }
+      else
+        copy_rows(row, M, layer->inputs, in, h);
       for (long n = 0; n < layer->inputs; n += W) {
         const long N = least(W, layer->inputs - n), low = layer->low[n / W], count = layer->high[n / W] - low;
         panel(M, N, count, g + low, as, 0, layer->packed + n * layer->outputs + low * W, zeros, 0, next + n, hs);
@@ -259,11 +289,13 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
         pull(M, whole(layer->inputs, V), z, next, hs);
       else
         for (long m0 = 0; m0 < M; m0 += LINE)
-          for (long n = 0; n < layer->inputs; n++)
+          for (long n = 0; n < layer->inputs; n++) {
+            const real *x = column(in, n) + row * in.row;
             for (long m = m0; m < least(M, m0 + LINE); m++) {
-              const real at_x = enter ? slope(x[(row + m) * xs + n * xk]) : 1;
+              const real at_x = in.enter ? slope(x[m * in.row]) : 1;
               g_x[n * rows + row + m] = next[m * hs + n] * at_x;
             }
+          }
       real *swap = g;
       g = next, next = swap;
     }
@@ -273,9 +305,9 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
 
 /* Gradients from that of out: `g_x`, a column after the other, and in the first `total` numbers of `sums`, which has as
    many for each thread, those of all weights, then of all biases. */
-int backward(long rows, int L, const long *widths, const real *x, long xs, long xk, int enter, const real *const *weights,
-             const real *const *biases, const int *const *bounds, real *inner, const real *g_out, long planes,
-             real *g_x, real *sums, long total, int threads) {
+int backward(long rows, int L, const long *widths, const real *x, long xs, long xk, const long *which, int enter,
+             const real *const *weights, const real *const *biases, const int *const *bounds, real *inner,
+             const real *g_out, long planes, real *g_x, real *sums, long total, int threads) {
   int failed = 0;
   long teams = 1;
 #ifdef _OPENMP
@@ -294,8 +326,8 @@ int backward(long rows, int L, const long *widths, const real *x, long xs, long 
     for (int l = 0; l < L; l++) g_weights[l] = at, at += widths[l] * widths[l + 1];
     for (int l = 0; l < L; l++) g_biases[l] = at, at += widths[l + 1];
     const long size = whole((rows + count - 1) / count, W), begin = least(rows, k * size);
-    failed = backward_part(rows, begin, least(rows, begin + size), L, layers, x, xs, xk, enter, g_out, planes, g_x,
-                           g_weights, g_biases);
+    failed = backward_part(rows, begin, least(rows, begin + size), L, layers, (Input){x, xs, xk, which, enter}, g_out,
+                           planes, g_x, g_weights, g_biases);
   }
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (teams > 1 && total > 16384)

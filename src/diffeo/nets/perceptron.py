@@ -33,10 +33,28 @@ ACTIVATIONS = {
     "leaky": ("x < 0 ? x * (real){0} : x", "x > 0 ? 1 : (real){0}"),
     "silu": ("x / (1 + EXP(-x))", "(1 + x * (1 - 1 / (1 + EXP(-x)))) / (1 + EXP(-x))"),
 }
+_POINTER = ctypes.c_void_p
+# of a perceptron in C
+LAYERS = [
+    *(ctypes.c_long, ctypes.c_int, _POINTER),
+    *(_POINTER, ctypes.c_long, ctypes.c_long, _POINTER, ctypes.c_int),
+    *(_POINTER, _POINTER, _POINTER),
+]
 FUNCTIONS = """
 static inline real value(real x) {{ return {}; }}
 static inline real slope(real x) {{ return {}; }}
 """
+
+
+class Parts(NamedTuple):
+    """What a perceptron consists of: its activation, what goes in, and the layers that are left."""
+
+    name: str
+    x: Tensor
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    bounds: Sequence[Tensor]  # none, or one for each layer
+    enter: bool  # whether x goes through the activation first
 
 
 def describe(activation: nn.Module) -> str | None:
@@ -52,6 +70,11 @@ def activation_source(name: str) -> str:
     """`value` and `slope` of the activation, in C."""
     kind, *options = name.split()
     return FUNCTIONS.format(*(form.format(*options) for form in ACTIVATIONS[kind]))
+
+
+def source(name: str) -> str:
+    """Perceptrons with this activation, in C, to be written after the tiles."""
+    return activation_source(name) + resources.files("diffeo.nets").joinpath("perceptron.c").read_text()
 
 
 def take_apart(modules: Iterable[nn.Module]) -> tuple[str, list[nn.Linear]] | None:
@@ -81,22 +104,14 @@ def can_run(name: str, x: Tensor, weights: Sequence[Tensor]) -> bool:
     return can_read(x, *weights) and _library(name, x.dtype) is not None
 
 
-def perceptron(
-    name: str,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    bounds: Sequence[Tensor] = (),
-    *,
-    enter: bool = False,
-    planes: int = 1,
-) -> Tensor:
-    """bₙ + Wₙ a(… a(b₁ + W₁ x)), of shape (*batch, out / planes, planes), where `enter` puts a(x) for x.
+def perceptron(parts: Parts, planes: int = 1) -> Tensor:
+    """bₙ + Wₙ a(… a(b₁ + W₁ x)), of shape (*batch, out / planes, planes), where `parts.enter` puts a(x) for x.
 
-    In memory it has shape (planes, out / planes, *batch). `bounds`, if any, are (2, out) int32 tensors, one for each
-    layer: from which input to which (not included) the weights of an output may differ from zero. Gradients of other
-    weights have any value.
+    In memory it has shape (planes, out / planes, *batch). `parts.bounds`, if any, are (2, out) int32 tensors, one for
+    each layer: from which input to which (not included) the weights of an output may differ from zero. Gradients of
+    other weights have any value.
     """
+    name, x, weights, biases, bounds, enter = parts
     rows = x.reshape(-1, x.shape[-1])
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases))
     if torch.compiler.is_compiling():
@@ -130,13 +145,17 @@ def _run(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output, (out, rows), and the pre-activations of hidden layers, as `forward` of the C keeps them."""
-    sizes = _sizes(name, x.dtype, weights)
+    sizes = find_sizes(name, x.dtype, weights)
     rows = x.shape[0]
     out = x.new_empty(sizes.outputs, rows)
     inner = x.new_empty(rows * sizes.inner if keep else 0)
     x, weights, biases = x.resolve_neg(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
     failed = sizes.library.forward(
-        *_arguments(sizes, x, weights, biases, bounds, inner, enter), keep, out.data_ptr(), planes, _threads(rows)
+        *arguments(sizes, x, weights, biases, bounds, enter),
+        inner.data_ptr() if keep else None,
+        out.data_ptr(),
+        planes,
+        threads(rows),
     )
     if failed:
         raise MemoryError("perceptron: not enough memory for a block of rows")
@@ -155,14 +174,14 @@ def _run_backward(
     planes: int,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and, one after the other, of all weights and all biases."""
-    sizes = _sizes(name, x.dtype, weights)
-    threads = _threads(x.shape[0])
-    g_x, sums = x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(threads * sizes.total)
+    sizes = find_sizes(name, x.dtype, weights)
+    count = threads(x.shape[0])
+    g_x, sums = x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(count * sizes.total)
     x, weights, biases = x.resolve_neg(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
     grad = grad.contiguous().resolve_neg()
-    arguments = _arguments(sizes, x, weights, biases, bounds, inner, enter)
-    results = grad.data_ptr(), planes, g_x.data_ptr(), sums.data_ptr(), sizes.total, threads
-    if sizes.library.backward(*arguments, *results):
+    layers = arguments(sizes, x, weights, biases, bounds, enter)
+    results = grad.data_ptr(), planes, g_x.data_ptr(), sums.data_ptr(), sizes.total, count
+    if sizes.library.backward(*layers, inner.data_ptr(), *results):
         raise MemoryError("perceptron: not enough memory for a block of rows")
     return g_x, sums[: sizes.total]
 
@@ -182,7 +201,7 @@ def _(
     planes: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    sizes = _sizes(name, x.dtype, weights)
+    sizes = find_sizes(name, x.dtype, weights)
     return x.new_empty(sizes.outputs, x.shape[0]), x.new_empty(x.shape[0] * sizes.inner if keep else 0)
 
 
@@ -198,7 +217,7 @@ def _(
     enter: bool,
     planes: int,
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(_sizes(name, x.dtype, weights).total)
+    return x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(find_sizes(name, x.dtype, weights).total)
 
 
 class Perceptron(torch.autograd.Function):
@@ -253,7 +272,7 @@ def _activate(name: str, x: Tensor) -> Tensor:
     return F.leaky_relu(x, float(options[0])) if kind == "leaky" else F.relu(x) if kind == "relu" else F.silu(x)
 
 
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
     """What follows from the shapes of the weights."""
 
     library: Any
@@ -264,29 +283,29 @@ class _Sizes(NamedTuple):
     addresses: struct.Struct
 
 
-def _sizes(name: str, dtype: torch.dtype, weights: list[Tensor]) -> _Sizes:
+def find_sizes(name: str, dtype: torch.dtype, weights: list[Tensor]) -> Sizes:
     return _find_sizes(name, dtype, weights[0].shape[1], *[w.shape[0] for w in weights])
 
 
 @cache
-def _find_sizes(name: str, dtype: torch.dtype, *widths: int) -> _Sizes:
+def _find_sizes(name: str, dtype: torch.dtype, *widths: int) -> Sizes:
     library = _require(name, dtype)
     count = len(widths) - 1
     total = sum((a + 1) * b for a, b in pairwise(widths))
     inner = sum(library.distance(width) for width in widths[1:-1])
-    return _Sizes(library, struct.pack(f"{count + 1}l", *widths), widths[-1], inner, total, struct.Struct(f"{count}P"))
+    return Sizes(library, struct.pack(f"{count + 1}l", *widths), widths[-1], inner, total, struct.Struct(f"{count}P"))
 
 
-def _arguments(
-    sizes: _Sizes,
+def arguments(
+    sizes: Sizes,
     x: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
     bounds: list[Tensor],
-    inner: Tensor,
     enter: bool,
+    which: Tensor | None = None,
 ) -> tuple:
-    """What both functions of the library take first; pointers stay valid as long as the tensors."""
+    """What functions in C take of a perceptron, as `LAYERS`; pointers stay valid as long as the tensors."""
     pack = sizes.addresses.pack
     return (
         x.shape[0],
@@ -294,15 +313,15 @@ def _arguments(
         sizes.widths,
         x.data_ptr(),
         *x.stride(),
+        None if which is None else which.data_ptr(),
         enter,
         pack(*[w.data_ptr() for w in weights]),
         pack(*[b.data_ptr() for b in biases]),
         pack(*[b.data_ptr() for b in bounds]) if bounds else None,
-        inner.data_ptr(),
     )
 
 
-def _threads(rows: int) -> int:
+def threads(rows: int) -> int:
     return max(1, min(torch.get_num_threads(), rows // SHARE))
 
 
@@ -324,15 +343,13 @@ def _library(name: str, dtype: torch.dtype) -> Any:
     compiler = find_compiler()
     if compiler is None:
         return None
-    source = resources.files("diffeo.nets").joinpath("perceptron.c").read_text()
     try:
-        library = build(prelude(dtype) + tiles() + activation_source(name) + source, compiler)
+        library = build(prelude(dtype) + tiles() + source(name), compiler)
     except FAILURES:
         logging.getLogger("diffeo").info("perceptrons could not be compiled", exc_info=True)
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
-    layers = [long, flag, pointer, pointer, long, long, flag, pointer, pointer, pointer, pointer]
-    library.forward.argtypes = [*layers, flag, pointer, long, flag]
-    library.backward.argtypes = [*layers, pointer, long, pointer, pointer, long, flag]
+    library.forward.argtypes = [*LAYERS, pointer, pointer, long, flag]
+    library.backward.argtypes = [*LAYERS, pointer, pointer, long, pointer, pointer, long, flag]
     library.distance.argtypes, library.distance.restype = [long], long
     return library

@@ -29,7 +29,7 @@ from diffeo.functional import (
     sum_event,
     visible,
 )
-from diffeo.transforms import autoregressive_kernel
+from diffeo.transforms import autoregressive_kernel, conditioned_kernel
 
 
 class Autoregressive(Transform):
@@ -89,7 +89,11 @@ class Autoregressive(Transform):
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Autoregressive")
-        params = self.net(visible(x, context), context).to(x.dtype)
+        seen, order = visible(x, context), self.net.order
+        found = conditioned_kernel.map_vector(self.net, self.univariate, x, seen, context, order, order)
+        if found is not None:
+            return found
+        params = self.net(seen, context).to(x.dtype)
         placed, mask = self._place(x, params, context)
         z, logdet = self._scalars(self.univariate, placed, params, mask)
         return self._take_back(z), sum_event(logdet, 1)

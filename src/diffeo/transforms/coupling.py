@@ -23,6 +23,7 @@ from diffeo.functional import (
     sum_event,
 )
 from diffeo.nets import MLP
+from diffeo.transforms import conditioned_kernel
 
 
 class Coupling(Transform):
@@ -71,18 +72,10 @@ class Coupling(Transform):
         self.traceable = univariate.traceable
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
-        check_event(x, self.event, "Coupling")
-        x_a, x_b = self._split(x)
-        params = self._params(x_a, x_b, context)
-        z_b, logdet = self.univariate(_broadcast(x_b, params), params)
-        return self._join(x_a, x_b, z_b, logdet, context)
+        return self._map(x, context, inverse=False)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
-        check_event(z, self.event, "Coupling")
-        z_a, z_b = self._split(z)
-        params = self._params(z_a, z_b, context)
-        x_b, logdet = self.univariate.inverse(_broadcast(z_b, params), params)
-        return self._join(z_a, z_b, x_b, logdet, context)
+        return self._map(z, context, inverse=True)
 
     def rebuild(self, z: Tensor, context: Context = None) -> Rebuilt:
         with torch.no_grad():
@@ -99,9 +92,20 @@ class Coupling(Transform):
             again, logdet = self._join(a, x_b, z_b, logdet, context)
 
         def join(gradients: tuple[Tensor, ...]) -> Tensor:
-            return permute_last(cat_last(*gradients), self.merge, self.apart)
+            return self._merge(*gradients)
 
         return Rebuilt(x, (a, x_b), again, logdet, join)
+
+    def _map(self, x: Tensor, context: Context, inverse: bool) -> tuple[Tensor, Tensor]:
+        check_event(x, self.event, "Coupling")
+        a, b = self._split(x)
+        kept, changed = self.apart[: self.kept], self.apart[self.kept :]
+        found = conditioned_kernel.map_vector(self.net, self.univariate, x, a, context, kept, changed, inverse)
+        if found is not None:
+            return found
+        params = self._params(a, b, context)
+        mapped, logdet = (self.univariate.inverse if inverse else self.univariate)(_broadcast(b, params), params)
+        return self._join(a, b, mapped, logdet, context)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # files written before the two index buffers were joined
@@ -130,8 +134,10 @@ class Coupling(Transform):
         if mask is not None:
             mask = self._split_mask(mask)[1]
             mapped, logdet = torch.where(mask, mapped, b), torch.where(mask, logdet, 0.0)
-        a = a.expand(*mapped.shape[:-1], self.kept)
-        return permute_last(cat_last(a, mapped), self.merge, self.apart), sum_event(logdet, 1)
+        return self._merge(a.expand(*mapped.shape[:-1], self.kept), mapped), sum_event(logdet, 1)
+
+    def _merge(self, a: Tensor, b: Tensor) -> Tensor:
+        return permute_last(cat_last(a, b), self.merge, self.apart)
 
     def _split_mask(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         whole = mask.expand(*mask.shape[:-1], len(self.apart)).index_select(-1, self.apart)

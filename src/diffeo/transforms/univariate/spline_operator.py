@@ -33,9 +33,9 @@ def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tup
     if not spline_kernel.owned(v, params):
         params = params.reshape(len(params), *(1,) * (v.ndim + 1 - params.ndim), *params.shape[1:])
         return _direction(inverse)(v, params, limits)
-    if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting() or v.dtype != params.dtype:
-            return _direction(inverse)(v, params, limits)
+    if torch.compiler.is_exporting() or (torch.compiler.is_dynamo_compiling() and v.dtype != params.dtype):
+        return _direction(inverse)(v, params, limits)
+    if torch.compiler.is_dynamo_compiling():
         return TracedSpline.apply(v, params, inverse, *_constants(limits))  # pyright: ignore[reportReturnType]
     return Spline.apply(v, params, inverse, limits)  # pyright: ignore[reportReturnType]
 
