@@ -58,10 +58,10 @@ def test_the_operator_that_compilers_see_is_the_spline(shape, inverse):
     strided = torch.randn(*shape, 2, dtype=torch.float64)[..., 0]  # with gaps in memory
     params = torch.randn(*shape, 11, dtype=torch.float64).movedim(-1, 0)
     results = []
-    for run in (spline_operator.Spline.apply, spline_operator._operator):
+    constants = {spline_operator.Spline: (limits,), spline_operator.TracedSpline: spline_operator._constants(limits)}
+    for spline, given in constants.items():
         v, p = strided.detach().requires_grad_(), params.detach().requires_grad_()
-        constants = (limits,) if run is not spline_operator._operator else (limits.bins, list(limits[1:]))
-        outputs = run(v, p, inverse, *constants)
+        outputs = spline.apply(v, p, inverse, *given)
         weights = torch.linspace(1, 2, strided.numel(), dtype=torch.float64).view(shape)
         loss = sum((weights * out).sum() * (i + 1) for i, out in enumerate(outputs))
         results.append([*outputs, *torch.autograd.grad(loss, (v, p))])

@@ -1,4 +1,4 @@
-"""Couplings and autoregressive layers as one operation in C: the same numbers, wherever they can run so, and only there."""
+"""Couplings and autoregressive layers as one operation in C: the same numbers, where they can run so, only there."""
 
 import pytest
 import torch
