@@ -85,9 +85,10 @@ class CompiledGradients:
 
         keep_freed_memory()
         self._run = torch.compile(own_code(run), options=OPTIONS) if has_compiler() else run
+        self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)  # pyright: ignore
 
     def __call__(self, *batch: Any, weights: Tensor | None = None) -> Tensor:
-        with torch._dynamo.config.patch(trace_autograd_ops=True):  # pyright: ignore
+        with self._tracing:
             loss, gradients = self._run(weights, batch)
         for p, gradient in zip(self.parameters, gradients, strict=True):
             p.grad = gradient
