@@ -89,6 +89,19 @@ def cat_last(*parts: Tensor) -> Tensor:
     return torch.cat([part.movedim(-1, 0) for part in parts]).movedim(0, -1)  # laid out as scalar maps run
 
 
+def unbind_last(x: Tensor) -> Sequence[Tensor]:
+    """x[..., 0], x[..., 1], …"""
+    if not torch.compiler.is_compiling():
+        return x.unbind(-1)
+    planes = _turned(x).unbind()  # gradients laid out as scalar maps run
+    return [_turned(plane) for plane in planes]
+
+
+def _turned(x: Tensor) -> Tensor:
+    """x with its dims in the opposite order."""
+    return x.permute(tuple(reversed(range(x.ndim))))
+
+
 class _TracedPermutation(torch.autograd.Function):
     generate_vmap_rule = True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
+from diffeo.functional import Context, MappedScalars, Scalars, soft_clip, unbind_last
 
 
 class Affine(Univariate):
@@ -38,7 +38,7 @@ class Affine(Univariate):
         return (z - shift) * (-log_scale).exp(), -log_scale.expand_as(z)
 
     def _unpack(self, context: Context) -> tuple[Tensor, Tensor]:
-        shift, s = self.params(context).unbind(-1)
+        shift, s = unbind_last(self.params(context))
         return shift, soft_clip(s, self.bound)
 
 
@@ -71,7 +71,7 @@ class LocationScale(Univariate):
         return z * log_scale.exp() + location, log_scale.expand_as(z)
 
     def _unpack(self, context: Context) -> tuple[Tensor, Tensor]:
-        location, s = self.params(context).unbind(-1)
+        location, s = unbind_last(self.params(context))
         return location, soft_clip(s, self.bound)
 
 
