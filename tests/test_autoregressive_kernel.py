@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import diffeo
-from diffeo.core import compiling
+from diffeo.core import compiling, loops
 from diffeo.nets import MADE
 from diffeo.transforms import autoregressive_kernel
 
@@ -145,7 +145,7 @@ def test_other_layers_run_step_by_step(runs):
 
 @needs_compiler
 def test_without_a_compiler_steps_run(monkeypatch, runs):
-    monkeypatch.setattr(autoregressive_kernel, "find_compiler", lambda: None)
+    monkeypatch.setattr(loops, "find_compiler", lambda: None)
     monkeypatch.setattr(autoregressive_kernel, "_libraries", {})
     with torch.no_grad(), diffeo.compiled_kernels():
         make("affine", hidden=(20, 20)).inverse(torch.randn(3, 7, dtype=torch.float64))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import diffeo
-from diffeo.core import compiling
+from diffeo.core import compiling, loops
 from diffeo.nets import MADE, MLP
 from diffeo.transforms import conditioned_kernel
 
@@ -149,16 +149,39 @@ def test_where_a_gradient_is_wanted_the_parts_run(compile_):
 
 
 @needs_compiler
-def test_uncompiled_layers_run_part_by_part(monkeypatch):
-    ran = []
-    monkeypatch.setattr(conditioned_kernel, "_operator", lambda *args: ran.append(args))
-    with torch.no_grad(), diffeo.compiled_kernels():
-        make("coupling").forward(*rows(5))
-    assert not ran
+@pytest.mark.parametrize("name", LAYERS)
+def test_uncompiled_layers_run_it_within_compiled_kernels(name, monkeypatch):
+    ran, run = [], conditioned_kernel._run
+    monkeypatch.setattr(conditioned_kernel, "_run", lambda *args: ran.append(args) or run(*args))
+    layer = make(name)
+    for function in directions(layer):
+        with torch.no_grad():
+            expected = function(*rows(300))
+            assert not ran
+            with diffeo.compiled_kernels():
+                found = function(*rows(300))
+        assert len(ran) == 1
+        ran.clear()
+        for a, b in zip(found, expected, strict=True):
+            assert torch.allclose(a, b, atol=1e-10)
+        with diffeo.compiled_kernels():
+            function(*rows(5))
+        assert not ran
+
+
+@needs_compiler
+def test_a_scalar_map_may_change_its_attributes(compile_):
+    layer = make("coupling")
+    compiled, _ = compile_(layer.forward)
+    for bound in (4.0, 1.0):
+        layer.univariate.bound = bound
+        with torch.no_grad():
+            assert torch.allclose(compiled(*rows(5))[1], layer.forward(*rows(5))[1])
 
 
 def test_without_a_compiler_the_parts_run(monkeypatch, compile_):
-    monkeypatch.setattr(conditioned_kernel, "find_compiler", lambda: None)
+    monkeypatch.setattr(loops, "find_compiler", lambda: None)
+    monkeypatch.setattr(conditioned_kernel, "_names", {})
     layer = make("coupling")
     compiled, counts = compile_(layer.forward)
     with torch.no_grad():

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffeo.core.compiling import find_compiler
-from diffeo.core.native import FAILURES, build, prelude
+from diffeo.core.native import FAILURES, build, prelude, tiles
+from diffeo.core.transform import Univariate
 
 ROWS = 1024  # scalars below which a further thread costs more than it does
 # `maximum` keeps a NaN on its left and loses one on its right, since gcc does not vectorise what keeps both;
@@ -91,6 +92,9 @@ void run(long n, int threads, %(signature)s) {
 #endif
 }
 """
+# besides what compilers do: operations that have no form, and what other versions of PyTorch may do; the numbers can be
+# had without
+UNWRITTEN = (*FAILURES, KeyError, ValueError, AttributeError)
 _state = threading.local()
 
 
@@ -137,8 +141,7 @@ class Loop:
             return self.otherwise
         try:
             return self._load(build(self.source(dtype), compiler))
-        except (*FAILURES, KeyError, ValueError, AttributeError):
-            # what other versions of PyTorch may do, too; the numbers can be had without
+        except UNWRITTEN:
             logging.getLogger("diffeo").info("an elementwise kernel could not be compiled", exc_info=True)
             return self.otherwise
 
@@ -189,6 +192,26 @@ class Loop:
             "names": ", ".join((*names[0], *names[1])),
             "body": "\n".join(f"    {line}" for line in recorder.lines),
         }
+
+
+def build_around(univariate: Univariate, inverse: bool, dtype: torch.dtype, source: str) -> Any:
+    """The library of C that takes scalars through this map (or its inverse) by `part`; None where it cannot be made.
+
+    Before the source stand `part` and `tiles.c`. Scalar maps that are no plain arithmetic cannot be written down.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        return None
+
+    def scalars(v: Tensor, params: Tensor) -> tuple[Tensor, ...]:
+        return (univariate.inverse if inverse else univariate)(v, params.movedim(0, -1))
+
+    try:
+        part = Loop(scalars, (None, univariate.n_params)).source(dtype)
+        return build(part + tiles() + source, compiler)
+    except UNWRITTEN:
+        logging.getLogger("diffeo").info("a layer could not be compiled around %s", univariate, exc_info=True)
+        return None
 
 
 class _Recorder(TorchDispatchMode):

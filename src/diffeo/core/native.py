@@ -140,9 +140,10 @@ def build(source: str, compiler: str) -> ctypes.CDLL:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 library = ctypes.CDLL(str(made))  # one that loads; it stays loaded when its file moves
-                if folder is not None:
-                    made.replace(folder / name)  # whole or not at all, whoever else writes it
-                return library
+                if folder is None:
+                    return library
+                made.replace(folder / name)  # whole or not at all, whoever else writes it
+                return ctypes.CDLL(str(folder / name))  # by the name that it has from now on
             said = said or done.stderr
     raise RuntimeError(f"{compiler} said: {said}")
 

@@ -7,7 +7,6 @@ a run takes about the time of a density, where steps made of operations of their
 from __future__ import annotations
 
 import ctypes
-import logging
 import struct
 from collections.abc import Hashable
 from importlib import resources
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 
 from diffeo.core import Univariate
-from diffeo.core.compiling import find_compiler, signature
-from diffeo.core.loops import Loop
-from diffeo.core.native import FAILURES, TYPES, build, can_read, tiles
+from diffeo.core.compiling import signature
+from diffeo.core.loops import build_around
+from diffeo.core.native import TYPES, can_read
 from diffeo.functional import Context, context_batch, context_mask
 from diffeo.nets.made import MADE
 from diffeo.nets.perceptron import activation_source
@@ -83,20 +82,9 @@ def _library(name: str, univariate: Univariate, dtype: torch.dtype) -> Any:
 
 
 def _build(name: str, univariate: Univariate, dtype: torch.dtype) -> Any:
-    compiler = find_compiler()
-    if compiler is None:
-        return None
-
-    def inverse(z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return univariate.inverse(z, params.movedim(0, -1))
-
-    try:
-        scalars = Loop(inverse, (None, univariate.n_params)).source(dtype)
-        source = resources.files("diffeo.transforms").joinpath("autoregressive.c").read_text()
-        library = build(scalars + tiles() + activation_source(name) + source, compiler)
-    except (*FAILURES, KeyError, ValueError, AttributeError):
-        # scalar maps that are no plain arithmetic, too; they run step by step
-        logging.getLogger("diffeo").info("an autoregressive inverse could not be compiled as a whole", exc_info=True)
+    source = activation_source(name) + resources.files("diffeo.transforms").joinpath("autoregressive.c").read_text()
+    library = build_around(univariate, True, dtype, source)
+    if library is None:
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     layers = [pointer, pointer, pointer, pointer, pointer]

@@ -12,17 +12,13 @@ static int map_part(long rows, long *taken, long threads, int L, Layer *layers, 
   if (!params) return 1;
   real *here = params + room.block * outputs, *found = here + room.block * scalars;
   real *slopes = found + room.block * scalars;
-  char keeps[D];
-  memset(keeps, 1, D);
-  for (long k = 0; k < scalars; k++) keeps[changed[k]] = 0;
   for (long row, M; (M = take(taken, rows, room.block, threads, &row)) > 0;) {
     pass(row, M, L, layers, &room, in, params, M, outputs / scalars);
     for (long k = 0; k < scalars; k++)
       for (long m = 0; m < M; m++) here[k * M + m] = x[(row + m) * xs + changed[k] * xk];
     part(scalars * M, 0, scalars * M, here, params, found, slopes);
-    for (long d = 0; d < D; d++)
-      if (keeps[d])
-        for (long m = 0; m < M; m++) out[d * rows + row + m] = x[(row + m) * xs + d * xk];
+    for (long d = 0; d < D; d++) /* also of those that change, which costs less than to tell them apart */
+      for (long m = 0; m < M; m++) out[d * rows + row + m] = x[(row + m) * xs + d * xk];
     for (long m = 0; m < M; m++) logdet[row + m] = 0;
     for (long k = 0; k < scalars; k++) {
       memcpy(out + changed[k] * rows + row, found + k * M, M * sizeof(real));

@@ -7,8 +7,7 @@ gradients only: training goes through conditioner and scalar map one after the o
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
+from collections.abc import Hashable
 from importlib import resources
 from typing import Any
 
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor
 
 from diffeo.core import Univariate
-from diffeo.core.compiling import find_compiler
-from diffeo.core.loops import Loop
-from diffeo.core.native import FAILURES, build, tiles
+from diffeo.core.compiling import signature
+from diffeo.core.loops import build_around
+from diffeo.core.native import kernels_in_use
 from diffeo.functional import Context, context_mask
 from diffeo.nets import MADE, MLP, perceptron
 
-_libraries: dict[str, Any] = {}
+_names: dict[tuple[Hashable, ...], str | None] = {}
+_libraries: dict[str, Any] = {}  # by name, which compiled models hold
 
 
 def map_vector(
@@ -37,12 +37,13 @@ def map_vector(
 ) -> tuple[Tensor, Tensor] | None:
     """x with the scalar map (or its inverse) applied to coordinates `changes`, in their order, and the log-det.
 
-    The parameters are net(seen, context), whose first layer reads coordinates `sees` of x. In models that are being
-    compiled, of nets and scalar maps that can run so; otherwise None.
+    The parameters are net(seen, context), whose first layer reads coordinates `sees` of x. None where a gradient is
+    wanted, or this net or scalar map cannot run so.
     """
-    if not torch.compiler.is_dynamo_compiling() or torch.is_grad_enabled() or context_mask(context) is not None:
+    compiling = torch.compiler.is_dynamo_compiling()
+    if torch.is_grad_enabled() or not (compiling or kernels_in_use()) or context_mask(context) is not None:
         return None
-    if type(net) not in (MLP, MADE) or not (univariate.traceable and univariate.exact_inverse):
+    if type(net) not in (MLP, MADE):
         return None
     parts = net.as_perceptron(seen, context)
     if parts is None or parts.x.shape[:-1] != x.shape[:-1] or parts.x.dtype != x.dtype:
@@ -52,9 +53,11 @@ def map_vector(
     library = _find_library(univariate, inverse, parts.name, x.dtype)
     if library is None:
         return None
+    if compiling:  # dead code, by which the compiler sees the settings that the library was made for, and checks them
+        (univariate.inverse if inverse else univariate)(x.new_zeros(1), x.new_zeros(1, univariate.n_params))
     rows, h = x.reshape(-1, x.shape[-1]), parts.x.reshape(-1, parts.x.shape[-1]) if parts.enter else None
     layers = list(parts.weights), list(parts.biases), list(parts.bounds)
-    out, logdet = _operator(rows, h, sees, changes, *layers, parts.name, library)
+    out, logdet = (_operator if compiling else _run)(rows, h, sees, changes, *layers, parts.name, library)
     return out.T.reshape(x.shape), logdet.reshape(x.shape[:-1])
 
 
@@ -103,30 +106,24 @@ def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 @torch.compiler.assume_constant_result
 def _find_library(univariate: Univariate, inverse: bool, name: str, dtype: torch.dtype) -> str | None:
-    """The key of the library for an activation and a direction of a scalar map, or None where it cannot be made."""
-    compiler = find_compiler()
-    if compiler is None or any(True for _ in univariate.parameters()):
+    """The name of the library for an activation and a direction of a scalar map, or None where it cannot be made."""
+    of_map = signature(univariate)
+    # it has weights or hooks, or searches for its inverse
+    if of_map is None or not univariate.exact_inverse or not univariate.traceable:
         return None
+    key = of_map, inverse, name, dtype
+    if key not in _names:
+        _names[key] = _build(univariate, inverse, name, dtype)
+    return _names[key]
 
-    def scalars(v: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return (univariate.inverse if inverse else univariate)(v, params.movedim(0, -1))
 
-    try:
-        loop = Loop(scalars, (None, univariate.n_params)).source(dtype)
-        ours = resources.files("diffeo.transforms").joinpath("conditioned.c").read_text()
-        source = loop + tiles() + perceptron.source(name) + ours
-        key = hashlib.sha256(source.encode()).hexdigest()
-        if key not in _libraries:
-            _libraries[key] = _load(build(source, compiler))
-    except (*FAILURES, KeyError, ValueError, AttributeError):
-        # scalar maps that are no plain arithmetic, too; they run after the conditioner
-        logging.getLogger("diffeo").info("a conditioned scalar map could not be compiled as a whole", exc_info=True)
+def _build(univariate: Univariate, inverse: bool, name: str, dtype: torch.dtype) -> str | None:
+    source = perceptron.source(name) + resources.files("diffeo.transforms").joinpath("conditioned.c").read_text()
+    library = build_around(univariate, inverse, dtype, source)
+    if library is None:
         return None
-    return key
-
-
-def _load(library: ctypes.CDLL) -> Any:
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     vector = [long, pointer, long, long, long, pointer]
     library.map.argtypes = [*perceptron.LAYERS, *vector, pointer, pointer, flag]
-    return library
+    _libraries[library._name] = library
+    return library._name

@@ -85,8 +85,8 @@ class Coupling(Transform):
             params = self._params(a, z_b, context)  # one pass of the net for the inverse and for the gradient
             with torch.no_grad():
                 x_b, logdet = self.univariate.inverse(_broadcast(z_b, params), params)
-                x = self._join(z_a, z_b, x_b, logdet, context)[0]
-                x_b = self._split(x)[1]
+                x_b, _ = self._spare(z_b, x_b, logdet, context)
+                x = self._merge(z_a, x_b)
             x_b.requires_grad_()
             z_b, logdet = self.univariate(_broadcast(x_b, params), params)
             again, logdet = self._join(a, x_b, z_b, logdet, context)
@@ -129,14 +129,20 @@ class Coupling(Transform):
             params = self.net(a, context).unflatten(-1, (b.shape[-1], n_params))
         return params.to(b.dtype)
 
-    def _join(self, a: Tensor, b: Tensor, mapped: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _spare(self, b: Tensor, mapped: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """What the scalar map made of b, with padding as it was."""
         mask = context_mask(context)
-        if mask is not None:
-            mask = self._split_mask(mask)[1]
-            mapped, logdet = torch.where(mask, mapped, b), torch.where(mask, logdet, 0.0)
-        return self._merge(a.expand(*mapped.shape[:-1], self.kept), mapped), sum_event(logdet, 1)
+        if mask is None:
+            return mapped, logdet
+        mask = self._split_mask(mask)[1]
+        return torch.where(mask, mapped, b), torch.where(mask, logdet, 0.0)
+
+    def _join(self, a: Tensor, b: Tensor, mapped: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        mapped, logdet = self._spare(b, mapped, logdet, context)
+        return self._merge(a, mapped), sum_event(logdet, 1)
 
     def _merge(self, a: Tensor, b: Tensor) -> Tensor:
+        a = a.expand(*b.shape[:-1], a.shape[-1])
         return permute_last(cat_last(a, b), self.merge, self.apart)
 
     def _split_mask(self, mask: Tensor) -> tuple[Tensor, Tensor]:
