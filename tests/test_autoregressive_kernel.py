@@ -16,7 +16,6 @@ MAPS = {
     "shift": lambda: diffeo.Shift(),
     "spline": lambda: diffeo.RationalQuadraticSpline(8, 5.0),
 }
-SOME = torch.arange(49).view(7, 7) % 3 > 0
 NETS = {
     "relu": {"hidden": (50, 41), "activation": nn.ReLU},
     "silu": {"hidden": (33,)},
@@ -115,6 +114,18 @@ def test_gradients_through_the_inverse():
         found = gradients()
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, atol=1e-9)
+
+
+@needs_compiler
+def test_tangents_of_forward_mode(runs):
+    layer = make("affine", hidden=(20, 20))
+    z, tangent = torch.randn(2, 5, 7, dtype=torch.float64)
+    with torch.no_grad():
+        expected = torch.func.jvp(lambda z: layer._run(z, None)[0], (z,), (tangent,))[1]
+        with diffeo.compiled_kernels(), torch.autograd.forward_ad.dual_level():
+            x = layer.inverse(torch.autograd.forward_ad.make_dual(z, tangent))[0]
+            found = torch.autograd.forward_ad.unpack_dual(x).tangent
+    assert torch.allclose(found, expected)
 
 
 @needs_compiler

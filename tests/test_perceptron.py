@@ -157,6 +157,88 @@ def test_hooks_of_layers_run(runs):
 
 
 @needs_compiler
+def test_gradients_of_gradients_where_a_net_is_used_twice(runs):
+    net = make("masked")  # from 7 to 21 numbers; a square one of them
+    x, _ = rows(net, 5)
+
+    def gradients():
+        inner = net(x)[..., 0]
+        return torch.autograd.grad(net(inner).sin().sum(), list(net.parameters()), create_graph=True)
+
+    expected = gradients()
+    with diffeo.compiled_kernels():
+        found = gradients()
+    assert runs
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+
+
+@needs_compiler
+def test_many_gradients_at_once(runs):
+    net = make("two layers")
+    x, _ = rows(net, 2)
+    many = torch.eye(24, dtype=torch.float64).view(24, 2, 12)
+    expected = torch.autograd.grad(net(x), x, many, is_grads_batched=True)
+    with diffeo.compiled_kernels():
+        found = torch.autograd.grad(net(x), x, many, is_grads_batched=True)
+    assert runs == ["_run"]
+    assert torch.allclose(found[0], expected[0])
+
+
+@needs_compiler
+def test_sizes_that_do_not_fit_are_refused(runs):
+    with diffeo.compiled_kernels():
+        with pytest.raises(RuntimeError, match="shapes"):
+            MLP(3, 6)(torch.randn(4, 2))
+        with torch.no_grad(), pytest.raises(RuntimeError, match="shapes"):
+            diffeo.Coupling(torch.tensor([True, True, False]), MLP(3, 2), diffeo.Affine())(torch.randn(4, 3))
+    assert not runs
+
+
+@needs_compiler
+def test_nets_that_were_changed_run_their_layers(runs):
+    class Doubled(nn.Linear):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    def doubled(net):
+        new = Doubled(net.body[1].in_features, net.body[1].out_features).double()
+        new.load_state_dict(net.body[1].state_dict())
+        net.body[1] = new
+
+    def twice(net):
+        net.body.insert(2, nn.Linear(33, 33).double())
+
+    def hooked(net):
+        net.body[1].register_full_backward_hook(lambda module, g_in, g_out: tuple(2 * g for g in g_in))
+
+    def patched(net):
+        forward = net.from_x.forward
+        net.from_x.forward = lambda input: 2 * forward(input)
+
+    for change in (doubled, twice, hooked, patched):
+        net = make("two layers")
+        change(net)
+        expected = values_and_gradients(net, *rows(net, 5))
+        runs.clear()
+        with diffeo.compiled_kernels():
+            found = values_and_gradients(net, *rows(net, 5))
+        for a, b in zip(found, expected, strict=True):
+            assert torch.allclose(a, b)
+        assert len(runs) == (2 if change is patched else 0)  # the rest of the net, where only the first layer changed
+
+
+@needs_compiler
+def test_contexts_that_transforms_of_functions_wrap(runs):
+    net = make("two layers", context=2)
+    x, context = rows(net, 4)
+    with diffeo.compiled_kernels(), torch.no_grad():
+        found = torch.func.vmap(lambda c: net(x, c))(context)
+        assert not runs
+        assert torch.allclose(found[1], net(x, context[1]))
+
+
+@needs_compiler
 def test_other_numbers_and_derivatives_are_left_to_the_layers(runs):
     net = make("two layers")
     x, _ = rows(net, 4)
@@ -173,7 +255,7 @@ def test_other_numbers_and_derivatives_are_left_to_the_layers(runs):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["realnvp", "maf"])
-def test_compiled_flows_run_them(recipe, runs):
+def test_compiled_flows_run_them(recipe):
     torch.manual_seed(0)
     flow = getattr(diffeo, recipe)(5, context=2, layers=2, hidden=(32, 32))
     for p in flow.parameters():
@@ -183,9 +265,11 @@ def test_compiled_flows_run_them(recipe, runs):
     wanted = torch.autograd.grad(expected.mean(), list(flow.parameters()))
     flow.compile()
     for n in (200, 60):
-        runs.clear()
         assert torch.allclose(flow(x[:n], context[:n]), expected[:n], atol=1e-4)
-    found = torch.autograd.grad(flow(x, context).mean(), list(flow.parameters()))
+    with torch.profiler.profile() as profile:
+        found = torch.autograd.grad(flow(x, context).mean(), list(flow.parameters()))
+    ran = {event.name for event in profile.events()}
+    assert {"diffeo::perceptron", "diffeo::perceptron_backward"} <= ran
     for a, b in zip(found, wanted, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
 

@@ -18,15 +18,23 @@ from torch.utils._pytree import tree_map_only
 from diffeo.core.native import keep_freed_memory
 
 # what only other code would change, and costs small models a tenth of a call to check each time
-CODE = {"BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "MODULE_MATCH", "NOT_PRESENT_IN_GENERIC_DICT"}
+CODE = {
+    "BUILTIN_MATCH",
+    "CLASS_MATCH",
+    "CLOSURE_MATCH",
+    "DUPLICATE_INPUT",
+    "MODULE_MATCH",
+    "NOT_PRESENT_IN_GENERIC_DICT",
+}
 
 
 def _may_change(guards: Sequence[Any]) -> list[bool]:
     """Which of the conditions of a compiled function to check at each call."""
-    return [not (g.guard_type in CODE or (g.guard_type == "DUPLICATE_INPUT" and g.is_global)) for g in guards]
+    return [not (g.is_global and g.guard_type in CODE) for g in guards]
 
 
-# A spline is one loop over scalars, but of more operations than Inductor joins by default.
+# A spline is one loop over scalars, but of more operations than Inductor joins by default. `torch.compile` takes the
+# filter out of what it is given, so give it a copy.
 OPTIONS: dict[str, Any] = {"max_fusion_size": 10_000, "size_asserts": False, "guard_filter_fn": _may_change}
 _BOOKKEEPING = vars(nn.Module())
 
@@ -55,7 +63,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
     keep_freed_memory()
-    run = torch.compile(own_code(function), options=OPTIONS)
+    run = torch.compile(own_code(function), options=dict(OPTIONS))
 
     def marked(*args: Any) -> Any:
         for arg in args:
@@ -100,7 +108,7 @@ class Kernel:
         with torch.inference_mode(False), torch.no_grad(), off:
             examples = tree_map_only(Tensor, example, args[: self.free])
             fixed = tree_map_only(Tensor, torch.zeros_like, args[self.free :])
-            compiler: Any = torch.compile(self.function, fullgraph=True, options=OPTIONS)
+            compiler: Any = torch.compile(self.function, fullgraph=True, options=dict(OPTIONS))
             # kept here: resetting the compiler does not touch it
             run = compiler.aot_compile(((*examples, *fixed), {}))
         run.disable_guard_check()
@@ -125,7 +133,14 @@ def _is_hashable(value: object) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether calling the module is more than the `forward` of its class."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or "forward" in module.__dict__
+
+
+def has_global_hooks() -> bool:
+    """Whether there are hooks of all modules."""
+    return bool(torch.nn.modules.module._has_any_global_hook())
 
 
 def own_code(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -108,8 +108,8 @@ class Loop:
 
     Arguments are contiguous, of one shape, or with a dim of size k before it for k planes of numbers that belong to one
     scalar, which the function takes apart by `unbind`; its results are of these shapes too, planes put together by
-    `stack`. Where it
-    cannot be compiled, `otherwise` runs. Libraries are kept on disk (`TORCHINDUCTOR_CACHE_DIR`, as Inductor's kernels).
+    `stack`. Where it cannot be compiled, `otherwise` runs. Libraries are kept on disk (`TORCHINDUCTOR_CACHE_DIR`, as
+    Inductor's kernels).
     """
 
     def __init__(

@@ -19,8 +19,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._C import _has_storage as has_storage  # pyright: ignore
 from torch._C import _len_torch_dispatch_stack as len_torch_dispatch_stack
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
+from torch.autograd import forward_ad
 
 TYPES = {torch.float32: "float", torch.float64: "double"}
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -110,18 +112,19 @@ def keep_freed_memory() -> None:
     system first clears. The C library of GNU keeps twice the largest block that it has freed, up to about this one's
     size; other libraries do as they do.
     """
-    torch.empty(31 << 20, dtype=torch.uint8)  # nothing is written to it, so it costs nothing
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")  # nothing is written to it, so it costs nothing
 
 
 def can_read(first: Tensor, *rest: Tensor) -> bool:
     """Whether C can read them: numbers of one type in the memory of a CPU, and nobody records what is done."""
-    if first.dtype not in TYPES or torch.jit.is_tracing() or len_torch_dispatch_stack():  # pyright: ignore
+    watched = torch.jit.is_tracing() or len_torch_dispatch_stack() or forward_ad._current_level >= 0  # pyright: ignore
+    if first.dtype not in TYPES or watched:
         return False
     return all(type(t) in PLAIN and t.is_cpu and t.dtype == first.dtype and not _is_wrapped(t) for t in (first, *rest))
 
 
 def _is_wrapped(t: Tensor) -> bool:
-    return is_functorch_wrapped_tensor(t) or t._is_zerotensor()
+    return is_functorch_wrapped_tensor(t) or not has_storage(t) or t._is_zerotensor() or t.is_neg()
 
 
 def build(source: str, compiler: str) -> ctypes.CDLL:

@@ -64,13 +64,15 @@ static void panel(long M, long N, long K, const real *a, long as, int flip, cons
 
 static pthread_key_t kept;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static void make_kept(void) { pthread_key_create(&kept, free); }
+static int is_kept;
+static void make_kept(void) { is_kept = !pthread_key_create(&kept, free); }
 
 /* n numbers that the thread has to itself until it asks again, or 0 where there are not so many; it keeps what it had,
    since new pages cost more than small products */
 static real *memory(long n) {
   const long bytes = 64 + n * sizeof(real);
   pthread_once(&once, make_kept);
+  if (!is_kept) return 0; /* this process has no more keys */
   long *here = pthread_getspecific(kept);
   if (!here || here[0] < bytes) {
     free(here);

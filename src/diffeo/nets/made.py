@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor, nn
 
 from diffeo.core import SHORT, Incremental
-from diffeo.core.compiling import has_hooks, signature
+from diffeo.core.compiling import signature
 from diffeo.functional import Context, permute_last
 from diffeo.nets import perceptron
 from diffeo.nets.mlp import Activation, require_context
@@ -41,6 +41,13 @@ class MaskedLinear(nn.Linear):
             del self.weight
             self.register_buffer("weight", torch.zeros(mask.shape))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        mask, errors = state_dict.get(f"{prefix}mask"), args[-1]
+        if mask is not None and mask.shape == self.mask.shape and not (mask.is_meta or self.mask.is_meta):
+            same = torch.equal(mask.bool().cpu(), self.mask.bool().cpu())
+            errors.extend([] if same else [f"{prefix}mask is that of another adjacency"])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @property
     def masked(self) -> Tensor:
         return self.weight * self.mask
@@ -58,6 +65,9 @@ class MaskedParameterLayer(MaskedLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         return scalar_params(input, self.masked, self.bias, self.n_params)
+
+
+PLAIN = (MaskedLinear, MaskedParameterLayer)
 
 
 class MADE(Incremental):
@@ -172,22 +182,21 @@ class MADE(Incremental):
 
     def as_perceptron(self, x: Tensor, context: Context) -> perceptron.Parts | None:
         """What to run as one operation, where that can be."""
-        name, layers = self.plain_activation(), self._stack()
+        name, layers = self.plain_activation() if perceptron.in_use(x) else None, self._stack()
         if name is None:
             return None
-        enters = self.from_context is not None or has_hooks(layers[0])
+        enters = self.from_context is not None or not perceptron.is_plain(layers[0], PLAIN)
         used = range(1 if enters else 0, len(layers))
         weights, biases = [layers[i].masked for i in used], [layers[i].bias for i in used]
-        if not perceptron.can_run(name, x, weights):
-            return None
         bounds = [getattr(self, f"bounds{i}") for i in used]
         h = self._enter(x, context) if enters else permute_last(x, self.order, self.rank)
-        return perceptron.Parts(name, h, weights, biases, bounds, enters)
+        parts = perceptron.Parts(name, h, weights, biases, bounds, enters)
+        return parts if perceptron.can_run(parts) else None
 
     def plain_activation(self) -> str | None:
         """What `perceptron` calls the activation, if after the first layer nothing else stands between the layers."""
         between = [m for layer in self._stack()[1:] for m in (self.activation, self.dropout, layer)]
-        parts = None if self.residual else perceptron.take_apart(between)
+        parts = None if self.residual else perceptron.take_apart(between, PLAIN)
         return None if parts is None else parts[0]
 
     def _pass(self, x: Tensor, context: Context, dropout: nn.Module) -> tuple[Tensor, list[Tensor]]:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffeo.core.compiling import has_hooks
 from diffeo.functional import Context, context_features
 from diffeo.nets import perceptron
 from diffeo.nets.products import Linear, ParameterLayer
 
 Activation = Callable[[], nn.Module]
+PLAIN = (nn.Linear, Linear, ParameterLayer)
 
 
 class MLP(nn.Module):
@@ -105,18 +105,17 @@ class MLP(nn.Module):
 
     def as_perceptron(self, x: Tensor, context: Context) -> perceptron.Parts | None:
         """What to run as one operation, where that can be."""
-        parts = perceptron.take_apart(self.body)
-        if parts is None or self.constant is not None:
+        found = perceptron.take_apart(self.body, PLAIN) if perceptron.in_use(x) else None
+        if found is None or self.constant is not None:
             return None
-        name, layers = parts
-        first = self.from_x if self.from_context is None else None  # otherwise a sum, or of the context
-        if first is not None and not has_hooks(first):
-            layers = [first, *layers]
-        enters = layers[0] is not first
+        name, layers = found
+        # with a context the first layer is a sum
+        enters = self.from_x is None or self.from_context is not None or not perceptron.is_plain(self.from_x, PLAIN)
+        if not enters:
+            layers = [self.from_x, *layers]
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        if not perceptron.can_run(name, x, weights):
-            return None
-        return perceptron.Parts(name, self._enter(x, context) if enters else x, weights, biases, [], enters)
+        parts = perceptron.Parts(name, self._enter(x, context) if enters else x, weights, biases, [], enters)
+        return parts if perceptron.can_run(parts) else None
 
     def _enter(self, x: Tensor, context: Context) -> Tensor:
         if self.constant is not None:

@@ -303,11 +303,12 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
   return 0;
 }
 
-/* Gradients from that of out: `g_x`, a column after the other, and in the first `total` numbers of `sums`, which has as
-   many for each thread, those of all weights, then of all biases. */
+/* Gradients from that of out: `g_x`, a column after the other, and in `g_layers` those of all weights, then of all biases,
+   `total` numbers, for as many of which `sums` has room for each thread but one. */
 int backward(long rows, int L, const long *widths, const real *x, long xs, long xk, const long *which, int enter,
              const real *const *weights, const real *const *biases, const int *const *bounds, real *inner,
-             const real *g_out, long planes, real *g_x, real *sums, long total, int threads) {
+             const real *g_out, long planes, real *g_x, real *g_layers, real *sums, long total,
+             int threads) {
   int failed = 0;
   long teams = 1;
 #ifdef _OPENMP
@@ -320,7 +321,7 @@ int backward(long rows, int L, const long *widths, const real *x, long xs, long 
 #endif
     if (k == 0) teams = count;
     Layer layers[L];
-    real *g_weights[L], *g_biases[L], *at = sums + k * total;
+    real *g_weights[L], *g_biases[L], *at = k ? sums + (k - 1) * total : g_layers;
     describe(layers, L, widths, weights, biases, bounds, rows, inner);
     memset(at, 0, total * sizeof(real));
     for (int l = 0; l < L; l++) g_weights[l] = at, at += widths[l] * widths[l + 1];
@@ -334,6 +335,6 @@ int backward(long rows, int L, const long *widths, const real *x, long xs, long 
 #endif
   for (long i = 0; i < total; i += 64)
     for (long k = 1; k < teams; k++)
-      for (long j = i; j < least(total, i + 64); j++) sums[j] += sums[k * total + j];
+      for (long j = i; j < least(total, i + 64); j++) g_layers[j] += sums[(k - 1) * total + j];
   return failed;
 }

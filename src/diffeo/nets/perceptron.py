@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from diffeo.core.compiling import find_compiler, has_hooks
+from diffeo.core.compiling import find_compiler, has_global_hooks, has_hooks
 from diffeo.core.native import FAILURES, TYPES, build, can_read, kernels_in_use, prelude, tiles
 from diffeo.functional import batch_inner
 
@@ -77,31 +76,43 @@ def source(name: str) -> str:
     return activation_source(name) + resources.files("diffeo.nets").joinpath("perceptron.c").read_text()
 
 
-def take_apart(modules: Iterable[nn.Module]) -> tuple[str, list[nn.Linear]] | None:
-    """The activation and the linear layers of (activation, linear layer) pairs, if they can run as one operation."""
-    names: set[str | None] = set()
-    layers: list[nn.Linear] = []
-    for module in modules:
-        if isinstance(module, nn.Dropout) and not (module.training and module.p > 0):
-            continue
-        if len(names) and isinstance(module, nn.Linear) and module.bias is not None and not has_hooks(module):
-            layers.append(module)
-        else:
-            names.add(describe(module))
+def take_apart(modules: Iterable[nn.Module], kinds: tuple[type, ...]) -> tuple[str, list[nn.Linear]] | None:
+    """The activation and the layers of (activation, layer of one of these kinds) pairs, if these are what they are."""
+    parts = [m for m in modules if not (type(m) is nn.Dropout and not has_hooks(m) and not (m.training and m.p > 0))]
+    names, layers = {describe(m) for m in parts[::2]}, parts[1::2]
     name = next(iter(names), None)
-    return (name, layers) if layers and len(names) == 1 and name is not None else None
+    if name is None or len(names) > 1 or len(parts) % 2 or not all(is_plain(layer, kinds) for layer in layers):
+        return None
+    return name, layers  # pyright: ignore[reportReturnType] (they are of these kinds)
 
 
-def can_run(name: str, x: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether these run as one operation here, at this moment."""
-    if torch.is_autocast_enabled("cpu") or max(w.shape[1] for w in weights) > WIDEST or min(weights[0].shape) == 0:
+def is_plain(layer: nn.Module, kinds: tuple[type, ...]) -> bool:
+    """Whether the layer does what its kind does, and nothing else."""
+    return type(layer) in kinds and layer.bias is not None and not has_hooks(layer)
+
+
+def in_use(x: Tensor) -> bool:
+    """Whether perceptrons may run as one operation here, at this moment."""
+    if not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return False
     if torch.compiler.is_compiling():
-        same = all(t.is_cpu and t.dtype == x.dtype for t in (x, *weights))
-        return same and not torch.compiler.is_exporting() and x.dtype in TYPES and _is_available(name, x.dtype)
-    if not kernels_in_use() or forward_ad._current_level >= 0:
+        wrapped = torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
+        return not wrapped and not torch.compiler.is_exporting()
+    return kernels_in_use() and not has_global_hooks()
+
+
+def can_run(parts: Parts) -> bool:
+    """Whether these run as one operation, where that is `in_use`."""
+    name, x, weights, biases, _, _ = parts
+    widths = [x.shape[-1], *(w.shape[0] for w in weights)]
+    if [tuple(w.shape) for w in weights] != list(zip(widths[1:], widths, strict=False)):
+        return False  # what is wrong there, the layers say
+    if [b.shape[0] for b in biases] != widths[1:] or max(widths[:-1]) > WIDEST or min(widths) == 0:
         return False
-    return can_read(x, *weights) and _library(name, x.dtype) is not None
+    if torch.compiler.is_compiling():
+        same = all(t.is_cpu and t.dtype == x.dtype for t in (x, *weights, *biases))
+        return same and x.dtype in TYPES and _is_available(name, x.dtype)
+    return can_read(x, *weights, *biases) and _library(name, x.dtype) is not None
 
 
 def perceptron(parts: Parts, planes: int = 1) -> Tensor:
@@ -176,14 +187,15 @@ def _run_backward(
     """The gradients of x and, one after the other, of all weights and all biases."""
     sizes = find_sizes(name, x.dtype, weights)
     count = threads(x.shape[0])
-    g_x, sums = x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(count * sizes.total)
+    g_x, g_layers = x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(sizes.total)
+    sums = x.new_empty((count - 1) * sizes.total)  # of the other threads
     x, weights, biases = x.resolve_neg(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
     grad = grad.contiguous().resolve_neg()
     layers = arguments(sizes, x, weights, biases, bounds, enter)
-    results = grad.data_ptr(), planes, g_x.data_ptr(), sums.data_ptr(), sizes.total, count
+    results = grad.data_ptr(), planes, g_x.data_ptr(), g_layers.data_ptr(), sums.data_ptr(), sizes.total, count
     if sizes.library.backward(*layers, inner.data_ptr(), *results):
         raise MemoryError("perceptron: not enough memory for a block of rows")
-    return g_x, sums[: sizes.total]
+    return g_x, g_layers
 
 
 _LIBRARY.impl("perceptron", _run, "CPU")
@@ -234,7 +246,8 @@ class Perceptron(torch.autograd.Function):
         x, *layers, inner = ctx.saved_tensors
         weights, biases, bounds = _sort(layers, ctx.count)
         compiling = torch.compiler.is_compiling()
-        if torch.is_grad_enabled() and not compiling:  # it is to be differentiated again: of operations that can be
+        # it is to be differentiated again, or many at once: of operations that can be
+        if torch.is_grad_enabled() or not (compiling or can_read(grad)):
             g_x, *gradients = _pull_plainly(x, weights, biases, grad, *ctx.options)
         else:
             run = _backward if compiling else _run_backward
@@ -259,7 +272,8 @@ def _pull_plainly(
     """What `_run_backward` finds, of operations with gradients of their own."""
     inputs = [x, *weights, *biases]
     with torch.enable_grad():
-        inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        # x may come of the same weights, which is not for this function to follow
+        inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
         h, count = inputs[0], len(weights)
         for i in range(count):
             h = F.linear(_activate(name, h) if i or enter else h, inputs[1 + i], inputs[1 + count + i])
@@ -350,6 +364,6 @@ def _library(name: str, dtype: torch.dtype) -> Any:
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     library.forward.argtypes = [*LAYERS, pointer, pointer, long, flag]
-    library.backward.argtypes = [*LAYERS, pointer, pointer, long, pointer, pointer, long, flag]
+    library.backward.argtypes = [*LAYERS, pointer, pointer, long, pointer, pointer, pointer, long, flag]
     library.distance.argtypes, library.distance.restype = [long], long
     return library

@@ -84,7 +84,7 @@ class CompiledGradients:
             return loss.detach(), tuple(map(_laid_out, gradients, self.parameters))
 
         keep_freed_memory()
-        self._run = torch.compile(own_code(run), options=OPTIONS) if has_compiler() else run
+        self._run = torch.compile(own_code(run), options=dict(OPTIONS)) if has_compiler() else run
         self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)  # pyright: ignore
 
     def __call__(self, *batch: Any, weights: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffeo.core import Univariate
-from diffeo.core.compiling import signature
+from diffeo.core.compiling import has_hooks, signature
 from diffeo.core.loops import build_around
 from diffeo.core.native import kernels_in_use
 from diffeo.functional import Context, context_mask
@@ -43,12 +43,14 @@ def map_vector(
     compiling = torch.compiler.is_dynamo_compiling()
     if torch.is_grad_enabled() or not (compiling or kernels_in_use()) or context_mask(context) is not None:
         return None
-    if type(net) not in (MLP, MADE):
+    if type(net) not in (MLP, MADE) or has_hooks(net):
         return None
     parts = net.as_perceptron(seen, context)
     if parts is None or parts.x.shape[:-1] != x.shape[:-1] or parts.x.dtype != x.dtype:
         return None
     if parts.weights[-1].shape[0] != univariate.n_params * len(changes):
+        return None
+    if not parts.enter and parts.x.shape[-1] != len(sees):
         return None
     library = _find_library(univariate, inverse, parts.name, x.dtype)
     if library is None:
