@@ -61,7 +61,7 @@ def depth_section() -> list[str]:
         "",
         "`Chain(memory=...)`: megabytes that one training step keeps for its backward pass (weights not counted), how much",
         "its peak raises that of the process, its time (median, in turn with `store`), and the relative difference of its",
-        f"gradients from those of `store`. Not compiled but for the splines, as in a fit; {result['threads']} threads.",
+        f"gradients from those of `store`. Not compiled but for what runs in C, as in a fit; {result['threads']} threads.",
         "",
         *table([*header, "gradients, float32", "float64"], rows),
         "",

@@ -78,8 +78,9 @@ def kernels_in_use() -> bool:
 def compiled_kernels(use: bool = True) -> Iterator[None]:
     """Uncompiled flows within run splines, conditioners and autoregressive inverses in compiled C, on the CPU.
 
-    Not splines that rows share; nor conditioners that are residual, normalise or drop units, have more than 512 of
-    them in a layer, or other activations than ReLU, LeakyReLU and SiLU; nor inverses of scalar maps that search.
+    Where no gradient is wanted, couplings too. Not splines that rows share; nor conditioners that are residual,
+    normalise or drop units, have more than 512 inputs or units in a hidden layer, hooks, layers of one's own, or other
+    activations than ReLU, LeakyReLU and SiLU; nor scalar maps whose inverse is a search.
 
     What `fit` does in all but short fits, unless told `compile=False`, for loops of one's own. Results agree with those
     of uncompiled kernels up to rounding. Only this thread is concerned. Tensors that `torch.func` wraps, second
@@ -89,7 +90,7 @@ def compiled_kernels(use: bool = True) -> Iterator[None]:
     Args:
         use: False has the opposite effect, within a block that has it.
 
-    Cost: two or three seconds of compiling, the first time on a machine.
+    Cost: some seconds of compiling, the first time on a machine.
 
     >>> import torch, diffeo
     >>> flow = diffeo.nsf(2)

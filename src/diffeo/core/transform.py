@@ -124,6 +124,10 @@ class Univariate(Transform):
             )
         return context
 
+    def recall(self, x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """`self(x, context)` with its gradient, where z and logdet, found before, are what it gives."""
+        return self(x, context)
+
     def initial_params(self, x: Tensor) -> Tensor | None:
         """Parameters to start from, shape (D, n_params), for training rows x of shape (n, D); None for zeros."""
         return None

@@ -24,7 +24,7 @@ from diffeo.core.compiling import find_compiler, has_global_hooks, has_hooks
 from diffeo.core.native import FAILURES, TYPES, build, can_read, kernels_in_use, prelude, tiles
 from diffeo.functional import batch_inner
 
-WIDEST = 512  # units of a hidden layer; far wider ones are for libraries of matrix products
+WIDEST = 512  # inputs of a layer; far wider ones are for libraries of matrix products
 SHARE = 64  # rows for which another thread pays
 # value and slope at x; a NaN stays one
 ACTIVATIONS = {

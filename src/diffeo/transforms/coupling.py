@@ -84,11 +84,12 @@ class Coupling(Transform):
             a = z_a.detach().requires_grad_()
             params = self._params(a, z_b, context)  # one pass of the net for the inverse and for the gradient
             with torch.no_grad():
-                x_b, logdet = self.univariate.inverse(_broadcast(z_b, params), params)
-                x_b, _ = self._spare(z_b, x_b, logdet, context)
+                z_b = _broadcast(z_b, params)
+                x_b, back = self.univariate.inverse(z_b, params)
+                x_b, _ = self._spare(z_b, x_b, back, context)
                 x = self._merge(z_a, x_b)
             x_b.requires_grad_()
-            z_b, logdet = self.univariate(_broadcast(x_b, params), params)
+            z_b, logdet = self.univariate.recall(x_b, z_b, -back, params)
             again, logdet = self._join(a, x_b, z_b, logdet, context)
 
         def join(gradients: tuple[Tensor, ...]) -> Tensor:

@@ -67,6 +67,9 @@ class RationalQuadraticSpline(Univariate):
     def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         return self._map(z, context, inverse=True)
 
+    def recall(self, x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        return _along_batch(x, self.params(context), False, self.limits, (z, logdet))
+
     def params_for(self, widths: Tensor, heights: Tensor, slopes: Tensor) -> Tensor:
         """Parameters of the spline with these bin widths and heights (sums 2·bound) and slopes at its inner knots."""
 
@@ -201,10 +204,13 @@ def _check_limits(who: str, bins: int, min_width: float, min_height: float, min_
         )
 
 
-def _along_batch(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
+def _along_batch(
+    v: Tensor, params: Tensor, inverse: bool, limits: Limits, known: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     planes = params.movedim(-1, 0)
     if v.ndim > 1 and params.ndim > v.ndim and params.stride(-3) == 1:  # the batch lies innermost: walk along it
         along = v.movedim(-1, 0).contiguous(), planes.movedim(-1, 1)
-        out, logdet = map_scalars(*along, inverse, limits)
+        turned = None if known is None else (known[0].movedim(-1, 0), known[1].movedim(-1, 0))
+        out, logdet = map_scalars(*along, inverse, limits, turned)
         return out.movedim(0, -1), logdet.movedim(0, -1)
-    return map_scalars(v, planes, inverse, limits)
+    return map_scalars(v, planes, inverse, limits, known)

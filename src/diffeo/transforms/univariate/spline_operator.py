@@ -24,11 +24,13 @@ from diffeo.transforms.univariate.spline_kernel import Limits
 SCALARS = 16384  # of a typical call
 
 
-def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, Tensor]:
+def map_scalars(
+    v: Tensor, params: Tensor, inverse: bool, limits: Limits, known: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """The spline (or its inverse) at v, and the log-slope of that direction.
 
     `params` has shape (3K − 1, *v.shape), 3K + 1 with the slopes at both ends, or fewer trailing dims where scalars
-    share a spline.
+    share a spline. What is `known`, the results, needs no second computation where the gradient is by hand.
     """
     if not spline_kernel.owned(v, params):
         params = params.reshape(len(params), *(1,) * (v.ndim + 1 - params.ndim), *params.shape[1:])
@@ -37,7 +39,7 @@ def map_scalars(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tup
         return _direction(inverse)(v, params, limits)
     if torch.compiler.is_dynamo_compiling():
         return TracedSpline.apply(v, params, inverse, *_constants(limits))  # pyright: ignore[reportReturnType]
-    return Spline.apply(v, params, inverse, limits)  # pyright: ignore[reportReturnType]
+    return Spline.apply(v, params, inverse, limits, *(known or ()))  # pyright: ignore[reportReturnType]
 
 
 def _direction(inverse: bool) -> Callable[[Tensor, Tensor, Limits], tuple[Tensor, Tensor]]:
@@ -48,14 +50,17 @@ class Spline(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(v: Tensor, params: Tensor, inverse: bool, limits: Limits) -> tuple[Tensor, ...]:
+    def forward(v: Tensor, params: Tensor, inverse: bool, limits: Limits, *known: Tensor) -> tuple[Tensor, ...]:
+        if known:
+            return tuple(t.clone() for t in known)
         if kernels_in_use() and can_read(v, params) and _loop(inverse, *limits).is_compiled(v.dtype):
             return _run(v, params, inverse, *_constants(limits))
         return _direction(inverse)(v, params, limits)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        v, params, ctx.inverse, ctx.limits = inputs
+        v, params, ctx.inverse, ctx.limits, *known = inputs
+        ctx.rest = (None, None, *(None for _ in known))
         scalar = output[0] if ctx.inverse else v  # on the x axis
         ctx.save_for_backward(scalar, params)
         ctx.save_for_forward(scalar, params)
@@ -66,8 +71,8 @@ class Spline(torch.autograd.Function):
         # where the gradient is to be differentiated again, it is made of operations that can be
         simple = kernels_in_use() and not torch.is_grad_enabled() and can_read(x, params, grad, grad_log)
         if simple and _backward_loop(ctx.inverse, *ctx.limits).is_compiled(x.dtype):
-            return *_run_backward(x, params, grad, grad_log, ctx.inverse, *_constants(ctx.limits)), None, None
-        return *spline_kernel.backward(x, params, grad, grad_log, ctx.inverse, ctx.limits), None, None
+            return *_run_backward(x, params, grad, grad_log, ctx.inverse, *_constants(ctx.limits)), *ctx.rest
+        return *spline_kernel.backward(x, params, grad, grad_log, ctx.inverse, ctx.limits), *ctx.rest
 
     @staticmethod
     def jvp(ctx: Any, dv: Tensor | None, dparams: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:  # pyright: ignore
