@@ -143,6 +143,15 @@ def has_global_hooks() -> bool:
     return bool(torch.nn.modules.module._has_any_global_hook())
 
 
+def constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that compilers run once, while they look, and take its result for a constant.
+
+    As `torch.compiler.assume_constant_result`, which would import the compiler, and that takes a second.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
 def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with a code object of its own: Dynamo limits how often one is compiled anew."""
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from diffeo.core.compiling import find_compiler, has_global_hooks, has_hooks
+from diffeo.core.compiling import constant, find_compiler, has_global_hooks, has_hooks
 from diffeo.core.native import FAILURES, TYPES, build, can_read, kernels_in_use, prelude, tiles
 from diffeo.functional import batch_inner
 
@@ -339,7 +339,7 @@ def threads(rows: int) -> int:
     return max(1, min(torch.get_num_threads(), rows // SHARE))
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _is_available(name: str, dtype: torch.dtype) -> bool:
     return _library(name, dtype) is not None
 

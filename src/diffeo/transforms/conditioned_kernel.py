@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffeo.core import Univariate
-from diffeo.core.compiling import has_hooks, signature
+from diffeo.core.compiling import constant, has_hooks, signature
 from diffeo.core.loops import build_around
 from diffeo.core.native import kernels_in_use
 from diffeo.functional import Context, context_mask
@@ -106,7 +106,7 @@ def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[1], x.shape[0]), x.new_empty(x.shape[0])
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _find_library(univariate: Univariate, inverse: bool, name: str, dtype: torch.dtype) -> str | None:
     """The name of the library for an activation and a direction of a scalar map, or None where it cannot be made."""
     of_map = signature(univariate)
