@@ -170,6 +170,16 @@ def test_uncompiled_layers_run_it_within_compiled_kernels(name, monkeypatch):
 
 
 @needs_compiler
+def test_rows_that_transforms_of_functions_wrap():
+    layer = make("of the context")
+    x, context = rows(4, 2)
+    with torch.no_grad(), diffeo.compiled_kernels():
+        found = torch.func.vmap(lambda x: layer.forward(x, context[0])[0])(x)
+        for a, b in zip(found, x, strict=True):
+            assert torch.allclose(a, layer.forward(b, context[0])[0])
+
+
+@needs_compiler
 def test_hooks_of_the_net_run():
     layer = make("coupling")
     layer.net.register_forward_hook(lambda module, args, out: 2 * out)

@@ -217,9 +217,9 @@ static int forward_part(long rows, long *taken, long threads, int L, Layer *laye
 /* how far apart the rows of `inner` are */
 long distance(long width) { return stride(width); }
 
-/* out = the perceptron at x, whose rows are `xs` and columns `xk` apart; for `which` and `enter` see `Input`. `inner`, if
-   given, receives what goes into the other activations, one layer after the other. Output o of row m lies at `place(o)`
-   rows + m. Returns 0, or 1 where there is not enough memory. */
+/* out = the perceptron at x, whose rows are `xs` and columns `xk` apart; for `which` and `enter` see `Input`. `inner`,
+   if given, receives what goes into the other activations, one layer after the other. Output o of row m lies at
+   `place(o)` rows + m. Returns 0, or 1 where there is not enough memory. */
 int forward(long rows, int L, const long *widths, const real *x, long xs, long xk, const long *which, int enter,
             const real *const *weights, const real *const *biases, const int *const *bounds, real *inner, real *out,
             long planes, int threads) {
@@ -303,8 +303,8 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
   return 0;
 }
 
-/* Gradients from that of out: `g_x`, a column after the other, and in `g_layers` those of all weights, then of all biases,
-   `total` numbers, for as many of which `sums` has room for each thread but one. */
+/* Gradients from that of out: `g_x`, a column after the other, and in `g_layers` those of all weights, then of all
+   biases, `total` numbers, for as many of which `sums` has room for each thread but one. */
 int backward(long rows, int L, const long *widths, const real *x, long xs, long xk, const long *which, int enter,
              const real *const *weights, const real *const *biases, const int *const *bounds, real *inner,
              const real *g_out, long planes, real *g_x, real *g_layers, real *sums, long total,

@@ -59,7 +59,8 @@ static int invert_part(long rows, long first, long end, long D, int L, const lon
   return 0;
 }
 
-/* x, a coordinate after the other, and the log-det of the inverse, from z, whose rows are `zs` and coordinates `zk` apart.
+/* x, a coordinate after the other, and the log-det of the inverse, from z, whose rows are `zs` and coordinates `zk`
+   apart.
 
    `widths` holds D, those of the hidden layers, and that of the output. `ready` holds, for each layer, how many of its
    units can be computed before step 0, 1, … and after the last. `context`, if given, is added to the first layer, a

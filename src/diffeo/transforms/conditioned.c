@@ -1,11 +1,11 @@
-/* Coordinates that scalar maps change, with parameters that a perceptron gives, and the log-det, for rows in blocks that
-   stay in the cache of one core.
+/* Coordinates that scalar maps change, with parameters that a perceptron gives, and the log-det, for rows in blocks
+   that stay in the cache of one core.
 
    Written before it: perceptron.c, and `part`, the scalar map for numbers [begin, end) of n: given x and n parameters
    after n others, the result and the log-slope. */
 
-static int map_part(long rows, long *taken, long threads, int L, Layer *layers, Input in, long D, const real *x, long xs,
-                    long xk, long scalars, const long *changed, real *out, real *logdet) {
+static int map_part(long rows, long *taken, long threads, int L, Layer *layers, Input in, long D, const real *x,
+                    long xs, long xk, long scalars, const long *changed, real *out, real *logdet) {
   const long outputs = layers[L - 1].outputs;
   Room room;
   real *params = make_room(layers, L, outputs + 3 * scalars, &room);
@@ -29,8 +29,8 @@ static int map_part(long rows, long *taken, long threads, int L, Layer *layers, 
 }
 
 /* out, a coordinate after the other, and the log-det, from x with D of them in each row, `xs` and `xk` apart, of which
-   the scalar map changes those in `changed`; the perceptron, which sees `h`, as in `forward`. Returns 0, or 1 where there
-   is not enough memory. */
+   the scalar map changes those in `changed`; the perceptron, which sees `h`, as in `forward`. Returns 0, or 1 where
+   there is not enough memory. */
 int map(long rows, int L, const long *widths, const real *h, long hs, long hk, const long *which, int enter,
         const real *const *weights, const real *const *biases, const int *const *bounds, long D, const real *x, long xs,
         long xk, long scalars, const long *changed, real *out, real *logdet, int threads) {

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffeo.core import Univariate
 from diffeo.core.compiling import constant, has_hooks, signature
 from diffeo.core.loops import build_around
-from diffeo.core.native import kernels_in_use
+from diffeo.core.native import can_read, kernels_in_use
 from diffeo.functional import Context, context_mask
 from diffeo.nets import MADE, MLP, perceptron
 
@@ -43,7 +43,7 @@ def map_vector(
     compiling = torch.compiler.is_dynamo_compiling()
     if torch.is_grad_enabled() or not (compiling or kernels_in_use()) or context_mask(context) is not None:
         return None
-    if type(net) not in (MLP, MADE) or has_hooks(net):
+    if type(net) not in (MLP, MADE) or has_hooks(net) or not (compiling or can_read(x)):
         return None
     parts = net.as_perceptron(seen, context)
     if parts is None or parts.x.shape[:-1] != x.shape[:-1] or parts.x.dtype != x.dtype:
