@@ -27,8 +27,8 @@ import speed_peers
 from speed_peers import CONFIGURATIONS, IDIOMS, OPERATIONS, Configuration
 from speed_worker import Worker
 
-ROUNDS = 3
-BURST = 0.25  # seconds of one library's turn
+ROUNDS = 6  # a neighbour on the machine may slow a whole turn down
+BURST = 0.15  # seconds of one library's turn
 PAUSE = 0.1  # seconds between turns
 MOST, LEAST = 60, 1  # repetitions of one turn
 COMPILING = ("diffeo", "flowjax")  # whose first call says nothing about the next
@@ -64,7 +64,7 @@ def measure(workers: dict[str, Worker], first: dict[str, dict[str, float]]) -> d
                     continue
                 time.sleep(PAUSE)  # until the threads of the one before have stopped waiting for work
                 if burst[library, operation] > 1:
-                    worker.time(operation, 3)  # threads and caches wake up
+                    worker.time(operation, 2)  # threads and caches wake up
                 times[library, operation] += worker.time(operation, burst[library, operation])
     results: dict[str, Any] = {library: {"first_call_s": first[library]} for library in workers}
     for (library, operation), ms in times.items():

@@ -2,6 +2,9 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #if defined(__AVX512F__)
 #define BYTES 64
@@ -21,6 +24,8 @@
 typedef real vector __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
 #define V ((long)(BYTES / sizeof(real)))
 #define W (2 * V) /* columns of a tile */
+#define PAGE (1L << 21) /* bytes of a large page, */
+#define LARGE (PAGE / 8) /* and what is worth one: small ones lie anywhere, and fall on one another in a full cache */
 
 static inline long least(long a, long b) { return a < b ? a : b; }
 static inline long most(long a, long b) { return a > b ? a : b; }
@@ -70,13 +75,16 @@ static void make_kept(void) { is_kept = !pthread_key_create(&kept, free); }
 /* n numbers that the thread has to itself until it asks again, or 0 where there are not so many; it keeps what it had,
    since new pages cost more than small products */
 static real *memory(long n) {
-  const long bytes = 64 + n * sizeof(real);
+  const long asked = 64 + n * sizeof(real), large = asked > LARGE, bytes = large ? whole(asked, PAGE) : asked;
   pthread_once(&once, make_kept);
   if (!is_kept) return 0; /* this process has no more keys */
   long *here = pthread_getspecific(kept);
   if (!here || here[0] < bytes) {
     free(here);
-    if (posix_memalign((void **)&here, 64, bytes)) here = 0;
+    if (posix_memalign((void **)&here, large ? PAGE : 64, bytes)) here = 0;
+#ifdef MADV_HUGEPAGE
+    if (here && large) madvise(here, bytes, MADV_HUGEPAGE); /* a system that has none goes on with small ones */
+#endif
     if (here) here[0] = bytes;
     pthread_setspecific(kept, here);
   }
