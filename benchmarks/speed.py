@@ -27,7 +27,7 @@ import speed_peers
 from speed_peers import CONFIGURATIONS, IDIOMS, OPERATIONS, Configuration
 from speed_worker import Worker
 
-ROUNDS = 6  # a neighbour on the machine may slow a whole turn down
+ROUNDS = 7  # a neighbour on the machine may slow a whole turn down; seven libraries: each has each place once
 BURST = 0.15  # seconds of one library's turn
 PAUSE = 0.1  # seconds between turns
 MOST, LEAST = 60, 1  # repetitions of one turn
@@ -56,16 +56,18 @@ def measure(workers: dict[str, Worker], first: dict[str, dict[str, float]]) -> d
             warm = min(worker.time(operation, 2)) if seconds < 1 or compiles else 1e3 * seconds
             burst[library, operation] = max(LEAST, min(MOST, round(1e3 * BURST / warm)))
     times: dict[tuple[str, str], list[float]] = {key: [] for key in burst}
+    libraries = list(workers)
     for round_ in range(ROUNDS):
         for operation in OPERATIONS:
-            for library, worker in workers.items():
+            for library in libraries:
                 # a call of seconds is repeated in the first rounds only
                 if times[library, operation] and statistics.median(times[library, operation]) > 1500 and round_ > 1:
                     continue
                 time.sleep(PAUSE)  # until the threads of the one before have stopped waiting for work
                 if burst[library, operation] > 1:
-                    worker.time(operation, 2)  # threads and caches wake up
-                times[library, operation] += worker.time(operation, burst[library, operation])
+                    workers[library].time(operation, 2)  # threads and caches wake up
+                times[library, operation] += workers[library].time(operation, burst[library, operation])
+        libraries.append(libraries.pop(0))  # so that none always follows the same one
     results: dict[str, Any] = {library: {"first_call_s": first[library]} for library in workers}
     for (library, operation), ms in times.items():
         quartiles = statistics.quantiles(ms, n=4) if len(ms) > 1 else ms * 3
