@@ -23,8 +23,9 @@ def speed_section() -> list[str]:
         "The same flows in every library: L layers, conditioners of two hidden layers of width H, splines of 8 bins,",
         "batches of B rows; standard normal base, no learned linear maps. Milliseconds, medians (quartiles) over",
         f"interleaved bursts, {some['threads']} threads on {some['cores']} cores ({some['processor']}), a shared machine.",
-        "The last column is `diffeo` as a multiple of the fastest peer's median. `floor` is the dense matrix products alone,",
-        "by PyTorch's default; `diffeo` is compiled by `flow.compile()`, `diffeo-eager` is not.",
+        "The last column is `diffeo` as a multiple of the fastest peer's median. `floor` and `floor-onednn` are the dense",
+        "matrix products alone, by PyTorch's default and by oneDNN; `diffeo` is compiled by `flow.compile()`, `diffeo-eager`",
+        "is not.",
         "Versions: " + ", ".join(f"{name} {v}" for name, v in sorted(versions.items())) + ".",
         "",
     ]

@@ -27,8 +27,8 @@ import speed_peers
 from speed_peers import CONFIGURATIONS, IDIOMS, OPERATIONS, Configuration
 from speed_worker import Worker
 
-ROUNDS = 7  # a neighbour on the machine may slow a whole turn down; seven libraries: each has each place once
-BURST = 0.15  # seconds of one library's turn
+ROUNDS = 7  # a neighbour on the machine may slow a whole turn down
+BURST = 0.13  # seconds of one library's turn
 PAUSE = 0.1  # seconds between turns
 MOST, LEAST = 60, 1  # repetitions of one turn
 COMPILING = ("diffeo", "flowjax")  # whose first call says nothing about the next

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PEERS = ("zuko", "nflows", "normflows", "flowjax")
-OWN = ("diffeo", "diffeo-eager", "floor")
+FLOORS = ("floor", "floor-onednn")  # products alone, no flows
+OWN = ("diffeo", "diffeo-eager", *FLOORS)
 LIBRARIES = (*OWN, *PEERS)
 OPERATIONS = ("density", "step", "sample")
 COUPLINGS = ("realnvp", "nsf")  # the other families, maf and nsf_ar, are autoregressive
@@ -25,6 +26,7 @@ PACKAGES = {library: (library, "torch") for library in PEERS} | {
     "diffeo": ("diffeo", "torch"),
     "diffeo-eager": ("diffeo", "torch"),
     "floor": ("torch",),
+    "floor-onednn": ("torch",),
     "flowjax": ("flowjax", "jax", "jaxlib", "equinox", "optax"),
 }
 IDIOMS = {
@@ -33,6 +35,7 @@ IDIOMS = {
     "diffeo-eager": "the same without compiling",
     "floor": "the dense matrix products of the same nets alone, by PyTorch's default, without biases and activations; "
     "a step is the products of the forward and the backward pass; a sample is one pass, also for maf and nsf_ar",
+    "floor-onednn": "the same products by oneDNN's linear operator, which PyTorch does not take by itself",
     "zuko": "realnvp is RealNVP and nsf the same class with its spline, masks alternate; NSF(passes=2) would transform "
     "all features in each layer; maf and nsf_ar are MAF and NSF, which reverse the order between layers",
     "nflows": "MLP or MADE of two hidden layers; couplings with alternating masks and no unconditional transform, "
@@ -97,7 +100,7 @@ def build(library: str, configuration: Configuration, seed: int = 0) -> Peer:
         raise ValueError(f"unknown library: {library}")
     shape = configuration.batch, configuration.features
     rows = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    runners = {"flowjax": _jax_peer, "floor": _floor}
+    runners = {"flowjax": _jax_peer, **dict.fromkeys(FLOORS, _floor)}
     return runners.get(library, _torch_peer)(library, configuration, seed, rows)
 
 
@@ -175,26 +178,32 @@ def _floor(library: str, configuration: Configuration, seed: int, rows: np.ndarr
     widths = [read, *[hidden] * DEPTH, changed * (3 * BINS - 1 if family in SPLINES else 2)]
     torch.manual_seed(seed)
     x = torch.from_numpy(rows)[:, :read].clone()
-    nets = [[torch.randn(b, a).requires_grad_() for a, b in pairwise(widths)] for _ in range(configuration.layers)]
+    nets = [[torch.randn(b, a) for a, b in pairwise(widths)] for _ in range(configuration.layers)]
 
-    def forward(x: Any) -> list[Any]:
-        outputs = []
-        for weights in nets:
-            h = x
-            for weight in weights:
-                h = h @ weight.T
-            outputs.append(h)
-        return outputs
+    def product(x: Any, weight: Any) -> Any:
+        if library == "floor":
+            return x @ weight.T
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+    def forward(weights: list[Any]) -> list[Any]:
+        """What goes into each product, and the result of the last."""
+        through = [x]
+        for weight in weights:
+            through.append(product(through[-1], weight))
+        return through
 
     @torch.inference_mode()
     def density() -> Any:
-        return forward(x)[-1]
+        return [forward(weights)[-1] for weights in nets][-1]
 
+    @torch.inference_mode()
     def step() -> Any:
-        start = x.clone().requires_grad_()  # each layer hands a gradient to the one before
-        outputs = forward(start)
-        torch.autograd.grad(outputs, [start, *(w for weights in nets for w in weights)], outputs)
-        return outputs[-1]
+        through = [forward(weights) for weights in nets]
+        for weights, (*inputs, g) in zip(nets, through, strict=True):
+            for weight, h in zip(reversed(weights), reversed(inputs), strict=True):
+                product(g.T, h.T)  # the weight's gradient
+                g = product(g, weight.T)  # also of x, which each layer hands to the one before
+        return through[-1][-1]
 
     parameters = sum(w.numel() for weights in nets for w in weights)
     return Peer({"density": density, "step": step, "sample": density}, parameters)

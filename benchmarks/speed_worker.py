@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from speed_peers import CONFIGURATIONS, IDIOMS, LIBRARIES, PACKAGES, THREADS, Configuration, Peer, build
+from speed_peers import CONFIGURATIONS, FLOORS, IDIOMS, LIBRARIES, PACKAGES, THREADS, Configuration, Peer, build
 
 
 class Worker:
@@ -170,7 +170,8 @@ def main() -> None:
     mode.add_argument("--check", action="store_true", help="run every operation once and print the sizes")
     mode.add_argument("--serve", choices=LIBRARIES, help="be a worker (what `Worker` starts)")
     names = [configuration.name for configuration in CONFIGURATIONS]
-    parser.add_argument("--libraries", nargs="+", default=LIBRARIES, choices=LIBRARIES)
+    flows = [library for library in LIBRARIES if library not in FLOORS]
+    parser.add_argument("--libraries", nargs="+", default=flows, choices=flows)
     parser.add_argument("--configurations", nargs="+", default=names, choices=names)
     parser.add_argument("--python", default=sys.executable, help="interpreter of the PyTorch libraries")
     parser.add_argument("--jax-python", default=sys.executable, help="interpreter of FlowJAX")

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from jaxtyping import Float
 from torch import Size, Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
@@ -70,8 +71,26 @@ def permute_last(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
 
     `index_select`, but with the gradient permuted back instead of scattered and added, which compilers do slowly.
     """
-    function = _TracedPermutation if torch.compiler.is_compiling() else Permutation
-    return function.apply(x, order, back)  # pyright: ignore
+    if torch.compiler.is_compiling():
+        return _TracedPermutation.apply(x, order, back)  # pyright: ignore
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _select_last(x, order)
+    return apply_directly(Permutation, x, order, back)
+
+
+def _select_last(x: Tensor, order: Tensor) -> Tensor:
+    return x.movedim(-1, 0).index_select(0, order).movedim(0, -1)  # laid out as scalar maps run
+
+
+def apply_directly(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply(*args)`, outside compilers, for functions that have `setup_context`.
+
+    PyTorch inspects the signature of `forward` for defaults at every call, which takes as long as ten operations.
+    """
+    if torch._C._are_functorch_transforms_active():  # pyright: ignore
+        return function.apply(*args)
+    apply: Any = super(torch.autograd.Function, function).apply  # pyright: ignore
+    return apply(*unwrap_dead_wrappers(args))
 
 
 def split_last(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
@@ -107,7 +126,7 @@ class _TracedPermutation(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
-        return x.movedim(-1, 0).index_select(0, order).movedim(0, -1)  # laid out as scalar maps run
+        return _select_last(x, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from diffeo.core.compiling import Kernel
 from diffeo.core.loops import Loop
 from diffeo.core.native import TYPES, can_read, kernels_in_use
+from diffeo.functional import apply_directly
 from diffeo.transforms.univariate import spline_kernel
 from diffeo.transforms.univariate.spline_kernel import Limits
 
@@ -39,7 +40,7 @@ def map_scalars(
         return _direction(inverse)(v, params, limits)
     if torch.compiler.is_dynamo_compiling():
         return TracedSpline.apply(v, params, inverse, *_constants(limits))  # pyright: ignore[reportReturnType]
-    return Spline.apply(v, params, inverse, limits, *(known or ()))  # pyright: ignore[reportReturnType]
+    return apply_directly(Spline, v, params, inverse, limits, *(known or ()))
 
 
 def _direction(inverse: bool) -> Callable[[Tensor, Tensor, Limits], tuple[Tensor, Tensor]]:
