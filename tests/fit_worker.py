@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -39,33 +40,64 @@ def train(folder: str, out: str, steps: str, resume: bool) -> None:
 
 
 def interrupt(folder: str, out: str, steps: str) -> None:
-    """A Ctrl-C in the middle of some step: inside the 120th forward pass of training."""
-    forward, calls = diffeo.MaximumLikelihood.forward, 0
-
-    def counting(self, *batch):
-        nonlocal calls
-        calls += self.training
-        if calls == 120:
-            signal.raise_signal(signal.SIGINT)
-        return forward(self, *batch)
-
-    diffeo.MaximumLikelihood.forward = counting
+    interrupt_in(120)
     try:
         train(folder, out, steps, resume=False)
     except KeyboardInterrupt:
         raise SystemExit(7) from None
 
 
-def ddp(out: str, world: str) -> None:
+def interrupt_in(call: int) -> None:
+    """A Ctrl-C in the middle of some step: inside this forward pass of training."""
+    forward, calls = diffeo.MaximumLikelihood.forward, 0
+
+    def counting(self, *batch):
+        nonlocal calls
+        calls += self.training
+        if calls == call:
+            signal.raise_signal(signal.SIGINT)
+        return forward(self, *batch)
+
+    diffeo.MaximumLikelihood.forward = counting
+
+
+def several(out: str, strategy: str, folder: str, stop: str) -> None:
+    """As one process, or as those that torchrun started."""
     torch.manual_seed(0)
     flow = diffeo.nsf_ar(2, layers=2, hidden=(16, 16), components=3)
-    options = {"devices": 2, "strategy": "ddp"} if world == "2" else {}
-    w = torch.linspace(0.5, 1.5, 400, dtype=torch.float64)
-    result = diffeo.fit(
-        flow, data(), weights=w, steps=20, batch_size=64, precision="64-true", accelerator="cpu", **options
-    )
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        torch.save({"state": flow.state_dict(), "steps": result.steps}, out)
+    weights = torch.linspace(0.5, 1.5, 400, dtype=torch.float64)
+    options = {"strategy": strategy, "precision": "64-true", "accelerator": "cpu"}
+    if stop == "stop":
+        interrupt_in(65)
+    try:
+        result = diffeo.fit(
+            flow, data(), weights=weights, steps=120, batch_size=64, checkpoint=folder, resume=True, **options
+        )
+    except KeyboardInterrupt:
+        return
+    if os.environ.get("RANK", "0") == "0":
+        torch.save({"state": flow.state_dict(), "steps": result.steps, "resumed_steps": result.resumed_steps}, out)
+
+
+class Explodes(diffeo.LeakyReLU):
+    """Finite in the first training steps, then not."""
+
+    calls = 0
+
+    def forward(self, x, context=None):
+        z, logdet = super().forward(x, context)
+        Explodes.calls += self.training
+        return (z / 0.0 if Explodes.calls > 5 and self.training else z), logdet
+
+
+def broken(out: str) -> None:
+    """A fit in shards whose loss is not finite at some step."""
+    flow = diffeo.Flow(diffeo.Chain(*build().transform.parts, Explodes(0.5)), diffeo.Normal(2))
+    try:
+        diffeo.fit(flow, data(), steps=40, strategy="fsdp", accelerator="cpu")
+    except diffeo.NonFiniteError as error:
+        if os.environ["RANK"] == "0":
+            torch.save({"layer": error.layer, "finite": all(p.isfinite().all() for p in flow.parameters())}, out)
 
 
 def fsdp(out: str) -> None:
@@ -103,7 +135,7 @@ if __name__ == "__main__":
         train(*args, resume=command == "resume")
     elif command == "interrupt":
         interrupt(*args)
-    elif command == "ddp":
-        ddp(*args)
+    elif command in ("several", "broken"):
+        {"several": several, "broken": broken}[command](*args)
     else:
         fsdp(*args)

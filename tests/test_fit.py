@@ -318,26 +318,52 @@ def test_checkpoint_folders(tmp_path):
     assert diffeo.fit(small(), rows(), steps=4, checkpoint=tmp_path / "new", resume=True).resumed_steps == 0
 
 
+def run_two(*args):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert subprocess.run([*command, *map(str, args)], env=environment, timeout=300, check=False).returncode == 0
+
+
+def distance(a, b):
+    return max((a[k] - b[k]).abs().max() for k in a if a[k].is_floating_point())
+
+
 @pytest.mark.slow
-def test_two_processes_agree_with_one(tmp_path):
-    single = run_worker("ddp", tmp_path / "1.pt", 1)
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_two_processes_agree_with_one_and_resume(tmp_path, strategy):
+    single = run_worker("several", tmp_path / "1.pt", "auto", tmp_path / "1", "go")
+    run_two("several", tmp_path / "2.pt", strategy, tmp_path / "2", "go")
+    run_two("several", tmp_path / "never.pt", strategy, tmp_path / "3", "stop")
     assert single.wait(200) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
-    command += [str(WORKER), "ddp", str(tmp_path / "2.pt"), "2"]
-    pair = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False)
-    assert pair.returncode == 0
-    a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("1.pt", "2.pt"))
-    assert a["steps"] == b["steps"] == 20
-    worst = max((a["state"][k] - b["state"][k]).abs().max() for k in a["state"] if a["state"][k].is_floating_point())
-    assert worst < 1e-8
+    assert not (tmp_path / "never.pt").exists()
+    run_two("several", tmp_path / "3.pt", strategy, tmp_path / "3", "go")
+    one, two, resumed = (torch.load(tmp_path / name, weights_only=True) for name in ("1.pt", "2.pt", "3.pt"))
+    assert one["steps"] == two["steps"] == resumed["steps"] == 120
+    assert resumed["resumed_steps"] == 80
+    assert distance(one["state"], two["state"]) < 1e-8
+    assert distance(two["state"], resumed["state"]) == 0
+
+
+@pytest.mark.slow
+def test_a_fit_in_shards_says_where_it_broke(tmp_path):
+    run_two("broken", tmp_path / "b.pt")
+    got = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert "Explodes" in got["layer"]
+    assert got["finite"]
+
+
+def test_fits_in_shards_refuse_what_they_cannot_do():
+    with pytest.raises(ValueError, match="takes a precision of 32-true"):
+        diffeo.fit(small(), rows(), steps=1, strategy="fsdp", precision="16-mixed")
+    flow = small()
+    flow.transform.memory = "invert"
+    with pytest.raises(ValueError, match="memory='store'"):
+        diffeo.fit(flow, rows(), steps=1, strategy="fsdp")
 
 
 @pytest.mark.slow
 def test_shards_of_a_flow_sample_and_invert(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29512"]
-    command += [str(WORKER), "fsdp", str(tmp_path / "f.pt")]
-    pair = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False)
-    assert pair.returncode == 0
+    run_two("fsdp", tmp_path / "f.pt")
     got = torch.load(tmp_path / "f.pt", weights_only=True)
     assert torch.allclose(got["sharded"], got["whole"], atol=1e-6)
     assert torch.allclose(got["inverse"], got["whole_inverse"], atol=1e-6)

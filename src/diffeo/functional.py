@@ -87,10 +87,9 @@ def apply_directly(function: type[torch.autograd.Function], *args: Any) -> Any:
 
     PyTorch inspects the signature of `forward` for defaults at every call, which takes as long as ten operations.
     """
-    if torch._C._are_functorch_transforms_active():  # pyright: ignore
-        return function.apply(*args)
-    apply: Any = super(torch.autograd.Function, function).apply  # pyright: ignore
-    return apply(*unwrap_dead_wrappers(args))
+    wrapped = torch._C._are_functorch_transforms_active()  # pyright: ignore
+    owner: Any = function if wrapped else super(torch.autograd.Function, function)
+    return owner.apply(*(args if wrapped else unwrap_dead_wrappers(args)))
 
 
 def split_last(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:

@@ -42,6 +42,5 @@ class Average:
     @torch.no_grad()
     def copy(self, values: list[Tensor]) -> None:
         """Set the parameters."""
-        torch._foreach_copy_(  # pyright: ignore
-            [p.detach() for p in self.parameters], values
-        )
+        for p, value in zip(self.parameters, values, strict=True):
+            p.detach().copy_(value)

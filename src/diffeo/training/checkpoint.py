@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffeo.recipes.registry import FORMAT, FORMAT_VERSION, read_tensors, write_tensors
+from diffeo.training.sharding import spread, whole
 
 NAME = "fit.safetensors"
 
@@ -59,13 +60,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[Ten
         if name.startswith("optimizer."):
             _, i, key = name.split(".", 2)
             parameter = parameters[int(i)]
-            device = "cpu" if key == "step" and parameter.device.type == "cpu" else parameter.device
-            optimizer.state[parameter][key] = value.to(device)
+            value = value.to(parameter.device) if key == "step" else spread(value, parameter)
+            optimizer.state[parameter][key] = value
 
 
 def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names under a prefix; values detached copies on the CPU."""
-    return {f"{prefix}.{name}": t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    """Names under a prefix; values detached copies on the CPU, whole."""
+    return {f"{prefix}.{name}": whole(t.detach()).cpu().clone().contiguous() for name, t in tensors.items()}
 
 
 def without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from diffeo.training.objectives import MaximumLikelihood
 from diffeo.training.parquet import ParquetRows
 from diffeo.training.plan import make_plan
 from diffeo.training.result import FitResult
+from diffeo.training.sharding import shards_strategy
 from diffeo.training.variational import Variational
 
 DRAWN_STEPS, DRAWN_EPOCH = 5000, 250  # steps by default, and between evaluations, without rows to count
@@ -78,7 +79,7 @@ def fit(
             compiler cannot follow, such as continuous ones, run eagerly. Unless False, fits predicted to take five
             seconds run splines and conditioners in C on CPUs (`compiled_kernels`).
         accelerator, devices, strategy, precision: as in Lightning Fabric; `devices="auto"` is one, or all that
-            `torchrun` started.
+            `torchrun` started. `strategy="fsdp"` spreads weights and optimiser over the processes, on CPUs too.
         seed: of split, batches and dropout.
         checkpoint: folder for the state of the fit, written atomically every `checkpoint_every` seconds.
         resume: continue the fit in that folder to the same result (an empty folder starts afresh, a finished one is
@@ -101,6 +102,8 @@ def fit(
     28
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision import DoublePrecision
+    from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 
     objective = flow_or_objective if isinstance(flow_or_objective, Objective) else MaximumLikelihood(flow_or_objective)
     if x is None:
@@ -138,14 +141,17 @@ def fit(
             "fit: a checkpoint needs rows in memory or a Dataset; a DataLoader cannot be continued exactly"
         )
 
-    launched = "WORLD_SIZE" in os.environ  # by torchrun
-    if devices == "auto" and not launched:
-        devices = 1
     options: dict[str, Any] = {"precision": precision}
     if precision.endswith("mixed"):
         options = {"plugins": _mixed_precision(precision, accelerator)}
+    if strategy == "fsdp":
+        strategy = shards_strategy(objective, precision)
+        if precision == "64-true":
+            options = {"plugins": DoublePrecision()}  # of which Fabric knows no name for this strategy
+    if devices == "auto":
+        devices, options["num_nodes"] = _launched()
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, **options)
-    if fabric.strategy.launcher is not None:
+    if not isinstance(fabric.strategy, SingleDeviceStrategy):
         fabric.launch()
     if drawn:
         batch_size = len(train)
@@ -180,6 +186,12 @@ def fit(
     if isinstance(objective, Variational):
         result.importance(objective.importance())
     return result
+
+
+def _launched() -> tuple[int, int]:
+    """How many processes there are on each machine, and how many machines: as `torchrun` says, or one of each."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return local, int(os.environ.get("WORLD_SIZE", local)) // local
 
 
 def _draws(n: Any, validation: Any, dtype: torch.dtype, who: str) -> tuple[Table, Table | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
@@ -27,9 +28,10 @@ from diffeo.training.parquet import ParquetRows
 from diffeo.training.plan import Plan
 from diffeo.training.progress import Progress
 from diffeo.training.result import FitResult
-from diffeo.training.sharding import register_forward_methods
+from diffeo.training.sharding import in_shards, quietly, spread, whole
 
 EVALUATION_ROWS = 4096  # rows scored at once
+ASK_EVERY = 20  # steps after which several processes ask each other whether to stop
 INITIAL_ROWS = 100_000  # rows that data-dependent layers see of a dataset that is not in memory
 
 
@@ -50,6 +52,7 @@ class Loop:
         sample: Table | None = None,
     ):
         self.fabric, self.objective, self.plan = fabric, objective, plan
+        self.given = objective  # what the caller holds
         self.folder, self.checkpoint_every = folder, checkpoint_every
         self.kept = kept  # index of the training rows in the caller's data
         self.home = next((t.device for t in (*objective.parameters(), *objective.buffers())), torch.device("cpu"))
@@ -64,12 +67,14 @@ class Loop:
         if isinstance(self.train, Table) and self.train.weights is not None:
             self.scale = self.train.weights / self.train.weights.mean()
 
-        self.parameters = [p for p in objective.parameters() if p.requires_grad]
-        self.result = FitResult(
-            in_nats=objective.in_nats,
-            compiled=wants_compile(compile, plan, self.parameters, fabric.device.type, fabric.world_size)
-            and is_traceable(objective),
-        )
+        self.sharded = in_shards(fabric.strategy)
+        if self.sharded:
+            self.objective = copy.deepcopy(objective)  # since what is sharded stays so
+
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        compiles = wants_compile(compile, plan, self.parameters, fabric.device.type, fabric.world_size)
+        compiles = compiles and is_traceable(objective) and not self.sharded
+        self.result = FitResult(in_nats=objective.in_nats, compiled=compiles)
         self.loops = wants_loops(compile, plan, self.parameters, fabric.device.type, fabric.world_size)
         self.gradients: CompiledGradients | None = None
         self.best: dict[str, Tensor] | None = None
@@ -113,6 +118,8 @@ class Loop:
                 self._keep_best(*self.evaluate())
             self._use_best()
             return self.result
+        self.model = self.fabric.setup_module(self.objective)
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         matrices = [p for p in self.parameters if p.ndim >= 2]
         rest = [p for p in self.parameters if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
@@ -120,16 +127,16 @@ class Loop:
             lr=self.plan.lr,
             fused=True,
         )
-        self.model, self.stepper = self.fabric.setup(self.objective, self.optimizer)
-        register_forward_methods(self.objective)
-        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        self.stepper = self.fabric.setup_optimizers(self.optimizer)
         self.average = Average(self.parameters, self.plan.average)
         if continued and self._restore():
             self._use_best()
             return self.result
+        together = not self.sharded  # whether all processes are here, to gather the weights
         try:
             if self.step == 0 and self.held is not None:
-                loss, stderr = self.evaluate()
+                with quietly():
+                    loss, stderr = self.evaluate()
                 if not math.isfinite(loss):
                     raise ValueError(
                         f"fit: the held-out loss is {loss} before training; rows outside the support of the base?"
@@ -139,11 +146,19 @@ class Loop:
                 self._compile()
             shown = progress and self.fabric.global_rank == 0
             progressing = Progress(self.plan.steps, self.step, shown, self.result.in_nats)
-            with progressing as bar, deferred_interrupt() as interrupted, compiled_kernels(self.loops):
-                self.result.stopped = self._loop(bar, interrupted)
+            with progressing as bar, deferred_interrupt() as interrupted, compiled_kernels(self.loops), quietly():
+                stopped = self._loop(bar, interrupted)
+            together = True
+        except NonFiniteError:
+            together = True
+            raise
         finally:
             self.objective._compiled_call_impl = None
-            self._use_best()
+            if together:
+                self._use_best()
+        if stopped == "interrupt":
+            raise KeyboardInterrupt
+        self.result.stopped = stopped
         self._write(finished=True)
         return self.result
 
@@ -193,6 +208,7 @@ class Loop:
                 loss = (losses if weights is None else losses * weights).mean()
                 fabric.backward(loss)
             norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=plan.clip, error_if_nonfinite=False)
+            norm = whole(norm)
             with torch.no_grad():
                 fine = loss.isfinite() if scaled else loss.isfinite() & norm.isfinite()
                 bad_step = torch.where((bad_step < 0) & ~fine, self.step, bad_step)
@@ -216,15 +232,33 @@ class Loop:
                     return "patience"
                 if self.step == plan.steps:
                     return "steps"
-            # with several processes the clocks differ, so they agree to write after evaluations
-            due = time.monotonic() - saved >= self.checkpoint_every or interrupted if alone else closing
+            # clocks differ: several processes write after evaluations, and ask each other before they stop
+            if alone:
+                stop = bool(interrupted)
+                due = stop or time.monotonic() - saved >= self.checkpoint_every
+            else:
+                stop = (closing or self.step % ASK_EVERY == 0) and self._any(bool(interrupted))
+                due = stop or closing
             if self.folder and due:
                 self.total = float(total)
                 self._write(finished=False)
                 saved = time.monotonic()
-            if interrupted:
-                raise KeyboardInterrupt
+            if stop:
+                return "interrupt"
         raise RuntimeError("fit: the data ended")
+
+    def _any(self, flag: bool) -> bool:
+        """Whether any of the processes says so."""
+        return bool(self.fabric.all_reduce(torch.tensor(float(flag), device=self.fabric.device), reduce_op="max"))
+
+    def _gather(self, t: Tensor) -> Tensor:
+        """That of each process, (processes, *shape)."""
+        if self.fabric.world_size == 1:
+            return t[None]
+        t = t.to(self.fabric.device)
+        parts = [torch.empty_like(t) for _ in range(self.fabric.world_size)]
+        torch.distributed.all_gather(parts, t)
+        return torch.stack(parts).cpu()
 
     def _batches(self) -> Iterator[tuple[Tensor, Batch]]:
         """Index and rows of this process's part of every batch, from the current step on."""
@@ -282,7 +316,13 @@ class Loop:
         """The kept weights into the objective, and the objective back to where it came from."""
         if self.best is not None:
             self.objective.load_state_dict(self.best)
-        self.objective.to(self.home).eval()
+        self._gathered().to(self.home).eval()
+
+    def _gathered(self) -> Objective:
+        """The objective with whole weights, for which every process must ask."""
+        if self.sharded:
+            self.given.load_state_dict({k: whole(v) for k, v in self.objective.state_dict().items()})
+        return self.given
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
@@ -291,11 +331,12 @@ class Loop:
         if held is None:
             raise ValueError("fit: there are no held-out rows")
         self.objective.eval()
+        score = self.objective if self.sharded else self.objective.forward  # past what is compiled: eager, any size
         losses = []
         for start in range(0, len(held), EVALUATION_ROWS):
             index = torch.arange(start, min(start + EVALUATION_ROWS, len(held)), device=device)
             batch = tuple(t.to(device) for t in held.rows(index))
-            losses.append(self.objective.forward(*batch).cpu().double())  # not through __call__: eager, any size
+            losses.append(score(*batch).cpu().double())
         self.objective.train()
         loss = torch.cat(losses)
         w = torch.ones_like(loss) if held.weights is None else held.weights.cpu().double()
@@ -312,7 +353,7 @@ class Loop:
             index = next(batch_index(len(self.train), self.plan.batch_size, self.plan.seed, failed_step))
             batch = tuple(t.to(self.fabric.device) for t in self.train.rows(index.to(self.fabric.device)))
             rows = (index if self.kept is None else self.kept[index]).tolist()
-        layer = first_non_finite(self.objective, batch)
+        layer = first_non_finite(self._gathered().to(self.fabric.device).train(), batch)
         written = self.folder is not None and (self.folder / checkpoints.NAME).exists()
         folder = str(self.folder) if written else None
         shown = f"; rows of the batch: {', '.join(map(str, rows[:8]))}{', …' if len(rows) > 8 else ''}" if rows else ""
@@ -331,10 +372,10 @@ class Loop:
         """Write the state of the fit, if there is a folder for it; every process takes part."""
         if self.folder is None:
             return
-        random = {"cpu": self.fabric.all_gather(torch.get_rng_state()).cpu()}
+        random = {"cpu": self._gather(torch.get_rng_state())}
         if self.fabric.device.type == "cuda":
-            random["cuda"] = self.fabric.all_gather(torch.cuda.get_rng_state(self.fabric.device)).cpu()
-        if self.fabric.global_rank != 0:
+            random["cuda"] = self._gather(torch.cuda.get_rng_state(self.fabric.device))
+        if self.fabric.global_rank != 0 and not self.sharded:
             return
         tensors = {
             **checkpoints.with_prefix("model", self.objective.state_dict()),
@@ -343,6 +384,8 @@ class Loop:
             **checkpoints.with_prefix("optimizer", checkpoints.optimizer_tensors(self.optimizer, self.parameters)),
             **checkpoints.with_prefix("random", random),
         }
+        if self.fabric.global_rank != 0:
+            return
         own = {name: getattr(self, name) for name in _CARRIED}
         state = {"plan": self.plan.as_dict(), "data": self._fingerprint(), "finished": finished, **own}
         checkpoints.write(self.folder, tensors, {**state, "result": asdict(self.result)})
@@ -359,19 +402,19 @@ class Loop:
                     f"fit: the checkpoint in {str(self.folder)!r} was made with other {name}: {differs}; "
                     "resume with the same flow, data and arguments"
                 )
-        self.objective.load_state_dict(checkpoints.without_prefix("model", tensors))
-        self.average.values = [
-            t.to(p.device)
-            for t, p in zip(_in_order(checkpoints.without_prefix("average", tensors)), self.parameters, strict=True)
-        ]
-        self.best = checkpoints.without_prefix("best", tensors) or None
+        here = self.objective.state_dict()
+        model, best = (checkpoints.without_prefix(name, tensors) for name in ("model", "best"))
+        self.objective.load_state_dict({k: spread(t, here[k]) for k, t in model.items()})
+        averages = _in_order(checkpoints.without_prefix("average", tensors))
+        self.average.values = [spread(t, p) for t, p in zip(averages, self.parameters, strict=True)]
+        self.best = {k: spread(t, here[k]) for k, t in best.items()} or None
         checkpoints.restore_optimizer(self.optimizer, self.parameters, checkpoints.without_prefix("optimizer", tensors))
         random = checkpoints.without_prefix("random", tensors)
-        rank = self.fabric.global_rank
-        torch.set_rng_state(random["cpu"].reshape(-1, random["cpu"].shape[-1])[rank])
-        if "cuda" in random and self.fabric.device.type == "cuda":
-            state_of_rank = random["cuda"].reshape(-1, random["cuda"].shape[-1])[rank]
-            torch.cuda.set_rng_state(state_of_rank, self.fabric.device)
+        # PyTorch reads a state from the start of its storage, wherever the view begins
+        own = {k: t.reshape(-1, t.shape[-1])[self.fabric.global_rank].clone() for k, t in random.items()}
+        torch.set_rng_state(own["cpu"])
+        if "cuda" in own and self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda"], self.fabric.device)
         for name in _CARRIED:
             setattr(self, name, state[name])
         self.result = FitResult(**{**state["result"], "resumed_steps": self.step})

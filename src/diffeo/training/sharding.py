@@ -1,15 +1,68 @@
-"""FSDP: methods besides `forward` that need the whole weights."""
+"""FSDP: weights, gradients and the optimiser's state of a fit spread over all of its processes."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from diffeo.core import Chain
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # of fits in shards
+
+
+def shards_strategy(objective: nn.Module, precision: str) -> Any:
+    """Fabric's strategy for `fit(strategy="fsdp")`; its own of that name is for GPUs only.
+
+    Raises:
+        ValueError: a precision or a memory policy that does not go with shards.
+    """
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+
+    if precision not in PRECISIONS:
+        raise ValueError(f"fit: strategy='fsdp' takes a precision of {', '.join(PRECISIONS)}, got {precision!r}")
+    if any(chain.memory != "store" for chain in objective.modules() if isinstance(chain, Chain)):
+        raise ValueError("fit: strategy='fsdp' needs Chain(memory='store'); the others run parts by themselves")
+    return ModelParallelStrategy(_shard)
+
+
+def in_shards(strategy: Any) -> bool:
+    """Whether a strategy of Fabric's spreads the weights."""
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+
+    return isinstance(strategy, ModelParallelStrategy)
+
+
+def _shard(objective: nn.Module, mesh: Any) -> nn.Module:
+    """Each part of a chain is gathered while it runs, and the rest with the whole."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    mesh = init_device_mesh(mesh.device_type, (torch.distributed.get_world_size(),))
+    chains = [module for module in objective.modules() if isinstance(module, Chain)]
+    for chain in reversed(chains):  # inner ones first
+        for part in chain.parts:
+            if not isinstance(part, FSDPModule) and any(True for _ in part.parameters()):
+                fully_shard(part, mesh=mesh)
+    fully_shard(objective, mesh=mesh, reshard_after_forward=True)  # an evaluation may change the weights
+    register_forward_methods(objective)
+    return objective
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without PyTorch's warning of results that are views, which only those who write to them need."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+        yield
 
 
 def register_forward_methods(module: nn.Module) -> None:
     """Let FSDP gather the shards of a module also when `inverse` and the sampling methods are called."""
-    if not torch.distributed.is_available():
-        return
     from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
     for part in module.modules():
@@ -17,3 +70,18 @@ def register_forward_methods(module: nn.Module) -> None:
             for method in ("inverse", "sample", "rsample", "sample_and_log_prob", "draw"):
                 if hasattr(part, method):
                     register_fsdp_forward_method(part, method)
+
+
+def whole(t: Tensor) -> Tensor:
+    """All of a tensor; of one in shards, every process must ask for it."""
+    return t.full_tensor() if hasattr(t, "full_tensor") else t  # pyright: ignore
+
+
+def spread(t: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor on the device and in the shards of another."""
+    t = t.to(like.device)
+    if not hasattr(like, "full_tensor"):
+        return t
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(t, like.device_mesh, like.placements)  # pyright: ignore
