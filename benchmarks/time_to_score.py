@@ -4,7 +4,8 @@
 
 Peers train under the budget of the density benchmark; of each table those run again that came within 0.1 nats of the
 best there (results/density_peers.json), and the best of this run sets the goal. `diffeo` runs with ever more steps
-until it is there; every attempt is a process of its own, listed with its score. Writes results/time_to_score.json.
+until it is there, and once more with some fewer; every attempt is a process of its own, listed with its score. Writes
+results/time_to_score.json.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ RESULTS = HERE / "results" / "time_to_score.json"
 NEAR = 0.1  # nats behind the best peer
 # steps, and whether the conditioners have residual blocks as those of normflows do
 ATTEMPTS = ((1000, False), (1500, False), (2000, False), (2500, False), (3000, False), (3000, True))
+FEWER = 250  # steps that the last attempt takes less than the first that got there
 LEARNING_RATE = 4e-3  # twice the default of `fit`, which is made for longer fits; 2e-3 and 8e-3 were tried too
 
 
@@ -116,8 +118,10 @@ def main() -> None:
             runs.append(run_ours(table, steps, residual, options.threads))
             print(table, runs[-1], flush=True)
             if runs[-1]["nats"] >= best["nats"]:
+                runs.append(run_ours(table, steps - FEWER, residual, options.threads))
+                print(table, runs[-1], flush=True)
                 break
-        reached = runs[-1]["nats"] >= best["nats"]
+        reached = any(run["nats"] >= best["nats"] for run in runs if run["who"] == "diffeo")
         content["tables"][table] = {"goal": best, "reached": reached, "runs": runs}
         peers._write(RESULTS, content)
 
