@@ -62,12 +62,12 @@ def interrupt_in(call: int) -> None:
 
 
 def several(out: str, strategy: str, folder: str, stop: str) -> None:
-    """As one process, or as those that torchrun started."""
-    torch.manual_seed(0)
+    """As one process, or as those that torchrun started, which take the flow of the first."""
+    torch.manual_seed(rank())
     flow = diffeo.nsf_ar(2, layers=2, hidden=(16, 16), components=3)
     weights = torch.linspace(0.5, 1.5, 400, dtype=torch.float64)
     options = {"strategy": strategy, "precision": "64-true", "accelerator": "cpu"}
-    if stop == "stop":
+    if stop == "stop" and rank() == 0:
         interrupt_in(65)
     try:
         result = diffeo.fit(
@@ -75,29 +75,45 @@ def several(out: str, strategy: str, folder: str, stop: str) -> None:
         )
     except KeyboardInterrupt:
         return
-    if os.environ.get("RANK", "0") == "0":
+    assert stop == "go"
+    if rank() == 0:
         torch.save({"state": flow.state_dict(), "steps": result.steps, "resumed_steps": result.resumed_steps}, out)
 
 
-class Explodes(diffeo.LeakyReLU):
-    """Finite in the first training steps, then not."""
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
-    calls = 0
+
+class Explodes(diffeo.LeakyReLU):
+    """A log-derivative that is not finite above 40, though its gradient is."""
 
     def forward(self, x, context=None):
         z, logdet = super().forward(x, context)
-        Explodes.calls += self.training
-        return (z / 0.0 if Explodes.calls > 5 and self.training else z), logdet
+        return z, torch.where(x > 40, torch.inf, logdet)
 
 
-def broken(out: str) -> None:
-    """A fit in shards whose loss is not finite at some step."""
-    flow = diffeo.Flow(diffeo.Chain(*build().transform.parts, Explodes(0.5)), diffeo.Normal(2))
+def broken(out: str, strategy: str) -> None:
+    """A fit with one row, and so in one process, whose loss is not finite."""
+    flow = diffeo.Flow(diffeo.Chain(Explodes(0.5), *build().transform.parts), diffeo.Normal(2))
+    x = data()
+    x[137, 0] = 50.0
     try:
-        diffeo.fit(flow, data(), steps=40, strategy="fsdp", accelerator="cpu")
+        diffeo.fit(flow, x, steps=40, batch_size=20, validation=0, strategy=strategy, accelerator="cpu")
     except diffeo.NonFiniteError as error:
-        if os.environ["RANK"] == "0":
-            torch.save({"layer": error.layer, "finite": all(p.isfinite().all() for p in flow.parameters())}, out)
+        finite = all(p.isfinite().all() for p in flow.parameters())
+        torch.save({"layer": error.layer, "rows": error.rows, "finite": finite}, f"{out}.{rank()}")
+
+
+def noisy(out: str, strategy: str) -> None:
+    """Fits whose losses are drawn, and differently in each process: of held-out rows, and by flow matching."""
+    torch.manual_seed(0)
+    flow = diffeo.Dequantized(build())
+    counts = data().mul(2).round()
+    result = diffeo.fit(flow, counts, steps=1000, patience=4, lr=5e-3, strategy=strategy, accelerator="cpu")
+    continuous = diffeo.ffjord(2, hidden=(8,))
+    diffeo.fit(diffeo.FlowMatching(continuous), data(), steps=20, strategy=strategy, accelerator="cpu")
+    saved = {"best": result.best_step, "steps": result.steps, "loss": result.validation_loss}
+    torch.save({**saved, "states": (flow.state_dict(), continuous.state_dict())}, f"{out}.{rank()}")
 
 
 def fsdp(out: str) -> None:
@@ -135,7 +151,7 @@ if __name__ == "__main__":
         train(*args, resume=command == "resume")
     elif command == "interrupt":
         interrupt(*args)
-    elif command in ("several", "broken"):
-        {"several": several, "broken": broken}[command](*args)
+    elif command in ("several", "broken", "noisy"):
+        {"several": several, "broken": broken, "noisy": noisy}[command](*args)
     else:
         fsdp(*args)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning_fabric.strategies import DataParallelStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffeo
@@ -299,6 +300,28 @@ def test_an_interrupted_fit_resumes_to_the_same_weights(tmp_path):
     assert all(torch.equal(a["state"][k], b["state"][k]) for k in a["state"])
 
 
+def test_a_fit_interrupted_in_its_last_step_is_finished_and_says_so(tmp_path, monkeypatch):
+    forward, calls = diffeo.MaximumLikelihood.forward, []
+
+    def counting(self, *batch):
+        calls.append(self.training)
+        if sum(calls) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward(self, *batch)
+
+    monkeypatch.setattr(diffeo.MaximumLikelihood, "forward", counting)
+    flow, before = small(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            diffeo.fit(flow, rows(), steps=10, validation=0, checkpoint=tmp_path / "c")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    again = small()
+    result = diffeo.fit(again, rows(), steps=10, validation=0, checkpoint=tmp_path / "c", resume=True)
+    assert (result.steps, result.resumed_steps, result.stopped) == (10, 10, "steps")
+    assert torch.equal(weights(again), weights(flow))
+
+
 def test_checkpoint_folders(tmp_path):
     folder = tmp_path / "c"
     flow = small()
@@ -339,17 +362,50 @@ def test_two_processes_agree_with_one_and_resume(tmp_path, strategy):
     run_two("several", tmp_path / "3.pt", strategy, tmp_path / "3", "go")
     one, two, resumed = (torch.load(tmp_path / name, weights_only=True) for name in ("1.pt", "2.pt", "3.pt"))
     assert one["steps"] == two["steps"] == resumed["steps"] == 120
-    assert resumed["resumed_steps"] == 80
+    assert resumed["resumed_steps"] == 65
     assert distance(one["state"], two["state"]) < 1e-8
     assert distance(two["state"], resumed["state"]) == 0
 
 
 @pytest.mark.slow
-def test_a_fit_in_shards_says_where_it_broke(tmp_path):
-    run_two("broken", tmp_path / "b.pt")
-    got = torch.load(tmp_path / "b.pt", weights_only=True)
-    assert "Explodes" in got["layer"]
-    assert got["finite"]
+def test_two_processes_resume_what_one_began(tmp_path):
+    whole = run_worker("several", tmp_path / "1.pt", "auto", tmp_path / "1", "go")
+    assert run_worker("several", tmp_path / "never.pt", "auto", tmp_path / "2", "stop").wait(200) == 0
+    assert whole.wait(200) == 0
+    run_two("several", tmp_path / "2.pt", "fsdp", tmp_path / "2", "go")
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("1.pt", "2.pt"))
+    assert (two["resumed_steps"], two["steps"]) == (65, 120)
+    assert distance(one["state"], two["state"]) < 1e-8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_both_processes_say_where_one_of_them_broke(tmp_path, strategy):
+    run_two("broken", tmp_path / "b", strategy)
+    for rank in range(2):
+        got = torch.load(tmp_path / f"b.{rank}", weights_only=True)
+        assert "Explodes" in got["layer"]
+        assert 137 in got["rows"]
+        assert got["finite"]
+
+
+@pytest.mark.slow
+def test_processes_that_draw_other_numbers_decide_alike(tmp_path):
+    continuous = []
+    for strategy in ("auto", "fsdp"):
+        run_two("noisy", tmp_path / strategy, strategy)
+        first, second = (torch.load(tmp_path / f"{strategy}.{rank}", weights_only=True) for rank in range(2))
+        assert 0 < first["best"] < first["steps"] < 1000
+        assert all(first[name] == second[name] for name in ("best", "steps", "loss"))
+        assert all(distance(a, b) == 0 for a, b in zip(first["states"], second["states"], strict=True))
+        continuous.append(first["states"][1])
+    assert distance(*continuous) < 1e-5
+
+
+def test_variables_of_other_launchers_do_not_make_several_processes(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert diffeo.fit(small(), rows(), steps=2).steps == 2
 
 
 def test_fits_in_shards_refuse_what_they_cannot_do():
@@ -359,6 +415,14 @@ def test_fits_in_shards_refuse_what_they_cannot_do():
     flow.transform.memory = "invert"
     with pytest.raises(ValueError, match="memory='store'"):
         diffeo.fit(flow, rows(), steps=1, strategy="fsdp")
+    with pytest.raises(ValueError, match="path_gradient"):
+        diffeo.fit(diffeo.ReverseKL(small(), diffeo.Normal(2), path_gradient=True), 8, steps=1, strategy="fsdp")
+    flow = small()
+    flow.register_parameter("scale", torch.nn.Parameter(torch.ones(())))
+    with pytest.raises(ValueError, match=r"without dimensions: density\.scale"):
+        diffeo.fit(flow, rows(), steps=1, strategy="fsdp")
+    with pytest.raises(ValueError, match="pass 'auto', 'ddp' or 'fsdp'"):
+        diffeo.fit(small(), rows(), steps=1, strategy=DataParallelStrategy(), accelerator="cpu")
 
 
 @pytest.mark.slow

@@ -81,7 +81,8 @@ def fit(
         accelerator, devices, strategy, precision: as in Lightning Fabric; `devices="auto"` is one, or all that
             `torchrun` started. `strategy="fsdp"` spreads weights and optimiser over the processes, on CPUs too.
         seed: of split, batches and dropout.
-        checkpoint: folder for the state of the fit, written atomically every `checkpoint_every` seconds.
+        checkpoint: folder for the state of the fit, written atomically every `checkpoint_every` seconds, or by several
+            processes after every evaluation; they must all see it.
         resume: continue the fit in that folder to the same result (an empty folder starts afresh, a finished one is
             loaded).
         progress: show a bar where stderr is a terminal.
@@ -103,6 +104,8 @@ def fit(
     """
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.precision import DoublePrecision
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
     from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 
     objective = flow_or_objective if isinstance(flow_or_objective, Objective) else MaximumLikelihood(flow_or_objective)
@@ -151,8 +154,12 @@ def fit(
     if devices == "auto":
         devices, options["num_nodes"] = _launched()
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, **options)
+    if not isinstance(fabric.strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
+        raise ValueError(f"fit: strategy={strategy!r} is not one that fits run with; pass 'auto', 'ddp' or 'fsdp'")
     if not isinstance(fabric.strategy, SingleDeviceStrategy):
         fabric.launch()
+        if fabric.all_reduce(torch.tensor(float(continued), device=fabric.device), reduce_op="mean") not in (0, 1):
+            raise ValueError(f"fit: not all processes see the checkpoint in {str(folder)!r}; use a folder they share")
     if drawn:
         batch_size = len(train)
         steps = DRAWN_STEPS if steps is None and epochs is None else steps
@@ -190,8 +197,10 @@ def fit(
 
 def _launched() -> tuple[int, int]:
     """How many processes there are on each machine, and how many machines: as `torchrun` says, or one of each."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return local, int(os.environ.get("WORLD_SIZE", local)) // local
+    if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
+        return 1, 1  # though others than torchrun leave such variables too
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    return local, int(os.environ["WORLD_SIZE"]) // local
 
 
 def _draws(n: Any, validation: Any, dtype: torch.dtype, who: str) -> tuple[Table, Table | None]:

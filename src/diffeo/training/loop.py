@@ -31,7 +31,7 @@ from diffeo.training.result import FitResult
 from diffeo.training.sharding import in_shards, quietly, spread, whole
 
 EVALUATION_ROWS = 4096  # rows scored at once
-ASK_EVERY = 20  # steps after which several processes ask each other whether to stop
+READ_EVERY = 20  # steps after which flags are read from a GPU, which waits for it
 INITIAL_ROWS = 100_000  # rows that data-dependent layers see of a dataset that is not in memory
 
 
@@ -156,10 +156,11 @@ class Loop:
             self.objective._compiled_call_impl = None
             if together:
                 self._use_best()
-        if stopped == "interrupt":
+        if stopped != "interrupt":
+            self.result.stopped = stopped
+            self._write(finished=True)
+        if stopped == "interrupt" or interrupted:  # maybe too late to stop the fit, but not what comes after it
             raise KeyboardInterrupt
-        self.result.stopped = stopped
-        self._write(finished=True)
         return self.result
 
     def _compile(self) -> None:
@@ -177,7 +178,7 @@ class Loop:
         plan, fabric = self.plan, self.fabric
         device = fabric.device
         alone = fabric.world_size == 1
-        check_every = 1 if device.type == "cpu" else 50  # reading `bad` waits for the device
+        read_every = 1 if device.type == "cpu" else READ_EVERY
         scaled = getattr(fabric._precision, "scaler", None) is not None  # it skips bad gradients by itself
         # Once a loss or gradient is not finite, the fused optimiser skips this and every later update by itself, so
         # that the weights stay as they were and nothing has to wait for the device to find out.
@@ -211,6 +212,8 @@ class Loop:
             norm = whole(norm)
             with torch.no_grad():
                 fine = loss.isfinite() if scaled else loss.isfinite() & norm.isfinite()
+                if not alone:  # what is not finite, or interrupted, in one process is so for all
+                    fine, going = self._everywhere(fine, torch.tensor(not interrupted, device=device))
                 bad_step = torch.where((bad_step < 0) & ~fine, self.step, bad_step)
                 torch.maximum(bad, (~fine).to(bad.dtype), out=bad)
                 total += loss.detach()
@@ -221,7 +224,8 @@ class Loop:
             self.average.update(self.step)
             bar.advance()
             closing = self.step % plan.evaluate_every == 0 or self.step == plan.steps
-            if (closing or self.step % check_every == 0) and bad:
+            reading = closing or self.step % read_every == 0
+            if reading and bad:
                 self._raise_non_finite(int(bad_step), batch)
             if closing:
                 self.elapsed = time.monotonic() - began
@@ -232,24 +236,24 @@ class Loop:
                     return "patience"
                 if self.step == plan.steps:
                     return "steps"
-            # clocks differ: several processes write after evaluations, and ask each other before they stop
-            if alone:
-                stop = bool(interrupted)
-                due = stop or time.monotonic() - saved >= self.checkpoint_every
-            else:
-                stop = (closing or self.step % ASK_EVERY == 0) and self._any(bool(interrupted))
-                due = stop or closing
+            stop = bool(interrupted if alone else reading and not going)
+            # the clocks of several processes differ, so they write after evaluations
+            due = stop or (time.monotonic() - saved >= self.checkpoint_every if alone else closing)
             if self.folder and due:
-                self.total = float(total)
+                self.total = self._mean(total)
                 self._write(finished=False)
                 saved = time.monotonic()
             if stop:
                 return "interrupt"
         raise RuntimeError("fit: the data ended")
 
-    def _any(self, flag: bool) -> bool:
-        """Whether any of the processes says so."""
-        return bool(self.fabric.all_reduce(torch.tensor(float(flag), device=self.fabric.device), reduce_op="max"))
+    def _everywhere(self, *flags: Tensor) -> Tensor:
+        """Whether each of these is true in all processes."""
+        return self.fabric.all_reduce(torch.stack(flags).int(), reduce_op="min").bool()  # pyright: ignore
+
+    def _mean(self, value: Tensor) -> float:
+        """Over the processes."""
+        return float(value if self.fabric.world_size == 1 else self.fabric.all_reduce(value.clone(), reduce_op="mean"))  # pyright: ignore
 
     def _gather(self, t: Tensor) -> Tensor:
         """That of each process, (processes, *shape)."""
@@ -280,7 +284,7 @@ class Loop:
 
     def _close_interval(self, bar: Progress, total: Tensor, since: float) -> bool:
         """Validate the averaged weights and keep them if they are the best; True when patience has run out."""
-        train_loss, held_loss, stderr = float(total) / self.counted, None, None
+        train_loss, held_loss, stderr = self._mean(total) / self.counted, None, None
         with self.average.applied():
             if self.held is not None:
                 held_loss, stderr = self.evaluate()
@@ -326,7 +330,7 @@ class Loop:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
-        """Mean loss of the held-out rows and its standard error."""
+        """Mean loss of the held-out rows and its standard error, the same in every process."""
         device, held = self.fabric.device, self.held
         if held is None:
             raise ValueError("fit: there are no held-out rows")
@@ -342,7 +346,8 @@ class Loop:
         w = torch.ones_like(loss) if held.weights is None else held.weights.cpu().double()
         w = w / w.sum()
         mean = (w * loss).sum()
-        return float(mean), float((w * w * (loss - mean) ** 2).sum().sqrt())
+        found = float(mean), float((w * w * (loss - mean) ** 2).sum().sqrt())
+        return found if self.fabric.world_size == 1 else self.fabric.broadcast(found)  # noise, or the last bit, differs
 
     def _raise_non_finite(self, failed_step: int, batch: Batch) -> None:
         rows: list[int] = []
@@ -353,7 +358,9 @@ class Loop:
             index = next(batch_index(len(self.train), self.plan.batch_size, self.plan.seed, failed_step))
             batch = tuple(t.to(self.fabric.device) for t in self.train.rows(index.to(self.fabric.device)))
             rows = (index if self.kept is None else self.kept[index]).tolist()
-        layer = first_non_finite(self._gathered().to(self.fabric.device).train(), batch)
+        objective = self._gathered().train()  # one in shards may fit only where it came from
+        where = self.home if self.sharded else self.fabric.device
+        layer = first_non_finite(objective, tuple(t.to(where) for t in batch))
         written = self.folder is not None and (self.folder / checkpoints.NAME).exists()
         folder = str(self.folder) if written else None
         shown = f"; rows of the batch: {', '.join(map(str, rows[:8]))}{', …' if len(rows) > 8 else ''}" if rows else ""
@@ -375,20 +382,20 @@ class Loop:
         random = {"cpu": self._gather(torch.get_rng_state())}
         if self.fabric.device.type == "cuda":
             random["cuda"] = self._gather(torch.cuda.get_rng_state(self.fabric.device))
-        if self.fabric.global_rank != 0 and not self.sharded:
-            return
-        tensors = {
-            **checkpoints.with_prefix("model", self.objective.state_dict()),
-            **checkpoints.with_prefix("average", {str(i): t for i, t in enumerate(self.average.values)}),
-            **checkpoints.with_prefix("best", self.best or {}),
-            **checkpoints.with_prefix("optimizer", checkpoints.optimizer_tensors(self.optimizer, self.parameters)),
-            **checkpoints.with_prefix("random", random),
-        }
-        if self.fabric.global_rank != 0:
-            return
-        own = {name: getattr(self, name) for name in _CARRIED}
-        state = {"plan": self.plan.as_dict(), "data": self._fingerprint(), "finished": finished, **own}
-        checkpoints.write(self.folder, tensors, {**state, "result": asdict(self.result)})
+        tensors: dict[str, Tensor] = {}
+        if self.fabric.global_rank == 0 or self.sharded:
+            tensors = {
+                **checkpoints.with_prefix("model", self.objective.state_dict()),
+                **checkpoints.with_prefix("average", {str(i): t for i, t in enumerate(self.average.values)}),
+                **checkpoints.with_prefix("best", self.best or {}),
+                **checkpoints.with_prefix("optimizer", checkpoints.optimizer_tensors(self.optimizer, self.parameters)),
+                **checkpoints.with_prefix("random", random),
+            }
+        if self.fabric.global_rank == 0:
+            own = {name: getattr(self, name) for name in _CARRIED}
+            state = {"plan": self.plan.as_dict(), "data": self._fingerprint(), "finished": finished, **own}
+            checkpoints.write(self.folder, tensors, {**state, "result": asdict(self.result)})
+        self.fabric.barrier()  # whoever started the processes may end them all once one has left
 
     def _restore(self) -> bool:
         """Continue from the folder's state; True where that fit had finished."""
@@ -410,13 +417,16 @@ class Loop:
         self.best = {k: spread(t, here[k]) for k, t in best.items()} or None
         checkpoints.restore_optimizer(self.optimizer, self.parameters, checkpoints.without_prefix("optimizer", tensors))
         random = checkpoints.without_prefix("random", tensors)
-        # PyTorch reads a state from the start of its storage, wherever the view begins
-        own = {k: t.reshape(-1, t.shape[-1])[self.fabric.global_rank].clone() for k, t in random.items()}
-        torch.set_rng_state(own["cpu"])
-        if "cuda" in own and self.fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(own["cuda"], self.fabric.device)
         for name in _CARRIED:
             setattr(self, name, state[name])
+        if len(random["cpu"]) == self.fabric.world_size:
+            # PyTorch reads a state from the start of its storage, wherever the view begins
+            own = {k: t[self.fabric.global_rank].clone() for k, t in random.items()}
+            torch.set_rng_state(own["cpu"])
+            if "cuda" in own and self.fabric.device.type == "cuda":
+                torch.cuda.set_rng_state(own["cuda"], self.fabric.device)
+        else:  # other numbers than any process has drawn
+            torch.manual_seed(self.plan.seed + self.step * self.fabric.world_size + self.fabric.global_rank)
         self.result = FitResult(**{**state["result"], "resumed_steps": self.step})
         return state["finished"]
 

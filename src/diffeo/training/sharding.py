@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffeo.core import Chain
+from diffeo.transforms import Continuous
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # of fits in shards
 
@@ -19,7 +20,7 @@ def shards_strategy(objective: nn.Module, precision: str) -> Any:
     """Fabric's strategy for `fit(strategy="fsdp")`; its own of that name is for GPUs only.
 
     Raises:
-        ValueError: a precision or a memory policy that does not go with shards.
+        ValueError: a precision, objective, parameter or memory policy that does not go with shards.
     """
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
@@ -27,6 +28,11 @@ def shards_strategy(objective: nn.Module, precision: str) -> Any:
         raise ValueError(f"fit: strategy='fsdp' takes a precision of {', '.join(PRECISIONS)}, got {precision!r}")
     if any(chain.memory != "store" for chain in objective.modules() if isinstance(chain, Chain)):
         raise ValueError("fit: strategy='fsdp' needs Chain(memory='store'); the others run parts by themselves")
+    if getattr(objective, "path_gradient", False):
+        raise ValueError("fit: strategy='fsdp' cannot hold weights fixed, as path_gradient=True asks for")
+    scalars = [name for name, p in objective.named_parameters() if p.ndim == 0]
+    if scalars:
+        raise ValueError(f"fit: strategy='fsdp' cannot spread parameters without dimensions: {', '.join(scalars)}")
     return ModelParallelStrategy(_shard)
 
 
@@ -38,15 +44,24 @@ def in_shards(strategy: Any) -> bool:
 
 
 def _shard(objective: nn.Module, mesh: Any) -> nn.Module:
-    """Each part of a chain is gathered while it runs, and the rest with the whole."""
+    """Each part of a chain is gathered while it runs, and the rest with the whole; all start as the first process does.
+
+    Parts that objectives call in other ways than forward, which are continuous ones, stay with the whole.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
+    with torch.no_grad():
+        for t in (*objective.parameters(), *objective.buffers()):
+            first = t.to(mesh.device_type, copy=True)
+            torch.distributed.broadcast(first, 0)
+            t.copy_(first)
     mesh = init_device_mesh(mesh.device_type, (torch.distributed.get_world_size(),))
     chains = [module for module in objective.modules() if isinstance(module, Chain)]
     for chain in reversed(chains):  # inner ones first
         for part in chain.parts:
-            if not isinstance(part, FSDPModule) and any(True for _ in part.parameters()):
+            whole_only = isinstance(part, Continuous) or next(part.parameters(), None) is None
+            if not isinstance(part, FSDPModule) and not whole_only:
                 fully_shard(part, mesh=mesh)
     fully_shard(objective, mesh=mesh, reshard_after_forward=True)  # an evaluation may change the weights
     register_forward_methods(objective)
