@@ -1,15 +1,27 @@
-"""Run by test_fit.py in processes of its own: a fit that is killed, one that resumes, one of several processes."""
+"""Fits in processes of their own: killed, interrupted, resumed, and of several processes."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import warnings
 
 import torch
 
 import diffeo
+
+
+def run_worker(*args, env=None, **options):
+    full = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.Popen([sys.executable, __file__, *map(str, args)], env=full, **options)
+
+
+def run_two(*args):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert subprocess.run([*command, *map(str, args)], env=environment, timeout=300, check=False).returncode == 0
 
 
 def data(features: int = 2) -> torch.Tensor:

@@ -17,6 +17,7 @@ from diffeo.training.loop import EVALUATION_ROWS, INITIAL_ROWS, Loop
 from diffeo.training.objectives import MaximumLikelihood
 from diffeo.training.parquet import ParquetRows
 from diffeo.training.plan import make_plan
+from diffeo.training.processes import launched, mean
 from diffeo.training.result import FitResult
 from diffeo.training.sharding import shards_strategy
 from diffeo.training.variational import Variational
@@ -152,13 +153,13 @@ def fit(
         if precision == "64-true":
             options = {"plugins": DoublePrecision()}  # of which Fabric knows no name for this strategy
     if devices == "auto":
-        devices, options["num_nodes"] = _launched()
+        devices, options["num_nodes"] = launched()
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, **options)
     if not isinstance(fabric.strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
         raise ValueError(f"fit: strategy={strategy!r} is not one that fits run with; pass 'auto', 'ddp' or 'fsdp'")
     if not isinstance(fabric.strategy, SingleDeviceStrategy):
         fabric.launch()
-        if fabric.all_reduce(torch.tensor(float(continued), device=fabric.device), reduce_op="mean") not in (0, 1):
+        if mean(fabric, torch.tensor(float(continued), device=fabric.device)) not in (0, 1):
             raise ValueError(f"fit: not all processes see the checkpoint in {str(folder)!r}; use a folder they share")
     if drawn:
         batch_size = len(train)
@@ -193,14 +194,6 @@ def fit(
     if isinstance(objective, Variational):
         result.importance(objective.importance())
     return result
-
-
-def _launched() -> tuple[int, int]:
-    """How many processes there are on each machine, and how many machines: as `torchrun` says, or one of each."""
-    if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
-        return 1, 1  # though others than torchrun leave such variables too
-    local = int(os.environ["LOCAL_WORLD_SIZE"])
-    return local, int(os.environ["WORLD_SIZE"]) // local
 
 
 def _draws(n: Any, validation: Any, dtype: torch.dtype, who: str) -> tuple[Table, Table | None]:

@@ -26,6 +26,7 @@ from diffeo.training.diagnosis import NonFiniteError, first_non_finite
 from diffeo.training.interrupts import deferred_interrupt
 from diffeo.training.parquet import ParquetRows
 from diffeo.training.plan import Plan
+from diffeo.training.processes import everywhere, mean, of_each, of_the_first
 from diffeo.training.progress import Progress
 from diffeo.training.result import FitResult
 from diffeo.training.sharding import in_shards, quietly, spread, whole
@@ -213,7 +214,7 @@ class Loop:
             with torch.no_grad():
                 fine = loss.isfinite() if scaled else loss.isfinite() & norm.isfinite()
                 if not alone:  # what is not finite, or interrupted, in one process is so for all
-                    fine, going = self._everywhere(fine, torch.tensor(not interrupted, device=device))
+                    fine, going = everywhere(fabric, fine, torch.tensor(not interrupted, device=device))
                 bad_step = torch.where((bad_step < 0) & ~fine, self.step, bad_step)
                 torch.maximum(bad, (~fine).to(bad.dtype), out=bad)
                 total += loss.detach()
@@ -240,29 +241,12 @@ class Loop:
             # the clocks of several processes differ, so they write after evaluations
             due = stop or (time.monotonic() - saved >= self.checkpoint_every if alone else closing)
             if self.folder and due:
-                self.total = self._mean(total)
+                self.total = mean(fabric, total)
                 self._write(finished=False)
                 saved = time.monotonic()
             if stop:
                 return "interrupt"
         raise RuntimeError("fit: the data ended")
-
-    def _everywhere(self, *flags: Tensor) -> Tensor:
-        """Whether each of these is true in all processes."""
-        return self.fabric.all_reduce(torch.stack(flags).int(), reduce_op="min").bool()  # pyright: ignore
-
-    def _mean(self, value: Tensor) -> float:
-        """Over the processes."""
-        return float(value if self.fabric.world_size == 1 else self.fabric.all_reduce(value.clone(), reduce_op="mean"))  # pyright: ignore
-
-    def _gather(self, t: Tensor) -> Tensor:
-        """That of each process, (processes, *shape)."""
-        if self.fabric.world_size == 1:
-            return t[None]
-        t = t.to(self.fabric.device)
-        parts = [torch.empty_like(t) for _ in range(self.fabric.world_size)]
-        torch.distributed.all_gather(parts, t)
-        return torch.stack(parts).cpu()
 
     def _batches(self) -> Iterator[tuple[Tensor, Batch]]:
         """Index and rows of this process's part of every batch, from the current step on."""
@@ -284,7 +268,7 @@ class Loop:
 
     def _close_interval(self, bar: Progress, total: Tensor, since: float) -> bool:
         """Validate the averaged weights and keep them if they are the best; True when patience has run out."""
-        train_loss, held_loss, stderr = self._mean(total) / self.counted, None, None
+        train_loss, held_loss, stderr = mean(self.fabric, total) / self.counted, None, None
         with self.average.applied():
             if self.held is not None:
                 held_loss, stderr = self.evaluate()
@@ -345,9 +329,9 @@ class Loop:
         loss = torch.cat(losses)
         w = torch.ones_like(loss) if held.weights is None else held.weights.cpu().double()
         w = w / w.sum()
-        mean = (w * loss).sum()
-        found = float(mean), float((w * w * (loss - mean) ** 2).sum().sqrt())
-        return found if self.fabric.world_size == 1 else self.fabric.broadcast(found)  # noise, or the last bit, differs
+        average = (w * loss).sum()
+        stderr = (w * w * (loss - average) ** 2).sum().sqrt()
+        return of_the_first(self.fabric, (float(average), float(stderr)))
 
     def _raise_non_finite(self, failed_step: int, batch: Batch) -> None:
         rows: list[int] = []
@@ -379,9 +363,9 @@ class Loop:
         """Write the state of the fit, if there is a folder for it; every process takes part."""
         if self.folder is None:
             return
-        random = {"cpu": self._gather(torch.get_rng_state())}
+        random = {"cpu": of_each(self.fabric, torch.get_rng_state())}
         if self.fabric.device.type == "cuda":
-            random["cuda"] = self._gather(torch.cuda.get_rng_state(self.fabric.device))
+            random["cuda"] = of_each(self.fabric, torch.cuda.get_rng_state(self.fabric.device))
         tensors: dict[str, Tensor] = {}
         if self.fabric.global_rank == 0 or self.sharded:
             tensors = {
