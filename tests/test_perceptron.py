@@ -110,10 +110,13 @@ def test_what_is_not_finite_stays_so():
 
 @needs_compiler
 def test_products_that_masks_leave_out_need_no_finite_weights():
-    """What the bounds exclude is not read, so the time of a masked product does not depend on its zeros."""
+    """What the bounds exclude is not read, so the time of a masked product does not depend on its zeros.
+
+    By panels of outputs: 8, 16 or 32 of them, two vectors of the processor, all of which lie in the first 32.
+    """
     x, weight, bias = torch.randn(9, 64), torch.randn(48, 64), torch.zeros(48)
-    weight[:16, 20:] = float("nan")
-    first = torch.tensor([[0] * 48, [20] * 16 + [64] * 32], dtype=torch.int32)
+    weight[:32, 20:] = float("nan")
+    first = torch.tensor([[0] * 48, [20] * 32 + [64] * 16], dtype=torch.int32)
     second = torch.tensor([[0] * 48, [48] * 48], dtype=torch.int32)
     layers = [weight, torch.eye(48)], [bias, bias], [first, second]
     out, _ = perceptron._run(x, *layers, "relu", False, 1, False)
