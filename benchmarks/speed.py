@@ -24,6 +24,7 @@ from typing import Any
 
 import peers
 import speed_peers
+import torch
 from speed_peers import CONFIGURATIONS, IDIOMS, OPERATIONS, Configuration
 from speed_worker import Worker
 
@@ -112,6 +113,7 @@ def main() -> None:
             "cores": os.cpu_count(),
             "machine": platform.machine(),
             "processor": _processor(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
             "load_before": round(os.getloadavg()[0], 2),
             "versions": {library: worker.versions() for library, worker in workers.items()},
             "results": measure(workers, first),
