@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 import diffeo
-from diffeo.atomic import replacing
+from diffeo.storage import replacing
 
 RESULTS = Path(__file__).parent / "results" / "mixed.json"
 SEEDS = (0, 1, 2)

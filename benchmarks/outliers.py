@@ -24,7 +24,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import LocalOutlierFactor
 
 import diffeo
-from diffeo.atomic import replacing
+from diffeo.storage import replacing
 from tables import data_root
 
 RESULTS = Path(__file__).parent / "results" / "outliers.json"

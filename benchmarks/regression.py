@@ -27,8 +27,8 @@ from scipy.stats import norm
 from sklearn.ensemble import RandomForestRegressor
 
 import diffeo
-from diffeo.atomic import replacing
 from diffeo.nets import MLP, ContextScaler, PiecewiseLinear
+from diffeo.storage import replacing
 from diffeo.training.data import split
 from tables import data_root
 

@@ -22,9 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import peers
 import speed_peers
-import torch
 from speed_peers import CONFIGURATIONS, IDIOMS, OPERATIONS, Configuration
 from speed_worker import Worker
 

@@ -64,13 +64,61 @@ def _ar(univariate: diffeo.Univariate, features: int = 4, **options) -> diffeo.T
 
 def _coupling(univariate: diffeo.Univariate, mask: list[bool], context: int = 0, **options) -> diffeo.Transform:
     keep = torch.tensor(mask)[torch.randperm(len(mask))]
-    net = MLP(sum(mask), univariate.n_params * (len(mask) - sum(mask)), context=context, hidden=(16, 16), **options)
+    hidden = (16, 16)
+    net = MLP(sum(mask), len(mask) - sum(mask), n_params=univariate.n_params, context=context, hidden=hidden, **options)
     return diffeo.Coupling(keep, net, univariate)
 
 
 def _continuous(features: int, context: int, **options) -> diffeo.Transform:
     field = diffeo.nets.VectorField(features, context=context, hidden=(16, 16))
     return diffeo.Continuous(field, integrator=diffeo.solvers.Integrator(**options))
+
+
+def _initialized(layer: diffeo.Transform, *event: int) -> diffeo.Transform:
+    layer.initialize(2 * torch.randn(40, *event) + 1)
+    return layer
+
+
+class Pixels(torch.nn.Module):
+    """A convolution as the conditioner of channels."""
+
+    def __init__(self, channels: int, out: int, n_params: int):
+        super().__init__()
+        self.n_params = n_params
+        self.conv = torch.nn.Conv2d(channels, out * n_params, 3, padding=1)
+
+    def forward(self, x: Tensor, context: diffeo.functional.Context = None) -> Tensor:
+        batch = x.shape[:-3]
+        params = self.conv(x.reshape(-1, *x.shape[-3:])).unflatten(1, (-1, self.n_params))
+        return params.movedim(2, -1).unflatten(0, batch) if batch else params.movedim(2, -1).squeeze(0)
+
+
+class Frames(diffeo.Incremental):
+    """Each frame's parameters follow from a running sum of the frames before, of any number."""
+
+    def __init__(self, features: int, n_params: int):
+        super().__init__()
+        self.n_params = n_params
+        self.linear = torch.nn.Linear(features, features * n_params)
+
+    def forward(self, x: Tensor, context: diffeo.functional.Context = None) -> Tensor:
+        return self._params(torch.nn.functional.pad(x.cumsum(-2), (0, 0, 1, 0))[..., :-1, :])
+
+    def start(self, z: Tensor, context: diffeo.functional.Context = None) -> Tensor:
+        return torch.zeros_like(z.reshape(-1, *z.shape[-2:])[:, 0])
+
+    def step(self, x_prev: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        state = state if x_prev is None else state + x_prev
+        return self._params(state), state.sum(-1), state
+
+    def _params(self, total: Tensor) -> Tensor:
+        return self.linear(total.tanh()).unflatten(-1, (-1, self.n_params))
+
+
+def _sequence_coupling(univariate: diffeo.Univariate, context: int) -> diffeo.Transform:
+    """Along the features of each frame, with one context for a whole sequence."""
+    net = MLP(1, 2, n_params=univariate.n_params, context=context, hidden=(16,))
+    return diffeo.Along(diffeo.Coupling(torch.tensor([True, False, False]), net, univariate), -1, 2)
 
 
 DAG = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)
@@ -152,6 +200,31 @@ TRANSFORMS: dict[str, TransformCase] = {
     "qr_linear": TransformCase(_seeded(lambda: diffeo.qr_linear(3)), _normal(6, 3)),
     "svd_linear": TransformCase(_seeded(lambda: diffeo.svd_linear(3)), _normal(6, 3)),
     "Conv1x1": TransformCase(lambda seed: diffeo.Conv1x1(3), _normal(6, 3, 2, 2)),
+    "Along, features of a sequence": TransformCase(
+        _seeded(lambda: diffeo.Along(diffeo.LULinear(3), -1, 2)), _normal(6, 4, 3)
+    ),
+    "Along, context": TransformCase(
+        _seeded(lambda: diffeo.Along(_coupling(Spline(), [True, False, False], 2), -2, 2)),
+        _normal(6, 3, 2),
+        _normal(6, 2),
+    ),
+    "ActNorm of channels": TransformCase(
+        _seeded(lambda: _initialized(diffeo.Along(diffeo.ActNorm(2), -3), 2, 2, 3)), _normal(6, 2, 2, 3)
+    ),
+    "Standardize of channels": TransformCase(
+        _seeded(lambda: _initialized(diffeo.Along(diffeo.Standardize(2), -3), 2, 2, 3)), _normal(6, 2, 2, 3)
+    ),
+    "Squeeze": TransformCase(lambda seed: diffeo.Squeeze(channels=2), _normal(6, 2, 2, 4)),
+    "Coupling of channels": TransformCase(
+        _seeded(lambda: diffeo.Coupling(torch.tensor([True, False, False]), Pixels(1, 2, 2), diffeo.Affine(), dim=-3)),
+        _normal(6, 3, 2, 2),
+    ),
+    "Coupling of features of a sequence": TransformCase(
+        _seeded(lambda: _sequence_coupling(Spline(4), 2)), _normal(6, 4, 3), _normal(6, 2)
+    ),
+    "Autoregressive over frames": TransformCase(
+        _seeded(lambda: diffeo.Autoregressive(Frames(2, 2), diffeo.Affine(), dim=-2)), _normal(6, 3, 2)
+    ),
     "Planar": TransformCase(_seeded(lambda: diffeo.Planar(3)), _normal(6, 3)),
     "Planar, context": TransformCase(_seeded(lambda: diffeo.Planar(2, context=2)), _normal(6, 2), _normal(6, 2)),
     "Radial": TransformCase(_seeded(lambda: diffeo.Radial(3)), _normal(6, 3)),

@@ -12,7 +12,7 @@ from diffeo.nets import MADE, MLP
 
 def coupling(features=4, context=0):
     mask = torch.arange(features) % 2 == 0
-    net = MLP(int(mask.sum()), 2 * int((~mask).sum()), context=context, hidden=(8,))
+    net = MLP(int(mask.sum()), int((~mask).sum()), n_params=2, context=context, hidden=(8,))
     return diffeo.Coupling(mask, net, diffeo.Affine())
 
 
@@ -271,7 +271,7 @@ def test_padding_does_not_change_the_density():
     mask = torch.tensor([False, True, True])
     for layer in (
         diffeo.Autoregressive(MADE(3, 2, hidden=(8,)), diffeo.Affine()),
-        diffeo.Coupling(torch.tensor([True, False, True]), MLP(2, 2, hidden=(8,)), diffeo.Affine()),
+        diffeo.Coupling(torch.tensor([True, False, True]), MLP(2, 1, n_params=2, hidden=(8,)), diffeo.Affine()),
     ):
         for p in layer.parameters():
             torch.nn.init.normal_(p)

@@ -18,7 +18,7 @@ def deep(layers: int, *, context: int = 0, dropout: float = 0.0, features: int =
     order = torch.arange(features).roll(1)
     parts: list[diffeo.Transform] = []
     for _ in range(layers):
-        net = MLP(3, 3 * spline.n_params, context=context, hidden=(16, 16), dropout=dropout)
+        net = MLP(3, 3, n_params=spline.n_params, context=context, hidden=(16, 16), dropout=dropout)
         parts += [diffeo.Coupling(mask, net, spline), diffeo.Permute(order)]
     return perturbed(diffeo.Flow(diffeo.Chain(*parts), diffeo.Normal(features))).train()
 
@@ -64,7 +64,7 @@ def test_an_ill_conditioned_layer_is_recomputed(caplog):
     squash = diffeo.Elementwise(diffeo.Affine(bound=30.0), 4)
     torch.nn.init.constant_(squash.theta, -25.0)  # scales by e^-20, and adds 25: nothing is left of x in float32
     mask = torch.tensor([True, False, True, False])
-    chain = diffeo.Chain(perturbed(diffeo.Coupling(mask, MLP(2, 4, hidden=(8,)), diffeo.Affine())), squash)
+    chain = diffeo.Chain(perturbed(diffeo.Coupling(mask, MLP(2, 2, n_params=2, hidden=(8,)), diffeo.Affine())), squash)
     x = torch.randn(16, 4)
     found = []
     for memory in ("store", "invert"):

@@ -10,7 +10,7 @@ import torch
 
 import diffeo
 from diffeo.recipes import read_notes
-from diffeo.recipes.registry import write_tensors
+from diffeo.storage import write_tensors
 
 
 @pytest.fixture

@@ -1,20 +1,20 @@
-"""Small tensor functions that every layer of the house shares: sums, soft clipping, layouts, context and masks."""
+"""Small tensor functions that every layer of the house shares: sums, soft clipping, contexts and masks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from jaxtyping import Float
-from torch import Size, Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
+from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 Context: TypeAlias = Tensor | Mapping[str, Tensor] | None
+Event: TypeAlias = tuple[int | None, ...]  # an event shape; None for dims of any size
 
 # Shapes, checked in the tests: x may have fewer batch dims than the result, where the context brings more.
 Scalars: TypeAlias = Float[Tensor, "*shape"]
@@ -36,11 +36,6 @@ def sum_event(t: Tensor, ndim: int) -> Tensor:
     return t.flatten(-ndim).sum(-1) if ndim else t
 
 
-def is_traced() -> bool:
-    """Whether a compiler or a transform such as vmap looks on, to whom values are unknown."""
-    return torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
-
-
 def soft_clip(x: Scalars, bound: float) -> Scalars:
     """Smooth clipping to (-bound, bound): `bound * tanh(x / bound)`, the identity near zero."""
     return bound * torch.tanh(x / bound)
@@ -55,93 +50,6 @@ def quartiles(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def wrap_angle(angle: Tensor) -> Tensor:
     """The same angle in [−π, π)."""
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
-
-
-def batch_inner(x: Tensor) -> Tensor:
-    """The same values, laid out in memory with all batch dims innermost: the layout in which scalar maps run.
-
-    Conditioners give their parameters like this too, so that one parameter of neighbouring rows is contiguous and the
-    arithmetic vectorises over rows.
-    """
-    return x.movedim(-1, 0).contiguous().movedim(0, -1)
-
-
-def permute_last(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
-    """x with its last dim in this order, where `back` is the inverse permutation.
-
-    `index_select`, but with the gradient permuted back instead of scattered and added, which compilers do slowly.
-    """
-    if torch.compiler.is_compiling():
-        return _TracedPermutation.apply(x, order, back)  # pyright: ignore
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return _select_last(x, order)
-    return apply_directly(Permutation, x, order, back)
-
-
-def _select_last(x: Tensor, order: Tensor) -> Tensor:
-    return x.movedim(-1, 0).index_select(0, order).movedim(0, -1)  # laid out as scalar maps run
-
-
-def apply_directly(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """`function.apply(*args)`, outside compilers, for functions that have `setup_context`.
-
-    PyTorch inspects the signature of `forward` for defaults at every call, which takes as long as ten operations.
-    """
-    wrapped = torch._C._are_functorch_transforms_active()  # pyright: ignore
-    owner: Any = function if wrapped else super(torch.autograd.Function, function)
-    return owner.apply(*(args if wrapped else unwrap_dead_wrappers(args)))
-
-
-def split_last(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """The parts of x of these sizes along its last dim."""
-    if not torch.compiler.is_compiling():
-        return torch.split_with_sizes(x, list(sizes), -1)
-    parts = torch.split_with_sizes(x.movedim(-1, 0), list(sizes))
-    return [part.movedim(0, -1) for part in parts]  # gradients laid out as scalar maps run
-
-
-def cat_last(*parts: Tensor) -> Tensor:
-    """The parts one after the other along the last dim."""
-    if not torch.compiler.is_compiling():
-        return torch.cat(parts, -1)
-    return torch.cat([part.movedim(-1, 0) for part in parts]).movedim(0, -1)  # laid out as scalar maps run
-
-
-def unbind_last(x: Tensor) -> Sequence[Tensor]:
-    """x[..., 0], x[..., 1], …"""
-    if not torch.compiler.is_compiling():
-        return x.unbind(-1)
-    planes = _turned(x).unbind()  # gradients laid out as scalar maps run
-    return [_turned(plane) for plane in planes]
-
-
-def _turned(x: Tensor) -> Tensor:
-    """x with its dims in the opposite order."""
-    return x.permute(tuple(reversed(range(x.ndim))))
-
-
-class _TracedPermutation(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
-        return _select_last(x, order)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        order, back = ctx.saved_tensors
-        return permute_last(grad, back, order), None, None
-
-
-class Permutation(_TracedPermutation):  # which compilers cannot follow
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, *_: Any) -> Tensor:  # pyright: ignore
-        return permute_last(dx, *ctx.saved_tensors)
 
 
 def constant_logdet(value: Tensor, x: Tensor, event_ndim: int) -> Tensor:
@@ -161,10 +69,59 @@ def context_mask(context: Context) -> Tensor | None:
     return None if context is None or isinstance(context, Tensor) else context.get("mask")
 
 
-def context_batch(context: Context) -> Size:
-    """The batch shape of a context tensor (all dims but the last); `()` when there is nothing to tell it by."""
-    features = context_features(context)
-    return Size() if features is None else features.shape[:-1]
+def entries(context: Context) -> Mapping[str, Tensor]:
+    """The entries of a context; a tensor is the entry `"features"`."""
+    return {} if context is None else {"features": context} if isinstance(context, Tensor) else context
+
+
+def context_batch(context: Context, reads: Mapping[str, int]) -> Size:
+    """The batch shape of a context, all entries broadcast.
+
+    `reads` says how many trailing dims of each entry are its event: a vector has 1, a sequence of vectors 2, an image
+    3. A tensor is the entry `"features"`.
+    """
+    given = entries(context)
+    unknown = sorted(set(given) - set(reads))
+    if unknown:
+        raise ValueError(
+            f"context: nothing here says what an event of {', '.join(map(repr, unknown))} is, so the batch is unknown; "
+            f"give the module that reads it an attribute such as reads = {{{unknown[0]!r}: 1}} "
+            "(1 for a vector, 2 for a sequence of vectors, 3 for an image)"
+        )
+    shapes = [t.shape[: max(0, t.ndim - reads[name])] for name, t in given.items()]
+    return Size(torch.broadcast_shapes(*shapes))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+
+
+def declared_reads(module: nn.Module) -> dict[str, int]:
+    """How many trailing dims of each entry of a context are its event, as the modules inside declare by `reads`.
+
+    Raises:
+        ValueError: two modules declare the same entry differently.
+    """
+    found: dict[str, int] = {}
+    for name, part in module.named_modules():  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        for entry, ndim in cast("dict[str, int]", getattr(part, "reads", {})).items():  # pyright: ignore[reportUnknownArgumentType]
+            if found.setdefault(entry, ndim) != ndim:
+                raise ValueError(
+                    f"{type(module).__name__}: {name} reads {entry!r} with {ndim} trailing dims as its event, "
+                    f"another module with {found[entry]}"
+                )
+    return found
+
+
+def at_positions(context: Context, reads: Mapping[str, int], ndim: int) -> Context:
+    """The context for each of the positions that `ndim` further batch dims count: entries are the same at all of them.
+
+    The mask, which has these dims already, stays as it is.
+    """
+
+    def widen(name: str, t: Tensor) -> Tensor:
+        before = t.ndim - reads.get(name, 1)
+        return t if name == "mask" else t[(slice(None),) * before + (None,) * ndim]
+
+    if isinstance(context, Mapping):
+        return {name: widen(name, t) for name, t in context.items()}
+    return None if context is None else widen("features", context)
 
 
 def keep_masked(x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -191,6 +148,21 @@ def visible(x: Tensor, context: Context) -> Tensor:
     return x if mask is None else torch.where(mask, x, 0.0)
 
 
+def real_rows(x: Tensor, context: Context, of: Tensor | None = None) -> Tensor:
+    """The vectors of a batch that hold no padding, (n, D); or the rows beside them of another tensor, `of`.
+
+    For statistics of training rows, which are taken where nothing is traced.
+    """
+    mask, of = context_mask(context), x if of is None else of
+    rows = of.expand(*x.shape[:-1], of.shape[-1]).reshape(-1, of.shape[-1])
+    if mask is None:
+        return rows
+    rows = rows[mask.expand(x.shape).reshape(-1, x.shape[-1]).all(-1)]
+    if len(rows) == 0:
+        raise ValueError("every row of the batch holds padding, so there is nothing to take statistics of")
+    return rows
+
+
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Inside, autocast is off: maps and densities run in the precision of x, only conditioners in a lower one."""
     kind = x.device.type
@@ -203,31 +175,70 @@ def masked_sum(per_position: Tensor, ndim: int, context: Context) -> Tensor:
     return sum_event(per_position if mask is None else torch.where(mask, per_position, 0.0), ndim)
 
 
+NARROWEST = 64  # numbers that a small event counts for: the layers that work on it are wider than it is
+
+
+def rows_of_block(numbers: int, event: Sequence[int]) -> int:
+    """How many events of this shape make up a block of so many numbers, at least one."""
+    return max(1, numbers // max(NARROWEST, math.prod(event)))
+
+
 def in_blocks(transform: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Context, event_ndim: int) -> Tensor:
-    """z of a large batch of rows (one leading dim), a block of them at a time to bound memory."""
-    size = 8192
+    """z of a large batch of rows (one leading dim), a block of them at a time to bound memory.
+
+    The context has a row for each row of x, or entries that all rows share.
+    """
+    size = rows_of_block(2**19, x.shape[x.ndim - event_ndim :])
     if x.ndim == event_ndim or len(x) <= size:
         return transform(x, context)[0]
 
-    def part(c: Context, i: int) -> Context:
-        if isinstance(c, Mapping):
-            return {k: v[i : i + size] if len(v) == len(x) else v for k, v in c.items()}
-        return None if c is None else c[i : i + size] if c.ndim > 1 and len(c) == len(x) else c
+    def part(t: Tensor, i: int) -> Tensor:
+        return t[i : i + size] if t.ndim and len(t) == len(x) else t
 
-    return torch.cat([transform(x[i : i + size], part(context, i))[0] for i in range(0, len(x), size)])
+    def some(c: Context, i: int) -> Context:
+        return {k: part(v, i) for k, v in c.items()} if isinstance(c, Mapping) else None if c is None else part(c, i)
+
+    return torch.cat([transform(x[i : i + size], some(context, i))[0] for i in range(0, len(x), size)])
 
 
 def is_real(constraint: Constraint) -> bool:
     """Whether a constraint allows every real number (by type: copies of modules carry copies of constraints)."""
-    return isinstance(getattr(constraint, "base_constraint", constraint), type(constraints.real))
+    return isinstance(on_scalars(constraint), type(constraints.real))
 
 
-def check_event(x: Tensor, event: Size | None, who: str) -> None:
+def on_scalars(constraint: Constraint) -> Constraint:
+    """What a constraint on events demands of single coordinates; itself where it is no such thing."""
+    while isinstance(inner := getattr(constraint, "base_constraint", None), Constraint):
+        constraint = inner
+    return constraint
+
+
+def check_event(x: Tensor, event: Event | None, who: str) -> None:
     """Refuse an x whose trailing dims are not `event`; None stands for any."""
     if event is None:
         return
-    if x.shape[x.ndim - len(event) :] != event or x.ndim < len(event):
-        expected = f"{event[0]} features" if len(event) == 1 else f"event shape {tuple(event)}"
+    shape = x.shape[max(0, x.ndim - len(event)) :]
+    if shape != event and not fits(shape, event):
+        expected = f"{event[0]} features" if len(event) == 1 else f"event shape {show_event(event)}"
         raise ValueError(f"{who}: expected {expected}, got x with shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"{who}: expected a floating-point x, got {x.dtype}; convert it with x.float()")
+
+
+def fits(shape: Event, event: Event) -> bool:
+    """Whether an event shape agrees with another, where both are known."""
+    return len(shape) == len(event) and all(a == b or a is None or b is None for a, b in zip(shape, event, strict=True))
+
+
+def meet(shape: Event, event: Event) -> Event | None:
+    """What is known of an event that has both shapes, the shorter one of its last dims; None where it cannot."""
+    longer, shorter = (shape, event) if len(shape) >= len(event) else (event, shape)
+    free = len(longer) - len(shorter)
+    if not fits(longer[free:], shorter):
+        return None
+    return longer[:free] + tuple(b if a is None else a for a, b in zip(longer[free:], shorter, strict=True))
+
+
+def show_event(event: Event) -> str:
+    """An event shape for people: `(3, any, any)`."""
+    return f"({', '.join('any' if d is None else str(d) for d in event)}{',' if len(event) == 1 else ''})"

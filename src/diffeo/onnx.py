@@ -24,7 +24,7 @@ from diffeo.core import Density, Flow, Transform
 from diffeo.densities import GaussianMixture
 from diffeo.functional import Context, constant_logdet, sum_event
 from diffeo.nets.made import MADE, MaskedLinear
-from diffeo.recipes.registry import to_json
+from diffeo.storage import to_json
 from diffeo.transforms import Autoregressive, LULinear, Whiten
 
 OPSET = 18
@@ -216,9 +216,7 @@ class _ConstantMixture(Density):
         }
         for name, value in constants.items():
             self.register_buffer(name, value.detach().clone())
-
-    def event_shape(self, context: Context = None) -> Size:
-        return self.means.shape[1:]
+        self.event = self.means.shape[1:]
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         z = F.linear((x - self.center) / self.scale, self.whitening).unflatten(-1, self.whitened_means.shape)

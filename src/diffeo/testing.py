@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from diffeo.core import Density, Transform, Univariate
-from diffeo.core.density import Preimage
-from diffeo.functional import Context, is_real, wrap_angle
+from diffeo.core.given import Preimage
+from diffeo.functional import Context, is_real, on_scalars, wrap_angle
 from diffeo.transforms import Sphere
 
 M = TypeVar("M", bound=nn.Module)
@@ -252,7 +252,7 @@ def _check_extremes(t: Transform, x: Tensor, context: Context) -> None:
             values = torch.cat([values, torch.linspace(-bound, bound, bins + 1)])
     for name, run, domain in [("forward", t.forward, t.domain), ("inverse", t.inverse, t.codomain)]:
         like = x if name == "forward" else t(x, context)[0]
-        scalar = getattr(domain, "base_constraint", domain)
+        scalar = on_scalars(domain)
         column = values[:, None]  # against bounds that may differ from coordinate to coordinate
         ok = scalar.check(column) & (scalar.check(column * 1.001) | scalar.check(column * 0.999))
         inside = values[ok.all(-1)]

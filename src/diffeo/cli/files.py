@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffeo.atomic import replacing
+from diffeo.storage import replacing
 
 if TYPE_CHECKING:
     import pandas as pd

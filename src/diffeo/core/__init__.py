@@ -2,11 +2,10 @@
 
 from diffeo.core.chain import Chain as Chain
 from diffeo.core.density import Density as Density
-from diffeo.core.density import Flow as Flow
+from diffeo.core.flow import Flow as Flow
 from diffeo.core.given import Given as Given
-from diffeo.core.incremental import SHORT as SHORT
 from diffeo.core.incremental import Incremental as Incremental
-from diffeo.core.native import compiled_kernels as compiled_kernels
+from diffeo.core.memory import Rebuildable as Rebuildable
 from diffeo.core.objective import Objective as Objective
 from diffeo.core.transform import Inverse as Inverse
 from diffeo.core.transform import Transform as Transform

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core.memory import POLICIES, run_parts
 from diffeo.core.transform import Transform, Univariate
-from diffeo.functional import Context, check_event, in_blocks, keep_masked, sum_event
+from diffeo.functional import Context, Event, check_event, in_blocks, keep_masked, meet, show_event, sum_event
 
 
 class Chain(Transform):
@@ -68,31 +68,29 @@ class Chain(Transform):
         self.exact_inverse = all(part.exact_inverse for part in parts)
         self.exact_logdet = all(part.exact_logdet for part in parts)
         self.traceable = all(part.traceable for part in parts)
-        self.stepwise_forward = any(part.stepwise_forward for part in parts)
-        self.stepwise_inverse = any(part.stepwise_inverse for part in parts)
+        self.stepwise = frozenset(direction for part in parts for direction in part.stepwise)
 
-    def _meet(self, parts: tuple[Transform, ...]) -> tuple[str, Size | None]:
-        """Follow the known event shape from part to part; the first one known gives that of the chain."""
-        known: Size | None = None
-        source, first = 0, None
+    def _meet(self, parts: tuple[Transform, ...]) -> tuple[str, Event | None]:
+        """Follow what is known of the event from part to part, and back; with the first part that knows any."""
+        known: Event | None = None
+        shapes: list[Event | None] = []
+        source = ""
         for i, part in enumerate(parts):
             if part.event is not None:
-                if known is None:
-                    known, first = part.event, i
-                elif known[len(known) - len(part.event) :] != part.event or len(known) < len(part.event):
+                met = part.event if known is None else meet(known, part.event)
+                if met is None or (known is not None and len(known) < len(part.event)):
                     raise ValueError(
-                        f"{_name(parts, source)} gives events of shape {tuple(known)}, "
-                        f"but {_name(parts, i)} expects {tuple(part.event)}"
+                        f"{source} gives events of shape {show_event(known or ())}, "
+                        f"but {_name(parts, i)} expects {show_event(part.event)}"
                     )
-                source = i
-            if known is not None:
-                known = part.output_shape(known)
-        event = None if first is None else parts[first].event
-        if first is None or event is None:
-            return "", None
-        for part in reversed(parts[:first]):
-            event = part.input_shape(event)
-        return _name(parts, first), event if len(event) == self.event_ndim else None
+                known, source = met, _name(parts, i)
+            shapes.append(known)
+            known = None if known is None else part.output_shape(known)
+        for part, shape in zip(reversed(parts), reversed(shapes), strict=True):
+            known = None if known is None else part.input_shape(known)
+            known = shape if known is None else known if shape is None else meet(known, shape)
+        entry = next((_name(parts, i) for i, part in enumerate(parts) if part.event is not None), "Chain")
+        return entry, known if known is not None and len(known) == self.event_ndim else None
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         if self.event is not None:
@@ -144,7 +142,7 @@ class Chain(Transform):
         x = z
         logdets: list[Tensor] = []
         for part, fold, c in zip(parts[::-1], self._folds[::-1], contexts[::-1], strict=True):
-            z, (x, logdet) = x, part.invert(x, c)
+            z, (x, logdet) = x, part.inverse(x, c)
             if isinstance(part, Univariate):
                 x, logdet = keep_masked(z, x, logdet, c)
             logdets.append(sum_event(logdet, fold))
@@ -153,12 +151,12 @@ class Chain(Transform):
     def _transforms(self) -> Iterator[Transform]:
         return iter(self.parts)  # pyright: ignore[reportReturnType] (a ModuleList forgets its element type)
 
-    def output_shape(self, event: Size) -> Size:
+    def output_shape(self, event: Event) -> Event:
         for part in self._transforms():
             event = part.output_shape(event)
         return event
 
-    def input_shape(self, event: Size) -> Size:
+    def input_shape(self, event: Event) -> Event:
         for part in reversed(list(self._transforms())):
             event = part.input_shape(event)
         return event
@@ -168,19 +166,12 @@ class Chain(Transform):
             context = part.map_context(context)
         return context
 
-    def compile_forward(self) -> None:
-        if self.stepwise_forward:
+    def compile_direction(self, direction: str) -> None:
+        if direction in self.stepwise:
             for part in self._transforms():
-                part.compile_forward()
+                part.compile_direction(direction)
         else:
-            super().compile_forward()
-
-    def compile_inverse(self) -> None:
-        if self.stepwise_inverse:
-            for part in self._transforms():
-                part.compile_inverse()
-        else:
-            super().compile_inverse()
+            super().compile_direction(direction)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:

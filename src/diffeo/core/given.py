@@ -1,17 +1,54 @@
-"""A density at a context, seen as a distribution of `torch.distributions`."""
+"""A density at a context, seen as a distribution of `torch.distributions`; and where a flow lives."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from diffeo.core.density import Density, Preimage
-from diffeo.functional import Context, as_size, context_batch, context_features
+from diffeo.core.transform import Transform
+from diffeo.functional import Context, as_size
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """What a distribution needs of a density."""
+
+    has_rsample: bool
+
+    @property
+    def support(self) -> Constraint: ...
+    def __call__(self, x: Tensor, context: Context, /) -> Tensor: ...
+    def event_shape(self, context: Context = None) -> Size: ...
+    def context_dims(self) -> dict[str, int]: ...
+    def sample(self, shape: Size, context: Context, /) -> Tensor: ...
+    def rsample(self, shape: Size, context: Context, /) -> Tensor: ...
+
+
+class Preimage(Constraint):
+    """The events that a transform, at a context, maps into the support of the base."""
+
+    def __init__(self, transform: Transform, inner: Constraint, event_dim: int, context: Context = None):
+        self.transform, self.inner, self._event_dim, self.context = transform, inner, event_dim, context
+
+    def at(self, context: Context) -> Preimage:
+        """The same at another context."""
+        return Preimage(self.transform, self.inner, self._event_dim, context)
+
+    @property
+    def event_dim(self) -> int:  # type: ignore[override]
+        return self._event_dim
+
+    def check(self, value: Tensor) -> Tensor:
+        z, _ = self.transform(value, self.context)
+        inside = cast(Tensor, self.inner.check(z))  # pyright: ignore[reportUnknownMemberType]
+        domain = cast(Tensor, self.transform.domain.check(value))  # pyright: ignore[reportUnknownMemberType]
+        extra = domain.ndim - inside.ndim  # the domain may be one of coordinates
+        return inside & (domain.flatten(-extra).all(-1) if extra > 0 else domain)
 
 
 class Given(Distribution):
@@ -27,14 +64,13 @@ class Given(Distribution):
 
     def __init__(
         self,
-        density: Density,
+        density: Scored,
         context: Context = None,
-        batch_shape: Size | None = None,
+        batch_shape: Size = Size(),
         validate_args: bool = True,
     ):
         self.density = density
         self.context = context
-        batch_shape = context_batch(context) if batch_shape is None else batch_shape
         super().__init__(batch_shape, density.event_shape(context), validate_args=validate_args)
 
     @property
@@ -63,10 +99,15 @@ class Given(Distribution):
 
     def expand(self, batch_shape: Any, _instance: Given | None = None) -> Given:
         batch_shape = as_size(batch_shape)
-        context, features = self.context, context_features(self.context)
-        if features is not None:
-            features = features.expand(*batch_shape, features.shape[-1])
-            context = {**context, "features": features} if isinstance(context, Mapping) else features
+        context, reads = self.context, self.density.context_dims()
+
+        def expand(name: str, t: Tensor) -> Tensor:
+            return t.expand(*batch_shape, *t.shape[max(0, t.ndim - reads[name]) :])
+
+        if isinstance(context, Mapping):
+            context = {name: expand(name, t) for name, t in context.items()}
+        elif context is not None:
+            context = expand("features", context)
         return Given(self.density, context, batch_shape, validate_args=self._validate_args)
 
     def __repr__(self) -> str:

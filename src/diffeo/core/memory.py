@@ -11,29 +11,56 @@ https://arxiv.org/abs/1707.04585; "Training Deep Nets with Sublinear Memory Cost
 https://arxiv.org/abs/1604.06174
 """
 
-# pyright: basic
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from diffeo.core.transform import Transform
 from diffeo.functional import Context
+from diffeo.kernels.private import Dropout
 
 POLICIES = ("store", "recompute", "invert")
 SEGMENT = 8  # parts between anchors
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # of rebuilt inputs, relative to 1 + |x|
 
 Pair = tuple[Tensor, Tensor]
+RandomState = tuple[Tensor, Tensor | None]  # of the CPU, and of a GPU
 Run = Callable[[int, Tensor, Context], Pair]  # one part of the chain by number, its log-det folded to the batch
+
+
+class Rebuilt(NamedTuple):
+    """An input found from its output, and the way from one to the other once more, for autograd to follow."""
+
+    x: Tensor
+    leaves: tuple[Tensor, ...]  # what the graph starts from
+    z: Tensor
+    logdet: Tensor
+    join: Callable[[tuple[Tensor, ...]], Tensor]  # the gradient of x from those of the leaves
+
+
+class Rebuildable(ABC):
+    """The optional role of a transform whose two directions share work, which `memory="invert"` then does once."""
+
+    @abstractmethod
+    def rebuild(self, z: Tensor, context: Context = None) -> Rebuilt:
+        """x from z, and the forward pass again."""
+
+
+class Recallable(ABC):
+    """The optional role of a scalar map whose gradient needs no second computation of its values."""
+
+    @abstractmethod
+    def recall(self, x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """`self(x, context)` with its gradient, where z and logdet, found before, are what it gives."""
 
 
 def run_parts(parts: Sequence[Transform], run: Run, x: Tensor, contexts: Sequence[Context], memory: str) -> list[Pair]:
@@ -43,13 +70,14 @@ def run_parts(parts: Sequence[Transform], run: Run, x: Tensor, contexts: Sequenc
     for start in range(0, len(parts), size):
         some, here = dict(enumerate(parts[start : start + size], start)), contexts[start : start + size]
         if memory == "recompute" or torch.compiler.is_compiling():
-            z, logdet = checkpoint(_run_all, some, run, x, here, use_reentrant=False)  # pyright: ignore
+            pair = cast(Pair, checkpoint(_run_all, some, run, x, here, use_reentrant=False))
         else:
             leaves, structure = tree_flatten(list(here))
             weights = [p for part in some.values() for p in part.parameters()]
-            z, logdet = _Segment.apply(some, run, structure, len(leaves), x, *leaves, *weights)  # pyright: ignore
-        out.append((z, logdet))
-        x = z
+            apply = cast(Callable[..., Pair], _Segment.apply)  # pyright: ignore[reportUnknownMemberType]
+            pair = apply(some, run, structure, len(leaves), x, *leaves, *weights)
+        out.append(pair)
+        x = pair[0]
     return out
 
 
@@ -68,12 +96,14 @@ class _Segment(torch.autograd.Function):
     ) -> Pair:
         contexts = tree_unflatten(rest[:n_leaves], structure)
         ctx.numbers, ctx.parts = list(parts), list(parts.values())
-        ctx.run, ctx.structure, ctx.n_leaves, ctx.random = run, structure, n_leaves, []
+        ctx.run, ctx.structure, ctx.n_leaves = run, structure, n_leaves
+        states: list[RandomState | None] = []
         z, total = x, None
         for (number, part), context in zip(parts.items(), contexts, strict=True):
-            ctx.random.append(_random_state(x) if _drops(part) else None)
+            states.append(_random_state(x) if _drops(part) else None)
             z, logdet = run(number, z, context)
             total = logdet if total is None else total + logdet
+        ctx.random = states
         tensors = [t for t in rest[:n_leaves] if isinstance(t, Tensor)]
         ctx.save_for_backward(x, z, *tensors)
         ctx.others = [None if isinstance(t, Tensor) else t for t in rest[:n_leaves]]
@@ -88,7 +118,7 @@ class _Segment(torch.autograd.Function):
         leaves = [
             next(found) if is_tensor else other for is_tensor, other in zip(ctx.is_tensor, ctx.others, strict=True)
         ]
-        invertible = all(part.exact_inverse and not part.stepwise_inverse for part in ctx.parts)
+        invertible = all(part.exact_inverse and "inverse" not in part.stepwise for part in ctx.parts)
         grads = _rebuild(ctx, x, z, leaves, g, g_logdet) if invertible else None
         if grads is None:
             grads = _replay(ctx, x, leaves, g, g_logdet)
@@ -137,16 +167,15 @@ class _Walk:
     def rebuild(self, i: int, z: Tensor, g: Tensor, g_logdet: Tensor) -> tuple[Tensor, Tensor]:
         """The input of part i from its output, and the gradient of the input."""
         part, context = self.ctx.parts[i], self.contexts[i]
-        with _replayed(self.ctx.random[i], z):
-            rebuilt = part.rebuild(z, context)
-        if rebuilt is None:
+        if not isinstance(part, Rebuildable):
             with torch.no_grad(), _replayed(self.ctx.random[i], z):
                 x = part.inverse(z, context)[0]
             return x, self.differentiate(i, x, g, g_logdet)
-        x, leaves, z, logdet, join = rebuilt
-        # a log-det that the chain sums over more dims has its gradient spread over them
-        spread = g_logdet.reshape(*g_logdet.shape, *(1,) * (logdet.ndim - g_logdet.ndim)).expand_as(logdet)
-        return x, join(self._pull(i, leaves, z, logdet, g, spread))
+        with _replayed(self.ctx.random[i], z):
+            x, leaves, z, logdet, join = part.rebuild(z, context)
+        # a log-det that the chain sums over more dims hands its gradient to all of them
+        of_all = g_logdet.reshape(*g_logdet.shape, *(1,) * (logdet.ndim - g_logdet.ndim)).expand_as(logdet)
+        return x, join(self._pull(i, leaves, z, logdet, g, of_all))
 
     def differentiate(self, i: int, x: Tensor, g: Tensor, g_logdet: Tensor) -> Tensor:
         """Run part i again at x and pull the gradients of its results back; that of x is returned."""
@@ -161,9 +190,8 @@ class _Walk:
         own = (*tree_flatten(self.contexts[i])[0], *self.weights[i])
         wanted = [t for t in own if isinstance(t, Tensor) and t.requires_grad]
         outputs = [(t, grad) for t, grad in ((z, g), (logdet, g_logdet)) if t.requires_grad]
-        pulled = torch.autograd.grad(
-            [t for t, _ in outputs], [*inputs, *wanted], [grad for _, grad in outputs], allow_unused=True
-        )
+        ends, starts = [t for t, _ in outputs], [*inputs, *wanted]
+        pulled: Any = torch.autograd.grad(ends, starts, [grad for _, grad in outputs], allow_unused=True)
         for t, grad in zip(wanted, pulled[len(inputs) :], strict=True):
             if grad is not None:
                 self.sums[id(t)] = grad if id(t) not in self.sums else self.sums[id(t)] + grad
@@ -177,20 +205,21 @@ class _Walk:
 
 
 def _drops(part: nn.Module) -> bool:
-    return any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in part.modules())
+    return any(isinstance(m, Dropout) and m.training and m.p > 0 for m in part.modules())
 
 
-def _random_state(x: Tensor) -> tuple[Tensor, Tensor | None]:
+def _random_state(x: Tensor) -> RandomState:
     return torch.get_rng_state(), torch.cuda.get_rng_state(x.device) if x.is_cuda else None
 
 
 @contextmanager
-def _replayed(state: tuple[Tensor, Tensor | None] | None, x: Tensor) -> Generator[None]:
+def _replayed(state: RandomState | None, x: Tensor) -> Generator[None]:
     """Inside, the random numbers of that moment come again."""
     if state is None:
         yield
         return
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    devices = [x.device] if x.is_cuda else []
+    with torch.random.fork_rng(devices=devices):  # pyright: ignore[reportUnknownMemberType]
         torch.set_rng_state(state[0])
         if state[1] is not None:
             torch.cuda.set_rng_state(state[1], x.device)

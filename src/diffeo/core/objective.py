@@ -20,3 +20,6 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, *batch: Any) -> Tensor:
         """Loss of each example, shape `(*batch,)`."""
+
+    def initialize(self, *batch: Any) -> None:
+        """Set what depends on data from a batch of training rows; once, before training."""

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from diffeo.core.compiling import compiled
-from diffeo.functional import Context
+from diffeo.functional import Context, Event
+from diffeo.kernels.compiling import compile_method
 
-
-class Rebuilt(NamedTuple):
-    """An input found from its output, and the way from one to the other once more, for autograd to follow."""
-
-    x: Tensor
-    leaves: tuple[Tensor, ...]  # what the graph starts from
-    z: Tensor
-    logdet: Tensor
-    join: Callable[[tuple[Tensor, ...]], Tensor]  # the gradient of x from those of the leaves
+DIRECTIONS = ("forward", "inverse")
 
 
 class Transform(nn.Module, ABC):
@@ -34,26 +25,23 @@ class Transform(nn.Module, ABC):
     Attributes:
         event_ndim: trailing dims of x that form one event.
         event_ndim_out: the same for z.
-        event: the event shape that the transform was built for; None where any will do.
+        event: the event shape that the transform was built for, None for dims of any size; None where any will do.
         domain, codomain: constraints of `torch.distributions` on single coordinates or on events.
         exact_inverse: the inverse is a closed form.
         exact_logdet: False where the log-det is an unbiased estimate while training.
         traceable: False where `torch.compile` and `vmap` cannot follow, as in adaptive solvers.
-        stepwise_forward, stepwise_inverse: this direction runs through many small steps, so layers are compiled one by
-            one.
+        stepwise: the directions that run through many small steps, so that layers are compiled one by one.
     """
 
     event_ndim: int = 0
     event_ndim_out: int = 0
-    event: Size | None = None
+    event: Event | None = None
     domain: Constraint = constraints.real
     codomain: Constraint = constraints.real
     exact_inverse: bool = True
     exact_logdet: bool = True
     traceable: bool = True
-    stepwise_forward: bool = False
-    stepwise_inverse: bool = False
-    _compiled_inverse: Callable[..., tuple[Tensor, Tensor]] | None = None
+    stepwise: frozenset[str] = frozenset()
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
@@ -63,11 +51,11 @@ class Transform(nn.Module, ABC):
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Noise to data: x and log|det dx/dz|."""
 
-    def output_shape(self, event: Size) -> Size:
-        """Event shape of z for an x with this event shape."""
+    def output_shape(self, event: Event) -> Event:
+        """Event shape of z for an x with this event shape; what is None stays unknown."""
         return event
 
-    def input_shape(self, event: Size) -> Size:
+    def input_shape(self, event: Event) -> Event:
         """Event shape of x for a z with this event shape."""
         return event
 
@@ -78,31 +66,19 @@ class Transform(nn.Module, ABC):
     def initialize(self, x: Tensor, context: Context = None) -> None:
         """Set what depends on data from a batch of training rows; once, before training."""
 
-    def rebuild(self, z: Tensor, context: Context = None) -> Rebuilt | None:
-        """For `memory="invert"`: x from z, and the forward pass again, where the two share work; None where not."""
-        return None
-
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile both directions, in place; see `Density.compile`."""
-        self.compile_forward()
-        self.compile_inverse()
+        for direction in DIRECTIONS:
+            self.compile_direction(direction)
 
-    def compile_forward(self) -> None:
-        """Compile calls of this transform."""
-        self._compiled_call_impl = compiled(self._call_impl)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-
-    def compile_inverse(self) -> None:
-        """Compile the inverse, as `invert` runs it; a numerical one stays eager, where it ends when it is found."""
-        if self.exact_inverse:
-            self._compiled_inverse = compiled(self.inverse)
-
-    def invert(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        """The inverse, compiled if `compile` was called: what calling the transform is to `forward`."""
-        return (self._compiled_inverse or self.inverse)(z, context)
+    def compile_direction(self, direction: str) -> None:
+        """Compile "forward" or "inverse", in place; a numerical inverse stays eager, where it ends when it is found."""
+        if direction == "forward" or self.exact_inverse:
+            compile_method(self, direction)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles run eagerly, as with any compiled module."""
-        return {name: value for name, value in super().__getstate__().items() if name != "_compiled_inverse"}
+        return {k: v for k, v in super().__getstate__().items() if k not in (*DIRECTIONS, "_compiled")}
 
 
 class Univariate(Transform):
@@ -123,10 +99,6 @@ class Univariate(Transform):
                 f"{type(self).__name__}: expected parameters of shape (*x.shape, {self.n_params}), got {got}"
             )
         return context
-
-    def recall(self, x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """`self(x, context)` with its gradient, where z and logdet, found before, are what it gives."""
-        return self(x, context)
 
     def initial_params(self, x: Tensor) -> Tensor | None:
         """Parameters to start from, shape (D, n_params), for training rows x of shape (n, D); None for zeros."""
@@ -153,22 +125,23 @@ class Inverse(Transform):
         self.exact_inverse = transform.exact_inverse
         self.exact_logdet = transform.exact_logdet
         self.traceable = transform.traceable
-        self.stepwise_forward, self.stepwise_inverse = transform.stepwise_inverse, transform.stepwise_forward
+        self.stepwise = frozenset(_other(direction) for direction in transform.stepwise)
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        return self.transform.invert(x, context)
+        return self.transform.inverse(x, context)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self.transform(z, context)
 
-    def compile_forward(self) -> None:
-        self.transform.compile_inverse()
+    def compile_direction(self, direction: str) -> None:
+        self.transform.compile_direction(_other(direction))
 
-    def compile_inverse(self) -> None:
-        self.transform.compile_forward()
-
-    def output_shape(self, event: Size) -> Size:
+    def output_shape(self, event: Event) -> Event:
         return self.transform.input_shape(event)
 
-    def input_shape(self, event: Size) -> Size:
+    def input_shape(self, event: Event) -> Event:
         return self.transform.output_shape(event)
+
+
+def _other(direction: str) -> str:
+    return "inverse" if direction == "forward" else "forward"

@@ -70,20 +70,22 @@ class Argmax(Density):
         counts = torch.tensor(self.levels)
         self.register_buffer("owner", torch.arange(len(counts)).repeat_interleave(counts), persistent=False)
         self.register_buffer("codes", torch.cat([torch.arange(n) for n in self.levels]), persistent=False)
+        self.event = (len(self.levels),)
+        self._context_dims = {**density.context_dims(), "mask": 1}
+
+    def context_dims(self) -> dict[str, int]:
+        return self._context_dims
 
     @property
     def support(self) -> Constraint:
         return constraints.independent(Integer(), 1)
 
-    def event_shape(self, context: Context = None) -> Size:
-        return Size((len(self.levels),))
-
     def forward(
         self, x: Tensor, context: Context = None, samples: int = 1, generator: Generator | None = None
     ) -> Tensor:
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-        check_event(x, self.event_shape(), "Argmax")
-        batch = torch.broadcast_shapes(x.shape[:-1], context_batch(context))
+        check_event(x, self.event, "Argmax")
+        batch = torch.broadcast_shapes(x.shape[:-1], context_batch(context, self._context_dims))
         chosen = x.expand(*batch, -1).index_select(-1, self.owner) == self.codes
         v, log_q = self._place(chosen, context, samples, generator)
         bound = torch.logsumexp(self.density(v, context) - log_q, 0) - math.log(samples)
@@ -125,5 +127,5 @@ class Argmax(Density):
 
 def _logistic(features: int, context: int) -> Flow:
     """Independent logistic numbers, whose locations and log-scales are linear in the context."""
-    net = MLP(0, 2 * features, context=context, hidden=())
+    net = MLP(0, features, n_params=2, context=context, hidden=())
     return Flow(Coupling(torch.zeros(features, dtype=torch.bool), net, Affine()), Logistic(features))

@@ -66,20 +66,18 @@ class Categorical(Density):
         self.pairs = nn.Parameter(torch.zeros(len(self.codes), len(self.codes)))
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("earlier", adjacency.to(self.pairs.dtype), persistent=False)
+        self.event = (len(self.levels),)
 
     @property
     def support(self) -> Constraint:
         return constraints.independent(Integer(), 1)
-
-    def event_shape(self, context: Context = None) -> Size:
-        return Size((len(self.levels),))
 
     def one_hot(self, x: Tensor) -> Tensor:
         """Codes `(*batch, columns)` as zeros and ones `(*batch, Σ levels)`, in the dtype of the parameters."""
         return (x.index_select(-1, self.owner) == self.codes).to(self.logits.dtype)
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x.to(self.logits.dtype), self.event_shape(), "Categorical")
+        check_event(x.to(self.logits.dtype), self.event, "Categorical")
         ones = self.one_hot(x)
         logits = self._logits(ones, context)
         total = logits.new_zeros(())

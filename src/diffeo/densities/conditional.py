@@ -38,12 +38,10 @@ class ConditionalNormal(Density):
         super().__init__()
         self.features, self.bound = features, bound
         self.net = MLP(0, 2 * features, context=context, hidden=())
-
-    def event_shape(self, context: Context = None) -> Size:
-        return Size((self.features,))
+        self.event = (features,)
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "ConditionalNormal")
+        check_event(x, self.event, "ConditionalNormal")
         mean, log_scale = self._unpack(x, context)
         z = (visible(x, context) - mean) * (-log_scale).exp()
         return masked_sum(-0.5 * z * z - log_scale - 0.5 * math.log(2 * math.pi), 1, context)

@@ -69,6 +69,8 @@ class Dequantized(Density):
         self.dequantizer = dequantizer
         self.register_buffer("spacing", steps.clone(), persistent=False)
         self._on_grid = bool((steps == 1).all())  # samples are integers
+        self.event, self.event_ndim = density.event, density.event_ndim
+        self._context_dims = density.context_dims()
 
     @property
     def flow(self) -> Flow:
@@ -95,10 +97,13 @@ class Dequantized(Density):
     @property
     def support(self) -> Constraint:
         integer = Integer() if self._on_grid else constraints.real
-        return constraints.independent(integer, len(self.event_shape()))
+        return constraints.independent(integer, self.event_ndim)
 
     def event_shape(self, context: Context = None) -> Size:
         return self.density.event_shape(context)
+
+    def context_dims(self) -> dict[str, int]:
+        return self._context_dims
 
     def forward(
         self,
@@ -110,7 +115,7 @@ class Dequantized(Density):
     ) -> Tensor:
         event = self.event_shape(context)
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-        batch = torch.broadcast_shapes(x.shape[: x.ndim - len(event)], context_batch(context))
+        batch = torch.broadcast_shapes(x.shape[: x.ndim - len(event)], context_batch(context, self._context_dims))
         log_q: Tensor | float = 0.0
         if noise is None and self.dequantizer is not None:
             rows = joined_context(x.expand(*batch, *event), context)

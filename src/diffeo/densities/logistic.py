@@ -28,12 +28,10 @@ class Logistic(Density):
     def __init__(self, event: int | tuple[int, ...]):
         super().__init__()
         self.register_buffer("origin", torch.zeros(as_size(event)), persistent=False)
-
-    def event_shape(self, context: Context = None) -> Size:
-        return self.origin.shape
+        self.event = self.origin.shape
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "Logistic")
+        check_event(x, self.event, "Logistic")
         return masked_sum(F.logsigmoid(x) + F.logsigmoid(-x), self.origin.ndim, context)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:

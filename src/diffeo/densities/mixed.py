@@ -35,6 +35,7 @@ class Mixed(Density):
         self.categories, self.numbers = categories, numbers
         self.exact, self.has_rsample = numbers.exact, False
         self._split = len(categories.levels)
+        self.event = (self._split + self.numbers.event_shape()[0],)
 
     @property
     def support(self) -> Constraint:
@@ -44,11 +45,8 @@ class Mixed(Density):
             [self._split, self.event_shape()[0] - self._split],
         )
 
-    def event_shape(self, context: Context = None) -> Size:
-        return Size((self._split + self.numbers.event_shape()[0],))
-
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "Mixed")
+        check_event(x, self.event, "Mixed")
         codes, y = x[..., : self._split], x[..., self._split :]
         return self.categories(codes, context) + self.numbers(y, self.condition(codes, context))
 

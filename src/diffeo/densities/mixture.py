@@ -12,7 +12,7 @@ from torch import Generator, Size, Tensor, nn
 
 from diffeo.core import Density
 from diffeo.densities.normal import standard_normal
-from diffeo.functional import Context, LogProb, check_event, context_mask, full_precision, soft_clip
+from diffeo.functional import Context, LogProb, check_event, context_mask, full_precision, real_rows, soft_clip
 
 EM_ROWS = 20_000  # rows that expectation–maximisation sees at most
 UNUSED = -12.0  # log-weight, not normalised, of components that it did not need
@@ -59,12 +59,10 @@ class GaussianMixture(Density):
         self.register_buffer("center", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("initialized", torch.tensor(False))
-
-    def event_shape(self, context: Context = None) -> Size:
-        return self.means.shape[1:]
+        self.event = self.means.shape[1:]
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "GaussianMixture")
+        check_event(x, self.event, "GaussianMixture")
         factors, log_diagonal = self._factors()
         u = (x - self.center) / self.scale
         with full_precision(x):
@@ -100,8 +98,8 @@ class GaussianMixture(Density):
         """Fit the mixture to training rows by expectation–maximisation (scikit-learn), once."""
         if self.initialized:
             return
-        check_event(x, self.event_shape(), "GaussianMixture")
-        rows = x.reshape(-1, x.shape[-1]).double().cpu()
+        check_event(x, self.event, "GaussianMixture")
+        rows = real_rows(x, context).double().cpu()
         if len(rows) > EM_ROWS:
             rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:EM_ROWS]]
         self.center.copy_(rows.mean(0))

@@ -32,12 +32,10 @@ class Normal(Density):
     def __init__(self, event: int | tuple[int, ...]):
         super().__init__()
         self.register_buffer("origin", torch.zeros(as_size(event)), persistent=False)
-
-    def event_shape(self, context: Context = None) -> Size:
-        return self.origin.shape
+        self.event = self.origin.shape
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "Normal")
+        check_event(x, self.event, "Normal")
         return masked_sum(-0.5 * x * x - 0.5 * math.log(2 * math.pi), self.origin.ndim, context)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
@@ -65,12 +63,10 @@ class DiagonalNormal(Density):
         self.bound = bound
         self.loc = nn.Parameter(torch.zeros(as_size(event)))
         self.log_scale = nn.Parameter(torch.zeros(as_size(event)))
-
-    def event_shape(self, context: Context = None) -> Size:
-        return self.loc.shape
+        self.event = self.loc.shape
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "DiagonalNormal")
+        check_event(x, self.event, "DiagonalNormal")
         s = soft_clip(self.log_scale, self.bound)
         z = (x - self.loc) * (-s).exp()
         return masked_sum(-0.5 * z * z - s - 0.5 * math.log(2 * math.pi), self.loc.ndim, context)

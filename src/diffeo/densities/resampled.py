@@ -57,12 +57,10 @@ class Resampled(Density):
         uniform = torch.quasirandom.SobolEngine(features, scramble=True, seed=0).draw(POINTS)
         points = torch.special.ndtri(uniform.double().clamp(1e-6, 1 - 1e-6)).to(torch.get_default_dtype())
         self.register_buffer("points", points, persistent=False)
-
-    def event_shape(self, context: Context = None) -> Size:
-        return self.proposal.event_shape()
+        self.event = self.proposal.event_shape()
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "Resampled")
+        check_event(x, self.event, "Resampled")
         raw = self.net(self.points.to(x.dtype)).squeeze(-1)
         log_chance = F.logsigmoid(raw).logsumexp(0) - math.log(POINTS)
         # all attempts but the last rejected

@@ -34,16 +34,14 @@ class UniformSphere(Density):
     def __init__(self):
         super().__init__()
         self.register_buffer("pole", torch.tensor([0.0, 0.0, 1.0]), persistent=False)
+        self.event = self.pole.shape
 
     @property
     def support(self) -> Constraint:
         return Sphere()
 
-    def event_shape(self, context: Context = None) -> Size:
-        return self.pole.shape
-
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "UniformSphere")
+        check_event(x, self.event, "UniformSphere")
         return _on_sphere(x, torch.full_like(x[..., 0], -math.log(4 * math.pi)))
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
@@ -96,6 +94,7 @@ class VonMisesFisherMixture(Density):
         self.directions = nn.Parameter(torch.stack([around * turn.cos(), around * turn.sin(), height], 1))
         self.raw_log_concentrations = nn.Parameter(torch.full((components,), _raw(math.log(components))))
         self.register_buffer("initialized", torch.tensor(False))
+        self.event = self.directions.shape[1:]
 
     @property
     def support(self) -> Constraint:
@@ -111,11 +110,8 @@ class VonMisesFisherMixture(Density):
         """κ, shape (K,)."""
         return (LOG_CENTER + soft_clip(self.raw_log_concentrations, LOG_SPAN)).exp()
 
-    def event_shape(self, context: Context = None) -> Size:
-        return self.directions.shape[1:]
-
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "VonMisesFisherMixture")
+        check_event(x, self.event, "VonMisesFisherMixture")
         joint = _log_joint(x, self.logits.log_softmax(0), self.means, self.concentrations)
         return _on_sphere(x, joint.logsumexp(-1))
 
@@ -142,7 +138,7 @@ class VonMisesFisherMixture(Density):
         """Fit the mixture to training rows by expectation and maximisation, once."""
         if self.initialized:
             return
-        check_event(x, self.event_shape(), "VonMisesFisherMixture")
+        check_event(x, self.event, "VonMisesFisherMixture")
         rows = x.reshape(-1, 3).float()
         if not rows.isfinite().all():
             raise ValueError("VonMisesFisherMixture: the training rows hold values that are not finite")

@@ -37,17 +37,15 @@ class StudentT(Density):
         if not df > 1:
             raise ValueError(f"StudentT: expected df > 1, got {df}")
         self.raw_df = nn.Parameter(torch.full(as_size(event), (df - 1) + math.log(-math.expm1(1 - df))))
+        self.event = self.raw_df.shape
 
     @property
     def df(self) -> Tensor:
         """Degrees of freedom, by coordinate."""
         return 1 + F.softplus(self.raw_df)
 
-    def event_shape(self, context: Context = None) -> Size:
-        return self.raw_df.shape
-
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "StudentT")
+        check_event(x, self.event, "StudentT")
         df = self.df
         norm = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (df * math.pi).log()
         # log1p(x²/ν) as a logaddexp, so that x² does not overflow

@@ -75,12 +75,10 @@ class Banana(Density):
     def __init__(self, curvature: float = 0.5):
         super().__init__()
         self.register_buffer("curvature", torch.tensor(float(curvature)))
-
-    def event_shape(self, context: Context = None) -> Size:
-        return Size((2,))
+        self.event = (2,)
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "Banana")
+        check_event(x, self.event, "Banana")
         first, second = x.unbind(-1)
         rest = second - self.curvature * (first**2 - 4)
         return -0.5 * (first**2 / 4 + rest**2) - math.log(2 * 2 * math.pi)
@@ -116,12 +114,10 @@ class Funnel(Density):
             raise ValueError(f"Funnel: expected at least 2 features and scale > 0, got {features} and {scale}")
         self.scale = scale
         self.register_buffer("origin", torch.zeros(features), persistent=False)
-
-    def event_shape(self, context: Context = None) -> Size:
-        return self.origin.shape
+        self.event = self.origin.shape
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "Funnel")
+        check_event(x, self.event, "Funnel")
         v, rest = x[..., 0], x[..., 1:]
         n = rest.shape[-1]
         mouth = -0.5 * (v / self.scale) ** 2 - math.log(self.scale)
@@ -162,12 +158,10 @@ class Mixture(Density):
             )
         self.scale = scale
         self.register_buffer("centers", centers if centers.is_floating_point() else centers.float())
-
-    def event_shape(self, context: Context = None) -> Size:
-        return self.centers.shape[1:]
+        self.event = self.centers.shape[1:]
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "Mixture")
+        check_event(x, self.event, "Mixture")
         k, d = self.centers.shape
         squares = ((x.unsqueeze(-2) - self.centers) / self.scale).square().sum(-1)
         return (-0.5 * squares).logsumexp(-1) - math.log(k) - d * math.log(self.scale * math.sqrt(2 * math.pi))

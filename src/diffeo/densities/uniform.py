@@ -37,16 +37,14 @@ class Uniform(Density):
             raise ValueError(f"Uniform: expected low < high, got {corners[0].tolist()} and {corners[1].tolist()}")
         self.register_buffer("low", corners[0].clone())
         self.register_buffer("high", corners[1].clone())
+        self.event = self.low.shape
 
     @property
     def support(self) -> Constraint:
         return constraints.independent(constraints.interval(self.low, self.high), self.low.ndim)
 
-    def event_shape(self, context: Context = None) -> Size:
-        return self.low.shape
-
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
-        check_event(x, self.event_shape(), "Uniform")
+        check_event(x, self.event, "Uniform")
         log_p = (-(self.high - self.low).log()).expand_as(x)
         log_p = torch.where((x < self.low) | (x > self.high), -math.inf, log_p)
         return masked_sum(torch.where(x.isnan(), x, log_p), self.low.ndim, context)

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Size, Tensor, nn
 
-from diffeo.core import SHORT, Incremental
-from diffeo.core.compiling import signature
-from diffeo.functional import Context, permute_last
-from diffeo.nets import perceptron
-from diffeo.nets.mlp import Activation, require_context
-from diffeo.nets.products import Linear, affine, scalar_params
+from diffeo.functional import Context
+from diffeo.kernels import perceptron
+from diffeo.kernels.compiling import signature
+from diffeo.kernels.inverse import MaskedRun
+from diffeo.kernels.layout import affine, permute, scalar_params
+from diffeo.nets.blockwise import SHORT, Blockwise
+from diffeo.nets.mlp import Activation, Linear, require_context
 
 # units of each layer in a block of steps: fewer make the products before the block smaller, more those inside
 BLOCK_UNITS = 32
@@ -70,7 +71,7 @@ class MaskedParameterLayer(MaskedLinear):
 PLAIN = (MaskedLinear, MaskedParameterLayer)
 
 
-class MADE(Incremental):
+class MADE(Blockwise):
     """A masked autoregressive network `(x, context) -> params`, zero at the start.
 
     The parameters of coordinate i depend on the coordinates before it in `order` (or on row i of `adjacency`), and on
@@ -96,7 +97,6 @@ class MADE(Incremental):
     "MADE: Masked Autoencoder for Distribution Estimation" (Germain et al., 2015), https://arxiv.org/abs/1502.03509
     """
 
-    has_adjoint = True
     rows1: Tensor
     ready: Tensor
 
@@ -117,6 +117,7 @@ class MADE(Incremental):
         if residual and len(set(hidden)) > 1:
             raise ValueError(f"MADE: residual blocks need equal widths, got hidden={tuple(hidden)}")
         self.features, self.n_params, self.context, self.residual = features, n_params, context, residual
+        self.reads = {"features": 1} if context else {}
         if adjacency is not None:
             if order is not None:
                 raise ValueError("MADE: give order or adjacency, not both")
@@ -178,23 +179,35 @@ class MADE(Incremental):
         whole = self.as_perceptron(x, context)
         if whole is None:
             return self._pass(x, context, self.dropout)[0]
-        return perceptron.perceptron(whole, self.n_params)
+        return perceptron.run(whole, self.n_params)
 
-    def as_perceptron(self, x: Tensor, context: Context) -> perceptron.Parts | None:
+    def as_perceptron(self, x: Tensor, context: Context) -> perceptron.Perceptron | None:
         """What to run as one operation, where that can be."""
-        name, layers = self.plain_activation() if perceptron.in_use(x) else None, self._stack()
-        if name is None:
+        activation, layers = self._plain_activation() if perceptron.may_run(x) else None, self._stack()
+        if activation is None:
             return None
         enters = self.from_context is not None or not perceptron.is_plain(layers[0], PLAIN)
         used = range(1 if enters else 0, len(layers))
         weights, biases = [layers[i].masked for i in used], [layers[i].bias for i in used]
         bounds = [getattr(self, f"bounds{i}") for i in used]
-        h = self._enter(x, context) if enters else permute_last(x, self.order, self.rank)
-        parts = perceptron.Parts(name, h, weights, biases, bounds, enters)
-        return parts if perceptron.can_run(parts) else None
+        h = self._enter(x, context) if enters else permute(x, self.order, self.rank)
+        whole = perceptron.Perceptron(activation, h, weights, biases, bounds, enters)
+        return whole if perceptron.fits(whole) else None
 
-    def plain_activation(self) -> str | None:
+    def as_run(self, z: Tensor, context: Context) -> MaskedRun | None:
+        """What to run a step at a time as one operation, where that can be; z has the whole batch."""
+        activation = self._plain_activation()
+        if activation is None:
+            return None
+        weights = [layer.masked.contiguous() for layer in self._stack()]
+        biases = [layer.bias.contiguous() for layer in self._stack()]
+        added = self._from_context_by_unit(z.shape[:-1], context)
+        return MaskedRun(activation, weights, biases, self.order, self.ready, added)
+
+    def _plain_activation(self) -> str | None:
         """What `perceptron` calls the activation, if after the first layer nothing else stands between the layers."""
+        if type(self) is not MADE:
+            return None
         between = [m for layer in self._stack()[1:] for m in (self.activation, self.dropout, layer)]
         parts = None if self.residual else perceptron.take_apart(between, PLAIN)
         return None if parts is None else parts[0]
@@ -211,14 +224,14 @@ class MADE(Incremental):
         return h, inner
 
     def _enter(self, x: Tensor, context: Context) -> Tensor:
-        h = self.layers[0](permute_last(x, self.order, self.rank))
+        h = self.layers[0](permute(x, self.order, self.rank))
         if self.from_context is not None:
             c = self.from_context(require_context(context, self.context, "MADE"))
             h = h + (c if len(self.layers) > 1 else c.unflatten(-1, (self.features, self.n_params)))
         return h
 
-    def start(self, z: Tensor, context: Context = None) -> MADEState:
-        c = self.from_context_by_unit(z.shape[:-1], context)
+    def begin(self, z: Tensor, context: Context = None) -> MADEState:
+        c = self._from_context_by_unit(z.shape[:-1], context)
         layers = []
         for i, layer in enumerate(self._stack()):
             columns, there, rows = (getattr(self, name) for name in (f"rows{i}", f"there{i}", f"rows{i + 1}"))
@@ -230,7 +243,7 @@ class MADE(Incremental):
         nothing = z.reshape(-1, self.features).T[:0]
         return MADEState(c, tuple(layers), (nothing,) * len(layers))
 
-    def from_context_by_unit(self, batch: Size, context: Context) -> Tensor | None:
+    def _from_context_by_unit(self, batch: Size, context: Context) -> Tensor | None:
         """What the context adds to the units of the first layer, (units, rows), if anything."""
         if self.from_context is None:
             return None
@@ -238,7 +251,7 @@ class MADE(Incremental):
         return c.expand(*batch, -1).reshape(-1, c.shape[-1]).T
 
     def look_ahead(
-        self, d: int, x_block: Tensor | None, found: tuple[Tensor, ...] | None, state: MADEState
+        self, d: int, x_block: Tensor | None, found: tuple[Tensor, ...] | None, run: MADEState
     ) -> tuple[MADEState, tuple[Tensor, ...], MADEBlock]:
         if x_block is not None and found is not None:
             start = d - self.block
@@ -249,23 +262,23 @@ class MADE(Incremental):
                 new.append(units.index_select(0, getattr(self, f"slots{i + 1}")[first:last]) if padded else units)
                 places.append(first)
                 heights.append(self._stack()[i].out_features)
-            state = state._replace(known=tuple(map(_insert, state.known, new, places, heights)))
-        k, known = d // self.block, state.known
+            run = run._replace(known=tuple(map(_insert, run.known, new, places, heights)))
+        k, known = d // self.block, run.known
         ahead: list[Tensor] = []
-        for i, (weight, _, bias) in enumerate(state.layers):
+        for i, (weight, _, bias) in enumerate(run.layers):
             low = self._ready(i - 1, d - 1) if i else d
             if low:
                 h = torch.addmm(bias[k], weight[k][:, :low], known[i][:low])
             else:
                 h = bias[k].expand(-1, known[0].shape[1]).contiguous()
-            if i == 0 and state.context is not None:
-                h = h + state.context.index_select(0, self.rows1[k])
+            if i == 0 and run.context is not None:
+                h = h + run.context.index_select(0, self.rows1[k])
             ahead.append(h)
-        return state, tuple(near[k] for _, near, _ in state.layers), MADEBlock(tuple(ahead), (), ())
+        return run, tuple(near[k] for _, near, _ in run.layers), MADEBlock(tuple(ahead), (), ())
 
-    def step(
+    def step_in_block(
         self, x_prev: Tensor | None, weights: tuple[Tensor, ...], block: MADEBlock
-    ) -> tuple[Tensor, None, MADEBlock]:
+    ) -> tuple[Tensor, MADEBlock]:
         i, xs = len(block.units), block.xs
         units: list[Tensor] = []
         skip = block.ahead[0]
@@ -280,7 +293,7 @@ class MADE(Incremental):
             skip = h if layer == 0 or self._closes_block(layer) else skip
             if layer < len(self.layers) - 1:
                 units.append(self.activation(h))
-        return h.T, None, block._replace(xs=xs, units=(*block.units, tuple(units)))
+        return h.T, block._replace(xs=xs, units=(*block.units, tuple(units)))
 
     def finish(self, block: MADEBlock) -> tuple[Tensor, ...]:
         return tuple(torch.cat(pieces) for pieces in zip(*block.units, strict=True))

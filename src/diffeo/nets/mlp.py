@@ -11,10 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from diffeo.functional import Context, context_features
-from diffeo.nets import perceptron
-from diffeo.nets.products import Linear, ParameterLayer
+from diffeo.kernels import perceptron
+from diffeo.kernels.layout import affine, scalar_params
 
 Activation = Callable[[], nn.Module]
+
+
+class Linear(nn.Linear):
+    """x Wᵀ + b."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return affine(input, self.weight, self.bias)
+
+
+class ParameterLayer(nn.Linear):
+    """x Wᵀ + b as `n_params` parameters of each scalar, laid out for the maps that read them."""
+
+    def __init__(self, features: int, scalars: int, n_params: int):
+        super().__init__(features, scalars * n_params)
+        self.n_params = n_params
+
+    def forward(self, input: Tensor) -> Tensor:
+        return scalar_params(input, self.weight, self.bias, self.n_params)
+
+
 PLAIN = (nn.Linear, Linear, ParameterLayer)
 
 
@@ -22,12 +42,13 @@ class MLP(nn.Module):
     """A multilayer perceptron `(x, context) -> params`, zero at the start.
 
     The context enters the first layer by its own matrix, so that one context row may serve many rows of x. The last
-    layer starts at zero, so that a flow starts as the identity. Called with `n_params`, which must divide `out`, the
-    result has shape (*batch, out / n_params, n_params), laid out in memory as scalar maps read it.
+    layer starts at zero, so that a flow starts as the identity.
 
     Args:
         features: width of x; 0 is allowed (a net of the context alone, or of nothing: learned constants).
-        out: width of the output.
+        out: width of the output; with `n_params`, the number of scalars whose parameters it gives.
+        n_params: parameters of each scalar, as a coupling wants them: the result has shape (*batch, out, n_params),
+            laid out in memory as scalar maps read it. None for a plain network, whose result is (*batch, out).
         context: width of the context; 0 ignores it.
         hidden: widths of the hidden layers.
         activation: class of the activation, such as `torch.nn.SiLU`.
@@ -40,10 +61,10 @@ class MLP(nn.Module):
         ValueError: a context is expected and none comes; residual blocks of different widths.
 
     >>> import torch, diffeo
-    >>> net = diffeo.nets.MLP(3, 4, context=2)
+    >>> net = diffeo.nets.MLP(3, 4, n_params=2, context=2)
     >>> params = net(torch.randn(5, 3), torch.randn(2))
     >>> params.shape, bool((params == 0).all())
-    (torch.Size([5, 4]), True)
+    (torch.Size([5, 4, 2]), True)
     """
 
     def __init__(
@@ -51,6 +72,7 @@ class MLP(nn.Module):
         features: int,
         out: int,
         *,
+        n_params: int | None = None,
         context: int = 0,
         hidden: Sequence[int] = (128, 128),
         activation: Activation = nn.SiLU,
@@ -59,29 +81,32 @@ class MLP(nn.Module):
         residual: bool = False,
     ):
         super().__init__()
-        self.features, self.context, self.residual = features, context, residual
+        self.features, self.context, self.residual, self.n_params = features, context, residual, n_params
+        self.reads = {"features": 1} if context else {}
         if residual and len(set(hidden)) > 1:
             raise ValueError(f"MLP: residual blocks need equal widths, got hidden={tuple(hidden)}")
         if features + context == 0:
             hidden = ()
+        width = out * (n_params or 1)
 
         def enter(width: int) -> list[nn.Module]:
             norm: list[nn.Module] = [nn.LayerNorm(width)] if layer_norm else []
             return [*norm, activation(), *([nn.Dropout(dropout)] if dropout else [])]
 
-        first = hidden[0] if hidden else out
+        first = hidden[0] if hidden else width
         self.from_x = Linear(features, first, bias=not context) if features else None
         self.from_context = Linear(context, first) if context else None
-        self.constant = nn.Parameter(torch.zeros(out)) if features + context == 0 else None
+        self.constant = nn.Parameter(torch.zeros(width)) if features + context == 0 else None
         blocks: list[nn.Module] = []
         if residual:
-            for width in hidden:
-                blocks.append(_Residual(*enter(width), Linear(width, width), *enter(width), Linear(width, width)))
+            for inner in hidden:
+                blocks.append(_Residual(*enter(inner), Linear(inner, inner), *enter(inner), Linear(inner, inner)))
         else:
             for a, b in pairwise(hidden):
                 blocks.extend([*enter(a), Linear(a, b)])
         if hidden:
-            blocks.extend([*enter(hidden[-1]), ParameterLayer(hidden[-1], out)])
+            last = Linear(hidden[-1], out) if n_params is None else ParameterLayer(hidden[-1], out, n_params)
+            blocks.extend([*enter(hidden[-1]), last])
         self.body = nn.Sequential(*blocks)
         for layer in [self.body[-1]] if hidden else [self.from_x, self.from_context]:
             if isinstance(layer, nn.Linear):
@@ -89,33 +114,33 @@ class MLP(nn.Module):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, context: Context = None, n_params: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         if not len(self.body):
             h = self._enter(x, context)
-            return h if n_params is None else h.unflatten(-1, (-1, n_params))
+            return h if self.n_params is None else h.unflatten(-1, (-1, self.n_params))
         whole = self.as_perceptron(x, context)
         if whole is not None:
-            params = perceptron.perceptron(whole, n_params or 1)
-            return params if n_params else params.squeeze(-1)
-        h = self._enter(x, context)
-        *inner, last = self.body
-        for layer in inner:
-            h = layer(h)
-        return last(h, n_params)
+            params = perceptron.run(whole, self.n_params or 1)
+            return params.squeeze(-1) if self.n_params is None else params
+        return self.body(self._enter(x, context))
 
-    def as_perceptron(self, x: Tensor, context: Context) -> perceptron.Parts | None:
+    def as_perceptron(self, x: Tensor, context: Context) -> perceptron.Perceptron | None:
         """What to run as one operation, where that can be."""
-        found = perceptron.take_apart(self.body, PLAIN) if perceptron.in_use(x) else None
-        if found is None or self.constant is not None:
+        if type(self) is not MLP or self.constant is not None or not perceptron.may_run(x):
             return None
-        name, layers = found
+        found = perceptron.take_apart(self.body, PLAIN)
+        if found is None:
+            return None
+        activation, layers = found
         # with a context the first layer is a sum
         enters = self.from_x is None or self.from_context is not None or not perceptron.is_plain(self.from_x, PLAIN)
         if not enters:
             layers = [self.from_x, *layers]
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        parts = perceptron.Parts(name, self._enter(x, context) if enters else x, weights, biases, [], enters)
-        return parts if perceptron.can_run(parts) else None
+        whole = perceptron.Perceptron(
+            activation, self._enter(x, context) if enters else x, weights, biases, enter=enters
+        )
+        return whole if perceptron.fits(whole) else None
 
     def _enter(self, x: Tensor, context: Context) -> Tensor:
         if self.constant is not None:
@@ -138,7 +163,7 @@ class PeriodicMLP(nn.Module):
 
     Args:
         features: number of angles.
-        out: width of the output.
+        out: width of the output, or number of scalars, as for `MLP`.
         harmonics: number of cosines, and of sines, of each angle, at least 1.
         period: length of a turn, > 0.
         options: keywords of `MLP`.

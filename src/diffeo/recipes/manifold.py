@@ -77,8 +77,8 @@ def torus(
     for i in range(layers):
         mask, spline = alternate(features, i), CircularSpline(bins)
         keeps = int(mask.sum())
-        out = spline.n_params * (features - keeps)
-        net = PeriodicMLP(keeps, out, harmonics=harmonics, context=context, hidden=hidden)
+        options = {"n_params": spline.n_params, "context": context, "hidden": hidden}
+        net = PeriodicMLP(keeps, features - keeps, harmonics=harmonics, **options)
         parts.append(Coupling(mask, net, spline))
     base = Uniform(torch.full((features,), -math.pi), torch.full((features,), math.pi))
     return Flow(Chain(*parts), base, ContextScaler(context) if context else None)
@@ -128,10 +128,11 @@ def sphere(
         nn.init.normal_(rotation.vectors)  # a random rotation, where pairs of equal vectors would be none
         parts += [
             SphereToCylinder(),
-            Coupling(torch.tensor([True, False]), PeriodicMLP(1, height.n_params, **options), height),
+            Coupling(torch.tensor([True, False]), PeriodicMLP(1, 1, n_params=height.n_params, **options), height),
             Coupling(
                 torch.tensor([False, True]),
-                PeriodicMLP(1, longitude.n_params, period=4 * math.pi, **options),  # of the height, from −π to π
+                # of the height, from −π to π
+                PeriodicMLP(1, 1, n_params=longitude.n_params, period=4 * math.pi, **options),
                 longitude,
             ),
             Inverse(SphereToCylinder()),

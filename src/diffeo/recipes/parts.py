@@ -28,8 +28,8 @@ def alternate(features: int, i: int) -> Tensor:
 def coupling(mask: Tensor, univariate: Univariate, context: int, hidden: Sequence[int], options: dict) -> Coupling:
     """A coupling with an MLP as its conditioner."""
     keeps = int(mask.sum())
-    out = univariate.n_params * (len(mask) - keeps)
-    return Coupling(mask, MLP(keeps, out, context=context, hidden=hidden, **options), univariate)
+    net = MLP(keeps, len(mask) - keeps, n_params=univariate.n_params, context=context, hidden=hidden, **options)
+    return Coupling(mask, net, univariate)
 
 
 def autoregressive(

@@ -8,23 +8,17 @@ but the named recipe, which must already be registered.
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
-import json
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
 
-from diffeo.atomic import replacing
 from diffeo.core import Density
 from diffeo.core.density import RecipeCall
+from diffeo.storage import FORMAT, FORMAT_VERSION, from_json, read_tensors, to_json, write_tensors
 from diffeo.version import __version__
-
-FORMAT, FORMAT_VERSION = "diffeo", 1
 
 P = ParamSpec("P")
 D = TypeVar("D", bound=Density)
@@ -95,7 +89,7 @@ def save(density: Density, path: str | os.PathLike[str], notes: Mapping[str, Any
         )
     arguments = to_json(call.arguments)
     with torch.random.fork_rng(devices=[]):
-        rebuilt = find_recipe(call.name)(**_from_json(arguments))
+        rebuilt = find_recipe(call.name)(**from_json(arguments))
     if repr(rebuilt) != repr(density):
         raise ValueError(
             f"save: this flow was changed after the recipe {call.name!r} built it, so loading would give another; "
@@ -122,7 +116,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> De
 def load_with_notes(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Density, dict[str, Any]]:
     """A density that `save` wrote, with what `read_notes` tells of it."""
     tensors, header = read_tensors(path)
-    arguments = _from_json(header["arguments"])
+    arguments = from_json(header["arguments"])
     if header["recipe"] not in _recipes:
         raise ValueError(
             f"{path}: it was made by the recipe {header['recipe']!r}, which is not registered; "
@@ -145,73 +139,4 @@ def read_notes(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _notes(header: dict[str, str]) -> dict[str, Any]:
     told = {key: header[key] for key in ("recipe", "diffeo", "torch")}
-    return {**_from_json(header["notes"]), **told, "arguments": _from_json(header["arguments"])}
-
-
-def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Write tensors and a header with a digest over both; atomic."""
-    from safetensors.torch import save as to_bytes
-
-    header = {**header, "sha256": _digest(tensors, header)}
-    with replacing(path) as temporary:
-        temporary.write_bytes(to_bytes(tensors, metadata=header))
-
-
-def read_tensors(path: str | os.PathLike[str], format: str = FORMAT) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what `write_tensors` wrote, with every check; errors are ValueErrors that name the file."""
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path}: a directory, not a model file")
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with safe_open(path, "pt") as file:
-            header = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a model file, or truncated ({error})") from error
-    if header.get("format") != format:
-        raise ValueError(f"{path}: a safetensors file, but not one that diffeo wrote for this purpose")
-    written = header.get("format_version", "")
-    if not written.isdigit():
-        raise ValueError(f"{path}: its header names no format version; the file was altered or damaged")
-    if int(written) > FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: written in format {written} by diffeo {header.get('diffeo')}; "
-            f"this version reads up to {FORMAT_VERSION}: upgrade diffeo"
-        )
-    digest = header.pop("sha256", "")
-    if digest != _digest(tensors, header):
-        raise ValueError(f"{path}: the contents do not match their checksum; the file was altered or damaged")
-    return tensors, header
-
-
-def _digest(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
-    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        t = tensors[name]
-        sha.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-        sha.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
-
-
-def to_json(value: Any) -> str:
-    """JSON of a recipe's arguments, tensors included."""
-
-    def encode(v: Any) -> Any:
-        if isinstance(v, Tensor):
-            return {"tensor": v.tolist(), "dtype": str(v.dtype).removeprefix("torch.")}
-        if hasattr(v, "item") and getattr(v, "ndim", None) == 0:  # a NumPy number
-            return v.item()
-        raise ValueError(f"save: a recipe's arguments must be JSON data or tensors, got {type(v).__name__}: {v!r}")
-
-    return json.dumps(value, default=encode)
-
-
-def _from_json(text: str) -> Any:
-    def decode(v: dict[str, Any]) -> Any:
-        return torch.tensor(v["tensor"], dtype=getattr(torch, v["dtype"])) if set(v) == {"tensor", "dtype"} else v
-
-    return json.loads(text, object_hook=decode)
+    return {**from_json(header["notes"]), **told, "arguments": from_json(header["arguments"])}

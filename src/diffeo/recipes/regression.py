@@ -58,6 +58,6 @@ def regression(
         raise ValueError(f"regression: expected 1 feature and a context, got features={features}, context={context}")
     encoder = PiecewiseLinear(context, max(1, min(encoding, WIDEST // context)))
     shape = Composed(LocationScale(), Asinh(), RationalQuadraticSpline(bins, bound))
-    net = MLP(0, shape.n_params, context=encoder.width, hidden=hidden, dropout=dropout, residual=True)
+    net = MLP(0, 1, n_params=shape.n_params, context=encoder.width, hidden=hidden, dropout=dropout, residual=True)
     layer = Coupling(torch.zeros(1, dtype=torch.bool), net, shape)
     return Flow(Chain(Standardize(1), layer), Normal(1), encoder)

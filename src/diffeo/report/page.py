@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from diffeo.atomic import replacing
 from diffeo.plotting import plot_calibration, plot_latents, plot_marginal, plot_pairs
+from diffeo.storage import replacing
 from diffeo.tables import TableDensity
 from diffeo.tables.columns import Constant, Number
 from diffeo.training import FitResult

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffeo.functional import is_traced
+from diffeo.kernels.dispatch import is_traced
 from diffeo.solvers.roots import UnsolvedError
 
 EAGER, TRACED = 1000, 100  # evaluations at most; a traced run makes all of them

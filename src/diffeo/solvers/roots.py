@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffeo.functional import is_traced
+from diffeo.kernels.dispatch import is_traced
 
 Increasing = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> values and log-slopes
 

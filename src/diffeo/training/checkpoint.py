@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.recipes.registry import FORMAT, FORMAT_VERSION, read_tensors, write_tensors
+from diffeo.storage import FORMAT, FORMAT_VERSION, read_tensors, write_tensors
 from diffeo.training.sharding import spread, whole
 
 NAME = "fit.safetensors"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from diffeo.core import Transform
-from diffeo.core.compiling import OPTIONS, has_compiler, own_code
-from diffeo.core.native import keep_freed_memory
+from diffeo.kernels.compiling import OPTIONS, has_compiler, own_code
+from diffeo.kernels.dispatch import keep_freed_memory
 from diffeo.training.plan import Plan
 
 # floating-point operations a second of an uncompiled step: two cores do so many, a GPU some fifty times more

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diffeo.core import Density, Objective
-from diffeo.core.compiling import compiled
-from diffeo.core.native import compiled_kernels
+from diffeo.kernels.compiling import compiled
+from diffeo.kernels.dispatch import compiled_kernels
+from diffeo.kernels.private import replace_calls
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.averaging import Average
 from diffeo.training.compiling import CompiledGradients, is_traceable, wants_compile, wants_loops
@@ -154,7 +155,7 @@ class Loop:
             together = True
             raise
         finally:
-            self.objective._compiled_call_impl = None
+            replace_calls(self.objective, None)
             if together:
                 self._use_best()
         if stopped != "interrupt":
@@ -173,7 +174,7 @@ class Loop:
         if plain and all(getattr(part, "memory", "store") == "store" for part in self.objective.modules()):
             self.gradients = CompiledGradients(self.objective)
         else:
-            self.objective._compiled_call_impl = compiled(self.objective._call_impl)
+            replace_calls(self.objective, compiled)
 
     def _loop(self, bar: Progress, interrupted: list[int]) -> str:
         plan, fabric = self.plan, self.fabric

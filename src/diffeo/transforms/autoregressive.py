@@ -1,54 +1,50 @@
-"""Autoregressive layers: each coordinate's scalar map depends on those before it."""
+"""Autoregressive layers: each position's scalar map depends on those before it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Size, Tensor
-from torch.distributions import constraints
+from torch import Tensor
 from torch.nn import functional
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unflatten
 
-from diffeo.core import SHORT, Incremental, Transform, Univariate
-from diffeo.core.compiling import Kernel, compiled, signature
-from diffeo.core.native import kernels_in_use
-from diffeo.functional import (
-    Context,
-    MappedVector,
-    Vector,
-    batch_inner,
-    check_event,
-    context_batch,
-    context_mask,
-    is_traced,
-    permute_last,
-    sum_event,
-    visible,
-)
-from diffeo.transforms import autoregressive_kernel, conditioned_kernel
+from diffeo.core import Incremental, Univariate
+from diffeo.functional import Context, check_event, context_batch, context_mask, entries, sum_event
+from diffeo.kernels import inverse
+from diffeo.kernels.compiling import Region, compiled, signature
+from diffeo.kernels.dispatch import is_traced, kernels_in_use, using
+from diffeo.kernels.layout import batch_inner, permute
+from diffeo.nets.blockwise import SHORT, Blockwise
+from diffeo.transforms.conditioned import Conditioned
+
+LONGEST = 64  # steps of a block beyond which it is not compiled: it would take minutes
+TYPICAL_ROWS = 1024  # of a call
 
 
-class Autoregressive(Transform):
-    """zᵢ = u(xᵢ; net(x_before, context)): a scalar map whose parameters depend on the coordinates before it.
+class Autoregressive(Conditioned):
+    """zᵢ = u(xᵢ; net(x_before, context)): scalar maps whose parameters depend on the positions before.
 
-    log|det ∂z/∂x| = Σᵢ log|u'(xᵢ)|; the Jacobian is triangular in the order of the net.
+    log|det ∂z/∂x| = Σᵢ log|u'(xᵢ)|; the Jacobian is triangular in the order of the net. A position is a coordinate of a
+    vector, or, with another `dim`, a frame of a sequence or a row of an image, whose elements are mapped at once.
 
     Args:
         net: an `Incremental` conditioner such as `diffeo.nets.MADE`, which also fixes the order.
         univariate: the scalar map.
-        features: number of coordinates; default that of the net.
-        sweeps: largest number of Jacobi sweeps that the inverse tries first, all coordinates at once; 0 for none. An
+        features: number of positions; default that of the net's order.
+        dim: the dim of the event that positions follow each other along, counted from the end.
+        event_ndim: dims of the event. Default: from `dim` on.
+        sweeps: largest number of Jacobi sweeps that the inverse tries first, all positions at once; 0 for none. An
             attribute that may be set later.
         tolerance: residual |f(x) − z| ≤ tolerance · (1 + |z|) at which sweeps end, > 0; an attribute too.
 
-    Cost: a density is one pass of the net. The inverse runs through the coordinates one by one and computes each hidden
-    unit once, so its arithmetic is that of about one pass. A sweep is a pass; D of them always suffice, few do where
-    coordinates hardly depend on each other. Where `sweeps` have not brought all rows to the tolerance, the inverse goes
-    through the coordinates after all.
+    Cost: a density is one pass of the net. The inverse runs through the positions one by one; with a `MADE` it computes
+    each hidden unit once, so its arithmetic is that of about one pass. A sweep is a pass; D of them always suffice, few
+    do where positions hardly depend on each other. Where `sweeps` have not brought all rows to the tolerance, the
+    inverse goes through the positions after all.
 
     "Masked Autoregressive Flow for Density Estimation" (Papamakarios et al., 2017), https://arxiv.org/abs/1705.07057;
     "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving" (Song et al., 2021),
@@ -60,11 +56,9 @@ class Autoregressive(Transform):
     torch.Size([3])
     """
 
-    event_ndim = event_ndim_out = 1
-    stepwise_inverse = True
-    _compiled_block: Callable[..., Any] | None = None
-    _compiled_run: Callable[..., Any] | None = None
-    _compiled_sweep: Callable[..., Any] | None = None
+    net: Incremental
+    stepwise = frozenset({"inverse"})
+    _compiled: Compiled | None = None
 
     def __init__(
         self,
@@ -72,55 +66,172 @@ class Autoregressive(Transform):
         univariate: Univariate,
         features: int | None = None,
         *,
+        dim: int = -1,
+        event_ndim: int | None = None,
         sweeps: int = 0,
         tolerance: float = 1e-5,
     ):
-        super().__init__()
         if sweeps < 0 or not tolerance > 0:
             raise ValueError(f"Autoregressive: expected sweeps >= 0 and tolerance > 0, got {sweeps} and {tolerance}")
+        size = features or (None if net.order is None else len(net.order))
+        super().__init__(net, univariate, size, dim, event_ndim)
         self.sweeps, self.tolerance = sweeps, tolerance
-        self.event = Size((features or len(net.order),))
-        self.net = net
-        self.univariate = univariate
-        self.domain = constraints.independent(univariate.domain, 1)
-        self.codomain = constraints.independent(univariate.codomain, 1)
-        self.exact_inverse = univariate.exact_inverse
-        self.traceable = univariate.traceable
 
-    def forward(self, x: Vector, context: Context = None) -> MappedVector:
-        check_event(x, self.event, "Autoregressive")
-        seen, order = visible(x, context), self.net.order
-        found = conditioned_kernel.map_vector(self.net, self.univariate, x, seen, context, order, order)
-        if found is not None:
-            return found
-        params = self.net(seen, context).to(x.dtype)
-        placed, mask = self._place(x, params, context)
-        z, logdet = self._scalars(self.univariate, placed, params, mask)
-        return self._take_back(z), sum_event(logdet, 1)
+    def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        order, rank = self.net.order, self.net.rank
+        b = x if order is None or rank is None else permute(x, order, rank, self.dim)
+        return x, batch_inner(b) if self.dim == -1 else b
 
-    def inverse(self, z: Vector, context: Context = None) -> MappedVector:
+    def put(self, a: Tensor, b: Tensor) -> Tensor:
+        order, rank = self.net.order, self.net.rank
+        return b if order is None or rank is None else permute(b, rank, order, self.dim)
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        order = self.net.order
+        if order is None:
+            raise ValueError("Autoregressive: positions of a net without an order have no fixed places")
+        return order, order
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(z, self.event, "Autoregressive")
-        if is_traced() or (torch.is_grad_enabled() and not self.net.has_adjoint):
+        followed = torch.is_grad_enabled()
+        if is_traced() or (followed and not isinstance(self.net, Blockwise)):
             return self._run(z, context)
-        if not torch.is_grad_enabled():
+        if not followed:
             return self._find(z, context)
         with torch.no_grad():
             x, _ = self._find(*tree_map_only(Tensor, Tensor.detach, (z, context)))
         return self._attach_gradient(x, z, context)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if not k.startswith("_compiled_")}
+    def run(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Any]:
+        """The inverse a step at a time, x and its log-det, and what the net's steps emitted besides.
 
-    def compile_inverse(self) -> None:
-        if not self.traceable or not self.exact_inverse or self.net.block > LONGEST:
+        That is a pytree as `Incremental.step` gives it, its tensors with a dim of steps after the batch; None where the
+        net emits nothing.
+        """
+        check_event(z, self.event, "Autoregressive")
+        z = z.expand(*self._batch(z, context), *z.shape[z.ndim - self.event_ndim :])
+        batch, order = z.shape[: z.ndim - self.event_ndim], self.net.order
+        mask = context_mask(context)
+
+        def by_step(t: Tensor) -> Tensor:
+            """(steps, rows, *position)."""
+            t = t.movedim(self.dim, 0)
+            t = t if order is None else t.index_select(0, order)
+            return t.reshape(len(t), -1, *t.shape[1 + len(batch) :])
+
+        steps, masks = by_step(z), None if mask is None else by_step(mask.expand_as(z))
+        state, seen = self.net.start(z, context), None
+        xs: list[Tensor] = []
+        logdets: list[Tensor] = []
+        emitted: list[Any] = []
+        for d, z_d in enumerate(steps):
+            params, aux, state = self.net.step(seen, state)
+            here = None if masks is None else masks[d]
+            x_d, logdet = _scalars(self.univariate.inverse, z_d, params.to(z.dtype), here)
+            seen = x_d if here is None else torch.where(here, x_d, 0.0)
+            xs.append(x_d)
+            logdets.append(sum_event(logdet, self.event_ndim - 1))
+            emitted.append(aux)
+        if not xs:
+            return z, z.new_zeros(batch), None
+        x = torch.stack(xs).unflatten(1, batch) if batch else torch.stack(xs).squeeze(1)
+        x = x if self.net.rank is None else x.index_select(0, self.net.rank)
+        logdet = torch.stack(logdets).sum(0).reshape(batch)
+        aux = tree_map(lambda *of_steps: torch.stack(of_steps, 1).unflatten(0, batch or (1,)), *emitted)
+        return x.movedim(0, self.dim), logdet, aux if batch else tree_map(lambda t: t.squeeze(0), aux)
+
+    def compile_direction(self, direction: str) -> None:
+        net = self.net
+        if direction == "forward":
+            super().compile_direction(direction)
             return
-        self._compiled_sweep = compiled(self._sweep)
-        key = (type(self), self.net.signature(), signature(self.univariate))
-        if len(self.net.order) <= SHORT:
-            self._compiled_run = compiled(self._run)
+        if not (self.traceable and self.exact_inverse and isinstance(net, Blockwise) and net.block <= LONGEST):
+            return
+        run = block = None
+        if len(net.order) <= SHORT:
+            run = compiled(self._run)
         else:
+            key = (type(self), net.signature(), signature(self.univariate))
             shared = type(self) is Autoregressive and None not in key
-            self._compiled_block = _block_of_all(self, key) if shared else compiled(self._block)
+            block = _block_of_all(self, key) if shared else compiled(self._run_block)
+        self._compiled = Compiled(compiled(self._sweep), run, block)
+
+    def _batch(self, z: Tensor, context: Context) -> tuple[int, ...]:
+        """The batch of z and of what the net reads."""
+        reads = self.net.reads
+        seen = {name: t for name, t in entries(context).items() if name in reads}
+        return tuple(torch.broadcast_shapes(z.shape[: z.ndim - self.event_ndim], context_batch(seen, reads)))
+
+    def _find(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """The inverse without gradient: by sweeps if they suffice, else position by position."""
+        made = self._compiled
+        sweep, x = self._sweep if made is None else made.sweep, z.clone()
+        for _ in range(self.sweeps + 1 if self.sweeps else 0):
+            following, back, logdet = sweep(x, z, context)
+            if ((back - z).abs() <= self.tolerance * (1 + z.abs())).all():
+                return x.expand_as(back), -logdet
+            x = following
+        if isinstance(self.net, Blockwise) and context_mask(context) is None:
+            with using(made is not None or kernels_in_use()):
+                whole = z.expand(*self._batch(z, context), z.shape[-1])
+                found = inverse.invert(self.net, self.univariate, whole, context)
+            if found is not None:
+                return found
+        return (self._run if made is None or made.run is None else made.run)(z, context)
+
+    def _sweep(self, x: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """x ← u⁻¹(z; net(x)) for all positions at once; and f(x) with its log-det, for the residual of x itself."""
+        a, b = self.take(x)
+        params = self.params(a, b, context)
+        back, logdet = self.map_scalars(b, params, context, "forward")
+        following, _ = self.map_scalars(self.take(z)[1], params, context, "inverse")
+        return self.put(x, following), self.put(x, back), sum_event(logdet, self.event_ndim)
+
+    def _run(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Position after position; in blocks where the net can, with rows innermost."""
+        net = self.net
+        if not isinstance(net, Blockwise):
+            return self.run(z, context)[:2]
+        batch, mask, size = self._batch(z, context), context_mask(context), net.block
+        z = z.expand(*batch, z.shape[-1])
+
+        def by_step(t: Tensor) -> Tensor:
+            return t.reshape(-1, t.shape[-1]).T.index_select(0, net.order)
+
+        steps, masks = by_step(z), None if mask is None else by_step(mask.expand_as(z))
+        run_block = None if self._compiled is None else self._compiled.block
+        if run_block is None or torch.is_grad_enabled() or is_traced():
+            run_block = self._run_block
+        run, seen, found = net.begin(z, context), None, None
+        xs: list[Tensor] = []
+        logdets: list[Tensor] = []
+        for d in range(0, len(steps), size):
+            run, weights, block = net.look_ahead(d, seen, found, run)
+            here = None if masks is None else masks[d : d + size]
+            x, logdet, seen, found = run_block(steps[d : d + size], here, block, weights)
+            xs.append(x)
+            logdets.append(logdet)
+        x, logdet = torch.cat(xs).index_select(0, net.rank), sum_event(torch.cat(logdets).T, 1)
+        return x.T.reshape(z.shape), logdet.reshape(batch)
+
+    def _run_block(
+        self, z: Tensor, mask: Tensor | None, block: Any, weights: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """A block of steps: coordinates, log-slopes, the coordinates as later ones see them, and what was found."""
+        net: Any = self.net
+        seen, xs, logdets, all_seen = None, [], [], []
+        for i, z_d in enumerate(z.unbind()):
+            params, block = net.step_in_block(seen, weights, block)
+            here = None if mask is None else mask[i]
+            x_d, logdet = _scalars(self.univariate.inverse, z_d, params.to(z_d.dtype), here)
+            seen = x_d if here is None else torch.where(here, x_d, 0.0)
+            xs.append(x_d)
+            logdets.append(logdet)
+            all_seen.append(seen)
+        x = torch.stack(xs)
+        return x, torch.stack(logdets), x if mask is None else torch.stack(all_seen), net.finish(block)
 
     def _attach_gradient(self, x: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The solution x and its log-det again, as functions of z, weights and context that autograd can follow.
@@ -128,113 +239,49 @@ class Autoregressive(Transform):
         One step of the run, taken for all coordinates at once from the solution, gives the values. Its gradient lacks
         what flows from coordinate to coordinate, which `Adjoint` adds on the way back.
         """
-        params, trace = self.net.trace(visible(x, context), context)
-        params = params.to(z.dtype)
-        placed, mask = self._place(z, params, context)
-        found, logdet = self._scalars(self.univariate.inverse, placed, params, mask)
-        leaves, structure = tree_flatten(trace)
-        found, logdet = Adjoint.apply(found, logdet, placed, params, mask, self, structure, *leaves)
-        return self._take_back(found), sum_event(logdet, 1)
-
-    def _place(self, x: Tensor, params: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
-        """Coordinates and mask by position, in the batch of the parameters."""
-        mask = context_mask(context)
+        net: Any = self.net
+        params, trace = net.trace(self.visible(x, context), context)
+        params, placed, mask = params.to(z.dtype), self.take(z)[1], context_mask(context)
+        placed = placed.expand(params.shape[:-1])
         if mask is not None:
-            mask = mask.expand(params.shape[:-1]).index_select(-1, self.net.order)
-        return batch_inner(permute_last(x, self.net.order, self.net.rank)).expand(params.shape[:-1]), mask
-
-    def _take_back(self, x: Tensor) -> Tensor:
-        """From positions to coordinates."""
-        return permute_last(x, self.net.rank, self.net.order)
-
-    @staticmethod
-    def _scalars(
-        map: Callable[..., tuple[Tensor, Tensor]], x: Tensor, params: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """One direction of the scalar map, which leaves padding as it is."""
-        z, logdet = map(x, params)
-        return (z, logdet) if mask is None else (torch.where(mask, z, x), torch.where(mask, logdet, 0.0))
-
-    def _find(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """The inverse without gradient: by sweeps if they suffice, else coordinate by coordinate."""
-        sweep, x = self._compiled_sweep or self._sweep, z.clone()
-        for _ in range(self.sweeps + 1 if self.sweeps else 0):
-            following, back, logdet = sweep(x, z, context)
-            if ((back - z).abs() <= self.tolerance * (1 + z.abs())).all():
-                return x.expand_as(back), -logdet
-            x = following
-        if kernels_in_use() or self._compiled_sweep is not None:
-            found = autoregressive_kernel.invert(self.net, self.univariate, z, context)
-            if found is not None:
-                return found
-        return (self._compiled_run or self._run)(z, context)
-
-    def _sweep(self, x: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """x ← u⁻¹(z; net(x)) for all coordinates at once; and f(x) with its log-det, for the residual of x itself."""
-        params = self.net(visible(x, context), context).to(z.dtype)
-        at_x, mask = self._place(x, params, context)
-        at_z, _ = self._place(z, params, context)
-        back, logdet = self._scalars(self.univariate, at_x, params, mask)
-        following, _ = self._scalars(self.univariate.inverse, at_z, params, mask)
-        return self._take_back(following), self._take_back(back), sum_event(logdet, 1)
-
-    def _run(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Coordinate after coordinate, block by block; rows are innermost."""
-        order, size = self.net.order, self.net.block
-        batch = z.shape[:-1]
-        if self.net.context:
-            batch = torch.broadcast_shapes(batch, context_batch(context))
-        mask, z = context_mask(context), z.expand(*batch, -1)
-        steps = _by_step(z, order)
-        masks = None if mask is None else _by_step(mask.expand_as(z), order)
-        run = self._compiled_block
-        if run is None or torch.is_grad_enabled() or is_traced():
-            run = self._block
-        state, seen, found, xs, logdets = self.net.start(z, context), None, None, [], []
-        for d in range(0, len(steps), size):
-            state, weights, block = self.net.look_ahead(d, seen, found, state)
-            here = None if masks is None else masks[d : d + size]
-            x, logdet, seen, found = run(steps[d : d + size], here, block, weights)
-            xs.append(x)
-            logdets.append(logdet)
-        x, logdet = torch.cat(xs).index_select(0, self.net.rank), sum_event(torch.cat(logdets).T, 1)
-        return x.T.reshape(z.shape), logdet.reshape(batch)
-
-    def _block(self, z: Tensor, mask: Tensor | None, block: Any, weights: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """A block of steps: coordinates, log-slopes, the coordinates as later ones see them, and what was found."""
-        seen, xs, logdets, all_seen = None, [], [], []
-        for i, z_d in enumerate(z.unbind()):
-            params, _, block = self.net.step(seen, weights, block)
-            x_d, logdet = self._scalars(
-                self.univariate.inverse, z_d, params.to(z_d.dtype), None if mask is None else mask[i]
-            )
-            seen = x_d if mask is None else torch.where(mask[i], x_d, 0.0)
-            xs.append(x_d)
-            logdets.append(logdet)
-            all_seen.append(seen)
-        x = torch.stack(xs)
-        return x, torch.stack(logdets), x if mask is None else torch.stack(all_seen), self.net.finish(block)
+            mask = self.take(mask.expand(params.shape[:-1]))[1]
+        found, logdet = _scalars(self.univariate.inverse, placed, params, mask)
+        leaves, structure = tree_flatten(trace)
+        found, logdet = Adjoint.apply(found, logdet, placed, params, mask, self, structure, *leaves)  # pyright: ignore
+        return self.put(x, found), sum_event(logdet, 1)
 
 
-LONGEST = 64  # steps of a block beyond which it is not compiled: it would take minutes
-ROWS = 1024  # of a typical call
+class Compiled(NamedTuple):
+    """What an inverse runs where it was compiled."""
+
+    sweep: Callable[..., Any]
+    run: Callable[..., Any] | None  # the whole run, where it is short
+    block: Callable[..., Any] | None  # a block of steps, where it is not
 
 
-class BlockKernel:
+def _scalars(
+    map: Callable[..., tuple[Tensor, Tensor]], x: Tensor, params: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One direction of the scalar map, which leaves padding as it is."""
+    z, logdet = map(x, params)
+    return (z, logdet) if mask is None else (torch.where(mask, z, x), torch.where(mask, logdet, 0.0))
+
+
+class BlockRegion:
     """A block of steps of all layers that do the same with tensors of the same shapes, compiled once for them."""
 
     def __init__(self, layer: Autoregressive):
-        twin = deepcopy(layer).to("meta")  # the structure without the weights, which are arguments
+        twin: Any = deepcopy(layer).to("meta")  # the structure without the weights, which are arguments
         twin.net.writes_out = True
         self.steps = twin.net.block
 
         def plain(z: Tensor, block: Any, weights: Any) -> Any:
-            return twin._block(z, None, block, weights)
+            return twin._run_block(z, None, block, weights)
 
         def masked(z: Tensor, mask: Tensor, block: Any, weights: Any) -> Any:
-            return twin._block(z, mask != 0, block, weights)
+            return twin._run_block(z, mask != 0, block, weights)
 
-        self.plain, self.masked = Kernel(plain, 2, typical=ROWS), Kernel(masked, 3, typical=ROWS)
+        self.plain, self.masked = Region(plain, 2, typical=TYPICAL_ROWS), Region(masked, 3, typical=TYPICAL_ROWS)
 
     def __call__(self, z: Tensor, mask: Tensor | None, block: Any, weights: Any) -> Any:
         if torch.is_autocast_enabled(z.device.type):  # it has cast what came from products
@@ -248,19 +295,14 @@ class BlockKernel:
         return (x[:n], logdet[:n], seen[:n], found) if missing else (x, logdet, seen, found)
 
 
-_block_kernels: WeakValueDictionary[Hashable, BlockKernel] = WeakValueDictionary()
+_block_regions: WeakValueDictionary[Hashable, BlockRegion] = WeakValueDictionary()
 
 
-def _block_of_all(layer: Autoregressive, key: Hashable) -> BlockKernel:
-    kernel = _block_kernels.get(key)
+def _block_of_all(layer: Autoregressive, key: Hashable) -> BlockRegion:
+    kernel = _block_regions.get(key)
     if kernel is None:
-        kernel = _block_kernels[key] = BlockKernel(layer)
+        kernel = _block_regions[key] = BlockRegion(layer)
     return kernel
-
-
-def _by_step(x: Tensor, order: Tensor) -> Tensor:
-    """Coordinates of all rows by step, (steps, rows)."""
-    return x.reshape(-1, x.shape[-1]).T.index_select(0, order)
 
 
 class Adjoint(torch.autograd.Function):
@@ -292,7 +334,7 @@ class Adjoint(torch.autograd.Function):
         z, params, mask, *trace = ctx.saved_tensors
 
         def scalars(params: Tensor) -> tuple[Tensor, Tensor]:
-            return ctx.layer._scalars(ctx.layer.univariate.inverse, z.detach(), params, mask)
+            return _scalars(ctx.layer.univariate.inverse, z.detach(), params, mask)
 
         pull = torch.func.vjp(scalars, params.detach())[1]
         a, b = pull((torch.ones_like(g), torch.zeros_like(g)))[0], pull((torch.zeros_like(g), g_logdet))[0]

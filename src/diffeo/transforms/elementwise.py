@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform, Univariate
-from diffeo.functional import Context, as_size, check_event, keep_masked, sum_event
+from diffeo.functional import Context, as_size, check_event, context_mask, keep_masked, real_rows, sum_event
 
 
 class Elementwise(Transform):
@@ -58,6 +56,8 @@ class Elementwise(Transform):
         if self.theta.any():
             return
         check_event(x, self.event, "Elementwise")
-        start = self.univariate.initial_params(x.reshape(-1, math.prod(self.theta.shape[:-1])).double())
+        mask, flat = context_mask(context), x.flatten(-self.event_ndim) if self.event_ndim > 1 else x
+        whole = None if mask is None else {"mask": mask.expand(x.shape).flatten(x.ndim - self.event_ndim)}
+        start = self.univariate.initial_params(real_rows(flat, whole).double())
         if start is not None:
             self.theta.copy_(start.reshape(self.theta.shape))

@@ -83,7 +83,7 @@ class Gaussianize(Transform):
     def initialize(self, x: Tensor, context: Context = None) -> None:
         if self.initialized:
             return
-        rows = training_rows(x, self.event, "Gaussianize").cpu()
+        rows = training_rows(x, context, self.event, "Gaussianize").cpu()
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         straight = [self._through_quantiles(column, 0) for column in rows.unbind(1)]
         bent = [

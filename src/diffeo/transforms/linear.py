@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
@@ -16,11 +14,9 @@ from diffeo.functional import (
     Vector,
     check_event,
     constant_logdet,
-    context_mask,
     full_precision,
     keep_rows,
     soft_clip,
-    sum_event,
 )
 from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.univariate import Affine
@@ -264,56 +260,6 @@ def svd_linear(features: int, reflections: int | None = None) -> Chain:
     """
     u, v = Householder(features, reflections), Householder(features, reflections)
     return Chain(v, Elementwise(Affine(), features), u)
-
-
-class Conv1x1(Transform):
-    """A linear map of the channels, the same at every place of an image: the invertible 1×1 convolution.
-
-    log|det| = H · W · log|det W|, for events of shape (C, H, W) with any H and W.
-
-    Args:
-        channels: C.
-        linear: the map; default `LULinear(channels)`.
-
-    Cost: O(C²) for each place in either direction.
-
-    "Glow: Generative Flow with Invertible 1x1 Convolutions" (Kingma and Dhariwal, 2018),
-    https://arxiv.org/abs/1807.03039
-
-    >>> import torch, diffeo
-    >>> diffeo.Conv1x1(3)(torch.ones(5, 3, 4, 4))[1].shape
-    torch.Size([5])
-    """
-
-    event_ndim = event_ndim_out = 3
-    domain = codomain = constraints.independent(constraints.real, 3)
-
-    def __init__(self, channels: int, linear: Transform | None = None):
-        super().__init__()
-        self.channels = channels
-        self.linear = LULinear(channels) if linear is None else linear
-        self.exact_inverse, self.traceable = self.linear.exact_inverse, self.linear.traceable
-        self.exact_logdet = self.linear.exact_logdet
-
-    def initialize(self, x: Tensor, context: Context = None) -> None:
-        self.linear.initialize(x.movedim(-3, -1).flatten(0, -2))
-
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        return self._everywhere(self.linear, x, context)
-
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        return self._everywhere(self.linear.inverse, z, context)
-
-    def _everywhere(
-        self, direction: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Context
-    ) -> tuple[Tensor, Tensor]:
-        if x.ndim < 3 or x.shape[-3] != self.channels:
-            raise ValueError(
-                f"Conv1x1: expected ({self.channels}, H, W) as the event, got x with shape {tuple(x.shape)}"
-            )
-        mask = context_mask(context)
-        z, logdet = direction(x.movedim(-3, -1), None if mask is None else {"mask": mask.movedim(-3, -1)})
-        return z.movedim(-1, -3), sum_event(logdet, 2)
 
 
 def _rows_kept(x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:

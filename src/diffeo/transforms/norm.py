@@ -10,12 +10,14 @@ from torch.distributions import constraints
 from diffeo.core import Transform
 from diffeo.functional import (
     Context,
+    Event,
     MappedVector,
     Vector,
     check_event,
     full_precision,
     keep_masked,
     quartiles,
+    real_rows,
     sum_event,
 )
 from diffeo.transforms.linear import _rows_kept
@@ -73,7 +75,7 @@ class Standardize(Transform):
     def initialize(self, x: Tensor, context: Context = None) -> None:
         if self.initialized:
             return
-        rows = training_rows(x, self.event, "Standardize")
+        rows = training_rows(x, context, self.event, "Standardize")
         center, scale = rows.mean(0), rows.std(0, correction=0)
         if self.robust:
             low, center, high = quartiles(rows)
@@ -133,7 +135,7 @@ class ActNorm(Transform):
     def initialize(self, x: Tensor, context: Context = None) -> None:
         if self.initialized:
             return
-        rows = training_rows(x, self.event, "ActNorm")
+        rows = training_rows(x, context, self.event, "ActNorm")
         self.bias.copy_(-rows.mean(0))
         self.log_scale.copy_(-rows.std(0, correction=0).log())
         self.initialized.fill_(True)
@@ -201,7 +203,7 @@ class Whiten(Transform):
             return
         from sklearn.covariance import ledoit_wolf
 
-        rows = training_rows(x, self.event, "Whiten")
+        rows = training_rows(x, context, self.event, "Whiten")
         mean, scale = rows.mean(0), rows.std(0, correction=0)
         covariance, _ = ledoit_wolf(((rows - mean) / scale).cpu().numpy(), assume_centered=True)
         covariance += 1e-6 * np.eye(len(covariance))  # the shrinkage itself may be zero for collinear columns
@@ -211,10 +213,10 @@ class Whiten(Transform):
         self.initialized.fill_(True)
 
 
-def training_rows(x: Tensor, event: Size | None, who: str) -> Tensor:
+def training_rows(x: Tensor, context: Context, event: Event | None, who: str) -> Tensor:
     """The rows of a training batch in float64, refused where a column cannot be standardised."""
     check_event(x, event, who)
-    rows = x.reshape(-1, x.shape[-1]).double()
+    rows = real_rows(x, context).double()
     finite = rows.isfinite().all(0)
     if not finite.all():
         raise ValueError(f"{who}: columns {(~finite).nonzero()[:, 0].tolist()} hold values that are not finite")

@@ -7,7 +7,8 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, MappedVector, Vector, check_event, constant_logdet, permute_last
+from diffeo.functional import Context, MappedVector, Vector, check_event, constant_logdet
+from diffeo.kernels.layout import permute
 
 
 class Permute(Transform):
@@ -39,8 +40,8 @@ class Permute(Transform):
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Permute")
-        return permute_last(x, self.order, self.back), constant_logdet(x.new_zeros(()), x, 1)
+        return permute(x, self.order, self.back), constant_logdet(x.new_zeros(()), x, 1)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Permute")
-        return permute_last(z, self.back, self.order), constant_logdet(z.new_zeros(()), z, 1)
+        return permute(z, self.back, self.order), constant_logdet(z.new_zeros(()), z, 1)

@@ -7,7 +7,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, MappedVector, Vector, check_event, keep_masked, sum_event
+from diffeo.functional import Context, MappedVector, Vector, check_event, keep_masked, real_rows, sum_event
 from diffeo.nets.mlp import require_context
 from diffeo.transforms.norm import training_rows
 
@@ -65,8 +65,8 @@ class Regress(Transform):
     def initialize(self, x: Tensor, context: Context = None) -> None:
         if self.initialized:
             return
-        rows = training_rows(x, self.event, "Regress")
-        c = require_context(context, self.context, "Regress").reshape(-1, self.context).double()
+        rows = training_rows(x, context, self.event, "Regress")
+        c = real_rows(x, context, require_context(context, self.context, "Regress")).double()
         rows, c = rows - rows.mean(0), c - c.mean(0)
         penalty = self.ridge * torch.diag(c.var(0, correction=0) + 1e-12)
         self.weight.copy_(torch.linalg.solve(c.T @ c + penalty, c.T @ rows).T)

@@ -103,7 +103,7 @@ class Unconstrain(Transform):
     def initialize(self, x: Tensor, context: Context = None) -> None:
         if self.initialized:
             return
-        rows = training_rows(x, self.event, "Unconstrain")
+        rows = training_rows(x, context, self.event, "Unconstrain")
         _, anchor, sign, _ = self._parts(rows.dtype)
         distance = (sign * (rows - anchor)).median(0).values
         self.scale.copy_(torch.where(distance > 0, distance, torch.ones_like(distance)))

@@ -1,29 +1,51 @@
 """Scalar maps: each works in `Elementwise`, `Coupling` and `Autoregressive`."""
 
-from diffeo.transforms.univariate.affine import Affine as Affine
-from diffeo.transforms.univariate.affine import LocationScale as LocationScale
-from diffeo.transforms.univariate.affine import Shift as Shift
-from diffeo.transforms.univariate.composed import Composed as Composed
-from diffeo.transforms.univariate.integrated import Bernstein as Bernstein
-from diffeo.transforms.univariate.integrated import SumOfSquares as SumOfSquares
-from diffeo.transforms.univariate.integrated import UnconstrainedMonotonic as UnconstrainedMonotonic
-from diffeo.transforms.univariate.mixture import MixtureCDF as MixtureCDF
-from diffeo.transforms.univariate.piecewise import CubicSpline as CubicSpline
-from diffeo.transforms.univariate.piecewise import LinearSpline as LinearSpline
-from diffeo.transforms.univariate.piecewise import QuadraticSpline as QuadraticSpline
-from diffeo.transforms.univariate.piecewise import RationalLinearSpline as RationalLinearSpline
-from diffeo.transforms.univariate.pointwise import Asinh as Asinh
-from diffeo.transforms.univariate.pointwise import Exp as Exp
-from diffeo.transforms.univariate.pointwise import LeakyReLU as LeakyReLU
-from diffeo.transforms.univariate.pointwise import Logit as Logit
-from diffeo.transforms.univariate.pointwise import Power as Power
-from diffeo.transforms.univariate.pointwise import Sigmoid as Sigmoid
-from diffeo.transforms.univariate.pointwise import SinhArcsinh as SinhArcsinh
-from diffeo.transforms.univariate.pointwise import Softplus as Softplus
-from diffeo.transforms.univariate.pointwise import Tanh as Tanh
-from diffeo.transforms.univariate.sigmoidal import DeepSigmoidal as DeepSigmoidal
-from diffeo.transforms.univariate.sigmoidal import DenseSigmoidal as DenseSigmoidal
-from diffeo.transforms.univariate.spline import BoundedSpline as BoundedSpline
-from diffeo.transforms.univariate.spline import CircularSpline as CircularSpline
-from diffeo.transforms.univariate.spline import RationalQuadraticSpline as RationalQuadraticSpline
-from diffeo.transforms.univariate.tail import TailTransform as TailTransform
+from diffeo.transforms.univariate.affine import Affine, LocationScale, Shift
+from diffeo.transforms.univariate.composed import Composed
+from diffeo.transforms.univariate.integrated import Bernstein, SumOfSquares, UnconstrainedMonotonic
+from diffeo.transforms.univariate.mixture import MixtureCDF
+from diffeo.transforms.univariate.piecewise import CubicSpline, LinearSpline, QuadraticSpline, RationalLinearSpline
+from diffeo.transforms.univariate.pointwise import (
+    Asinh,
+    Exp,
+    LeakyReLU,
+    Logit,
+    Power,
+    Sigmoid,
+    SinhArcsinh,
+    Softplus,
+    Tanh,
+)
+from diffeo.transforms.univariate.sigmoidal import DeepSigmoidal, DenseSigmoidal
+from diffeo.transforms.univariate.spline import BoundedSpline, CircularSpline, RationalQuadraticSpline
+from diffeo.transforms.univariate.tail import TailTransform
+
+__all__ = [
+    "Affine",
+    "Asinh",
+    "Bernstein",
+    "BoundedSpline",
+    "CircularSpline",
+    "Composed",
+    "CubicSpline",
+    "DeepSigmoidal",
+    "DenseSigmoidal",
+    "Exp",
+    "LeakyReLU",
+    "LinearSpline",
+    "LocationScale",
+    "Logit",
+    "MixtureCDF",
+    "Power",
+    "QuadraticSpline",
+    "RationalLinearSpline",
+    "RationalQuadraticSpline",
+    "Shift",
+    "Sigmoid",
+    "SinhArcsinh",
+    "Softplus",
+    "SumOfSquares",
+    "TailTransform",
+    "Tanh",
+    "UnconstrainedMonotonic",
+]

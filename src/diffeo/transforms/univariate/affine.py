@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, MappedScalars, Scalars, soft_clip, unbind_last
+from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
+from diffeo.kernels.layout import unbind_last
 
 
 class Affine(Univariate):

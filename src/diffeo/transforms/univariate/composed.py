@@ -34,7 +34,7 @@ class Composed(Univariate):
         if not parts:
             raise ValueError("Composed: expected at least one scalar map, got none")
         self.parts = nn.ModuleList(parts)
-        self._sizes = [part.n_params for part in parts]
+        self._sizes = tuple(part.n_params for part in parts)
         self.n_params = sum(self._sizes)
         self.exact_inverse = all(part.exact_inverse for part in parts)
         self.traceable = all(part.traceable for part in parts)
@@ -59,4 +59,4 @@ class Composed(Univariate):
 
     def _split(self, x: Tensor, context: Context) -> list[Tensor]:
         params = self.params(context) if self.n_params else x.new_zeros(0)
-        return list(params.split(self._sizes, -1))
+        return list(params.split(list(self._sizes), -1))

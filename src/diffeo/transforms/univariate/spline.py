@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Univariate
+from diffeo.core.memory import Recallable
 from diffeo.functional import Context, MappedScalars, Scalars, wrap_angle
-from diffeo.transforms.univariate.spline_kernel import Limits
-from diffeo.transforms.univariate.spline_operator import map_scalars
+from diffeo.kernels.spline import map_scalars
+from diffeo.kernels.spline_arithmetic import Limits
 
 
-class RationalQuadraticSpline(Univariate):
+class RationalQuadraticSpline(Univariate, Recallable):
     """z = a monotone rational-quadratic spline of x on [-bound, bound], the identity outside.
 
     Parameters, 3·bins − 1 for each scalar: unnormalised widths (softmax), heights (softmax) and inner slopes

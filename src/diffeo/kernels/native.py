@@ -6,126 +6,85 @@ from __future__ import annotations
 import ctypes
 import getpass
 import hashlib
+import logging
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch._C import _has_storage as has_storage  # pyright: ignore
-from torch._C import _len_torch_dispatch_stack as len_torch_dispatch_stack
-from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
-from torch.autograd import forward_ad
 
-TYPES = {torch.float32: "float", torch.float64: "double"}
-PLAIN = (Tensor, torch.nn.Parameter)
+from diffeo.kernels.dispatch import TYPES
+
 FAILURES = (OSError, RuntimeError)  # what compiler, disk and loader may do
 # neither error codes nor the sign of zero matter; infinities and NaN do
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-shared", "-fPIC")
 # not every compiler knows all of these; the first that works is taken
 FURTHER = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
-# exponentials and logarithms as the C library computes many at once
+# functions that the C library of GNU computes many at once: since version 2.22, and since 2.35
+VECTORISED = ("exp", "log", "sin", "cos"), ("expm1", "log1p", "sinh", "cosh", "asinh", "atan", "atan2", "atanh", "erf")
 PRELUDE = """\
 #if __has_include(<features.h>)
 #include <features.h>
 #endif
+#include <math.h>
 typedef %(real)s real;
 #if defined(__GLIBC__) && defined(__x86_64__)
-#pragma omp declare simd notinbranch
-real exp%(suffix)s(real);
-#pragma omp declare simd notinbranch
-real log%(suffix)s(real);
-#else
-real exp%(suffix)s(real);
-real log%(suffix)s(real);
+%(old)s
+#if __GLIBC_PREREQ(2, 35)
+%(new)s
 #endif
-#define EXP exp%(suffix)s
-#define LOG log%(suffix)s
-#define SQRT __builtin_sqrt%(suffix)s
-#define FABS __builtin_fabs%(suffix)s
+#endif
+#define FN(name) name%(paste)s
 #ifdef _OPENMP
 int omp_get_thread_num(void);
 int omp_get_num_threads(void);
 #endif
 """
-_state = threading.local()
+
+
+def c_file(name: str) -> str:
+    """A file of C of this package."""
+    return resources.files("diffeo.kernels").joinpath(name).read_text()
 
 
 def tiles() -> str:
     """Matrix products of any small sizes (`tiles.c`), to be written after the prelude."""
-    return resources.files("diffeo.core").joinpath("tiles.c").read_text()
+    return c_file("tiles.c")
 
 
 def prelude(dtype: torch.dtype) -> str:
-    """The type of numbers, `real`, and their functions."""
+    """The type of numbers, `real`, and their functions: `FN(exp)` is the exponential of a `real`."""
     real = TYPES[dtype]
-    return PRELUDE % {"real": real, "suffix": "f" if real == "float" else ""}
+    suffix = "f" if real == "float" else ""
+
+    def declare(name: str) -> str:
+        arguments = "real, real" if name == "atan2" else "real"
+        return f"#pragma omp declare simd notinbranch\nreal {name}{suffix}({arguments});"
+
+    old, new = ("\n".join(map(declare, names)) for names in VECTORISED)
+    return PRELUDE % {"real": real, "paste": "##f" if suffix else "", "old": old, "new": new}
 
 
-def kernels_in_use() -> bool:
-    """Whether uncompiled models run what there is in C (`compiled_kernels`)."""
-    return getattr(_state, "using", False)
+def find_compiler() -> str | None:
+    """The C++ compiler of this machine, if it has one."""
+    return next((c for c in (os.environ.get("CXX", "g++"), "g++", "clang++") if shutil.which(c)), None)
 
 
-@contextmanager
-def compiled_kernels(use: bool = True) -> Iterator[None]:
-    """Uncompiled flows within run splines, conditioners and autoregressive inverses in compiled C, on the CPU.
-
-    Where no gradient is wanted, couplings too. Not splines that rows share; nor conditioners that are residual,
-    normalise or drop units, have more than 512 inputs or units in a hidden layer, hooks, layers of one's own, or other
-    activations than ReLU, LeakyReLU and SiLU; nor scalar maps whose inverse is a search.
-
-    What `fit` does in all but short fits, unless told `compile=False`, for loops of one's own. Results agree with those
-    of uncompiled kernels up to rounding. Only this thread is concerned. Tensors that `torch.func` wraps, second
-    derivatives, other devices and dtypes than float32 and float64 are left to the uncompiled kernels, as is everything
-    without a C compiler.
-
-    Args:
-        use: False has the opposite effect, within a block that has it.
-
-    Cost: some seconds of compiling, the first time on a machine.
-
-    >>> import torch, diffeo
-    >>> flow = diffeo.nsf(2)
-    >>> with diffeo.compiled_kernels():
-    ...     (-flow(torch.randn(64, 2)).mean()).backward()
-    """
-    keep_freed_memory()
-    before = kernels_in_use()
-    _state.using = use
+def load(source: str, what: str) -> ctypes.CDLL | None:
+    """The compiled library of a source; None, and a line in the log, where it cannot be made."""
+    compiler = find_compiler()
+    if compiler is None:
+        return None
     try:
-        yield
-    finally:
-        _state.using = before
-
-
-def keep_freed_memory() -> None:
-    """Let the process keep up to 62 MiB that it frees, for the next call, which would get it back page by page.
-
-    A training step frees its activations at its end, and the next one would write to new pages, each of which the
-    system first clears. The C library of GNU keeps twice the largest block that it has freed, up to about this one's
-    size; other libraries do as they do.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")  # nothing is written to it, so it costs nothing
-
-
-def can_read(first: Tensor, *rest: Tensor) -> bool:
-    """Whether C can read them: numbers of one type in the memory of a CPU, and nobody records what is done."""
-    watched = torch.jit.is_tracing() or len_torch_dispatch_stack() or forward_ad._current_level >= 0  # pyright: ignore
-    if first.dtype not in TYPES or watched:
-        return False
-    return all(type(t) in PLAIN and t.is_cpu and t.dtype == first.dtype and not _is_wrapped(t) for t in (first, *rest))
-
-
-def _is_wrapped(t: Tensor) -> bool:
-    return is_functorch_wrapped_tensor(t) or not has_storage(t) or t._is_zerotensor() or t.is_neg()
+        return build(source, compiler)
+    except FAILURES:
+        logging.getLogger("diffeo").info("%s could not be compiled", what, exc_info=True)
+        return None
 
 
 def build(source: str, compiler: str) -> ctypes.CDLL:

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
 from types import FunctionType
@@ -15,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from diffeo.core.native import keep_freed_memory
+from diffeo.kernels import native
+from diffeo.kernels.dispatch import keep_freed_memory
+from diffeo.kernels.private import has_hooks, mark_sizes
 
 # what only other code would change, and costs small models a tenth of a call to check each time
 CODE = {
@@ -39,15 +39,10 @@ OPTIONS: dict[str, Any] = {"max_fusion_size": 10_000, "size_asserts": False, "gu
 _BOOKKEEPING = vars(nn.Module())
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler of this machine, if it has one."""
-    return next((c for c in (os.environ.get("CXX", "g++"), "g++", "clang++") if shutil.which(c)), None)
-
-
 @cache
 def has_compiler() -> bool:
     """Whether this machine can compile kernels; if it cannot, one quiet line in the log says so."""
-    if torch.cuda.is_available() or find_compiler():
+    if torch.cuda.is_available() or native.find_compiler():
         return True
     logging.getLogger("diffeo").info("no C++ compiler found, so everything runs eagerly")
     return False
@@ -65,17 +60,24 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     keep_freed_memory()
     run = torch.compile(own_code(function), options=dict(OPTIONS))
 
-    def marked(*args: Any) -> Any:
-        for arg in args:
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # something larger is compiled, of which this is a part
+            return function(*args, **kwargs)
+        for arg in (*args, *kwargs.values()):
             for t in arg.values() if isinstance(arg, Mapping) else (arg,):  # pyright: ignore[reportUnknownVariableType]
                 if isinstance(t, Tensor) and t.ndim > 1:
-                    torch._dynamo.maybe_mark_dynamic(t, 0)  # pyright: ignore
-        return run(*args)
+                    mark_sizes(t, 0)
+        return run(*args, **kwargs)
 
     return marked
 
 
-class Kernel:
+def compile_method(module: nn.Module, name: str) -> None:
+    """Compile a method of this module, in place: `module.name` is the compiled one, until it is copied or pickled."""
+    setattr(module, name, compiled(getattr(type(module), name).__get__(module)))
+
+
+class Region:
     """A function of tensors that is compiled apart from the models that call it: once, for all sizes.
 
     Compiled for each dtype, device and number of threads in turn. Calls check nothing, so they cost little: arguments
@@ -101,7 +103,7 @@ class Kernel:
 
         def example(t: Tensor) -> Tensor:
             sized = t.new_zeros(*t.shape[:-1], self.typical)
-            torch._dynamo.mark_dynamic(sized, t.ndim - 1)  # pyright: ignore
+            mark_sizes(sized, t.ndim - 1, must=True)
             return sized
 
         off = torch.autocast(args[0].device.type, enabled=False)
@@ -116,12 +118,13 @@ class Kernel:
 
 
 def signature(module: nn.Module) -> Hashable:
-    """Equal for modules that compute the same: their classes and attributes; None where that cannot be told."""
-    if any(True for _ in (*module.parameters(), *module.buffers(), *module.children())):
+    """Equal for modules that compute the same: their classes, attributes and parts; None where that cannot be told."""
+    if any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False))) or has_hooks(module):
         return None
     own = frozenset((k, v) for k, v in vars(module).items() if k not in _BOOKKEEPING and _is_hashable(v))
     hidden = sum(k not in _BOOKKEEPING for k in vars(module)) - len(own)
-    return None if hidden or has_hooks(module) else (type(module), own)
+    parts = tuple((name, signature(part)) for name, part in module.named_children())
+    return None if hidden or any(part is None for _, part in parts) else (type(module), own, parts)
 
 
 def _is_hashable(value: object) -> bool:
@@ -132,30 +135,10 @@ def _is_hashable(value: object) -> bool:
     return True
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module is more than the `forward` of its class."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or "forward" in module.__dict__
-
-
-def has_global_hooks() -> bool:
-    """Whether there are hooks of all modules."""
-    return bool(torch.nn.modules.module._has_any_global_hook())
-
-
-def constant(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that compilers run once, while they look, and take its result for a constant.
-
-    As `torch.compiler.assume_constant_result`, which would import the compiler, and that takes a second.
-    """
-    function._dynamo_marked_constant = True
-    return function
-
-
 def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with a code object of its own: Dynamo limits how often one is compiled anew."""
 
-    def call(*args: Any) -> Any:
-        return function(*args)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
 
     return FunctionType(call.__code__.replace(), globals(), closure=call.__closure__)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.core.compiling import Kernel
-from diffeo.core.loops import Loop
-from diffeo.core.native import TYPES, can_read, kernels_in_use
-from diffeo.functional import apply_directly
-from diffeo.transforms.univariate import spline_kernel
-from diffeo.transforms.univariate.spline_kernel import Limits
+from diffeo.kernels import spline_arithmetic
+from diffeo.kernels.compiling import Region
+from diffeo.kernels.dispatch import TYPES, can_run
+from diffeo.kernels.private import apply_directly
+from diffeo.kernels.recording import RecordedLoop
+from diffeo.kernels.spline_arithmetic import Limits
 
 SCALARS = 16384  # of a typical call
 
@@ -33,7 +33,7 @@ def map_scalars(
     `params` has shape (3K − 1, *v.shape), 3K + 1 with the slopes at both ends, or fewer trailing dims where scalars
     share a spline. What is `known`, the results, needs no second computation where the gradient is by hand.
     """
-    if not spline_kernel.owned(v, params):
+    if not spline_arithmetic.owned(v, params):
         params = params.reshape(len(params), *(1,) * (v.ndim + 1 - params.ndim), *params.shape[1:])
         return _direction(inverse)(v, params, limits)
     if torch.compiler.is_exporting() or (torch.compiler.is_dynamo_compiling() and v.dtype != params.dtype):
@@ -44,7 +44,7 @@ def map_scalars(
 
 
 def _direction(inverse: bool) -> Callable[[Tensor, Tensor, Limits], tuple[Tensor, Tensor]]:
-    return spline_kernel.inverse if inverse else spline_kernel.forward
+    return spline_arithmetic.inverse if inverse else spline_arithmetic.forward
 
 
 class Spline(torch.autograd.Function):
@@ -54,7 +54,7 @@ class Spline(torch.autograd.Function):
     def forward(v: Tensor, params: Tensor, inverse: bool, limits: Limits, *known: Tensor) -> tuple[Tensor, ...]:
         if known:
             return tuple(t.clone() for t in known)
-        if kernels_in_use() and can_read(v, params) and _loop(inverse, *limits).is_compiled(v.dtype):
+        if can_run(v, params) and _loop(inverse, *limits).is_compiled(v.dtype):
             return _run(v, params, inverse, *_constants(limits))
         return _direction(inverse)(v, params, limits)
 
@@ -70,10 +70,10 @@ class Spline(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, params = ctx.saved_tensors
         # where the gradient is to be differentiated again, it is made of operations that can be
-        simple = kernels_in_use() and not torch.is_grad_enabled() and can_read(x, params, grad, grad_log)
+        simple = not torch.is_grad_enabled() and can_run(x, params, grad, grad_log)
         if simple and _backward_loop(ctx.inverse, *ctx.limits).is_compiled(x.dtype):
             return *_run_backward(x, params, grad, grad_log, ctx.inverse, *_constants(ctx.limits)), *ctx.rest
-        return *spline_kernel.backward(x, params, grad, grad_log, ctx.inverse, ctx.limits), *ctx.rest
+        return *spline_arithmetic.backward(x, params, grad, grad_log, ctx.inverse, ctx.limits), *ctx.rest
 
     @staticmethod
     def jvp(ctx: Any, dv: Tensor | None, dparams: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:  # pyright: ignore
@@ -82,7 +82,7 @@ class Spline(torch.autograd.Function):
         dparams = torch.zeros_like(params) if dparams is None else dparams
 
         def pull(grad: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor]:
-            return spline_kernel.backward(x, params, grad, grad_log, ctx.inverse, ctx.limits)
+            return spline_arithmetic.backward(x, params, grad, grad_log, ctx.inverse, ctx.limits)
 
         zero = torch.zeros_like(x)  # the backward pass is linear in the gradients, and forward mode its transpose
         return torch.func.vjp(pull, zero, zero)[1]((dv, dparams))
@@ -148,7 +148,7 @@ def _plain(t: Tensor) -> Tensor:
     return t.contiguous().resolve_neg()
 
 
-def _flattened(kernel: Kernel) -> Callable[..., tuple[Tensor, Tensor]]:
+def _flattened(kernel: Region) -> Callable[..., tuple[Tensor, Tensor]]:
     """The kernel for scalars of any shape."""
 
     def run(v: Tensor, params: Tensor, *grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,29 +177,29 @@ def _function(inverse: bool, limits: Limits) -> Callable[..., tuple[Tensor, Tens
 
 def _backward_function(inverse: bool, limits: Limits) -> Callable[..., tuple[Tensor, Tensor]]:
     def run(x: Tensor, params: Tensor, grad: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor]:
-        return spline_kernel.backward(x, params, grad, grad_log, inverse, limits)
+        return spline_arithmetic.backward(x, params, grad, grad_log, inverse, limits)
 
     return run
 
 
 @cache
 def _kernel(inverse: bool, bins: int, *rest: float) -> Callable[..., tuple[Tensor, Tensor]]:
-    return _flattened(Kernel(_function(inverse, _limits(bins, *rest)), free=2, typical=SCALARS))
+    return _flattened(Region(_function(inverse, _limits(bins, *rest)), free=2, typical=SCALARS))
 
 
 @cache
 def _backward_kernel(inverse: bool, bins: int, *rest: float) -> Callable[..., tuple[Tensor, Tensor]]:
-    return _flattened(Kernel(_backward_function(inverse, _limits(bins, *rest)), free=4, typical=SCALARS))
+    return _flattened(Region(_backward_function(inverse, _limits(bins, *rest)), free=4, typical=SCALARS))
 
 
 @cache
-def _loop(inverse: bool, bins: int, *rest: float) -> Loop:
+def _loop(inverse: bool, bins: int, *rest: float) -> RecordedLoop:
     limits = _limits(bins, *rest)
-    return Loop(_function(inverse, limits), (None, limits.n_params), _kernel(inverse, bins, *rest))
+    return RecordedLoop(_function(inverse, limits), (None, limits.n_params), _kernel(inverse, bins, *rest))
 
 
 @cache
-def _backward_loop(inverse: bool, bins: int, *rest: float) -> Loop:
+def _backward_loop(inverse: bool, bins: int, *rest: float) -> RecordedLoop:
     limits = _limits(bins, *rest)
     planes = (None, limits.n_params, None, None)
-    return Loop(_backward_function(inverse, limits), planes, _backward_kernel(inverse, bins, *rest))
+    return RecordedLoop(_backward_function(inverse, limits), planes, _backward_kernel(inverse, bins, *rest))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from diffeo.core.loops import is_recording
+from diffeo.kernels.recording import is_recording
 
 
 class Limits(NamedTuple):

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import diffeo
-from diffeo.core import compiling, loops, native
+from diffeo.kernels import dispatch, native, spline
+from diffeo.kernels.recording import RecordedLoop
+from diffeo.kernels.spline_arithmetic import Limits
 from diffeo.training import compiling as plan_compiling
-from diffeo.transforms.univariate import spline_operator
-from diffeo.transforms.univariate.spline_kernel import Limits
 
-needs_compiler = pytest.mark.skipif(compiling.find_compiler() is None, reason="no C compiler here")
+needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C compiler here")
 LIMITS = [
     Limits(8, 5.0, 1e-3, 1e-3, 1e-3),
     Limits(4, 2.0, 1e-2, 1e-3, 1e-3, ends=True),
@@ -28,7 +28,7 @@ def arguments(limits, dtype, n=5000):
 
 
 def outputs_and_gradients(v, params, inverse, limits):
-    outputs = spline_operator.Spline.apply(v, params, inverse, limits)
+    outputs = spline.Spline.apply(v, params, inverse, limits)
     loss = outputs[0].sin().sum() + outputs[1].sum()
     return [*outputs, *torch.autograd.grad(loss, (v, params))]
 
@@ -38,7 +38,7 @@ def outputs_and_gradients(v, params, inverse, limits):
 @pytest.mark.parametrize("inverse", [False, True])
 def test_loops_agree_with_uncompiled_splines(limits, inverse, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    for made in (spline_operator._loop, spline_operator._backward_loop):
+    for made in (spline._loop, spline._backward_loop):
         made.cache_clear()
     reference = outputs_and_gradients(*arguments(limits, torch.float64), inverse, limits)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-2)):
@@ -56,8 +56,8 @@ def test_what_is_not_finite_stays_so():
     v = torch.tensor([float("nan"), float("inf"), -float("inf"), 7.0])
     params = torch.zeros(23, 4)
     with diffeo.compiled_kernels():
-        z, logdet = spline_operator.Spline.apply(v, params, False, LIMITS[0])
-        assert spline_operator.Spline.apply(torch.zeros(4), params * float("nan"), False, LIMITS[0])[0].isnan().all()
+        z, logdet = spline.Spline.apply(v, params, False, LIMITS[0])
+        assert spline.Spline.apply(torch.zeros(4), params * float("nan"), False, LIMITS[0])[0].isnan().all()
     assert z.isnan().tolist() == [True, False, False, False]
     assert z[1:].tolist() == v[1:].tolist()
     assert logdet[1:].tolist() == [0.0, 0.0, 0.0]
@@ -67,7 +67,7 @@ def test_what_is_not_finite_stays_so():
 @pytest.mark.parametrize("n", [0, 1, 17, 2049])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_loops_serve_all_sizes_and_threads(n, threads):
-    loop = loops.Loop(lambda x, p: (x * p.unbind(0)[1], torch.stack([x + 1, *p.unbind(0)])), (None, 2))
+    loop = RecordedLoop(lambda x, p: (x * p.unbind(0)[1], torch.stack([x + 1, *p.unbind(0)])), (None, 2))
     x, p = torch.randn(n), torch.randn(2, n)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -97,8 +97,8 @@ def test_second_derivatives_and_wrapped_tensors_are_left_to_the_uncompiled_kerne
 def test_a_fit_runs_loops_unless_told_not_to(monkeypatch):
     monkeypatch.setattr(plan_compiling, "SHORT", 0.5)  # this fit is long enough by prediction
     calls = []
-    run = spline_operator._run
-    monkeypatch.setattr(spline_operator, "_run", lambda *args: calls.append(1) or run(*args))
+    run = spline._run
+    monkeypatch.setattr(spline, "_run", lambda *args: calls.append(1) or run(*args))
     flows = []
     for compile in (False, "auto"):
         torch.manual_seed(0)
@@ -106,20 +106,20 @@ def test_a_fit_runs_loops_unless_told_not_to(monkeypatch):
         x = torch.randn(2000, 3, generator=torch.Generator().manual_seed(1))
         assert diffeo.fit(flows[-1], x, validation=0, steps=1000, batch_size=512, compile=compile, time_limit=2).steps
         assert bool(calls) == (compile == "auto")
-    assert not native.kernels_in_use()
+    assert not dispatch.kernels_in_use()
 
 
 def test_what_is_not_elementwise_is_refused():
     with pytest.raises(NotImplementedError, match="sum"):
-        loops.Loop(lambda x: (x.sum(0, keepdim=True),), (None,)).source(torch.float32)
+        RecordedLoop(lambda x: (x.sum(0, keepdim=True),), (None,)).source(torch.float32)
 
 
 def test_without_a_compiler_the_function_itself_runs(monkeypatch, caplog):
-    monkeypatch.setattr(loops, "find_compiler", lambda: None)
-    loop = loops.Loop(lambda x: (x.exp(),), (None,))
+    monkeypatch.setattr(native, "find_compiler", lambda: None)
+    loop = RecordedLoop(lambda x: (x.exp(),), (None,))
     assert torch.equal(loop(torch.ones(3))[0], torch.ones(3).exp())
-    monkeypatch.setattr(loops, "find_compiler", lambda: "false")  # a compiler that fails
-    loop = loops.Loop(lambda x: (x.log(),), (None,))
+    monkeypatch.setattr(native, "find_compiler", lambda: "false")  # a compiler that fails
+    loop = RecordedLoop(lambda x: (x.log(),), (None,))
     with caplog.at_level(logging.INFO, "diffeo"):
         assert torch.equal(loop(torch.ones(3))[0], torch.zeros(3))
     assert "could not be compiled" in caplog.text
@@ -127,7 +127,7 @@ def test_without_a_compiler_the_function_itself_runs(monkeypatch, caplog):
 
 @needs_compiler
 def test_what_does_not_belong_to_a_loop_is_refused():
-    loop = loops.Loop(lambda x, p: (x * p.unbind(0)[1],), (None, 2))
+    loop = RecordedLoop(lambda x, p: (x * p.unbind(0)[1],), (None, 2))
     with pytest.raises(ValueError, match="belong together"):
         loop(torch.zeros(3), torch.zeros(2, 4))
 
@@ -137,7 +137,7 @@ def test_nobody_else_may_put_libraries_where_they_are_kept(tmp_path, monkeypatch
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     (tmp_path / "diffeo").mkdir()
     (tmp_path / "diffeo").chmod(0o777)
-    loop = loops.Loop(lambda x: (x + 1,), (None,))
+    loop = RecordedLoop(lambda x: (x + 1,), (None,))
     assert loop.is_compiled(torch.float32)  # in a folder of its own
     assert torch.equal(loop(torch.zeros(3))[0], torch.ones(3))
     assert not list((tmp_path / "diffeo").iterdir())

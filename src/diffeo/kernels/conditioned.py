@@ -1,25 +1,24 @@
 """Scalar maps and the perceptron that conditions them as one operation on CPUs, in C (`conditioned.c`).
 
-The scalar map is recorded (`core.loops`), and its parameters never leave the cache of the core that found them. Without
-gradients only: training goes through conditioner and scalar map one after the other.
+The scalar map is recorded, and its parameters never leave the cache of the core that found them. Without gradients
+only: training goes through conditioner and scalar map one after the other.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Hashable
-from importlib import resources
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffeo.core import Univariate
-from diffeo.core.compiling import constant, has_hooks, signature
-from diffeo.core.loops import build_around
-from diffeo.core.native import can_read, kernels_in_use
-from diffeo.functional import Context, context_mask
-from diffeo.nets import MADE, MLP, perceptron
+from diffeo.kernels import perceptron
+from diffeo.kernels.dispatch import can_run
+from diffeo.kernels.native import c_file
+from diffeo.kernels.perceptron import Perceptron
+from diffeo.kernels.private import has_hooks, mark_constant
+from diffeo.kernels.recording import ScalarMap, build_around, identify
 
 _names: dict[tuple[Hashable, ...], str | None] = {}
 _libraries: dict[str, Any] = {}  # by name, which compiled models hold
@@ -27,10 +26,10 @@ _libraries: dict[str, Any] = {}  # by name, which compiled models hold
 
 def map_vector(
     net: Any,
-    univariate: Univariate,
+    scalar_map: ScalarMap,
     x: Tensor,
     seen: Tensor,
-    context: Context,
+    context: Any,
     sees: Tensor,
     changes: Tensor,
     inverse: bool = False,
@@ -40,26 +39,25 @@ def map_vector(
     The parameters are net(seen, context), whose first layer reads coordinates `sees` of x. None where a gradient is
     wanted, or this net or scalar map cannot run so.
     """
-    compiling = torch.compiler.is_dynamo_compiling()
-    if torch.is_grad_enabled() or not (compiling or kernels_in_use()) or context_mask(context) is not None:
+    if torch.is_grad_enabled() or not can_run(x) or has_hooks(net):
         return None
-    if type(net) not in (MLP, MADE) or has_hooks(net) or not (compiling or can_read(x)):
+    whole: Perceptron | None = net.as_perceptron(seen, context)
+    if whole is None or whole.x.shape[:-1] != x.shape[:-1] or whole.x.dtype != x.dtype:
         return None
-    parts = net.as_perceptron(seen, context)
-    if parts is None or parts.x.shape[:-1] != x.shape[:-1] or parts.x.dtype != x.dtype:
+    if whole.weights[-1].shape[0] != scalar_map.n_params * len(changes):
         return None
-    if parts.weights[-1].shape[0] != univariate.n_params * len(changes):
+    if not whole.enter and whole.x.shape[-1] != len(sees):
         return None
-    if not parts.enter and parts.x.shape[-1] != len(sees):
-        return None
-    library = _find_library(univariate, inverse, parts.name, x.dtype)
+    library = _find_library(scalar_map, inverse, whole.activation, x.dtype)
     if library is None:
         return None
-    if compiling:  # dead code, by which the compiler sees the settings that the library was made for, and checks them
-        (univariate.inverse if inverse else univariate)(x.new_zeros(1), x.new_zeros(1, univariate.n_params))
-    rows, h = x.reshape(-1, x.shape[-1]), parts.x.reshape(-1, parts.x.shape[-1]) if parts.enter else None
-    layers = list(parts.weights), list(parts.biases), list(parts.bounds)
-    out, logdet = (_operator if compiling else _run)(rows, h, sees, changes, *layers, parts.name, library)
+    if torch.compiler.is_dynamo_compiling():
+        # dead code, by which the compiler sees the settings that the library was made for, and checks them
+        (scalar_map.inverse if inverse else scalar_map)(x.new_zeros(1), x.new_zeros(1, scalar_map.n_params))
+    rows, h = x.reshape(-1, x.shape[-1]), whole.x.reshape(-1, whole.x.shape[-1]) if whole.enter else None
+    layers = list(whole.weights), list(whole.biases), list(whole.bounds)
+    call = _operator if torch.compiler.is_dynamo_compiling() else _run
+    out, logdet = call(rows, h, sees, changes, *layers, whole.activation, library)
     return out.T.reshape(x.shape), logdet.reshape(x.shape[:-1])
 
 
@@ -106,22 +104,20 @@ def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[1], x.shape[0]), x.new_empty(x.shape[0])
 
 
-@constant
-def _find_library(univariate: Univariate, inverse: bool, name: str, dtype: torch.dtype) -> str | None:
+@mark_constant
+def _find_library(scalar_map: ScalarMap, inverse: bool, activation: str, dtype: torch.dtype) -> str | None:
     """The name of the library for an activation and a direction of a scalar map, or None where it cannot be made."""
-    of_map = signature(univariate)
-    # it has weights or hooks, or searches for its inverse
-    if of_map is None or not univariate.exact_inverse or not univariate.traceable:
+    name = identify(scalar_map)
+    if name is None:
         return None
-    key = of_map, inverse, name, dtype
+    key = name, inverse, activation, dtype
     if key not in _names:
-        _names[key] = _build(univariate, inverse, name, dtype)
+        _names[key] = _build(scalar_map, inverse, activation, dtype)
     return _names[key]
 
 
-def _build(univariate: Univariate, inverse: bool, name: str, dtype: torch.dtype) -> str | None:
-    source = perceptron.source(name) + resources.files("diffeo.transforms").joinpath("conditioned.c").read_text()
-    library = build_around(univariate, inverse, dtype, source)
+def _build(scalar_map: ScalarMap, inverse: bool, activation: str, dtype: torch.dtype) -> str | None:
+    library: Any = build_around(scalar_map, inverse, dtype, perceptron.source(activation) + c_file("conditioned.c"))
     if library is None:
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int

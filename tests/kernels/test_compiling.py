@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import diffeo
-from diffeo.core import compiling
+from diffeo.kernels import compiling, native, spline
 from diffeo.testing import perturbed
-from diffeo.transforms.univariate import spline_operator
 
 SMALL = {"layers": 2, "hidden": (16, 16)}
 
@@ -58,10 +57,10 @@ def test_the_operator_that_compilers_see_is_the_spline(shape, inverse):
     strided = torch.randn(*shape, 2, dtype=torch.float64)[..., 0]  # with gaps in memory
     params = torch.randn(*shape, 11, dtype=torch.float64).movedim(-1, 0)
     results = []
-    constants = {spline_operator.Spline: (limits,), spline_operator.TracedSpline: spline_operator._constants(limits)}
-    for spline, given in constants.items():
+    constants = {spline.Spline: (limits,), spline.TracedSpline: spline._constants(limits)}
+    for function, given in constants.items():
         v, p = strided.detach().requires_grad_(), params.detach().requires_grad_()
-        outputs = spline.apply(v, p, inverse, *given)
+        outputs = function.apply(v, p, inverse, *given)
         weights = torch.linspace(1, 2, strided.numel(), dtype=torch.float64).view(shape)
         loss = sum((weights * out).sum() * (i + 1) for i, out in enumerate(outputs))
         results.append([*outputs, *torch.autograd.grad(loss, (v, p))])
@@ -72,7 +71,7 @@ def test_the_operator_that_compilers_see_is_the_spline(shape, inverse):
 
 @pytest.mark.slow
 def test_kernels_serve_all_sizes_also_after_the_compiler_is_reset():
-    kernel = compiling.Kernel(lambda a, b: a.exp() + b.sum(0), free=2, typical=64)
+    kernel = compiling.Region(lambda a, b: a.exp() + b.sum(0), free=2, typical=64)
     for n in (64, 1, 0, 7, 5000):
         a, b = torch.randn(n), torch.randn(3, n)
         assert torch.allclose(kernel(a, b), a.exp() + b.sum(0), rtol=1e-5, atol=1e-5)
@@ -83,18 +82,15 @@ def test_copies_run_eagerly():
     flow = diffeo.maf(10, **SMALL)
     flow.compile()  # nothing is compiled before the first call
     layer = next(part for part in flow.transform.parts if isinstance(part, diffeo.Autoregressive))
-    assert layer._compiled_block is not None
+    assert layer._compiled.block is not None
     for twin in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
-        assert twin._compiled_call_impl is None
         for part in twin.modules():
-            assert getattr(part, "_compiled_block", None) is None
-            assert getattr(part, "_compiled_run", None) is None
-            assert getattr(part, "_compiled_inverse", None) is None
+            assert not {"forward", "inverse", "_compiled"} & set(vars(part))
         assert twin(torch.zeros(2, 10)).shape == (2,)
 
 
 def test_without_a_compiler_everything_runs_eagerly_and_the_log_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     compiling.has_compiler.cache_clear()
     try:

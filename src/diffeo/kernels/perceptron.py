@@ -8,11 +8,9 @@ that a mask makes zero are left out by blocks. Compiled models run it, and uncom
 from __future__ import annotations
 
 import ctypes
-import logging
 import struct
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib import resources
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -20,9 +18,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from diffeo.core.compiling import constant, find_compiler, has_global_hooks, has_hooks
-from diffeo.core.native import FAILURES, TYPES, build, can_read, kernels_in_use, prelude, tiles
-from diffeo.functional import batch_inner
+from diffeo.kernels import native
+from diffeo.kernels.dispatch import can_read, can_run
+from diffeo.kernels.layout import batch_inner
+from diffeo.kernels.native import c_file, prelude, tiles
+from diffeo.kernels.private import has_hooks, mark_constant
 
 WIDEST = 512  # inputs of a layer; far wider ones are for libraries of matrix products
 SHARE = 64  # rows for which another thread pays
@@ -30,7 +30,7 @@ SHARE = 64  # rows for which another thread pays
 ACTIVATIONS = {
     "relu": ("x < 0 ? 0 : x", "x > 0"),
     "leaky": ("x < 0 ? x * (real){0} : x", "x > 0 ? 1 : (real){0}"),
-    "silu": ("x / (1 + EXP(-x))", "(1 + x * (1 - 1 / (1 + EXP(-x)))) / (1 + EXP(-x))"),
+    "silu": ("x / (1 + FN(exp)(-x))", "(1 + x * (1 - 1 / (1 + FN(exp)(-x)))) / (1 + FN(exp)(-x))"),
 }
 _POINTER = ctypes.c_void_p
 # of a perceptron in C
@@ -45,15 +45,15 @@ static inline real slope(real x) {{ return {}; }}
 """
 
 
-class Parts(NamedTuple):
-    """What a perceptron consists of: its activation, what goes in, and the layers that are left."""
+class Perceptron(NamedTuple):
+    """bₙ + Wₙ a(… a(b₁ + W₁ x)), to be run as one operation; a net that can be seen so gives it (`as_perceptron`)."""
 
-    name: str
+    activation: str  # by the name that `describe` gives it
     x: Tensor
     weights: Sequence[Tensor]
     biases: Sequence[Tensor]
-    bounds: Sequence[Tensor]  # none, or one for each layer
-    enter: bool  # whether x goes through the activation first
+    bounds: Sequence[Tensor] = ()  # of weights that a mask makes zero, one for each layer: see `run`
+    enter: bool = False  # whether x goes through the activation first
 
 
 def describe(activation: nn.Module) -> str | None:
@@ -73,7 +73,7 @@ def activation_source(name: str) -> str:
 
 def source(name: str) -> str:
     """Perceptrons with this activation, in C, to be written after the tiles."""
-    return activation_source(name) + resources.files("diffeo.nets").joinpath("perceptron.c").read_text()
+    return activation_source(name) + c_file("perceptron.c")
 
 
 def take_apart(modules: Iterable[nn.Module], kinds: tuple[type, ...]) -> tuple[str, list[nn.Linear]] | None:
@@ -91,47 +91,38 @@ def is_plain(layer: nn.Module, kinds: tuple[type, ...]) -> bool:
     return type(layer) in kinds and layer.bias is not None and not has_hooks(layer)
 
 
-def in_use(x: Tensor) -> bool:
-    """Whether perceptrons may run as one operation here, at this moment."""
-    if not x.is_cpu or torch.is_autocast_enabled("cpu"):
-        return False
-    if torch.compiler.is_compiling():
-        wrapped = torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
-        return not wrapped and not torch.compiler.is_exporting()
-    return kernels_in_use() and not has_global_hooks()
+def may_run(x: Tensor) -> bool:
+    """Whether a perceptron may run as one operation at x, as far as x and the moment say."""
+    return can_run(x) and not torch.is_autocast_enabled("cpu")
 
 
-def can_run(parts: Parts) -> bool:
-    """Whether these run as one operation, where that is `in_use`."""
-    name, x, weights, biases, _, _ = parts
+def fits(whole: Perceptron) -> bool:
+    """Whether this one runs as one operation, where it `may_run`; wrong shapes are left to layers, which name them."""
+    activation, x, weights, biases, _, _ = whole
     widths = [x.shape[-1], *(w.shape[0] for w in weights)]
     if [tuple(w.shape) for w in weights] != list(zip(widths[1:], widths, strict=False)):
-        return False  # what is wrong there, the layers say
+        return False
     if [b.shape[0] for b in biases] != widths[1:] or max(widths[:-1]) > WIDEST or min(widths) == 0:
         return False
-    if torch.compiler.is_compiling():
-        same = all(t.is_cpu and t.dtype == x.dtype for t in (x, *weights, *biases))
-        return same and x.dtype in TYPES and _is_available(name, x.dtype)
-    return can_read(x, *weights, *biases) and _library(name, x.dtype) is not None
+    return can_run(x, *weights, *biases) and _is_available(activation, x.dtype)
 
 
-def perceptron(parts: Parts, planes: int = 1) -> Tensor:
-    """bₙ + Wₙ a(… a(b₁ + W₁ x)), of shape (*batch, out / planes, planes), where `parts.enter` puts a(x) for x.
+def run(whole: Perceptron, planes: int = 1) -> Tensor:
+    """Its value, of shape (*batch, out / planes, planes); in memory (planes, out / planes, *batch).
 
-    In memory it has shape (planes, out / planes, *batch). `parts.bounds`, if any, are (2, out) int32 tensors, one for
-    each layer: from which input to which (not included) the weights of an output may differ from zero. Gradients of
-    other weights have any value.
+    `whole.bounds`, if any, are (2, out) int32 tensors, one for each layer: from which input to which (not included) the
+    weights of an output may differ from zero. Gradients of other weights have any value.
     """
-    name, x, weights, biases, bounds, enter = parts
+    activation, x, weights, biases, bounds, enter = whole
     rows = x.reshape(-1, x.shape[-1])
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases))
     if torch.compiler.is_compiling():
         rows = batch_inner(rows)  # the layout in which scalar maps run
     if keep:
-        out: Any = Perceptron.apply((name, enter, planes), len(weights), rows, *weights, *biases, *bounds)
+        out: Any = Differentiable.apply((activation, enter, planes), len(weights), rows, *weights, *biases, *bounds)
     else:
-        run = _forward if torch.compiler.is_compiling() else _run
-        out, _ = run(rows, list(weights), list(biases), list(bounds), name, enter, planes, False)
+        call = _forward if torch.compiler.is_compiling() else _run
+        out, _ = call(rows, list(weights), list(biases), list(bounds), activation, enter, planes, False)
     params = out.unflatten(0, (planes, -1)).permute(2, 1, 0)
     return params.unflatten(0, x.shape[:-1]) if x.ndim > 1 else params.squeeze(0)
 
@@ -232,7 +223,7 @@ def _(
     return x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(find_sizes(name, x.dtype, weights).total)
 
 
-class Perceptron(torch.autograd.Function):
+class Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, options: tuple[str, bool, int], count: int, x: Tensor, *layers: Tensor) -> Tensor:
         run = _forward if torch.compiler.is_compiling() else _run
@@ -339,7 +330,7 @@ def threads(rows: int) -> int:
     return max(1, min(torch.get_num_threads(), rows // SHARE))
 
 
-@constant
+@mark_constant
 def _is_available(name: str, dtype: torch.dtype) -> bool:
     return _library(name, dtype) is not None
 
@@ -354,13 +345,8 @@ def _require(name: str, dtype: torch.dtype) -> Any:
 @cache
 def _library(name: str, dtype: torch.dtype) -> Any:
     """The library of an activation, or None where it cannot be made."""
-    compiler = find_compiler()
-    if compiler is None:
-        return None
-    try:
-        library = build(prelude(dtype) + tiles() + source(name), compiler)
-    except FAILURES:
-        logging.getLogger("diffeo").info("perceptrons could not be compiled", exc_info=True)
+    library: Any = native.load(prelude(dtype) + tiles() + source(name), "perceptrons")
+    if library is None:
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     library.forward.argtypes = [*LAYERS, pointer, pointer, long, flag]

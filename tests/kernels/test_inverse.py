@@ -5,11 +5,10 @@ import torch
 from torch import nn
 
 import diffeo
-from diffeo.core import compiling, loops
+from diffeo.kernels import inverse, native
 from diffeo.nets import MADE
-from diffeo.transforms import autoregressive_kernel
 
-needs_compiler = pytest.mark.skipif(compiling.find_compiler() is None, reason="no C compiler here")
+needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C compiler here")
 MAPS = {
     "affine": lambda: diffeo.Affine(),
     "location and scale": lambda: diffeo.LocationScale(2.0),
@@ -41,13 +40,13 @@ def make(scalar_map, dtype=torch.float64, **options):
 def runs(monkeypatch):
     """What came of each attempt."""
     results = []
-    invert = autoregressive_kernel.invert
+    invert = inverse.invert
 
     def attempt(*args):
         results.append(invert(*args))
         return results[-1]
 
-    monkeypatch.setattr(autoregressive_kernel, "invert", attempt)
+    monkeypatch.setattr(inverse, "invert", attempt)
     return results
 
 
@@ -156,8 +155,8 @@ def test_other_layers_run_step_by_step(runs):
 
 @needs_compiler
 def test_without_a_compiler_steps_run(monkeypatch, runs):
-    monkeypatch.setattr(loops, "find_compiler", lambda: None)
-    monkeypatch.setattr(autoregressive_kernel, "_libraries", {})
+    monkeypatch.setattr(native, "find_compiler", lambda: None)
+    monkeypatch.setattr(inverse, "_libraries", {})
     with torch.no_grad(), diffeo.compiled_kernels():
         make("affine", hidden=(20, 20)).inverse(torch.randn(3, 7, dtype=torch.float64))
     assert runs == [None]

@@ -1,0 +1,96 @@
+"""Whether C may run: the one place where that is asked.
+
+Kernels run where a compiler has taken over (`torch.compile`), or within `compiled_kernels`, on CPUs, on plain tensors
+of one type that nobody watches. `can_run` says so of the tensors at hand; whether there is a library for an activation
+or a scalar map, the kernel itself knows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from diffeo.kernels.private import has_global_hooks, is_plain, is_transformed, is_watched
+
+TYPES = {torch.float32: "float", torch.float64: "double"}
+PLAIN = (Tensor, torch.nn.Parameter)
+_state = threading.local()
+
+
+def can_run(first: Tensor, *rest: Tensor) -> bool:
+    """Whether C may run on these tensors, here and at this moment."""
+    if torch.compiler.is_dynamo_compiling():  # False for what runs while others are compiled, such as a recording
+        same = all(t.is_cpu and t.dtype == first.dtype for t in (first, *rest))
+        return same and first.dtype in TYPES and not is_transformed() and not torch.compiler.is_exporting()
+    return kernels_in_use() and not has_global_hooks() and can_read(first, *rest)
+
+
+def can_read(first: Tensor, *rest: Tensor) -> bool:
+    """Whether C can read them: numbers of one type in the memory of a CPU, and nobody records what is done."""
+    if first.dtype not in TYPES or is_watched():
+        return False
+    return all(type(t) in PLAIN and t.is_cpu and t.dtype == first.dtype and is_plain(t) for t in (first, *rest))
+
+
+def is_traced() -> bool:
+    """Whether a compiler or a transform such as vmap looks on, to whom values are unknown."""
+    return torch.compiler.is_compiling() or is_transformed()
+
+
+def kernels_in_use() -> bool:
+    """Whether uncompiled models run what there is in C (`compiled_kernels`)."""
+    return getattr(_state, "using", False)
+
+
+@contextmanager
+def compiled_kernels(use: bool = True) -> Iterator[None]:
+    """Uncompiled flows within run splines, conditioners and autoregressive inverses in compiled C, on the CPU.
+
+    Where no gradient is wanted, couplings too. Not splines that rows share; nor conditioners that are residual,
+    normalise or drop units, have more than 512 inputs or units in a hidden layer, hooks, layers of one's own, or other
+    activations than ReLU, LeakyReLU and SiLU; nor scalar maps whose inverse is a search, or whose arithmetic C cannot
+    repeat (tests/kernels/test_recording.py lists which can).
+
+    What `fit` does in all but short fits, unless told `compile=False`, for loops of one's own. Results agree with those
+    of uncompiled kernels up to rounding. Only this thread is concerned. Tensors that `torch.func` wraps, second
+    derivatives, other devices and dtypes than float32 and float64 are left to the uncompiled kernels, as is everything
+    without a C compiler.
+
+    Args:
+        use: False has the opposite effect, within a block that has it.
+
+    Cost: some seconds of compiling, the first time on a machine.
+
+    >>> import torch, diffeo
+    >>> flow = diffeo.nsf(2)
+    >>> with diffeo.compiled_kernels():
+    ...     (-flow(torch.randn(64, 2)).mean()).backward()
+    """
+    keep_freed_memory()
+    with using(use):
+        yield
+
+
+@contextmanager
+def using(use: bool = True) -> Iterator[None]:
+    """Inside, uncompiled models of this thread run what there is in C, or do not."""
+    before = kernels_in_use()
+    _state.using = use
+    try:
+        yield
+    finally:
+        _state.using = before
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep up to 62 MiB that it frees, for the next call, which would get it back page by page.
+
+    A training step frees its activations at its end, and the next one would write to new pages, each of which the
+    system first clears. The C library of GNU keeps twice the largest block that it has freed, up to about this one's
+    size; other libraries do as they do.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")  # nothing is written to it, so it costs nothing

@@ -1,0 +1,77 @@
+"""The private names of PyTorch that kernels rest on, all of them in this file; tried on PyTorch 2.13.0.
+
+Another version of PyTorch that lacks one fails here, when `diffeo` is imported, and not in the middle of a fit.
+"""
+
+# pyright: basic
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import _has_storage, _len_torch_dispatch_stack
+from torch._C._functorch import is_functorch_wrapped_tensor, maybe_current_level
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
+from torch.nn.modules import dropout
+
+Dropout = dropout._DropoutNd  # of any number of dims
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func`, such as vmap, is at work."""
+    return maybe_current_level() is not None
+
+
+def is_watched() -> bool:
+    """Whether somebody records operations: a dispatch mode, a tracer, forward-mode derivatives."""
+    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return tracing or _len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0
+
+
+def is_plain(t: Tensor) -> bool:
+    """Whether the numbers of a tensor lie in memory as they are: no wrapper, no lazy zero or sign."""
+    wrapped = is_functorch_wrapped_tensor(t) or not _has_storage(t)
+    return not (wrapped or t._is_zerotensor() or t.is_neg())
+
+
+def apply_directly(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply(*args)`, outside compilers, for functions that have `setup_context`.
+
+    PyTorch inspects the signature of `forward` for defaults at every call, which takes as long as ten operations.
+    """
+    wrapped = torch._C._are_functorch_transforms_active()
+    owner: Any = function if wrapped else super(torch.autograd.Function, function)
+    return owner.apply(*(args if wrapped else unwrap_dead_wrappers(args)))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module is more than the `forward` of its class."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or "forward" in module.__dict__
+
+
+def has_global_hooks() -> bool:
+    """Whether there are hooks of all modules."""
+    return bool(torch.nn.modules.module._has_any_global_hook())
+
+
+def mark_constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that compilers run once, while they look, and take its result for a constant.
+
+    As `torch.compiler.assume_constant_result`, which would import the compiler, and that takes a second.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+def mark_sizes(t: Tensor, dim: int, must: bool = False) -> None:
+    """Tell the compiler that this size may change from call to call; with `must`, it is never taken for a constant."""
+    (torch._dynamo.mark_dynamic if must else torch._dynamo.maybe_mark_dynamic)(t, dim)
+
+
+def replace_calls(module: nn.Module, wrap: Callable[..., Any] | None) -> None:
+    """Calls of the module, hooks included, go through `wrap` of them from now on; None undoes it."""
+    module._compiled_call_impl = None if wrap is None else wrap(module._call_impl)

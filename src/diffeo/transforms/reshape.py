@@ -1,0 +1,192 @@
+"""Views of structured events: a map of vectors along one of their dims, and pixels folded into channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.distributions import constraints
+
+from diffeo.core import Transform
+from diffeo.functional import Context, Event, at_positions, check_event, context_mask, declared_reads, sum_event
+from diffeo.transforms.linear import LULinear
+
+
+class Along(Transform):
+    """A transform of vectors along one dim of larger events, the same at every position: z_p = f(x_p).
+
+    log|det ∂z/∂x| = Σ_p log|det ∂z_p/∂x_p|, over all positions p that the mask leaves. Channels of images, features of
+    sequences: `Along(ActNorm(3), -3)`, `Along(LULinear(8), -1, 2)`.
+
+    Args:
+        transform: of vectors (`event_ndim` 1), such as a norm, a linear map, a coupling of its coordinates.
+        dim: the dim that it runs along, counted from the end; −3 for the channels of an image.
+        event_ndim: dims of the whole event, at least −dim, which is the default; the other dims may have any size.
+
+    Raises:
+        ValueError: another kind of transform; a dim that the event does not have.
+
+    Cost: that of the transform, at every position.
+
+    >>> import torch, diffeo
+    >>> diffeo.Along(diffeo.LULinear(3), -3)(torch.ones(5, 3, 4, 4))[1].shape
+    torch.Size([5])
+    """
+
+    def __init__(self, transform: Transform, dim: int, event_ndim: int | None = None):
+        super().__init__()
+        ndim = -dim if event_ndim is None else event_ndim
+        if not -ndim <= dim < 0:
+            raise ValueError(f"Along: expected a dim from −{ndim} to −1, got {dim}")
+        if transform.event_ndim != 1 or transform.event_ndim_out != 1:
+            raise ValueError(f"Along: expected a transform of vectors, got {type(transform).__name__}")
+        self.transform, self.dim = transform, dim
+        self.event_ndim = self.event_ndim_out = ndim
+        self._reads = declared_reads(transform)
+        self.event = self._whole(transform.event)
+        self.domain = constraints.independent(transform.domain, ndim - transform.domain.event_dim)
+        self.codomain = constraints.independent(transform.codomain, ndim - transform.codomain.event_dim)
+        self.exact_inverse, self.exact_logdet = transform.exact_inverse, transform.exact_logdet
+        self.traceable, self.stepwise = transform.traceable, transform.stepwise
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self._everywhere(self.transform, x, context)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self._everywhere(self.transform.inverse, z, context)
+
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        self.transform.initialize(x.movedim(self.dim, -1), self._context(context))
+
+    def output_shape(self, event: Event) -> Event:
+        return self._replaced(event, self.transform.output_shape((event[self.dim],)))
+
+    def input_shape(self, event: Event) -> Event:
+        return self._replaced(event, self.transform.input_shape((event[self.dim],)))
+
+    def compile_direction(self, direction: str) -> None:
+        self.transform.compile_direction(direction)
+
+    def _everywhere(
+        self, direction: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        check_event(x, (None,) * self.event_ndim if self.event is None else self.event, type(self).__name__)
+        z, logdet = direction(x.movedim(self.dim, -1), self._context(context))
+        return z.movedim(-1, self.dim), sum_event(logdet, self.event_ndim - 1)
+
+    def _context(self, context: Context) -> Context:
+        """The context at each position, its mask with `dim` last."""
+        wide, mask = at_positions(context, self._reads, self.event_ndim - 1), context_mask(context)
+        if mask is None or isinstance(wide, Tensor) or wide is None:
+            return wide
+        return {**wide, "mask": mask.movedim(self.dim, -1)}
+
+    def _whole(self, vector: Event | None) -> Event | None:
+        return None if vector is None else self._replaced((None,) * self.event_ndim, vector)
+
+    def _replaced(self, event: Event, vector: Event) -> Event:
+        place = len(event) + self.dim
+        return (*event[:place], *vector, *event[place + 1 :])
+
+
+class Conv1x1(Along):
+    """A linear map of the channels, the same at every place of an image: the invertible 1×1 convolution.
+
+    log|det| = H · W · log|det W|, for events of shape (C, H, W) with any H and W; `Along` with an `LULinear`.
+
+    Args:
+        channels: C.
+        linear: the map; default `LULinear(channels)`.
+
+    Cost: O(C²) for each place in either direction.
+
+    "Glow: Generative Flow with Invertible 1x1 Convolutions" (Kingma and Dhariwal, 2018),
+    https://arxiv.org/abs/1807.03039
+
+    >>> import torch, diffeo
+    >>> diffeo.Conv1x1(3)(torch.ones(5, 3, 4, 4))[1].shape
+    torch.Size([5])
+    """
+
+    def __init__(self, channels: int, linear: Transform | None = None):
+        super().__init__(LULinear(channels) if linear is None else linear, -3)
+
+
+class Squeeze(Transform):
+    """Blocks of pixels become channels: (C, H, W) to (C k², H / k, W / k); volume is preserved.
+
+    Channel c k² + i k + j of z holds channel c of x at rows i, i + k, … and columns j, j + k, …. A mask is folded in
+    the same way for the layers that follow.
+
+    Args:
+        factor: k, at least 2.
+        channels: C; None for any, where no mask tells pixels apart.
+
+    Raises:
+        ValueError: a smaller factor; sides that it does not divide; a mask of pixels without `channels`.
+
+    "Density estimation using Real NVP" (Dinh et al., 2016), https://arxiv.org/abs/1605.08803
+
+    >>> import torch, diffeo
+    >>> diffeo.Squeeze()(torch.zeros(5, 3, 8, 8))[0].shape
+    torch.Size([5, 12, 4, 4])
+    """
+
+    event_ndim = event_ndim_out = 3
+    domain = codomain = constraints.independent(constraints.real, 3)
+
+    def __init__(self, factor: int = 2, channels: int | None = None):
+        super().__init__()
+        if factor < 2:
+            raise ValueError(f"Squeeze: expected a factor of at least 2, got {factor}")
+        self.factor, self.channels = factor, channels
+        self.event = (channels, None, None)
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(x, self.event, "Squeeze")
+        self.output_shape(x.shape[-3:])
+        return self._fold(x), x.new_zeros(x.shape[:-3])
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(z, (self._grown(self.channels), None, None), "Squeeze")
+        self.input_shape(z.shape[-3:])
+        k = self.factor
+        x = z.unflatten(-3, (-1, k, k)).movedim((-4, -3), (-3, -1))
+        return x.flatten(-4, -3).flatten(-2, -1), z.new_zeros(z.shape[:-3])
+
+    def output_shape(self, event: Event) -> Event:
+        c, h, w = event
+        return self._grown(c), self._shrunk(h, "height"), self._shrunk(w, "width")
+
+    def input_shape(self, event: Event) -> Event:
+        c, h, w = event
+        if c is not None and c % self.factor**2:
+            raise ValueError(f"Squeeze: {c} channels cannot become blocks of {self.factor} × {self.factor} pixels")
+        grow = self.factor
+        return None if c is None else c // grow**2, None if h is None else h * grow, None if w is None else w * grow
+
+    def map_context(self, context: Context) -> Context:
+        mask = context_mask(context)
+        if mask is None or context is None or isinstance(context, Tensor):
+            return context
+        k, (c, h, w) = self.factor, mask.shape[-3:]
+        if (c, h, w) == (1, 1, 1):  # of whole images
+            return context
+        if c == 1 and self.channels is None:
+            raise ValueError("Squeeze: a mask of pixels needs Squeeze(channels=…), to know which channels they become")
+        c = self.channels or c
+        sides = k if h == 1 else h, k if w == 1 else w
+        return {**context, "mask": self._fold(mask.expand(*mask.shape[:-3], c, *sides))}
+
+    def _fold(self, x: Tensor) -> Tensor:
+        k = self.factor
+        x = x.unflatten(-1, (-1, k)).unflatten(-3, (-1, k))  # (…, C, H / k, k, W / k, k)
+        return x.movedim((-3, -1), (-4, -3)).flatten(-5, -3)
+
+    def _grown(self, channels: int | None) -> int | None:
+        return None if channels is None else channels * self.factor**2
+
+    def _shrunk(self, size: int | None, side: str) -> int | None:
+        if size is not None and size % self.factor:
+            raise ValueError(f"Squeeze: a {side} of {size} cannot be divided into blocks of {self.factor}")
+        return None if size is None else size // self.factor
