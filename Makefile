@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
+CLUSTER := $(VENV)/.ready-cluster
 JAX := .venv-jax/.ready
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?= $(or $(DIFFEO_DATA),../shared/data)
@@ -22,13 +23,17 @@ $(DEV): $(READY)
 	$(INSTALL) -e ".[dev]"
 	touch $(DEV)
 
+$(CLUSTER): $(DEV)
+	$(INSTALL) -e ".[cluster]"
+	touch $(CLUSTER)
+
 demo: $(READY)  ## fit real tables, find anomalies, write demo/
 	$(BIN)/python -m diffeo.cli.demo demo
 
 test: $(DEV)  ## the fast suite
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: $(DEV)  ## with Inductor, killed fits and several processes
+test-all: $(CLUSTER)  ## with Inductor, killed fits, several processes, Ray and (where there is Java) Spark
 	$(BIN)/python -m pytest -q
 
 lint: $(DEV)  ## what CI checks before the tests

@@ -49,6 +49,20 @@ def test_rows_get_the_same_scores_in_any_form(form, table, model):
     assert type(diffeo.BatchScorer(model)(make(table))) is type(make(table))
 
 
+def test_percentiles_of_equal_rows_do_not_depend_on_the_batches():
+    """Rows of categories are equal to many training rows; the last bit of a density depends on the size of a batch."""
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"a": rng.choice(list("abc"), 400), "b": rng.choice(["x", "y"], 400), "n": rng.poisson(1, 400)})
+    model = diffeo.fit_table(rows, recipe="maf", steps=20, validation=0, progress=False)
+    score = diffeo.BatchScorer(model)
+    whole = score(rows)
+    for size in (1, 7, 100):
+        parts = pd.concat(score.over(rows[i : i + size] for i in range(0, len(rows), size)))
+        assert np.array_equal(parts["percentile"], whole["percentile"])
+    best = model.log_prob(rows).max()
+    assert model.percentile(np.array([best, -np.inf])).tolist() == [100.0, 0.0]
+
+
 def test_a_scorer_of_a_file_is_small_and_reads_it_where_it_is_used(table, model, tmp_path):
     diffeo.save(model, tmp_path / "model.safetensors")
     score = diffeo.BatchScorer(tmp_path / "model.safetensors")

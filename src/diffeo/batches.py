@@ -24,8 +24,8 @@ class BatchScorer:
 
     A call takes and returns one batch: a DataFrame, a `pyarrow.Table` or `RecordBatch`, or a dict of arrays; that is
     what Ray Data's `map_batches` passes. `over` takes and returns an iterator of batches, as Spark's `mapInArrow` and
-    `mapInPandas` do. Given the path of a model file, the scorer is small to send to other processes, and each of them
-    reads the file once.
+    `mapInPandas` do. Given the path of a model file, the scorer is small to send to other processes, and each copy that
+    arrives there reads the file once.
 
     Args:
         model: a `TableDensity`, or the path of a saved one.

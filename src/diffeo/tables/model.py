@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffeo.training import FitResult
 
 BLOCK = 8192  # rows scored or drawn at once
+ROUNDING = 1e-9  # log-densities this near each other, relatively where they are large, count as equal in percentiles
 NOISE = 8  # points of the cell of a whole number at which its density is taken
 
 
@@ -107,6 +108,9 @@ class TableDensity:
     def percentile(self, log_prob: pd.Series | np.ndarray) -> np.ndarray:
         """Share of training rows, in percent, whose log-density is not above each of these."""
         known = np.asarray(self.notes["log_prob_quantiles"])
+        # Equal rows, of which tables of categories have many, must not change places with a density's last bit, which
+        # depends on how many rows are scored at once, and on the processor.
+        known = known - ROUNDING * np.maximum(1.0, np.abs(known))
         return 100 * np.searchsorted(known, np.asarray(log_prob), side="right") / len(known)
 
     def sample(
