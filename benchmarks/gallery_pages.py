@@ -7,11 +7,11 @@ from statistics import median
 
 import matplotlib.pyplot as plt
 import torch
+from markdown import load, number
 from matplotlib.colors import hsv_to_rgb
 from torch import Tensor
 
 import diffeo
-from markdown import load, number, table
 from shapes import SHAPES, WINDOWS
 
 GALLERY = Path(__file__).resolve().parents[1] / "docs" / "gallery"
@@ -170,7 +170,7 @@ def write() -> None:
         "best of a column in bold, with what comes within 0.01 of it. The standard error is",
         f"{_standard_error(cells):.3f} in the median.",
         "",
-        *table(["family", *SHAPES], [*gaps, truth]),
+        *markdown(["family", *SHAPES], [*gaps, truth]),
         "",
         "## Cost",
         "",
@@ -178,7 +178,7 @@ def write() -> None:
         f"{content['timed']:,} rows, from data to noise and back. The",
         "round trip is the largest error of any of these rows after z and back, relative to max(1, |x|), in float32.",
         "",
-        *table(["family", "parameters", "steps", "seconds", "to noise, ms", "to data, ms", "round trip"], costs),
+        *markdown(["family", "parameters", "steps", "seconds", "to noise, ms", "to data, ms", "round trip"], costs),
         "",
     ]
     for family in families:
