@@ -45,7 +45,6 @@ lint: $(DEV)  ## what CI checks before the tests
 bench-density: $(READY)  ## density tables of docs/benchmarks.md; needs the data folder (DIFFEO_DATA)
 	$(INSTALL) -e ".[bench]"
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/density.py
-	$(BIN)/python benchmarks/inverse.py
 	$(BIN)/python benchmarks/report.py
 
 $(JAX): $(READY)
@@ -58,7 +57,7 @@ bench: $(JAX)  ## speed beside the peers; FlowJAX has an environment of its own
 	$(BIN)/python benchmarks/speed.py --jax-python .venv-jax/bin/python
 	$(BIN)/python benchmarks/report.py
 
-bench-scale: $(JAX)  ## memory, large tables, time to a score
+bench-scale: $(JAX)  ## memory, large tables, the inverse, time to a score
 	$(BIN)/python benchmarks/scale.py
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/time_to_score.py --jax-python .venv-jax/bin/python
 	$(BIN)/python benchmarks/report.py

@@ -13,15 +13,16 @@ import argparse
 import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 
 import diffeo
 from diffeo.solvers import Integrator
+from results import IMAGES, RESULTS, load, markdown, number, save
 
-RESULTS = Path(__file__).parent / "results" / "continuous.json"
+RESULT = RESULTS / "continuous.json"
 ANGLES = torch.arange(8) * math.pi / 4
 TARGETS = {
     "eight Gaussians": diffeo.targets.Mixture(2 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1), 0.3),
@@ -96,6 +97,51 @@ def estimates(flow: diffeo.Flow, x: torch.Tensor, draws: int = 50) -> dict[str, 
     }
 
 
+def section() -> str:
+    """Likelihood against flow matching; estimates; error against evaluations."""
+    content = load(RESULT)
+    rows, notes = [], []
+    for name, target in content["targets"].items():
+        for kind, r in target["runs"].items():
+            title = "likelihood" if kind == "likelihood" else f"flow matching, {kind}"
+            rows.append([name, title, r["steps"], f"{r['seconds']:.0f}", number(r["nats"]), r["evaluations"]])
+        rows.append([name, "the density itself", "", "", number(target["true_nats"]), ""])
+        h = target["hutchinson"]
+        estimate = f"{number(h['difference'], 5)} ± {h['error']:.5f} nats"
+        notes.append(f"{name}: {estimate} (one estimate of one row: ± {h['spread']:.2f})")
+    return f"""\
+## Continuous flows
+
+`diffeo.ffjord(2)` on 20,000 samples of known densities, trained by likelihood, and by `diffeo.FlowMatching` in less
+than a fifth of the seconds; nats on 5,000 others; evaluations of the field for a density; \
+{content["threads"]} thread, beside other jobs.
+
+{markdown(["target", "trained by", "steps", "seconds", "nats", "evaluations"], rows)}
+
+Hutchinson's estimate of the log-density less the exact one, over 1,000 rows and 50 draws: {"; ".join(notes)}.
+
+![Error of the log-density against evaluations of the field](images/continuous.png)
+
+    python benchmarks/continuous.py
+"""
+
+
+def draw() -> None:
+    """Error of the log-density against evaluations of the field."""
+    targets = load(RESULT)["targets"]
+    figure, axes = plt.subplots(1, len(targets), figsize=(8, 3.2), layout="constrained", sharey=True, squeeze=False)
+    for ax, (name, target) in zip(axes[0], targets.items(), strict=True):
+        for method, colour in (("rk4", "#3d5a80"), ("dopri5", "#ee6c4d")):
+            points = [(s["evaluations"], s["error"]) for s in target["solvers"] if s["method"] == method]
+            ax.loglog(*zip(*sorted(points), strict=True), "o-", color=colour, label=method)
+        ax.set(title=name, xlabel="evaluations of the field")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("mean |error| of log p (nats)")
+    axes[0, 0].legend(frameon=False)
+    figure.savefig(IMAGES / "continuous.png", dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
     """All targets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,7 +171,7 @@ def main() -> None:
             "solvers": solvers(flow, test[:500]),
         }
         print(name, json.dumps(content["targets"][name], indent=1), flush=True)
-        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+        save(RESULT, content)
 
 
 if __name__ == "__main__":

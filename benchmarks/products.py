@@ -1,4 +1,4 @@
-"""Matrix products of conditioners: the ways to ask for one, interleaved; what `diffeo.nets.products` rests on.
+"""Matrix products of conditioners: the ways to ask for one, interleaved; what `diffeo.kernels.layout` rests on.
 
     python benchmarks/products.py
 
@@ -12,12 +12,11 @@ import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import peers
+from results import RESULTS, save
 
 SHAPES = (
     (256, 2, 64),
@@ -64,7 +63,7 @@ def main() -> None:
     with torch.inference_mode():
         runs = [{"batch": b, "in": i, "out": o, **measure(b, i, o)} for b, i, o in SHAPES]
     result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "runs": runs}
-    peers._write(Path(__file__).parent / "results" / "products.json", result)
+    save(RESULTS / "products.json", result)
     print(json.dumps(result, indent=1))
 
 

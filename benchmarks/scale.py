@@ -1,6 +1,6 @@
-"""What grows with what: memory with depth, cost with features and rows, memory with the table; and start-up times.
+"""What grows with what: memory with depth, cost with features and rows, memory with the table, start-up, the inverse.
 
-    python benchmarks/scale.py            # all, or some of: depth, cost, table, startup
+    python benchmarks/scale.py            # all, or some of: depth, cost, table, startup, inverse
 
 Every measurement is a process of its own. Writes benchmarks/results/scale.json, part by part.
 """
@@ -16,18 +16,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import peers
+from results import RESULTS, load, markdown, save, short
 
-RESULTS = Path(__file__).parent / "results" / "scale.json"
+RESULT = RESULTS / "scale.json"
 DEPTHS = (4, 32)
 POLICIES = ("store", "recompute", "invert")
 SIZES = ((8, 128, 512), (64, 256, 1024))  # features, hidden, rows
 FEATURES = (8, 64, 512)
 ROWS = (1, 16, 256, 4096)
-TABLES = (500_000, 8_000_000)  # rows of 8 float64 columns
+PARQUET = (500_000, 8_000_000)  # rows of 8 float64 columns
+INVERSES = 30
 STARTS = 9
 
 
@@ -128,7 +130,7 @@ def directions(family: str, features: int) -> list[dict[str, Any]]:
     return out
 
 
-def table() -> list[dict[str, Any]]:
+def parquet() -> list[dict[str, Any]]:
     """Peak memory of one epoch over a Parquet file, and over the same rows read into memory."""
     import numpy as np
     import pyarrow as pa
@@ -136,7 +138,7 @@ def table() -> list[dict[str, Any]]:
 
     out = []
     random = np.random.default_rng(0)
-    for rows in TABLES:
+    for rows in PARQUET:
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/rows.parquet"
             names = [f"c{i}" for i in range(8)]
@@ -192,6 +194,41 @@ def startup() -> dict[str, Any]:
     return {name: [round(q, 3) for q in statistics.quantiles(t, n=4)] for name, t in times.items()}
 
 
+def inverse() -> dict[str, Any]:
+    """Milliseconds of one autoregressive layer's inverse beside its own density pass."""
+    runs = [
+        work("directions_of_a_layer", features=features, hidden=hidden, batch=batch, residual=residual)
+        for features, hidden, batch in SIZES
+        for residual in (False, True)
+    ]
+    return {"torch": version("torch"), "cores": os.cpu_count(), "runs": runs}
+
+
+def directions_of_a_layer(features: int, hidden: int, batch: int, residual: bool) -> dict[str, Any]:
+    """One process: quartiles of one spline layer with 8 bins and two hidden layers, in eager mode, interleaved."""
+    import torch
+
+    import diffeo
+
+    torch.manual_seed(0)
+    spline = diffeo.RationalQuadraticSpline(8)
+    net = diffeo.nets.MADE(features, spline.n_params, hidden=(hidden, hidden), residual=residual)
+    layer = diffeo.testing.perturbed(diffeo.Autoregressive(net, spline))
+    x = torch.randn(batch, features)
+    times: dict[str, list[float]] = {"density": [], "inverse": []}
+    with torch.inference_mode():
+        z, _ = layer(x)
+        error = float((layer.inverse(z)[0] - x).abs().max())
+        for _ in range(INVERSES):
+            for name, run, value in (("density", layer.forward, x), ("inverse", layer.inverse, z)):
+                began = time.perf_counter()
+                run(value)
+                times[name].append(1e3 * (time.perf_counter() - began))
+    ratios = [i / d for i, d in zip(times["inverse"], times["density"], strict=True)]
+    quartiles = {name: [round(q, 3) for q in statistics.quantiles(t, n=4)] for name, t in times.items()}
+    return {**quartiles, "ratio": [round(q, 2) for q in statistics.quantiles(ratios, n=4)], "error": error}
+
+
 def work(task: str, **arguments: Any) -> Any:
     """Run a function of this file in a process of its own."""
     command = [sys.executable, __file__, "--worker", task, json.dumps(arguments)]
@@ -217,7 +254,8 @@ def _flow(family: str, features: int, hidden: int, layers: int = 5) -> Any:
         if family in ("realnvp", "nsf"):
             mask = torch.arange(features) % 2 == i % 2
             kept = int(mask.sum())
-            parts.append(diffeo.Coupling(mask, MLP(kept, u.n_params * (features - kept), hidden=(hidden,) * 2), u))
+            net = MLP(kept, features - kept, n_params=u.n_params, hidden=(hidden,) * 2)
+            parts.append(diffeo.Coupling(mask, net, u))
         else:
             order = torch.arange(features) if i % 2 == 0 else torch.arange(features).flip(0)
             parts.append(diffeo.Autoregressive(MADE(features, u.n_params, hidden=(hidden,) * 2, order=order), u))
@@ -230,7 +268,106 @@ def _peak_mb() -> float:
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
-PARTS: dict[str, Callable[[], Any]] = {"depth": depth, "cost": cost, "table": table, "startup": startup}
+def section() -> str:
+    """All parts but the inverse."""
+    result = load(RESULT)
+    depths = [
+        [
+            f"D{run['features']} H{run['hidden']} B{run['rows']}", str(run["layers"]), run["policy"],
+            f"{run['saved_mb']:.3f}", f"{run['event_mb']:.3f}", f"{run['peak_mb']:.0f}", f"{run['ms']:.0f}",
+            f"{run['over_store']:.2f}", *(f"{run['gradient_error'][kind]:.0e}" for kind in ("float32", "float64")),
+        ]
+        for run in result["depth"]
+    ]  # fmt: skip
+    costs = [
+        [
+            run["family"], str(run["features"]), str(run["rows"]), short(run["density"]), short(run["sample"]),
+            f"{run['sample'] / run['density']:.1f}",
+        ]
+        for run in result["cost"]
+    ]  # fmt: skip
+    epochs = [
+        [
+            f"{run['rows']:,}", str(run["table_mb"]), "ParquetRows" if run["streamed"] else "in memory",
+            str(run["peak_mb"]), str(run["steps"]), f"{run['seconds']:.0f}",
+        ]
+        for run in result["table"]
+    ]  # fmt: skip
+    starts = [[name, f"{q[1]:.2f} ({q[0]:.2f} … {q[2]:.2f})"] for name, q in result["startup"].items()]
+    header = ["couplings (nsf)", "layers", "memory", "saved MB", "one event tensor, MB", "peak MB", "ms", "ms / store"]
+    return f"""\
+## Memory with depth
+
+`Chain(memory=...)`: megabytes that one training step keeps for its backward pass (weights not counted), how much
+its peak raises that of the process, its time (median, in turn with `store`), and the relative difference of its
+gradients from those of `store`. Not compiled but for what runs in C, as in a fit; {result["threads"]} threads.
+
+{markdown([*header, "gradients, float32", "float64"], depths)}
+
+## Cost with features and rows
+
+Milliseconds (medians) of five layers, compiled, {result["threads"]} threads; hidden layers 128 × 2 for 8 features,
+else 256 × 2.
+
+{markdown(["flow", "features", "rows", "density", "samples", "samples / density"], costs)}
+
+## A table larger than memory
+
+One epoch of `diffeo.fit` over eight float64 columns, from a Parquet file by `ParquetRows` and read whole: how much it
+raises the peak memory of a process that has fitted before.
+
+{markdown(["rows", "table MB", "", "peak MB", "steps", "seconds"], epochs)}
+
+## Start-up
+
+Seconds of a whole process, medians (quartiles), in turn.
+
+{markdown(["", "seconds"], starts)}
+
+    python benchmarks/scale.py
+"""
+
+
+def inverse_section() -> str:
+    """Cost of the autoregressive inverse."""
+    result = load(RESULT)
+    rows = [
+        [
+            f"D = {r['features']}, hidden {r['hidden']} × 2, batch {r['batch']:,}{', residual' * r['residual']}",
+            f"{r['density'][1]:.1f} ms",
+            f"{r['inverse'][1]:.1f} ms",
+            f"{r['ratio'][1]:.2f} ({r['ratio'][0]:.2f} … {r['ratio'][2]:.2f})",
+            f"{r['error']:.0e}",
+        ]
+        for r in result["inverse"]["runs"]
+    ]
+    return f"""\
+## The autoregressive inverse
+
+One spline layer with 8 bins: its inverse, which computes each hidden unit once, beside its own density pass;
+eager mode, interleaved, medians (quartiles), {result["threads"]} thread of {result["inverse"]["cores"]} cores. \
+Goal at D = 64:
+at most 4.
+
+{markdown(["layer", "density", "inverse", "ratio", "round-trip error"], rows)}
+
+    python benchmarks/scale.py inverse
+"""
+
+
+PARTS: dict[str, Callable[[], Any]] = {
+    "depth": depth,
+    "cost": cost,
+    "table": parquet,
+    "startup": startup,
+    "inverse": inverse,
+}
+TASKS: dict[str, Callable[..., Any]] = {
+    "step": step,
+    "directions": directions,
+    "epoch": epoch,
+    "directions_of_a_layer": directions_of_a_layer,
+}
 
 
 def main() -> None:
@@ -241,16 +378,15 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        tasks: dict[str, Callable[..., Any]] = {"step": step, "directions": directions, "epoch": epoch}
         task, arguments = options.worker
-        print(json.dumps(tasks[task](**json.loads(arguments))))
+        print(json.dumps(TASKS[task](**json.loads(arguments))))
         return
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    content = load(RESULT, {})
     for part in options.parts:
         content[part] = PARTS[part]()
         content["threads"] = options.threads
-        peers._write(RESULTS, content)
+        save(RESULT, content)
 
 
 if __name__ == "__main__":

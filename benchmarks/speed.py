@@ -1,6 +1,7 @@
 """Speed against the peers: nine flows; density, training step and samples; all libraries in turn within one run.
 
     python benchmarks/speed.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+    python benchmarks/speed.py --check ...   # run every operation once and print the sizes instead
 
 Each library runs in a process of its own that sleeps while others are timed; diffeo has one for each configuration, and
 compiles them all first, one on each core. Then, configuration by configuration, all build (the seconds of first calls
@@ -12,7 +13,6 @@ docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -22,13 +22,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import NullLocator
 
-import peers
-import speed_peers
-from speed_peers import CONFIGURATIONS, IDIOMS, OPERATIONS, Configuration
-from speed_worker import Worker
+from libraries import PEERS
+from results import IMAGES, RESULTS, load, markdown, save, short
+from speed_worker import FLOORS, IDIOMS, LIBRARIES, THREADS, Configuration, Worker
 
+RESULT = RESULTS / "speed.json"
+CONFIGURATIONS = [
+    Configuration("realnvp-8", "realnvp", 8, 128, 5, 512),
+    Configuration("nsf-8", "nsf", 8, 128, 5, 512),
+    Configuration("maf-8", "maf", 8, 128, 5, 512),
+    Configuration("nsf_ar-8", "nsf_ar", 8, 128, 5, 512),
+    Configuration("realnvp-64", "realnvp", 64, 256, 8, 1024),
+    Configuration("nsf-64", "nsf", 64, 256, 8, 1024),
+    Configuration("maf-64", "maf", 64, 256, 5, 1024),
+    Configuration("nsf_ar-64", "nsf_ar", 64, 256, 5, 1024),
+    Configuration("nsf_ar-2", "nsf_ar", 2, 64, 3, 256),
+]
+OPERATIONS = {"density": "Log-density", "step": "Training step", "sample": "Samples"}
 ROUNDS = 7  # a neighbour on the machine may slow a whole turn down
 BURST = 0.13  # seconds of one library's turn
 PAUSE = 0.1  # seconds between turns
@@ -77,30 +91,13 @@ def measure(workers: dict[str, Worker], first: dict[str, dict[str, float]]) -> d
     return results
 
 
-def main() -> None:
-    """Measure the configurations asked for, all by default."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", default=sys.executable, help="interpreter with zuko, nflows, normflows")
-    parser.add_argument("--jax-python", help="interpreter with flowjax; without it FlowJAX is left out")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--configurations", nargs="+", default=[c.name for c in CONFIGURATIONS])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "speed.json")
-    args = parser.parse_args()
-
-    content: dict[str, Any] = {"idioms": IDIOMS, "runs": {}}
-    if args.out.exists():
-        content["runs"] = json.loads(args.out.read_text())["runs"]
-    asked = [c for c in CONFIGURATIONS if c.name in args.configurations]
-    pythons = dict.fromkeys(speed_peers.LIBRARIES, sys.executable)
-    pythons |= dict.fromkeys(speed_peers.PEERS, args.python) | {"flowjax": args.jax_python}
-    others = {
-        library: Worker(python, library, args.threads)
-        for library, python in pythons.items()
-        if library != "diffeo" and python is not None
-    }
-    ours = {c.name: Worker(sys.executable, "diffeo", args.threads) for c in asked}
+def run(asked: list[Configuration], pythons: dict[str, str], threads: int, out: Path) -> None:
+    """Measure configurations, one after another, and rewrite the result file after each."""
+    content: dict[str, Any] = {"idioms": IDIOMS, "runs": load(out, {"runs": {}})["runs"]}
+    others = {k: Worker(python, k, threads) for k, python in pythons.items() if k != "diffeo"}
+    ours = {c.name: Worker(pythons["diffeo"], "diffeo", threads) for c in asked}
     began = time.perf_counter()
-    with ThreadPoolExecutor(args.threads) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         compiled = dict(zip(ours, pool.map(first_calls, ours.values(), asked), strict=True))
     print(f"diffeo compiled {len(asked)} configurations in {time.perf_counter() - began:.0f} s", flush=True)
     for configuration in asked:
@@ -108,9 +105,9 @@ def main() -> None:
         began = time.perf_counter()
         first = {"diffeo": compiled[configuration.name]}
         first |= {library: first_calls(worker, configuration) for library, worker in others.items()}
-        run = {
+        found = {
             **configuration._asdict(),
-            "threads": args.threads,
+            "threads": threads,
             "cores": os.cpu_count(),
             "machine": platform.machine(),
             "processor": _processor(),
@@ -120,21 +117,55 @@ def main() -> None:
             "results": measure(workers, first),
         }
         ours[configuration.name].close()
-        run["seconds"] = round(time.perf_counter() - began, 1)
-        content["runs"][configuration.name] = run
-        peers._write(args.out, content)
-        _show(configuration.name, run)
+        found["seconds"] = round(time.perf_counter() - began, 1)
+        content["runs"][configuration.name] = found
+        save(out, content)
+        _show(configuration.name, found)
     for worker in others.values():
         worker.close()
+
+
+def check(asked: list[Configuration], pythons: dict[str, str], threads: int) -> bool:
+    """Prints the parameters of every library and configuration; whether all operations gave what they should."""
+    workers = {k: Worker(python, k, threads) for k, python in pythons.items() if k not in FLOORS}
+    fine = True
+    for library, worker in workers.items():
+        print(f"{library}: {worker.versions()}; {IDIOMS[library]}")
+    print(f"{'parameters':12}" + "".join(f"{library:>14}" for library in workers))
+    for configuration in asked:
+        print(f"{configuration.name:12}", end="", flush=True)
+        faults: list[str] = []
+        for library, worker in workers.items():
+            try:
+                worker.build(configuration)
+                result = worker.check()
+            except RuntimeError as error:
+                result = {"parameters": "-", "faults": [str(error)]}
+            faults += [f"{library}: {fault}" for fault in result["faults"]]
+            print(f"{result['parameters']:>14}", end="", flush=True)
+        print("".join(f"\n  {fault}" for fault in faults))
+        fine = fine and not faults
+    for worker in workers.values():
+        worker.close()
+    return fine
 
 
 def _show(name: str, run: dict[str, Any]) -> None:
     print(f"{name} ({run['seconds']:.0f} s)", flush=True)
     for operation in OPERATIONS:
-        medians = {library: r[operation]["ms"][1] for library, r in run["results"].items()}
-        fastest = min(ms for library, ms in medians.items() if library in speed_peers.PEERS)
+        medians = _medians(run, operation)
         shown = "  ".join(f"{library} {ms:.2f}" for library, ms in medians.items())
-        print(f"  {operation:8} {medians['diffeo'] / fastest:.2f}x the fastest peer   {shown}", flush=True)
+        ratio = medians["diffeo"] / _fastest(medians)
+        print(f"  {operation:8} {ratio:.2f}x the fastest peer   {shown}", flush=True)
+
+
+def _medians(run: dict[str, Any], operation: str) -> dict[str, float]:
+    return {library: r[operation]["ms"][1] for library, r in run["results"].items()}
+
+
+def _fastest(medians: dict[str, float]) -> float:
+    """Of the peers."""
+    return min(ms for library, ms in medians.items() if library in PEERS)
 
 
 def _processor() -> str:
@@ -145,6 +176,109 @@ def _processor() -> str:
         return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def _runs() -> dict[str, Any]:
+    """What is stored, in the order of the configurations."""
+    runs = load(RESULT)["runs"]
+    return {c.name: runs[c.name] for c in CONFIGURATIONS if c.name in runs}
+
+
+def section() -> str:
+    """Every configuration, library and operation."""
+    runs = _runs()
+    some = next(iter(runs.values()))
+    machine = f"{some['threads']} threads on {some['cores']} cores ({some['processor']})"
+    versions = {name: v for run in runs.values() for who in run["versions"].values() for name, v in who.items()}
+    libraries = list(some["results"])
+    times = ""
+    for operation, title in OPERATIONS.items():
+        rows = [_row(run, operation, libraries) for run in runs.values()]
+        times += f"### {title}\n\n{markdown(['flow', *libraries, 'diffeo / fastest peer'], rows)}\n\n"
+    compiling = []
+    for name, run in runs.items():
+        first = {library: r["first_call_s"] for library, r in run["results"].items()}
+        compiling.append([name, *(" / ".join(f"{first[k][o]:.1f}" for o in OPERATIONS) for k in COMPILING)])
+    idioms = "\n".join(f"- {library}: {idiom}." for library, idiom in load(RESULT)["idioms"].items())
+    return f"""\
+## Speed beside the peers
+
+The same flows in every library: L layers, conditioners of two hidden layers of width H, splines of 8 bins,
+batches of B rows; standard normal base, no learned linear maps. Milliseconds, medians (quartiles) over
+interleaved bursts, {machine}, a shared machine.
+The last column is `diffeo` as a multiple of the fastest peer's median. `floor` and `floor-onednn` are the dense
+matrix products alone, by PyTorch's default and by oneDNN; `diffeo` is compiled by `flow.compile()`, `diffeo-eager`
+is not.
+Versions: {", ".join(f"{name} {v}" for name, v in sorted(versions.items()))}.
+
+{times}![Speed as a multiple of the fastest peer's](images/speed.png)
+
+### Seconds of the first call (compilation)
+
+Density / training step / samples. PyTorch's compiler had kernels on disk from earlier runs where it had seen the
+same flow before.
+
+{markdown(["flow", *COMPILING], compiling)}
+
+What each library runs:
+
+{idioms}
+
+    python benchmarks/speed.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+"""
+
+
+def _row(run: dict[str, Any], operation: str, libraries: list[str]) -> list[str]:
+    cells = []
+    for library in libraries:
+        low, middle, high = run["results"][library][operation]["ms"]
+        cells.append(f"{short(middle)} ({short(low)} … {short(high)})")
+    label = f"{run['family']} D{run['features']} H{run['hidden']} L{run['layers']} B{run['batch']}"
+    medians = _medians(run, operation)
+    return [label, *cells, f"{medians['diffeo'] / _fastest(medians):.2f}"]
+
+
+def draw() -> None:
+    """Ratios to the fastest peer: below one is faster."""
+    runs = _runs()
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained", sharey=True)
+    for ax, (operation, title) in zip(axes, OPERATIONS.items(), strict=True):
+        medians = [_medians(run, operation) for run in runs.values()]
+        for library, color in (("diffeo", "#ee6c4d"), ("diffeo-eager", "#e0b1a3"), ("floor", "#98a2ad")):
+            ax.plot([m[library] / _fastest(m) for m in medians], range(len(runs)), "o", color=color, label=library)
+        ax.axvline(1, color="#1b1f24", lw=0.8)
+        ax.set(xscale="log", title=title, xlabel="times the fastest peer's")
+        low, high = ax.get_xlim()
+        ticks = [t for t in (0.01, 0.03, 0.1, 0.3, 0.5, 1, 2, 5) if low < t < high]
+        ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.grid(axis="y", color="#e6e8eb")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(runs)), list(runs))
+    axes[0].invert_yaxis()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    fig.savefig(IMAGES / "speed.png", dpi=130)
+    plt.close(fig)
+
+
+def main() -> None:
+    """Measure the configurations asked for, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", default=sys.executable, help="interpreter with zuko, nflows, normflows")
+    parser.add_argument("--jax-python", help="interpreter with flowjax; without it FlowJAX is left out")
+    parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--configurations", nargs="+", default=[c.name for c in CONFIGURATIONS])
+    parser.add_argument("--libraries", nargs="+", default=LIBRARIES, choices=LIBRARIES, help="of --check")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--check", action="store_true", help="run every operation once and print the sizes instead")
+    args = parser.parse_args()
+    asked = [c for c in CONFIGURATIONS if c.name in args.configurations]
+    pythons = dict.fromkeys(LIBRARIES, sys.executable)
+    pythons |= dict.fromkeys(PEERS, args.python) | {"flowjax": args.jax_python}
+    pythons = {library: python for library, python in pythons.items() if python}
+    if args.check:
+        sys.exit(not check(asked, {k: v for k, v in pythons.items() if k in args.libraries}, args.threads))
+    run(asked, pythons, args.threads, args.out)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,80 @@
-"""Flow libraries in processes of their own, asked to take turns; as a program, a check of what they were built as.
+"""One flow library in a process of its own, asked to take turns with others; `speed.py` starts it.
 
-python benchmarks/speed_worker.py --check --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+Nothing is imported here that only some libraries need, so that it runs in the environment of any of them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from speed_peers import CONFIGURATIONS, FLOORS, IDIOMS, LIBRARIES, PACKAGES, THREADS, Configuration, Peer, build
+import libraries
+from libraries import BINS, BOUND, COUPLINGS, DEPTH, PEERS, RATE, SPLINES, Architecture, TorchFlow
+
+FLOORS = ("floor", "floor-onednn")  # products alone, no flows
+LIBRARIES = ("diffeo", "diffeo-eager", *FLOORS, *PEERS)
+THREADS = 2
+PACKAGES = {library: (library, "torch") for library in PEERS} | {
+    "diffeo": ("diffeo", "torch"),
+    "diffeo-eager": ("diffeo", "torch"),
+    "floor": ("torch",),
+    "floor-onednn": ("torch",),
+    "flowjax": ("flowjax", "jax", "jaxlib", "equinox", "optax"),
+}
+IDIOMS = {
+    "diffeo": "alternating masks, or orders turned round; compiled by flow.compile(), the training step "
+    "by CompiledGradients; ReLU, as all others use, in place of its default SiLU",
+    "diffeo-eager": "the same without compiling",
+    "floor": "the dense matrix products of the same nets alone, by PyTorch's default, without biases and activations; "
+    "a step is the products of the forward and the backward pass; a sample is one pass, also for maf and nsf_ar",
+    "floor-onednn": "the same products by oneDNN's linear operator, which PyTorch does not take by itself",
+    "zuko": "realnvp is RealNVP and nsf the same class with its spline, masks alternate; NSF(passes=2) would transform "
+    "all features in each layer; maf and nsf_ar are MAF and NSF, which reverse the order between layers",
+    "nflows": "MLP or MADE of two hidden layers; couplings with alternating masks and no unconditional transform, "
+    "reversals between autoregressive layers",
+    "normflows": "realnvp swaps the halves; nsf and nsf_ar have residual nets only: one block, a hidden product more "
+    "than the others; nsf alternates masks and always has an unconditional spline on its conditioning half; nsf_ar "
+    "permutes inside its masks; maf is MaskedAffineAutoregressive in Reverse, so that the density is one pass, with "
+    "random permutations, and its net has no ReLU after the first product",
+    "flowjax": "coupling_flow and masked_autoregressive_flow with their random permutations; knots are inner knots, so "
+    "one fewer than bins, and the spline's outer derivatives are parameters; everything jitted",
+}
+
+
+class Configuration(NamedTuple):
+    """A flow's family and sizes, with the rows of one repetition; the net has DEPTH layers of `hidden` units."""
+
+    name: str
+    family: str
+    features: int
+    hidden: int
+    layers: int
+    batch: int
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the libraries build."""
+        return Architecture(self.family, self.features, self.hidden, self.layers, cheapest=True)
+
+
+Operation = Callable[[], Any]
+
+
+class Peer(NamedTuple):
+    """A built flow: what it can do, and how many trainable parameters (masked weights included) it does it with."""
+
+    operations: dict[str, Operation]
+    parameters: int
 
 
 class Worker:
@@ -30,7 +86,7 @@ class Worker:
 
     def __init__(self, python: str | os.PathLike[str], library: str, threads: int = THREADS) -> None:
         self.library = library
-        command = [os.fspath(python), __file__, "--serve", library, "--threads", str(threads)]
+        command = [os.fspath(python), __file__, library, str(threads)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def build(self, configuration: Configuration, seed: int = 0) -> list[str]:
@@ -75,7 +131,7 @@ class _Server:
 
     def __init__(self, library: str) -> None:
         self.library = library
-        self.configuration = CONFIGURATIONS[0]
+        self.configuration: Configuration | None = None
         self.peer = Peer({}, 0)
 
     def build(self, configuration: Sequence[Any], seed: int) -> list[str]:
@@ -95,6 +151,7 @@ class _Server:
 
     def check(self) -> dict[str, Any]:
         results = {name: np.asarray(run()) for name, run in self.peer.operations.items()}
+        assert self.configuration is not None
         batch, features = self.configuration.batch, self.configuration.features
         shapes = {"density": (batch,), "step": (), "sample": (batch, features)}
         faults = [
@@ -112,7 +169,7 @@ def serve(library: str, threads: int) -> None:
     """Answers requests until the input ends; whatever the library prints goes to the standard error."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    _limit_threads(library, threads)
+    libraries.limit_threads(threads, jax=library == "flowjax")
     server = _Server(library)
     for line in sys.stdin:
         request = json.loads(line)
@@ -123,66 +180,166 @@ def serve(library: str, threads: int) -> None:
         print(json.dumps(reply), file=replies, flush=True)
 
 
-def _limit_threads(library: str, threads: int) -> None:
-    """Must come before torch or jax is imported; XLA has a switch for one thread, else it takes the cores it sees."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if library != "flowjax":
-        import torch
+def build(library: str, configuration: Configuration, seed: int = 0) -> Peer:
+    """The operations, each one repetition on rows prepared here. Their first call is a warm-up: FlowJAX compiles.
 
-        torch.set_num_threads(threads)
-    elif threads == 1:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
-    elif hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-
-
-def check(libraries: Sequence[str], names: Sequence[str], pythons: dict[str, str], threads: int) -> bool:
-    """Prints the parameters of every library and configuration; whether all operations gave what they should."""
-    workers = {library: Worker(pythons[library], library, threads) for library in libraries}
-    fine = True
-    for library, worker in workers.items():
-        print(f"{library}: {worker.versions()}; {IDIOMS[library]}")
-    print(f"{'parameters':12}" + "".join(f"{library:>12}" for library in libraries))
-    for configuration in CONFIGURATIONS:
-        if configuration.name not in names:
-            continue
-        print(f"{configuration.name:12}", end="", flush=True)
-        faults: list[str] = []
-        for library, worker in workers.items():
-            try:
-                worker.build(configuration)
-                result = worker.check()
-            except RuntimeError as error:
-                result = {"parameters": "-", "faults": [str(error)]}
-            faults += [f"{library}: {fault}" for fault in result["faults"]]
-            print(f"{result['parameters']:>12}", end="", flush=True)
-        print("".join(f"\n  {fault}" for fault in faults))
-        fine = fine and not faults
-    for worker in workers.values():
-        worker.close()
-    return fine
+    "density" returns the log densities of the batch, "step" the loss before its update and "sample" the rows, for
+    the check. "step" trains a flow of its own, so that the others' cost does not depend on how often it ran.
+    """
+    if library not in LIBRARIES:
+        raise ValueError(f"unknown library: {library}")
+    shape = configuration.batch, configuration.features
+    rows = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    runners = {"flowjax": _jax_peer, **dict.fromkeys(FLOORS, _floor)}
+    return runners.get(library, _torch_peer)(library, configuration, seed, rows)
 
 
-def main() -> None:
-    """A worker's process, or the check."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--check", action="store_true", help="run every operation once and print the sizes")
-    mode.add_argument("--serve", choices=LIBRARIES, help="be a worker (what `Worker` starts)")
-    names = [configuration.name for configuration in CONFIGURATIONS]
-    flows = [library for library in LIBRARIES if library not in FLOORS]
-    parser.add_argument("--libraries", nargs="+", default=flows, choices=flows)
-    parser.add_argument("--configurations", nargs="+", default=names, choices=names)
-    parser.add_argument("--python", default=sys.executable, help="interpreter of the PyTorch libraries")
-    parser.add_argument("--jax-python", default=sys.executable, help="interpreter of FlowJAX")
-    parser.add_argument("--threads", type=int, default=THREADS)
-    args = parser.parse_args()
-    if args.serve:
-        serve(args.serve, args.threads)
-    else:
-        pythons = dict.fromkeys(LIBRARIES, args.python) | {"flowjax": args.jax_python}
-        sys.exit(not check(args.libraries, args.configurations, pythons, args.threads))
+def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.ndarray) -> Peer:
+    import torch
+
+    make = libraries.TORCH.get(library, _diffeo)
+    torch.manual_seed(seed)
+    flow, trained = make(configuration.architecture), make(configuration.architecture)
+    flow.module.eval()
+    if library == "diffeo":
+        flow.module.compile()
+        import diffeo
+
+        gradients = diffeo.CompiledGradients(diffeo.MaximumLikelihood(trained.module))
+    optimiser = torch.optim.Adam(trained.module.parameters(), lr=RATE, fused=True)
+    x = torch.from_numpy(rows)
+
+    @torch.inference_mode()
+    def density() -> Any:
+        return flow.log_prob(x)
+
+    @torch.inference_mode()
+    def sample() -> Any:
+        return flow.sample(configuration.batch)
+
+    def compiled_step() -> Any:
+        loss = gradients(x)
+        optimiser.step()
+        return loss
+
+    def step() -> Any:
+        optimiser.zero_grad()
+        loss = -trained.log_prob(x).mean()
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
+
+    parameters = sum(p.numel() for p in flow.module.parameters() if p.requires_grad)
+    steps = compiled_step if library == "diffeo" else step
+    return Peer({"density": density, "step": steps, "sample": sample}, parameters)
+
+
+def _diffeo(a: Architecture) -> TorchFlow:
+    import torch
+
+    import diffeo
+
+    family, features, hidden = a.family, a.features, [a.hidden] * DEPTH
+    univariate = diffeo.RationalQuadraticSpline(BINS, BOUND) if family in SPLINES else diffeo.Affine()
+    activation = torch.nn.ReLU
+    layers: list[Any] = []
+    for i in range(a.layers):
+        if family in COUPLINGS:
+            mask = torch.arange(features) % 2 == i % 2
+            changed = int((~mask).sum())
+            sizes = {"n_params": univariate.n_params, "hidden": hidden, "activation": activation}
+            net = diffeo.nets.MLP(features - changed, changed, **sizes)
+            layers.append(diffeo.Coupling(mask, net, univariate))
+        else:
+            order = torch.arange(features) if i % 2 == 0 else torch.arange(features).flip(0)
+            net = diffeo.nets.MADE(features, univariate.n_params, hidden=hidden, order=order, activation=activation)
+            layers.append(diffeo.Autoregressive(net, univariate))
+    flow = diffeo.Flow(diffeo.Chain(*layers), diffeo.Normal(features))
+    return TorchFlow(flow, flow, flow.sample)
+
+
+def _floor(library: str, configuration: Configuration, seed: int, rows: np.ndarray) -> Peer:
+    """The matrix products of the nets in their dense form: what is left if all else were free."""
+    import torch
+
+    family, features, hidden = configuration.family, configuration.features, configuration.hidden
+    read, changed = (features // 2, features // 2) if family in COUPLINGS else (features, features)
+    widths = [read, *[hidden] * DEPTH, changed * (3 * BINS - 1 if family in SPLINES else 2)]
+    torch.manual_seed(seed)
+    x = torch.from_numpy(rows)[:, :read].clone()
+    nets = [[torch.randn(b, a) for a, b in pairwise(widths)] for _ in range(configuration.layers)]
+
+    def product(x: Any, weight: Any) -> Any:
+        if library == "floor":
+            return x @ weight.T
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+    def forward(weights: list[Any]) -> list[Any]:
+        """What goes into each product, and the result of the last."""
+        through = [x]
+        for weight in weights:
+            through.append(product(through[-1], weight))
+        return through
+
+    @torch.inference_mode()
+    def density() -> Any:
+        return [forward(weights)[-1] for weights in nets][-1]
+
+    @torch.inference_mode()
+    def step() -> Any:
+        through = [forward(weights) for weights in nets]
+        for weights, (*inputs, g) in zip(nets, through, strict=True):
+            for weight, h in zip(reversed(weights), reversed(inputs), strict=True):
+                product(g.T, h.T)  # the weight's gradient
+                g = product(g, weight.T)  # also of x, which each layer hands to the one before
+        return through[-1][-1]
+
+    parameters = sum(w.numel() for weights in nets for w in weights)
+    return Peer({"density": density, "step": step, "sample": density}, parameters)
+
+
+def _jax_peer(library: str, configuration: Configuration, seed: int, rows: np.ndarray) -> Peer:
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    flow = libraries.build_flowjax(configuration.architecture, seed)
+    params, static = eqx.partition(flow, eqx.is_inexact_array)
+    trained = jax.tree.map(jnp.copy, params)  # the update is given its buffers to write over
+    optimiser = optax.adam(RATE)
+    state = optimiser.init(trained)
+    x, key = jnp.asarray(rows), jax.random.key(seed)
+
+    @jax.jit
+    def log_prob(params: Any, x: jax.Array) -> jax.Array:
+        return eqx.combine(params, static).log_prob(x)
+
+    @jax.jit
+    def draw(params: Any, key: jax.Array) -> jax.Array:
+        return eqx.combine(params, static).sample(key, (configuration.batch,))
+
+    def update(params: Any, state: Any, x: jax.Array) -> tuple[Any, Any, jax.Array]:
+        loss, grads = jax.value_and_grad(lambda params: -log_prob(params, x).mean())(params)
+        updates, state = optimiser.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    update = jax.jit(update, donate_argnums=(0, 1))
+
+    def density() -> Any:
+        return log_prob(params, x).block_until_ready()
+
+    def sample() -> Any:
+        return draw(params, key).block_until_ready()
+
+    def step() -> Any:
+        nonlocal trained, state
+        trained, state, loss = jax.block_until_ready(update(trained, state, x))
+        return loss
+
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return Peer({"density": density, "step": step, "sample": sample}, parameters)
 
 
 if __name__ == "__main__":
-    main()
+    serve(sys.argv[1], int(sys.argv[2]))

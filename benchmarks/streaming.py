@@ -19,10 +19,18 @@ import tempfile
 import time
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results" / "streaming.json"
+from results import RESULTS, load, markdown, save
+
+RESULT = RESULTS / "streaming.json"
 FEATURES, BLOCK = 8, 65_536
 SIZES = (100_000, 1_000_000)
 REPEATS = 3
+WAYS = {
+    "program": "`diffeo score`, Parquet to Parquet, float64",
+    "flow32": "the same flow alone, float32",
+    "zuko32": "zuko's NSF, float32",
+    "zuko64": "zuko's NSF, float64",
+}
 
 
 def main() -> None:
@@ -37,13 +45,13 @@ def main() -> None:
         runs = []
         for repeat in range(REPEATS):
             for n in SIZES:
-                for what in ("program", "flow32", "zuko32", "zuko64"):
+                for what in WAYS:
                     command = [sys.executable, __file__, "--worker", what, str(model), str(tables[n])]
                     told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                     runs.append({"repeat": repeat, "rows": n, "what": what, **told})
                     print(runs[-1], flush=True)
     summary = []
-    for what in ("program", "flow32", "zuko32", "zuko64"):
+    for what in WAYS:
         for n in SIZES:
             chosen = [r for r in runs if r["what"] == what and r["rows"] == n]
             seconds = [r["seconds"] for r in chosen]
@@ -60,7 +68,7 @@ def main() -> None:
     import zuko
 
     head = {"features": FEATURES, "threads": os.environ.get("OMP_NUM_THREADS", "all"), "torch": torch.__version__}
-    RESULTS.write_text(json.dumps({**head, "zuko": zuko.__version__, "runs": summary}, indent=1) + "\n")
+    save(RESULT, {**head, "zuko": zuko.__version__, "runs": summary})
 
 
 def prepare(folder: Path) -> tuple[Path, dict[int, Path]]:
@@ -91,7 +99,7 @@ def prepare(folder: Path) -> tuple[Path, dict[int, Path]]:
     return folder / "model.safetensors", tables
 
 
-def work(what: str, model: str, table: str) -> dict[str, float]:
+def work(what: str, model: str, rows: str) -> dict[str, float]:
     """Score one file in this process; seconds without imports, and peak memory with them."""
     import pyarrow.parquet as pq
     import torch
@@ -101,7 +109,7 @@ def work(what: str, model: str, table: str) -> dict[str, float]:
         from diffeo.cli import main as program
 
         began = time.perf_counter()
-        assert program(["score", model, table, "-o", table.replace(".parquet", ".out.parquet")]) == 0
+        assert program(["score", model, rows, "-o", rows.replace(".parquet", ".out.parquet")]) == 0
     else:
         if what == "flow32":
             import diffeo
@@ -118,7 +126,7 @@ def work(what: str, model: str, table: str) -> dict[str, float]:
             run = flow().log_prob
         began = time.perf_counter()
         total = 0.0
-        with torch.inference_mode(), pq.ParquetFile(table) as file:
+        with torch.inference_mode(), pq.ParquetFile(rows) as file:
             for batch in file.iter_batches(BLOCK):
                 block = torch.from_numpy(batch.to_pandas().to_numpy()).to(dtype)
                 total += sum(float(run(part).sum()) for part in block.split(8192))
@@ -127,6 +135,29 @@ def work(what: str, model: str, table: str) -> dict[str, float]:
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     return {"seconds": seconds, "peak_mb": peak / 1024}
+
+
+def section() -> str:
+    """Rows per second and peak memory."""
+    found = load(RESULT)
+    rows = [
+        [
+            WAYS[r["what"]], f"{r['rows']:,}", f"{r['rows_per_second']:,}",
+            f"{r['seconds'][0]:.1f} … {r['seconds'][-1]:.1f} s", f"{r['peak_mb']:,} MB",
+        ]
+        for r in found["runs"]
+    ]  # fmt: skip
+    return f"""\
+## A million rows from Parquet
+
+{found["features"]} columns, 5 autoregressive spline layers of 128 × 2 units, 8 bins; every run a process of its own,
+interleaved, medians of three; {found["threads"]} thread(s); torch {found["torch"]}, zuko {found["zuko"]}. Peak memory
+includes PyTorch itself.
+
+{markdown(["what", "rows", "rows / s", "fastest … slowest", "peak memory"], rows)}
+
+    python benchmarks/streaming.py
+"""
 
 
 if __name__ == "__main__":

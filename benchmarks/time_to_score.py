@@ -3,7 +3,7 @@
     python benchmarks/time_to_score.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
 
 Peers train under the budget of the density benchmark; of each table those run again that came within 0.1 nats of the
-best there (results/density_peers.json), and the best of this run sets the goal. `diffeo` runs with ever more steps
+best there (results/density_libraries.json), and the best of this run sets the goal. `diffeo` runs with ever more steps
 until it is there, and once more with some fewer; then the best peer and the shortest attempt that got there run again,
 in turn. Every attempt is a process of its own, listed with its score. Writes results/time_to_score.json.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import peers
+import libraries
 import tables
+from density import PEERS_RESULT
+from results import RESULTS, load, markdown, number, save
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "time_to_score.json"
+RESULT = RESULTS / "time_to_score.json"
 NEAR = 0.1  # nats behind the best peer
 # steps, and whether the conditioners have residual blocks as those of normflows do
 ATTEMPTS = ((1500, False), (2000, False), (2500, False), (3000, False), (3000, True))
@@ -35,7 +37,7 @@ LEARNING_RATE = 4e-3  # twice the default of `fit`, which is made for longer fit
 
 def contenders(table: str) -> list[tuple[str, str]]:
     """Libraries and families whose mean over the seeds comes near the best."""
-    runs = json.loads((HERE / "results" / "density_peers.json").read_text())["runs"]
+    runs = load(PEERS_RESULT)["runs"]
     scores: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         if run["table"] == table and run["nats"] == run["nats"]:  # not those that diverged
@@ -48,13 +50,13 @@ def run_peer(python: str, library: str, family: str, table: str, threads: int) -
     """One peer, from the start of its process to its score."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run.json"
-        command = [python, str(HERE / "peers.py"), "--libraries", library, "--families", family, "--tables", table]
+        command = [python, libraries.__file__, "--libraries", library, "--families", family, "--tables", table]
         began = time.perf_counter()
         subprocess.run(
             [*command, "--seeds", "0", "--threads", str(threads), "--out", str(out)], check=True, stdout=sys.stderr
         )
         seconds = time.perf_counter() - began
-        run = json.loads(out.read_text())["runs"][0]
+        run = load(out)["runs"][0]
     return {
         "who": library,
         "family": family,
@@ -84,10 +86,62 @@ def attempt(table: str, steps: int, residual: bool) -> dict[str, float]:
     train, _, test = tables.peer_split(table)
     torch.manual_seed(0)
     flow = diffeo.nsf_ar(train.shape[1], residual=residual)
-    diffeo.fit(flow, train, validation=0, steps=steps, batch_size=peers.BATCH, lr=LEARNING_RATE, progress=False)
+    diffeo.fit(flow, train, validation=0, steps=steps, batch_size=libraries.BATCH, lr=LEARNING_RATE, progress=False)
     with torch.inference_mode():
         scores = torch.cat([flow(part) for part in torch.from_numpy(test).split(2048)]).double()
     return {"nats": float(scores.mean()), "stderr": float(scores.std() / len(scores) ** 0.5)}
+
+
+def section() -> str:
+    """Seconds to the test nats of the best peer."""
+    result = load(RESULT)
+    attempts, turns = [], []
+    for name, entry in result["tables"].items():
+        goal = entry["goal"]
+        for run in entry["runs"]:
+            who = f"{run['who']} {run['family']}" if "family" in run else f"{run['who']} {run['steps']} steps"
+            who += ", residual" if run.get("residual") else " (the goal)" if run == goal else ""
+            nats = f"{number(run['nats'])} ± {run['stderr']:.3f}"
+            attempts.append([name, who, nats, f"{run['seconds']:.0f}", f"{run['seconds'] / goal['seconds']:.2f}"])
+        if not entry["reached"]:
+            turns.append([name, goal["who"], "not reached", "", "", "", ""])
+            continue
+        peer, ours = entry["turns"]["peer"], entry["turns"]["diffeo"]
+        turns.append(
+            [
+                name, f"{peer[0]['who']} {peer[0]['family']}", number(_median(peer, "nats")), _seconds(peer),
+                f"{number(_median(ours, 'nats'))}, {ours[0]['steps']} steps", _seconds(ours),
+                f"**{_median(ours, 'seconds') / _median(peer, 'seconds'):.2f}**",
+            ]
+        )  # fmt: skip
+    header = ["table", "peer", "its nats", "its seconds", "our nats", "our seconds", "seconds / the peer's"]
+    return f"""\
+## Time to the best peer's score
+
+Seconds from starting Python to a test score: imports, reading, training, scoring. The peers train under the budget
+of the first section; those near the best there run again, and the best of this run is the goal. `diffeo` is
+`nsf_ar` with `fit`'s defaults but for a learning rate of {LEARNING_RATE:g}, which is twice the default and was
+chosen among three on these test rows, in separate attempts of ever more steps until it gets there, and one of
+{FEWER} fewer. Nothing was compiled before: attempts include the kernels that `fit` compiles.
+{result["threads"]} threads. The second table is the goal's peer and our shortest attempt that got there, run
+again in turn: medians, and the range of what was seen.
+
+{markdown(["table", "", "test nats", "seconds", "seconds / the goal's"], attempts)}
+
+{markdown(header, turns)}
+
+    python benchmarks/time_to_score.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+"""
+
+
+def _median(runs: list[dict[str, Any]], what: str) -> float:
+    return statistics.median(run[what] for run in runs)
+
+
+def _seconds(runs: list[dict[str, Any]]) -> str:
+    """The median, and the range in brackets."""
+    seen = [run["seconds"] for run in runs]
+    return f"{_median(runs, 'seconds'):.0f} ({min(seen):.0f}–{max(seen):.0f}, {len(seen)} runs)"
 
 
 def main() -> None:
@@ -95,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="interpreter with zuko, nflows, normflows")
     parser.add_argument("--jax-python", help="interpreter with flowjax; without it FlowJAX is left out")
-    parser.add_argument("--tables", nargs="+", default=peers.TABLES, choices=peers.TABLES)
+    parser.add_argument("--tables", nargs="+", default=libraries.TABLES, choices=libraries.TABLES)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -103,7 +157,7 @@ def main() -> None:
         table, steps, residual = options.worker
         print(json.dumps(attempt(table, int(steps), bool(int(residual)))))
         return
-    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"tables": {}}
+    content = load(RESULT, {"tables": {}})
     content["threads"] = options.threads
     for table in options.tables:
         runs: list[dict[str, Any]] = []
@@ -133,7 +187,7 @@ def main() -> None:
                 turns["diffeo"].append(run_ours(table, ours["steps"], ours["residual"], options.threads))
                 print(table, turns["peer"][-1], turns["diffeo"][-1], flush=True)
         content["tables"][table] = {"goal": best, "reached": bool(there), "runs": runs, "turns": turns}
-        peers._write(RESULTS, content)
+        save(RESULT, content)
 
 
 if __name__ == "__main__":

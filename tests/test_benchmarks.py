@@ -1,0 +1,16 @@
+"""The pages of the benchmarks say what the stored results say."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(("module", "page"), [("report", "benchmarks.md"), ("gallery", "gallery/index.md")])
+def test_a_page_is_what_the_stored_results_give(module, page, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    assert importlib.import_module(module).page() == (ROOT / "docs" / page).read_text()
