@@ -48,7 +48,7 @@ plt.show()
 # %% [markdown]
 # ## Score
 #
-# `log_prob` gives one value per row, in nats and in the units of XX
+# `log_prob` gives one value per row, in nats and in the units of the table, with the index of the table. Measurements are
 # whole or rounded, so it is a bound (`model.exact` is `False`), though always the same for the same row.
 
 # %%
