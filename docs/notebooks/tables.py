@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A table, from file to report
 #
-# The Palmer penguins: 333 birds with a species, an island, a sex, a year and four measurements. Nothing is prepared;
+# The Palmer penguins: 344 birds with a species, an island, a sex, a year and four measurements. Nothing is prepared;
 # the columns go in as they are.
 
 # %%
