@@ -7,11 +7,14 @@ DEV := $(VENV)/.ready-dev
 CLUSTER := $(VENV)/.ready-cluster
 JAX := .venv-jax/.ready
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# other interpreters that `make test-all` tries; those that do not start here are skipped, with a word
+PYTHONS ?= python3.10 python3.12 python3.13
+LOWEST := .venv-lowest
 DATA ?= $(or $(DIFFEO_DATA),../shared/data)
 # waiting threads sleep instead of spinning, which costs little alone and very much beside other work
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-all lint bench bench-scale bench-density bench-families bench-tables notebooks docs pictures clean
+.PHONY: demo test test-all test-pythons test-lowest lint bench bench-scale bench-density bench-families bench-tables notebooks docs pictures clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing PyTorch and the rest into $(VENV); this takes a few minutes."
@@ -33,8 +36,35 @@ demo: $(READY)  ## fit real tables, find anomalies, write demo/
 test: $(DEV)  ## the fast suite
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: $(CLUSTER)  ## with Inductor, killed fits, several processes, Ray and (where there is Java) Spark
+test-all: $(CLUSTER)  ## with Inductor, killed fits, several processes, Ray, Spark (where there is Java); then on other Pythons
 	$(BIN)/python -m pytest -q
+	$(MAKE) test-pythons
+
+test-pythons:  ## the fast suite on each of PYTHONS that is at hand
+	@set -e; for python in $(PYTHONS); do \
+	  if ! $$python -c "" 2> /dev/null; then \
+	    echo "$$python is not at hand: nothing was tried on it. PYTHONS=/path/to/python names one elsewhere."; \
+	    continue; \
+	  fi; \
+	  venv=.venv-$$($$python -c "import sys; print(*sys.version_info[:2], sep='.')"); \
+	  echo "The fast suite on $$($$python --version), in $$venv"; \
+	  if [ ! $$venv/.ready -nt pyproject.toml ]; then \
+	    $$python -m venv $$venv; \
+	    $$venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"; \
+	    touch $$venv/.ready; \
+	  fi; \
+	  $$venv/bin/python -m pytest -q -m "not slow"; \
+	done
+
+$(LOWEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	sed -n '/^dependencies = /,/^]/s/^  "\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt -e . pytest beartype
+	touch $(LOWEST)/.ready
+
+test-lowest: $(LOWEST)/.ready  ## part of the suite on the lowest dependencies that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest -q -m "not slow" -W ignore::DeprecationWarning \
+	  tests/test_core.py tests/test_tables.py tests/test_estimators.py tests/test_cli.py
 
 lint: $(DEV)  ## what CI checks before the tests
 	$(BIN)/ruff check .
@@ -80,15 +110,16 @@ bench-tables: $(READY)  ## the tables about outliers, regression, mixed columns 
 
 notebooks: $(READY)  ## execute the tutorials (installs zuko, nflows and sbi, which one of them compares with)
 	$(INSTALL) -e ".[docs,bench]" sbi
-	cd docs/notebooks && PATH=$(abspath $(BIN)):$$PATH jupytext --to ipynb --set-kernel python3 --execute *.py
+	folder=$$(mktemp -d) && cd docs/notebooks && PATH=$(abspath $(BIN)):$$PATH \
+	  jupytext --to ipynb --set-kernel python3 --run-path $$folder --execute *.py  # sbi writes its logs there
 
 docs: $(READY)  ## the site, with API pages from the docstrings, to site/
 	$(INSTALL) -e ".[docs]"
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # --quiet would let warnings pass
 
 pictures: demo  ## the pictures of the README; the report needs Chromium
 	cp demo/anomalies.png docs/images/
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1200,1500 --screenshot=docs/images/report.png demo/report.html
 
 clean:
-	rm -rf $(VENV) .venv-jax demo site
+	rm -rf $(VENV) .venv-* demo site

@@ -69,8 +69,17 @@ def test_the_tutorials_are_executed():
         assert code
         assert all(cell["execution_count"] for cell in code)
         assert not any(output["output_type"] == "error" for cell in code for output in cell["outputs"])
-        text = source.read_text()
-        assert all("".join(cell["source"]).splitlines()[-1] in text for cell in code), source.name
+        assert ["".join(cell["source"]) for cell in cells] == notebook_cells(source.read_text()), source.name
+
+
+def notebook_cells(script: str) -> list[str]:
+    """What each cell of a script in jupytext's percent format says in the notebook."""
+    kinds = re.findall(r"^# %%(.*)\n", script, re.MULTILINE)
+    cells = []
+    for kind, cell in zip(kinds, re.split(r"^# %%.*\n", script, flags=re.MULTILINE)[1:], strict=True):
+        commented = r"^# ?" if "markdown" in kind else r"^# (?=%)"
+        cells.append(re.sub(commented, "", cell.strip("\n"), flags=re.MULTILINE))
+    return cells
 
 
 def test_the_transform_in_contributing_keeps_the_contract(tmp_path, monkeypatch):

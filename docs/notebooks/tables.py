@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A table, from file to report
 #
-# The Palmer penguins: 333 birds with a species, an island, a sex, a year and four measurements. Nothing is prepared;
+# The Palmer penguins: 344 birds with a species, an island, a sex, a year and four measurements. Nothing is prepared;
 # the columns go in as they are.
 
 # %%
@@ -48,7 +48,7 @@ plt.show()
 # %% [markdown]
 # ## Score
 #
-# `log_prob` gives one value per row, in nats and in the units of XX
+# `log_prob` gives one value per row, in nats and in the units of the table, with the index of the table. Measurements are
 # whole or rounded, so it is a bound (`model.exact` is `False`), though always the same for the same row.
 
 # %%
