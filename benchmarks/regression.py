@@ -27,7 +27,7 @@ from sklearn.ensemble import RandomForestRegressor
 
 import diffeo
 from diffeo.nets import MLP, ContextScaler, PiecewiseLinear
-from diffeo.training.data import split
+from diffeo.training.source import split
 from results import RESULTS, load, markdown, number, save
 from tables import data_root
 

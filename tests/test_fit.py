@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffeo
-from diffeo.training.data import batch_index, split
+from diffeo.training.source import batch_index, split
 from fit_worker import run_worker
 
 

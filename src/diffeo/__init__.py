@@ -24,6 +24,7 @@ from diffeo.densities import GaussianMixture as GaussianMixture
 from diffeo.densities import Logistic as Logistic
 from diffeo.densities import Mixed as Mixed
 from diffeo.densities import Normal as Normal
+from diffeo.densities import Repeated as Repeated
 from diffeo.densities import Resampled as Resampled
 from diffeo.densities import StudentT as StudentT
 from diffeo.densities import Uniform as Uniform

@@ -29,6 +29,25 @@ def as_size(shape: int | tuple[int, ...] | list[int]) -> Size:
     return Size((shape,)) if isinstance(shape, int) else Size(shape)
 
 
+def as_event(event: int | Sequence[int | None]) -> Event:
+    """An event shape given as an int, or as a sequence in which None stands for any size."""
+    return (event,) if isinstance(event, int) else tuple(event)
+
+
+def masked_event(event: Event, context: Context, who: str) -> Size:
+    """An event shape with its free dims filled in from the mask of the context."""
+    if None not in event:
+        return Size(event)  # pyright: ignore[reportArgumentType]
+    mask = context_mask(context)
+    if mask is None or mask.ndim < len(event):
+        raise ValueError(
+            f"{who}: the size of an event {show_event(event)} comes from the mask of the context, "
+            'which has none; pass {"mask": …}, True where an event is real'
+        )
+    sizes = mask.shape[mask.ndim - len(event) :]
+    return Size([at if size is None else size for size, at in zip(event, sizes, strict=True)])
+
+
 def sum_event(t: Tensor, ndim: int) -> Tensor:
     """Sum over the last `ndim` dims, in at least float32; with `ndim = 0` only the dtype may change."""
     if t.dtype in (torch.float16, torch.bfloat16):

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffeo.core.density import Density
+
 
 class Objective(nn.Module, ABC):
     """A loss per example, computed inside `forward`, so that DDP, FSDP, autocast and compile act on all of it.
@@ -22,4 +24,7 @@ class Objective(nn.Module, ABC):
         """Loss of each example, shape `(*batch,)`."""
 
     def initialize(self, *batch: Any) -> None:
-        """Set what depends on data from a batch of training rows; once, before training."""
+        """Set what depends on data from a batch of training rows, once, before training: here, the only density."""
+        densities = [child for child in self.children() if isinstance(child, Density)]
+        if len(densities) == 1:
+            densities[0].initialize(*batch)

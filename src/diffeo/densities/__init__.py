@@ -9,6 +9,7 @@ from diffeo.densities.mixed import Mixed as Mixed
 from diffeo.densities.mixture import GaussianMixture as GaussianMixture
 from diffeo.densities.normal import DiagonalNormal as DiagonalNormal
 from diffeo.densities.normal import Normal as Normal
+from diffeo.densities.repeated import Repeated as Repeated
 from diffeo.densities.resampled import Resampled as Resampled
 from diffeo.densities.sphere import UniformSphere as UniformSphere
 from diffeo.densities.sphere import VonMisesFisherMixture as VonMisesFisherMixture

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Size, Tensor, nn
 
 from diffeo.core import Density
-from diffeo.functional import Context, LogProb, as_size, check_event, context_mask, masked_sum, soft_clip
+from diffeo.functional import (
+    Context,
+    Event,
+    LogProb,
+    as_event,
+    as_size,
+    check_event,
+    context_mask,
+    masked_event,
+    masked_sum,
+    soft_clip,
+)
 
 
 def standard_normal(shape: Size, like: Tensor, generator: Generator | None) -> Tensor:
@@ -20,26 +32,31 @@ class Normal(Density):
     """The standard normal: log p(x) = −½ Σ (xᵢ² + log 2π).
 
     Args:
-        event: event shape; an int stands for a vector.
+        event: event shape; an int stands for a vector, None for a dim of any size, such as the length of a sequence,
+            which samples take from the mask of the context.
 
     >>> import torch, diffeo
     >>> diffeo.Normal(2)(torch.zeros(2))
     tensor(-1.8379)
     """
 
+    event: Event
     origin: Tensor
 
-    def __init__(self, event: int | tuple[int, ...]):
+    def __init__(self, event: int | Sequence[int | None]):
         super().__init__()
-        self.register_buffer("origin", torch.zeros(as_size(event)), persistent=False)
-        self.event = self.origin.shape
+        self.event = as_event(event)
+        self.register_buffer("origin", torch.zeros(()), persistent=False)
+
+    def event_shape(self, context: Context = None) -> Size:
+        return masked_event(self.event, context, "Normal")
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event, "Normal")
-        return masked_sum(-0.5 * x * x - 0.5 * math.log(2 * math.pi), self.origin.ndim, context)
+        return masked_sum(-0.5 * x * x - 0.5 * math.log(2 * math.pi), self.event_ndim, context)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
-        noise = standard_normal(shape + self.origin.shape, self.origin, generator) * temperature
+        noise = standard_normal(shape + self.event_shape(context), self.origin, generator) * temperature
         mask = context_mask(context)
         return noise if mask is None else torch.where(mask, noise, 0.0)
 

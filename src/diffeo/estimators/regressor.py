@@ -24,7 +24,7 @@ from diffeo.recipes import find_recipe
 from diffeo.tables.columns import learn_column
 from diffeo.tables.schema import Schema
 from diffeo.training import fit
-from diffeo.training.data import split
+from diffeo.training.source import split
 from diffeo.transforms import Gaussianize
 
 BLOCK = 4096

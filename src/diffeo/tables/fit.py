@@ -19,7 +19,7 @@ from diffeo.recipes.registry import find_recipe
 from diffeo.tables.model import TableDensity
 from diffeo.tables.schema import Schema, check_complete, learn_schema
 from diffeo.training import Blurred, FitResult, fit
-from diffeo.training.data import split
+from diffeo.training.source import split
 
 AUTO = "nsf_ar"
 NOT_FOR_TABLES = (

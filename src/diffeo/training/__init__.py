@@ -12,6 +12,7 @@ from diffeo.training.objectives import MaximumLikelihood as MaximumLikelihood
 from diffeo.training.objectives import kl_monte_carlo as kl_monte_carlo
 from diffeo.training.parquet import ParquetRows as ParquetRows
 from diffeo.training.result import FitResult as FitResult
+from diffeo.training.source import padded as padded
 from diffeo.training.variational import ForwardKL as ForwardKL
 from diffeo.training.variational import RenyiBound as RenyiBound
 from diffeo.training.variational import ReverseKL as ReverseKL

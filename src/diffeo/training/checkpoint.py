@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffeo.storage import FORMAT, FORMAT_VERSION, read_tensors, write_tensors
-from diffeo.training.sharding import spread, whole
+from diffeo.training.sharding import place, whole
 
 NAME = "fit.safetensors"
 
@@ -60,7 +60,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[Ten
         if name.startswith("optimizer."):
             _, i, key = name.split(".", 2)
             parameter = parameters[int(i)]
-            value = value.to(parameter.device) if key == "step" else spread(value, parameter)
+            value = value.to(parameter.device) if key == "step" else place(value, parameter)
             optimizer.state[parameter][key] = value
 
 

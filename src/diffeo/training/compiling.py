@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,29 +11,29 @@ from diffeo.core import Transform
 from diffeo.kernels.compiling import OPTIONS, has_compiler, own_code
 from diffeo.kernels.dispatch import keep_freed_memory
 from diffeo.training.plan import Plan
+from diffeo.training.source import Source, move
 
 # floating-point operations a second of an uncompiled step: two cores do so many, a GPU some fifty times more
 RATE = {"cpu": 2e10}
 ELSEWHERE = 1e12
 SHORT = 5.0  # seconds: C takes two or three to compile, the first time on a machine
+COUNTED = 8  # rows whose operations are counted
 LONG = 240.0  # seconds: a cold compiler takes up to a minute or two, and compiled steps less than half the time
 
 
-def wants_compile(compile: bool | str, plan: Plan, parameters: Iterable[Tensor], device: str, world: int) -> bool:
+def wants_compile(compile: bool | str, seconds: float) -> bool:
     """Whether to compile the training step; "auto" does so where even a slow compiler pays for itself.
 
     It goes by the length of the fit as predicted from its size, not by a clock, so that equal fits take equal steps.
     """
     if compile not in (True, False, "auto"):
         raise ValueError(f"fit: compile must be True, False or 'auto', got {compile!r}")
-    if not compile or (compile == "auto" and predicted_seconds(plan, parameters, device, world) < LONG):
-        return False
-    return has_compiler()
+    return bool(compile) and (compile is True or seconds >= LONG) and has_compiler()
 
 
-def wants_loops(compile: bool | str, plan: Plan, parameters: Iterable[Tensor], device: str, world: int) -> bool:
+def wants_loops(compile: bool | str, seconds: float) -> bool:
     """Whether to run splines and conditioners in C: "auto" does so in all but the shortest fits."""
-    return bool(compile) and (compile is True or predicted_seconds(plan, parameters, device, world) > SHORT)
+    return bool(compile) and (compile is True or seconds > SHORT)
 
 
 def is_traceable(objective: nn.Module) -> bool:
@@ -42,11 +41,25 @@ def is_traceable(objective: nn.Module) -> bool:
     return all(part.traceable for part in objective.modules() if isinstance(part, Transform))
 
 
-def predicted_seconds(plan: Plan, parameters: Iterable[Tensor], device: str, world: int) -> float:
-    """About how long the fit takes without compiling: six operations for each row and weight (Kaplan et al., 2020)."""
-    operations = 6.0 * plan.steps * plan.batch_size / world * sum(p.numel() for p in parameters)
-    seconds = operations / RATE.get(device, ELSEWHERE)
+def predicted_seconds(plan: Plan, objective: nn.Module, train: Source, device: str, world: int) -> float:
+    """About how long the fit takes without compiling, from the products of one row: forward, and twice that back.
+
+    Where products cannot be counted, each weight counts as one of them (Kaplan et al., 2020).
+    """
+    seconds = 3.0 * plan.steps * plan.batch_size / world * _operations(objective, train) / RATE.get(device, ELSEWHERE)
     return seconds if plan.time_limit is None else min(seconds, plan.time_limit)
+
+
+def _operations(objective: nn.Module, train: Source) -> float:
+    """Floating-point operations of the products of one row, as PyTorch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next((p.device for p in objective.parameters()), torch.device("cpu"))
+    batch = next(train.batches(min(len(train), COUNTED), 0, 0))[1]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        objective(*move(batch, device))
+    weights = 2 * sum(p.numel() for p in objective.parameters())
+    return counter.get_total_flops() / len(batch[0]) or weights
 
 
 class CompiledGradients:

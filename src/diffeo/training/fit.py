@@ -7,22 +7,20 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from diffeo.core import Density, Objective
 from diffeo.training import checkpoint as checkpoints
-from diffeo.training.data import Indexed, Table, as_source, split
-from diffeo.training.loop import EVALUATION_ROWS, INITIAL_ROWS, Loop
+from diffeo.training.loop import Loop
 from diffeo.training.objectives import MaximumLikelihood
-from diffeo.training.parquet import ParquetRows
 from diffeo.training.plan import make_plan
 from diffeo.training.processes import launched, mean
 from diffeo.training.result import FitResult
 from diffeo.training.sharding import shards_strategy
+from diffeo.training.source import Collate, Rows, Source, as_source
 from diffeo.training.variational import Variational
 
 DRAWN_STEPS, DRAWN_EPOCH = 5000, 250  # steps by default, and between evaluations, without rows to count
+DRAWN_HELD = 4096  # samples of an evaluation
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
@@ -47,6 +45,7 @@ def fit(
     devices: int | str | list[int] = "auto",
     strategy: Any = "auto",
     precision: str = "32-true",
+    collate: Collate | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 10.0,
@@ -64,7 +63,7 @@ def fit(
         x: rows, shape (n, *event): array, tensor, `Dataset` or `DataLoader` (these two give x or (x, context)), or
             `ParquetRows` for a table larger than memory. For objectives that draw their own samples, such as
             `ReverseKL`, the number of samples of a step.
-        context: what each row is conditioned on, shape (n, context).
+        context: what each row is conditioned on: an array (n, …), or a dict of such, as the flow reads it.
         weights: weight of each row, ≥ 0.
         validation: share of rows held out, in [0, 1), or held-out rows: x, or (x, context). Objectives that draw their
             own samples are evaluated on the same 4,096 of them each time; 0 for none.
@@ -81,6 +80,8 @@ def fit(
             seconds run splines and conditioners in C on CPUs (`compiled_kernels`).
         accelerator, devices, strategy, precision: as in Lightning Fabric; `devices="auto"` is one, or all that
             `torchrun` started. `strategy="fsdp"` spreads weights and optimiser over the processes, on CPUs too.
+        collate: joins examples of a `Dataset` to a batch, as for a `DataLoader`; `diffeo.training.padded` pads those of
+            different lengths and masks the padding.
         seed: of split, batches and dropout.
         checkpoint: folder for the state of the fit, written atomically every `checkpoint_every` seconds, or by several
             processes after every evaluation; they must all see it.
@@ -120,7 +121,6 @@ def fit(
     dtype = torch.float64 if str(precision).startswith("64") else torch.float32
     if dtype == torch.float32 and any(p.dtype == torch.float64 for p in objective.parameters()):
         raise ValueError(f"fit: the flow is float64, but precision={precision!r}; pass precision='64-true'")
-    sample = None  # rows for data-dependent layers, where they are not those of `train`
     drawn = isinstance(objective, Variational)
     if drawn:
         if context is not None or weights is not None or batch_size is not None:
@@ -132,15 +132,10 @@ def fit(
         raise ValueError(
             f"fit: expected rows to train on, got {x}; a number of samples is for objectives that draw their own"
         )
-    elif isinstance(x, ParquetRows):
-        if context is not None or weights is not None:
-            raise ValueError("fit: ParquetRows name the columns of the context themselves; weights need rows in memory")
-        train, held, sample = _hold_out_parquet(x, validation, dtype, seed)
-        kept = None
     else:
-        train, held, kept = _hold_out(as_source(x, context, weights, dtype), validation, dtype, seed)
+        train, held, kept = _hold_out(as_source(x, context, weights, dtype, collate), validation, dtype, collate, seed)
     folder, continued = checkpoints.open_folder(checkpoint, resume)
-    if folder is not None and isinstance(train, DataLoader):
+    if folder is not None and not train.continues:
         raise ValueError(
             "fit: a checkpoint needs rows in memory or a Dataset; a DataLoader cannot be continued exactly"
         )
@@ -165,10 +160,10 @@ def fit(
         batch_size = len(train)
         steps = DRAWN_STEPS if steps is None and epochs is None else steps
     plan = make_plan(
-        10**9 if drawn else len(train) if not isinstance(train, DataLoader) else len(train) * (train.batch_size or 1),
+        10**9 if drawn else len(train),
         epochs=epochs,
         steps=steps,
-        batch_size=train.batch_size if isinstance(train, DataLoader) else batch_size,
+        batch_size=train.batch_size or batch_size,
         lr=lr,
         weight_decay=weight_decay,
         patience=patience if held is not None else None,
@@ -177,14 +172,14 @@ def fit(
         average=average,
         clip=clip,
         world=fabric.world_size,
-        steps_per_epoch=DRAWN_EPOCH if drawn else len(train) if isinstance(train, DataLoader) else None,
+        steps_per_epoch=DRAWN_EPOCH if drawn else train.steps_per_epoch,
     )
     before = {k: v.detach().clone() for k, v in objective.state_dict().items()}
     run = None
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reaches all of them
         torch.manual_seed(seed + fabric.global_rank)
         try:
-            run = Loop(fabric, objective, train, held, kept, plan, compile, folder, checkpoint_every, sample)
+            run = Loop(fabric, objective, train, held, kept, plan, compile, folder, checkpoint_every)
             run.elapsed = time.monotonic() - began
             result = run.go(continued, progress)
         except BaseException:
@@ -196,47 +191,32 @@ def fit(
     return result
 
 
-def _draws(n: Any, validation: Any, dtype: torch.dtype, who: str) -> tuple[Table, Table | None]:
+def _draws(n: Any, validation: Any, dtype: torch.dtype, who: str) -> tuple[Rows, Rows | None]:
     """Empty rows, which only say how many samples an objective is to draw."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"fit: {who} draws its own rows; pass the number of samples of a step, got {type(n).__name__}")
     if validation is not None and not isinstance(validation, int | float):
         raise ValueError(f"fit: {who} draws its own rows; validation must be a number, 0 for none")
-    held = Table((torch.zeros(EVALUATION_ROWS, 0, dtype=dtype),)) if validation else None
-    return Table((torch.zeros(n, 0, dtype=dtype),)), held
+    held = Rows((torch.zeros(DRAWN_HELD, 0, dtype=dtype),)) if validation else None
+    return Rows((torch.zeros(n, 0, dtype=dtype),)), held
 
 
 def _hold_out(
-    source: Any, validation: Any, dtype: torch.dtype, seed: int
-) -> tuple[Any, Table | Indexed | None, Tensor | None]:
-    """Training rows, held-out rows, and the index of the former in the caller's data (None: all of it)."""
+    source: Source, validation: Any, dtype: torch.dtype, collate: Collate | None, seed: int
+) -> tuple[Source, Source | None, torch.Tensor | None]:
+    """Training rows, held-out rows, and the numbers of the former in the caller's data (None: all of it)."""
     if isinstance(validation, int | float) and not isinstance(validation, bool):
-        if isinstance(source, DataLoader):
-            if validation:
-                raise ValueError("fit: a DataLoader cannot be split; pass validation=(x, context), or validation=0")
-            return source, None, None
-        kept, held = split(len(source), validation, seed)
-        return source.take(kept), source.take(held) if len(held) else None, kept
+        return source.hold_out(validation, seed)
+    source, _, kept = source.hold_out(0.0, seed)
     if validation is None:
-        return source, None, None
+        return source, None, kept
     x, context = validation if isinstance(validation, tuple | list) and len(validation) == 2 else (validation, None)
-    held_rows = as_source(x, context, None, dtype)
-    if isinstance(held_rows, DataLoader):
-        raise ValueError("fit: held-out rows must be in memory or a Dataset, not a DataLoader")
-    return source, held_rows, None
-
-
-def _hold_out_parquet(
-    rows: ParquetRows, validation: Any, dtype: torch.dtype, seed: int
-) -> tuple[ParquetRows, Table | Indexed | None, Table]:
-    """As `_hold_out`, with rows for data-dependent layers."""
-    if isinstance(validation, ParquetRows):
-        raise ValueError("fit: held-out rows must be in memory; pass a share, or rows that were read")
-    as_share = isinstance(validation, int | float) and not isinstance(validation, bool)
-    if as_share and not 0 <= validation < 1:
-        raise ValueError(f"fit: validation must be a share in [0, 1) or held-out rows, got {validation}")
-    train, held, sample = rows.hold_out(validation if as_share else 0.0, seed, INITIAL_ROWS, dtype)
-    return train, held if as_share else _hold_out(sample, validation, dtype, seed)[1], sample
+    held = as_source(x, context, None, dtype, collate if isinstance(x, torch.utils.data.Dataset) else None)
+    if type(held).blocks is Source.blocks:
+        raise ValueError(
+            f"fit: held-out rows must be in memory or a Dataset, not {type(x).__name__}; pass a share, or read them"
+        )
+    return source, held, kept
 
 
 def _mixed_precision(precision: Any, accelerator: str) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffeo.training.data import Batch, Table, check_finite, resolved
+from diffeo.training.source import INITIAL, WHOLE, Batch, Rows, Source, check_finite, resolved
 
 if TYPE_CHECKING:
     from pyarrow.dataset import ParquetFileFragment
@@ -23,7 +23,7 @@ SAMPLED_GROUPS = 64  # row groups that held-out rows and those for data-dependen
 HELD, SAMPLED = 1, 2
 
 
-class ParquetRows:
+class ParquetRows(Source):
     """Rows of a Parquet file or folder as data for `diffeo.fit`, of which only some are in memory at a time.
 
     Each epoch goes through the row groups in a random order. As many as hold `shuffle_rows` rows are read together,
@@ -83,6 +83,7 @@ class ParquetRows:
             raise ValueError(f"ParquetRows: no rows in {path}")
         _check_missing(self._groups, {*self.columns, *self.context})
         self._held: dict[int, Tensor] = {}  # by row group, which of its rows are held out
+        self._sample: Batch | None = None  # rows for layers that depend on data
 
     def __len__(self) -> int:
         """Rows to train on: all that are not held out."""
@@ -94,16 +95,30 @@ class ParquetRows:
         seen = repr((self.columns, self.context, self.shuffle_rows, self._sizes))
         return hashlib.sha256(seen.encode()).hexdigest()[:16]
 
-    def hold_out(
-        self, share: float, seed: int, initial: int, dtype: torch.dtype
-    ) -> tuple[ParquetRows, Table | None, Table]:
-        """The rows left for training, in this dtype; those held out; and `initial` of the former, as a sample.
+    def typed(self, dtype: torch.dtype) -> ParquetRows:
+        rows = self._copy()
+        rows.dtype = dtype
+        return rows
+
+    def _copy(self) -> ParquetRows:
+        rows = ParquetRows.__new__(ParquetRows)
+        rows.__dict__.update(self.__dict__)
+        return rows
+
+    def sample(self) -> Batch:
+        if self._sample is None:
+            raise ValueError("fit: ParquetRows take their sample when rows are held out")
+        return self._sample
+
+    def hold_out(self, share: float, seed: int) -> tuple[ParquetRows, Rows | None, None]:
+        """The rows left for training, with a sample of them, and those held out.
 
         Both come from at most 64 random row groups, of which no more than half is held out. These are all read.
         """
-        rows = ParquetRows.__new__(ParquetRows)
-        rows.__dict__.update(self.__dict__)
-        rows._held, rows.dtype = {}, dtype
+        if not 0 <= share < 1:
+            raise ValueError(f"fit: validation must be a share in [0, 1) or held-out rows, got {share}")
+        rows, dtype = self._copy(), self.dtype
+        rows._held = {}
         random = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self._groups), generator=random)[:SAMPLED_GROUPS].tolist()
         among = sum(self._sizes[g] for g in chosen)
@@ -112,7 +127,7 @@ class ParquetRows:
         order = torch.randperm(among, generator=random)  # of the rows of these groups: held out, sample, the rest
         role = torch.zeros(among, dtype=torch.int8)
         role[order[:wanted]] = HELD
-        role[order[wanted : wanted + initial]] = SAMPLED
+        role[order[wanted : wanted + INITIAL]] = SAMPLED
         held: list[Batch] = []
         sample: list[Batch] = []
         for g, roles in zip(chosen, role.split([self._sizes[g] for g in chosen]), strict=True):
@@ -120,20 +135,16 @@ class ParquetRows:
             rows._held[g] = roles == HELD
             held.append(tuple(t[roles == HELD] for t in values))
             sample.append(tuple(t[roles == SAMPLED] for t in values))
-        resolves = tuple(resolved("the rows", t, dtype) for t in _joined(sample))
-        return rows, Table(tuple(t.to(dtype) for t in _joined(held))) if wanted else None, Table(resolves)
+        rows._sample = tuple(resolved("the rows", t, dtype) for t in _joined(sample))
+        return rows, Rows(tuple(t.to(dtype) for t in _joined(held))) if wanted else None, None
 
-    def batches(self, batch_size: int, seed: int, step: int) -> Iterator[tuple[Tensor, Batch]]:
-        """Batch after batch from the given step on: the numbers of the rows in the table, and the rows.
-
-        The order depends on seed and epoch only, so that a resumed run continues exactly.
-        """
+    def batches(self, batch_size: int, seed: int, step: int, part: slice = WHOLE) -> Iterator[tuple[Tensor, Batch]]:
         with ThreadPoolExecutor(1, thread_name_prefix="diffeo-parquet") as reader:
             ahead = None
             for epoch, number, groups, skip in self._reads(batch_size, seed, step):
                 following = reader.submit(self._shuffled, groups, seed, epoch, number), skip
                 if ahead is not None:
-                    yield from _cut(ahead[0].result(), ahead[1], batch_size)
+                    yield from _cut(ahead[0].result(), ahead[1], batch_size, part)
                 ahead = following
 
     def _reads(self, batch_size: int, seed: int, step: int) -> Iterator[tuple[int, int, list[int], int]]:
@@ -192,11 +203,11 @@ class ParquetRows:
         return _joined(parts)
 
 
-def _cut(read: tuple[Tensor, Batch], skip: int, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
+def _cut(read: tuple[Tensor, Batch], skip: int, batch_size: int, part: slice) -> Iterator[tuple[Tensor, Batch]]:
     numbers, rows = read
     for i in range(skip, max(1, len(numbers) // batch_size)):
         cut = slice(i * batch_size, (i + 1) * batch_size)
-        yield numbers[cut], tuple(t[cut] for t in rows)
+        yield numbers[cut][part], tuple(t[cut][part] for t in rows)
 
 
 def _joined(parts: list[Batch]) -> Batch:

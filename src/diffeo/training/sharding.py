@@ -92,7 +92,7 @@ def whole(t: Tensor) -> Tensor:
     return t.full_tensor() if hasattr(t, "full_tensor") else t  # pyright: ignore
 
 
-def spread(t: Tensor, like: Tensor) -> Tensor:
+def place(t: Tensor, like: Tensor) -> Tensor:
     """A whole tensor on the device and in the shards of another."""
     t = t.to(like.device)
     if not hasattr(like, "full_tensor"):
