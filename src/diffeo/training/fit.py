@@ -180,10 +180,10 @@ def fit(
         torch.manual_seed(seed + fabric.global_rank)
         try:
             run = Loop(fabric, objective, train, held, kept, plan, compile, folder, checkpoint_every)
-            run.elapsed = time.monotonic() - began
+            run.counts.elapsed = time.monotonic() - began
             result = run.go(continued, progress)
         except BaseException:
-            if run is None or run.step == 0:  # nothing was trained: leave the flow as it came
+            if run is None or run.counts.step == 0:  # nothing was trained: leave the flow as it came
                 objective.load_state_dict(before)
             raise
     if isinstance(objective, Variational):

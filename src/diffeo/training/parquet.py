@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -101,9 +102,7 @@ class ParquetRows(Source):
         return rows
 
     def _copy(self) -> ParquetRows:
-        rows = ParquetRows.__new__(ParquetRows)
-        rows.__dict__.update(self.__dict__)
-        return rows
+        return copy.copy(self)
 
     def sample(self) -> Batch:
         if self._sample is None:

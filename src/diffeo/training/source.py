@@ -1,7 +1,8 @@
-"""What `fit` trains on: the role `Source`, and its kinds: rows in memory, datasets, loaders; Parquet files are in `parquet`.
+"""What `fit` trains on: the role `Source`, and its kinds: rows in memory, datasets, loaders.
 
-Everything is checked before any work is done. A batch is `(x,)` or `(x, context)`, where x is a tensor and the context a
-tensor or a dict of tensors.
+Parquet files are in `parquet`.
+Everything is checked before any work is done. A batch is `(x,)` or `(x, context)`, where x is a tensor and the context
+a tensor or a dict of tensors.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class Rows(Source):
 
 
 class Examples(Source):
-    """A map-style dataset, whose examples a collate function joins to a batch (and pads, where their lengths differ)."""
+    """A map-style dataset, whose examples a collate function joins to a batch, padded where their lengths differ."""
 
     def __init__(self, dataset: Dataset, index: Tensor, dtype: torch.dtype, collate: Collate):
         self.dataset, self.index, self.dtype, self.collate = dataset, index, dtype, collate
@@ -273,9 +274,9 @@ def _context_rows(context: Any, n: int, dtype: torch.dtype) -> Any:
 def padded(examples: list[Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """Examples of different lengths as one batch, for `fit(..., collate=diffeo.training.padded)`: padded, with a mask.
 
-    An example is x of shape (length, *rest), or (x, context) with a dict of tensors. The batch is x, (n, longest, *rest)
-    with zeros where an example has ended, and its context with the entry `"mask"`, (n, longest, 1, …), True where it has
-    not. Entries of the context that are as long as x are padded too; the others are stacked.
+    An example is x of shape (length, *rest), or (x, context) with a dict of tensors. The batch is x, of shape (n,
+    longest, *rest) with zeros where an example has ended, and its context with the entry `"mask"`, (n, longest, 1, …),
+    True where it has not. Entries of the context that are as long as x are padded too; the others are stacked.
 
     >>> import torch, diffeo
     >>> x, context = diffeo.training.padded([torch.ones(2, 3), torch.ones(4, 3)])
