@@ -52,7 +52,7 @@ def test_rows_get_the_same_scores_in_any_form(form, table, model):
 def test_percentiles_of_equal_rows_do_not_depend_on_the_batches():
     """Rows of categories are equal to many training rows; the last bit of a density depends on the size of a batch."""
     rng = np.random.default_rng(0)
-    rows = pd.DataFrame({"a": rng.choice(list("abc"), 400), "b": rng.choice(["x", "y"], 400), "n": rng.poisson(1, 400)})
+    rows = pd.DataFrame({"a": rng.choice(list("abc"), 150), "b": rng.choice(["x", "y"], 150), "n": rng.poisson(1, 150)})
     model = diffeo.fit_table(rows, recipe="maf", steps=20, validation=0, progress=False)
     score = diffeo.BatchScorer(model)
     whole = score(rows)

@@ -29,7 +29,21 @@ def folder(tmp_path_factory):
 
 
 def test_fit_prints_scores_beside_baselines(folder, capsys):
-    assert main(["fit", str(folder / "table.parquet"), "-o", str(folder / "p.safetensors"), "--recipe", "maf"]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                str(folder / "table.parquet"),
+                "-o",
+                str(folder / "p.safetensors"),
+                "--recipe",
+                "maf",
+                "--epochs",
+                "10",
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert all(name in out for name in ("maf", "Gaussian ", "Gaussian mixture", "KDE", "Wrote"))
     assert not (folder / "p.safetensors.ckpt").exists()

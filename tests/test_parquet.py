@@ -77,7 +77,7 @@ def build() -> diffeo.Flow:
 
 
 def test_a_fit_learns_what_one_in_memory_learns(folder):
-    options = {"steps": 300, "lr": 1e-2, "batch_size": 128, "progress": False}
+    options = {"steps": 120, "lr": 1e-2, "batch_size": 128, "progress": False}
     rows = diffeo.ParquetRows(folder, columns=["a", "b"], context=["c"], shuffle_rows=500)
     flow = build()
     result = diffeo.fit(flow, rows, **options)

@@ -189,7 +189,7 @@ def _known(n: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
 
 def test_the_density_of_a_known_table():
     train, _ = _known(4000, 0)
-    model = diffeo.fit_table(train, options={"layers": 2, "hidden": (64, 64)}, steps=800, seed=0, progress=False)
+    model = diffeo.fit_table(train, options={"layers": 2, "hidden": (32, 32)}, steps=300, seed=0, progress=False)
     assert model.exact
     test, truth = _known(4000, 1)
     log_p = model.log_prob(test).to_numpy()
@@ -228,7 +228,7 @@ def test_categories_alone():
 
 def test_given_columns():
     train, _ = _known(1500, 0)
-    model = diffeo.fit_table(train, given=["kind"], recipe="maf", steps=300, progress=False)
+    model = diffeo.fit_table(train, given=["kind"], recipe="maf", steps=150, progress=False)
     drawn = {kind: model.sample(500, {"kind": kind}, seed=0) for kind in "xz"}
     assert (drawn["z"]["kind"] == "z").all()
     assert np.log(drawn["z"]["size"]).mean() - np.log(drawn["x"]["size"]).mean() > 1.5
@@ -266,14 +266,14 @@ def test_explain_names_the_odd_column():
     rng = np.random.default_rng(0)
     x = rng.normal(size=1500)
     table = pd.DataFrame({"x": x, "twice": 2 * x + 0.1 * rng.normal(size=1500), "n": rng.poisson(5, 1500)})
-    model = diffeo.fit_table(table, recipe="maf", steps=300, progress=False)
+    model = diffeo.fit_table(table, recipe="maf", options={"layers": 2, "hidden": (32, 32)}, steps=200, progress=False)
     odd = pd.DataFrame({"x": [0.0, 0.0], "twice": [0.0, 0.0], "n": [5, 17]})
     nats = model.explain(odd)
     assert nats.shape == (2, 3)
     assert nats.iloc[0].abs().max() < 1.5
     assert nats.iloc[1].idxmax() == "n"
     assert nats.iloc[1]["n"] > 5
-    assert model.explain(table.iloc[:300]).mean().abs().max() < 0.25  # zero on average
+    assert model.explain(table.iloc[:150]).mean().abs().max() < 0.25  # zero on average
 
 
 def test_impossible_rows_have_no_density(model):
@@ -421,5 +421,5 @@ def test_surprise_on_wide_grids_and_skewed_columns():
     a = rng.integers(0, 3000, 2000)
     skewed = np.exp(2 * rng.normal(size=2000))
     table = pd.DataFrame({"a": a, "b": a + rng.integers(0, 50, 2000), "skewed": skewed})
-    model = diffeo.fit_table(table, recipe="maf", steps=300, progress=False)
-    assert model.explain(table.iloc[:200]).mean().abs().max() < 0.4
+    model = diffeo.fit_table(table, recipe="maf", options={"layers": 3, "hidden": (64, 64)}, steps=200, progress=False)
+    assert model.explain(table.iloc[:100]).mean().abs().max() < 0.4
