@@ -240,18 +240,25 @@ int forward(long rows, int L, const long *widths, const real *x, long xs, long x
   return failed;
 }
 
-/* what a thread does for rows [begin, end) of `backward` */
-static int backward_part(long rows, long begin, long end, int L, Layer *layers, Input in, const real *g_out,
-                         long planes, real *g_x, real *const *g_weights, real *const *g_biases) {
-  const long outputs = layers[L - 1].outputs;
-  long widest = outputs;
-  for (int l = 0; l < L; l++) widest = most(widest, layers[l].inputs);
-  const long block = block_rows(end - begin, widest), s = stride(widest), packs = lay_out(layers, L, 1, 0);
-  real *at = memory(packs + 3 * block * s + (block + T) * W);
-  if (!at) return 1;
+/* memory of the layers' panels, packed, and room for blocks of as many rows as in a share of `rows` */
+static real *make_backward_room(long rows, int L, Layer *layers, long *block, long *widest) {
+  *widest = layers[L - 1].outputs;
+  for (int l = 0; l < L; l++) *widest = most(*widest, layers[l].inputs);
+  *block = block_rows(rows, *widest);
+  const long packs = lay_out(layers, L, 1, 0);
+  real *at = memory(packs + 3 * *block * stride(*widest) + (*block + T) * W);
+  if (!at) return 0;
   lay_out(layers, L, 1, at);
-  real *g = at + packs, *next = g + block * s, *h = next + block * s, *strip = h + block * s, *sums = strip + block * W;
   for (int l = 0; l < L; l++) pack_backward(layers + l);
+  return at + packs;
+}
+
+/* gradients from rows [begin, end), added to those of the weights and biases; `g`: the room */
+static void backward_part(long rows, long begin, long end, int L, const Layer *layers, Input in, const real *g_out,
+                          long planes, real *g, long block, long widest, real *g_x, real *const *g_weights,
+                          real *const *g_biases) {
+  const long outputs = layers[L - 1].outputs, s = stride(widest);
+  real *next = g + block * s, *h = next + block * s, *strip = h + block * s, *sums = strip + block * W;
   for (long row = begin; row < end; row += block) {
     const long M = least(block, end - row);
     for (long m0 = 0; m0 < M; m0 += LINE)
@@ -300,41 +307,42 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
       g = next, next = swap;
     }
   }
-  return 0;
 }
 
 /* Gradients from that of out: `g_x`, a column after the other, and in `g_layers` those of all weights, then of all
-   biases, `total` numbers, for as many of which `sums` has room for each thread but one. */
+   biases, `total` numbers, for as many of which `sums` has room for each share of the rows but one. Shares go to
+   whichever thread is free, and are added up in their order, so that the result does not hang on who did which. */
 int backward(long rows, int L, const long *widths, const real *x, long xs, long xk, const long *which, int enter,
              const real *const *weights, const real *const *biases, const int *const *bounds, real *inner,
-             const real *g_out, long planes, real *g_x, real *g_layers, real *sums, long total,
+             const real *g_out, long planes, real *g_x, real *g_layers, real *sums, long total, long shares,
              int threads) {
   int failed = 0;
-  long teams = 1;
+  long taken = 0;
+  const long size = whole((rows + shares - 1) / shares, W);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif
   {
-    long k = 0, count = 1;
-#ifdef _OPENMP
-    k = omp_get_thread_num(), count = omp_get_num_threads();
-#endif
-    if (k == 0) teams = count;
     Layer layers[L];
-    real *g_weights[L], *g_biases[L], *at = k ? sums + (k - 1) * total : g_layers;
+    long block, widest;
     describe(layers, L, widths, weights, biases, bounds, rows, inner);
-    memset(at, 0, total * sizeof(real));
-    for (int l = 0; l < L; l++) g_weights[l] = at, at += widths[l] * widths[l + 1];
-    for (int l = 0; l < L; l++) g_biases[l] = at, at += widths[l + 1];
-    const long size = whole((rows + count - 1) / count, W), begin = least(rows, k * size);
-    failed = backward_part(rows, begin, least(rows, begin + size), L, layers, (Input){x, xs, xk, which, enter}, g_out,
-                           planes, g_x, g_weights, g_biases);
+    real *room = make_backward_room(size, L, layers, &block, &widest);
+    failed = !room;
+    for (long k; room && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
+      real *g_weights[L], *g_biases[L], *at = k ? sums + (k - 1) * total : g_layers;
+      memset(at, 0, total * sizeof(real));
+      for (int l = 0; l < L; l++) g_weights[l] = at, at += widths[l] * widths[l + 1];
+      for (int l = 0; l < L; l++) g_biases[l] = at, at += widths[l + 1];
+      const long begin = least(rows, k * size);
+      backward_part(rows, begin, least(rows, begin + size), L, layers, (Input){x, xs, xk, which, enter}, g_out, planes,
+                    room, block, widest, g_x, g_weights, g_biases);
+    }
   }
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) if (teams > 1 && total > 16384)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (threads > 1 && shares > 1 && total > 65536)
 #endif
   for (long i = 0; i < total; i += 64)
-    for (long k = 1; k < teams; k++)
+    for (long k = 1; k < shares; k++)
       for (long j = i; j < least(total, i + 64); j++) g_layers[j] += sums[(k - 1) * total + j];
   return failed;
 }
