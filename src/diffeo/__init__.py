@@ -34,8 +34,10 @@ from diffeo.densities import targets as targets
 from diffeo.files import load as load
 from diffeo.files import save as save
 from diffeo.kernels import compiled_kernels as compiled_kernels
+from diffeo.recipes import autoregressive_flow as autoregressive_flow
 from diffeo.recipes import bernstein as bernstein
 from diffeo.recipes import bnaf as bnaf
+from diffeo.recipes import coupling_flow as coupling_flow
 from diffeo.recipes import ffjord as ffjord
 from diffeo.recipes import gaussian as gaussian
 from diffeo.recipes import gaussianization as gaussianization

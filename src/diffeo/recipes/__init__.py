@@ -1,6 +1,8 @@
 """Models of the literature, and how to save and load them."""
 
 from diffeo.recipes.continuous import ffjord as ffjord
+from diffeo.recipes.generic import autoregressive_flow as autoregressive_flow
+from diffeo.recipes.generic import coupling_flow as coupling_flow
 from diffeo.recipes.manifold import sphere as sphere
 from diffeo.recipes.manifold import torus as torus
 from diffeo.recipes.manifold import unit_box as unit_box

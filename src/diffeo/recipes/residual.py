@@ -10,7 +10,7 @@ from diffeo.recipes.registry import recipe
 from diffeo.transforms import ActNorm, Planar, Radial, Residual, Sylvester, Whiten
 
 
-@recipe
+@recipe(events="vectors")
 def planar(features: int, *, context: int = 0, layers: int = 32) -> Flow:
     """Planar flow: noise is pushed along one direction after another.
 
@@ -30,7 +30,7 @@ def planar(features: int, *, context: int = 0, layers: int = 32) -> Flow:
     return flow(features, context, [Whiten(features), *(Planar(features, context) for _ in range(layers))])
 
 
-@recipe
+@recipe(events="vectors")
 def radial(features: int, *, context: int = 0, layers: int = 32) -> Flow:
     """Radial flow: noise is drawn towards one point after another, or pushed away.
 
@@ -50,7 +50,7 @@ def radial(features: int, *, context: int = 0, layers: int = 32) -> Flow:
     return flow(features, context, [Whiten(features), *(Radial(features, context) for _ in range(layers))])
 
 
-@recipe
+@recipe(events="vectors")
 def sylvester(
     features: int, *, context: int = 0, layers: int = 16, rank: int | None = None, kind: str = "orthogonal"
 ) -> Flow:
@@ -75,7 +75,7 @@ def sylvester(
     return flow(features, context, [Whiten(features), *layer])
 
 
-@recipe
+@recipe(events="vectors")
 def residual_flow(
     features: int,
     *,
