@@ -11,8 +11,8 @@ static int invert_part(long rows, long *taken, long threads, long D, int L, cons
   const long count = widths[L] / D;
   long units = 0, all = 0; /* of the coordinates and hidden layers; of the hidden layers and outputs */
   for (int l = 0; l < L; l++) units += widths[l], all += widths[l + 1];
-  const long share = whole(rows, W) / W, turns = threads > 1 ? 3 * threads : 1;
-  const long panels = most(1, least((share + turns - 1) / turns, CACHE / (units * W))), B = panels * W;
+  const long share = round_up(rows, W) / W, turns = threads > 1 ? 3 * threads : 1;
+  const long panels = max_of(1, min_of((share + turns - 1) / turns, CACHE / (units * W))), B = panels * W;
   real *at = memory(all * W + (units + count + 4) * B);
   if (!at) return 1;
   real *base[L], *inner[L]; /* biases, for W rows; what goes into each layer */
@@ -25,7 +25,7 @@ static int invert_part(long rows, long *taken, long threads, long D, int L, cons
   real *params = at, *here = params + count * B, *found = here + B, *slopes = found + B, *sum = slopes + B;
   /* blocks go to whichever thread is free, since a core may be busy with something else */
   for (long row; (row = __atomic_fetch_add(taken, B, __ATOMIC_RELAXED)) < rows;) {
-    const long M = least(B, rows - row), used = whole(M, W) / W;
+    const long M = min_of(B, rows - row), used = round_up(M, W) / W;
     for (long i = 0; i < B; i++) sum[i] = here[i] = 0;
     for (long d = 0; d < D; d++) {
       for (int l = 0; l < L; l++) {
@@ -42,7 +42,7 @@ static int invert_part(long rows, long *taken, long threads, long D, int L, cons
           panel(to - from, W, K, weights[l] + from * widths[l], widths[l], 0, in, base[l] + from * W, W, out, W);
           if (l == 0 && context)
             for (long o = from; o < to; o++)
-              for (long i = 0; i < least(W, M - p * W); i++)
+              for (long i = 0; i < min_of(W, M - p * W); i++)
                 out[(o - from) * W + i] += context[o * rows + row + p * W + i];
 #ifdef _OPENMP
 #pragma omp simd
