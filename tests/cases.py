@@ -237,9 +237,9 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Coupling of mixtures": TransformCase(
         _seeded(lambda: _coupling(diffeo.MixtureCDF(4), [True, False, False])), _normal(6, 3)
     ),
-    "Autoregressive deep sigmoidal": TransformCase(_seeded(lambda: _ar(diffeo.DeepSigmoidal(4), 3)), _normal(6, 3)),
+    "Autoregressive deep sigmoidal": TransformCase(_seeded(lambda: _ar(diffeo.DeepSigmoidal(3), 2)), _normal(6, 2)),
     "Autoregressive unconstrained": TransformCase(
-        _seeded(lambda: _ar(diffeo.UnconstrainedMonotonic(4, (8, 8)), 3)), _normal(6, 3)
+        _seeded(lambda: _ar(diffeo.UnconstrainedMonotonic(4, (8, 8)), 2)), _normal(6, 2)
     ),
     "BlockAutoregressive": TransformCase(_seeded(lambda: diffeo.BlockAutoregressive(3, 4)), _normal(6, 3)),
     "BlockAutoregressive, context, reversed": TransformCase(
@@ -254,7 +254,7 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Residual of many features": TransformCase(_seeded(lambda: diffeo.Residual(18, hidden=(24,))), _normal(6, 18)),
     "Continuous": TransformCase(_seeded(lambda: _continuous(3, 0, rtol=1e-8, atol=1e-8)), lambda: _normal(6, 3)()),
     "Continuous, rk4, context": TransformCase(
-        _seeded(lambda: _continuous(2, 2, method="rk4", steps=64)), _normal(6, 2), _normal(6, 2)
+        _seeded(lambda: _continuous(2, 2, method="rk4", steps=16)), _normal(6, 2), _normal(6, 2)
     ),
     "SphereToCylinder": TransformCase(
         lambda seed: diffeo.SphereToCylinder(), lambda: torch.nn.functional.normalize(_normal(6, 3)(), dim=-1)
