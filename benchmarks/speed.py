@@ -51,7 +51,7 @@ ROUNDS = 7  # a neighbour on the machine may slow a whole turn down
 BURST = 0.13  # seconds of one library's turn
 PAUSE = 0.1  # seconds between turns
 MOST, LEAST = 60, 1  # repetitions of one turn
-COMPILING = ("diffeo", "flowjax", USED)  # whose first call says nothing about the next
+COMPILING = ("diffeo", "flowjax")  # whose first call says nothing about the next
 CONDITIONS = {"quiet": "nothing else runs", "beside": "beside one busy process on each core"}
 
 
@@ -73,7 +73,7 @@ def measure(workers: dict[str, Worker], first: dict[str, dict[str, float]], roun
     for library, worker in workers.items():
         for operation in OPERATIONS:
             seconds = first[library][operation]
-            compiles = library in COMPILING and seconds < 60
+            compiles = library in (*COMPILING, USED) and seconds < 60
             warm = min(worker.time(operation, 2)) if seconds < 1 or compiles else 1e3 * seconds
             burst[library, operation] = max(LEAST, min(MOST, round(1e3 * BURST / warm)))
     times: dict[tuple[str, str], list[float]] = {key: [] for key in burst}
