@@ -36,6 +36,7 @@ SECTIONS = (
     mixed.section,
     streaming.section,
     density.roundtrip_section,
+    speed.users_section,
     speed.section,
     time_to_score.section,
     scale.section,
@@ -48,7 +49,7 @@ SECTIONS = (
 
 def page() -> str:
     """All of docs/benchmarks.md."""
-    return "\n".join([HEAD, *(section() for section in SECTIONS)])
+    return "\n".join(text for text in [HEAD, *(section() for section in SECTIONS)] if text)
 
 
 def main() -> None:

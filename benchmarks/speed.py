@@ -1,13 +1,14 @@
 """Speed against the peers: nine flows; density, training step and samples; all libraries in turn within one run.
 
     python benchmarks/speed.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+    python benchmarks/speed.py --users ...   # recipes in plain loops, also beside a busy process on each core
     python benchmarks/speed.py --check ...   # run every operation once and print the sizes instead
 
 Each library runs in a process of its own that sleeps while others are timed; diffeo has one for each configuration, and
 compiles them all first, one on each core. Then, configuration by configuration, all build (the seconds of first calls
 are kept apart) and take turns, a burst of repetitions each, for several rounds; medians and quartiles are over all
-repetitions. Writes benchmarks/results/speed.json after every configuration, and `benchmarks/report.py` puts it into
-docs/benchmarks.md.
+repetitions. Writes benchmarks/results/speed.json after every configuration (speed_users.json for `--users`), and
+`benchmarks/report.py` puts it into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import argparse
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +32,9 @@ from matplotlib.ticker import NullLocator
 
 from libraries import PEERS
 from results import IMAGES, RESULTS, load, markdown, save, short
-from speed_worker import FLOORS, IDIOMS, LIBRARIES, THREADS, Configuration, Worker
+from speed_worker import FLOORS, IDIOMS, LIBRARIES, THREADS, USED, Configuration, Worker
 
-RESULT = RESULTS / "speed.json"
+RESULT, USERS = RESULTS / "speed.json", RESULTS / "speed_users.json"
 CONFIGURATIONS = [
     Configuration("realnvp-8", "realnvp", 8, 128, 5, 512),
     Configuration("nsf-8", "nsf", 8, 128, 5, 512),
@@ -48,6 +52,7 @@ BURST = 0.13  # seconds of one library's turn
 PAUSE = 0.1  # seconds between turns
 MOST, LEAST = 60, 1  # repetitions of one turn
 COMPILING = ("diffeo", "flowjax")  # whose first call says nothing about the next
+CONDITIONS = {"quiet": "nothing else runs", "beside": "beside one busy process on each core"}
 
 
 def first_calls(worker: Worker, configuration: Configuration) -> dict[str, float]:
@@ -62,18 +67,18 @@ def first_calls(worker: Worker, configuration: Configuration) -> dict[str, float
     return seconds
 
 
-def measure(workers: dict[str, Worker], first: dict[str, dict[str, float]]) -> dict[str, Any]:
+def measure(workers: dict[str, Worker], first: dict[str, dict[str, float]], rounds: int = ROUNDS) -> dict[str, Any]:
     """Milliseconds of every library and operation: quartiles, beside the seconds of the first calls."""
     burst: dict[tuple[str, str], int] = {}
     for library, worker in workers.items():
         for operation in OPERATIONS:
             seconds = first[library][operation]
-            compiles = library in COMPILING and seconds < 60
+            compiles = library in (*COMPILING, USED) and seconds < 60
             warm = min(worker.time(operation, 2)) if seconds < 1 or compiles else 1e3 * seconds
             burst[library, operation] = max(LEAST, min(MOST, round(1e3 * BURST / warm)))
     times: dict[tuple[str, str], list[float]] = {key: [] for key in burst}
     libraries = list(workers)
-    for round_ in range(ROUNDS):
+    for round_ in range(rounds):
         for operation in OPERATIONS:
             for library in libraries:
                 # a call of seconds is repeated in the first rounds only
@@ -125,6 +130,42 @@ def run(asked: list[Configuration], pythons: dict[str, str], threads: int, out: 
         worker.close()
 
 
+def run_users(asked: list[Configuration], pythons: dict[str, str], threads: int, out: Path) -> None:
+    """The recipes in plain loops and the peers, quiet and beside busy processes; rewrites the file after each."""
+    content: dict[str, Any] = {"idioms": IDIOMS, "runs": load(out, {"runs": {}})["runs"]}
+    for configuration in asked:
+        began = time.perf_counter()
+        workers = {k: Worker(python, k, threads) for k, python in pythons.items()}
+        with ThreadPoolExecutor(threads) as pool:
+            made = pool.map(first_calls, workers.values(), [configuration] * len(workers))
+            first = dict(zip(workers, made, strict=True))
+        found = {**configuration._asdict(), "threads": threads, "cores": os.cpu_count(), "processor": _processor()}
+        found["versions"] = {library: worker.versions() for library, worker in workers.items()}
+        for condition in CONDITIONS:
+            with busy(0 if condition == "quiet" else os.cpu_count() or 1):
+                found[condition] = {"results": measure(workers, first, rounds=3)}
+        for worker in workers.values():
+            worker.close()
+        found["seconds"] = round(time.perf_counter() - began, 1)
+        content["runs"][configuration.name] = found
+        save(out, content)
+        for condition in CONDITIONS:
+            print(condition, end=" ")
+            _show(configuration.name, {**found, **found[condition]}, USED)
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Inside, so many processes work without end."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def check(asked: list[Configuration], pythons: dict[str, str], threads: int) -> bool:
     """Prints the parameters of every library and configuration; whether all operations gave what they should."""
     workers = {k: Worker(python, k, threads) for k, python in pythons.items() if k not in FLOORS}
@@ -150,12 +191,12 @@ def check(asked: list[Configuration], pythons: dict[str, str], threads: int) -> 
     return fine
 
 
-def _show(name: str, run: dict[str, Any]) -> None:
+def _show(name: str, run: dict[str, Any], ours: str = "diffeo") -> None:
     print(f"{name} ({run['seconds']:.0f} s)", flush=True)
     for operation in OPERATIONS:
         medians = _medians(run, operation)
         shown = "  ".join(f"{library} {ms:.2f}" for library, ms in medians.items())
-        ratio = medians["diffeo"] / _fastest(medians)
+        ratio = medians[ours] / _fastest(medians)
         print(f"  {operation:8} {ratio:.2f}x the fastest peer   {shown}", flush=True)
 
 
@@ -228,6 +269,42 @@ What each library runs:
 """
 
 
+def users_section() -> str:
+    """Recipes in plain loops as multiples of the fastest peer, quiet and beside busy processes."""
+    runs = load(USERS, {"runs": {}})["runs"]
+    runs = {c.name: runs[c.name] for c in CONFIGURATIONS if c.name in runs}
+    if not runs:
+        return ""
+    some = next(iter(runs.values()))
+    tables = ""
+    for condition, title in CONDITIONS.items():
+        rows = []
+        for name, run in runs.items():
+            cells = [name]
+            for operation in OPERATIONS:
+                medians = _medians(run[condition], operation)
+                fastest = min((ms, library) for library, ms in medians.items() if library in PEERS)
+                quiet = (
+                    "" if condition == "quiet" else f", {medians[USED] / _medians(run['quiet'], operation)[USED]:.1f}×"
+                )
+                cells.append(
+                    f"{short(medians[USED])} : {short(fastest[0])} {fastest[1]} = "
+                    f"{medians[USED] / fastest[0]:.2f}{quiet}"
+                )
+            rows.append(cells)
+        tables += f"### {title[0].upper()}{title[1:]}\n\n{markdown(['flow', *OPERATIONS.values()], rows)}\n\n"
+    return f"""\
+## Speed as users run it
+
+{USED} is {IDIOMS[USED]}. It does more than the peers' flows, which have neither start layers nor linear maps nor a
+mixture, and SiLU for ReLU. Milliseconds, ours : the fastest peer's = the ratio; beside busy processes also how many
+times our own quiet time. Medians over interleaved bursts of three rounds, {some["threads"]} threads on {some["cores"]}
+cores ({some["processor"]}).
+
+{tables}    python benchmarks/speed.py --users --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+"""
+
+
 def _row(run: dict[str, Any], operation: str, libraries: list[str]) -> list[str]:
     cells = []
     for library in libraries:
@@ -269,7 +346,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--configurations", nargs="+", default=[c.name for c in CONFIGURATIONS])
     parser.add_argument("--libraries", nargs="+", default=LIBRARIES, choices=LIBRARIES, help="of --check")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, help="default: as named above")
+    parser.add_argument("--users", action="store_true", help="recipes in plain loops, also beside busy processes")
     parser.add_argument("--check", action="store_true", help="run every operation once and print the sizes instead")
     args = parser.parse_args()
     asked = [c for c in CONFIGURATIONS if c.name in args.configurations]
@@ -278,7 +356,11 @@ def main() -> None:
     pythons = {library: python for library, python in pythons.items() if python}
     if args.check:
         sys.exit(not check(asked, {k: v for k, v in pythons.items() if k in args.libraries}, args.threads))
-    run(asked, pythons, args.threads, args.out)
+    if args.users:
+        asked_of = {k: v for k, v in pythons.items() if k in (USED, *PEERS)}
+        run_users(asked, asked_of, args.threads, args.out or USERS)
+    else:
+        run(asked, {k: v for k, v in pythons.items() if k != USED}, args.threads, args.out or RESULT)
 
 
 if __name__ == "__main__":

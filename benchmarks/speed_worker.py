@@ -22,11 +22,13 @@ import libraries
 from libraries import BINS, BOUND, COUPLINGS, DEPTH, PEERS, RATE, SPLINES, Architecture, TorchFlow
 
 FLOORS = ("floor", "floor-onednn")  # products alone, no flows
-LIBRARIES = ("diffeo", "diffeo-eager", *FLOORS, *PEERS)
+USED = "diffeo-recipe"  # as users write it
+LIBRARIES = ("diffeo", "diffeo-eager", USED, *FLOORS, *PEERS)
 THREADS = 2
 PACKAGES = {library: (library, "torch") for library in PEERS} | {
     "diffeo": ("diffeo", "torch"),
     "diffeo-eager": ("diffeo", "torch"),
+    USED: ("diffeo", "torch"),
     "floor": ("torch",),
     "floor-onednn": ("torch",),
     "flowjax": ("flowjax", "jax", "jaxlib", "equinox", "optax"),
@@ -35,6 +37,8 @@ IDIOMS = {
     "diffeo": "alternating masks, or orders turned round; compiled by flow.compile(), the training step "
     "by CompiledGradients; ReLU, as all others use, in place of its default SiLU",
     "diffeo-eager": "the same without compiling",
+    USED: "the recipe of that name with its start layers, linear maps, mixture and SiLU, set from the rows; "
+    "flow.compile() and a plain loop: zero_grad, loss.backward(), Adam",
     "floor": "the dense matrix products of the same nets alone, by PyTorch's default, without biases and activations; "
     "a step is the products of the forward and the backward pass; a sample is one pass, also for maf and nsf_ar",
     "floor-onednn": "the same products by oneDNN's linear operator, which PyTorch does not take by itself",
@@ -197,7 +201,7 @@ def build(library: str, configuration: Configuration, seed: int = 0) -> Peer:
 def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.ndarray) -> Peer:
     import torch
 
-    make = libraries.TORCH.get(library, _diffeo)
+    make = libraries.TORCH.get(library, _recipe if library == USED else _diffeo)
     torch.manual_seed(seed)
     flow, trained = make(configuration.architecture), make(configuration.architecture)
     flow.module.eval()
@@ -206,6 +210,10 @@ def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.
         import diffeo
 
         gradients = diffeo.CompiledGradients(diffeo.MaximumLikelihood(trained.module))
+    if library == USED:
+        for made in (flow, trained):
+            made.module.initialize(torch.from_numpy(rows))
+            made.module.compile()
     optimiser = torch.optim.Adam(trained.module.parameters(), lr=RATE, fused=True)
     x = torch.from_numpy(rows)
 
@@ -255,6 +263,14 @@ def _diffeo(a: Architecture) -> TorchFlow:
             net = diffeo.nets.MADE(features, univariate.n_params, hidden=hidden, order=order, activation=activation)
             layers.append(diffeo.Autoregressive(net, univariate))
     flow = diffeo.Flow(diffeo.Chain(*layers), diffeo.Normal(features))
+    return TorchFlow(flow, flow, flow.sample)
+
+
+def _recipe(a: Architecture) -> TorchFlow:
+    import diffeo
+
+    recipe = getattr(diffeo, a.family)
+    flow = recipe(a.features, layers=a.layers, hidden=[a.hidden] * DEPTH)
     return TorchFlow(flow, flow, flow.sample)
 
 

@@ -48,7 +48,7 @@ def test_every_public_name_has_an_api_page():
     listed = set(
         re.findall(r"^::: diffeo\.([\w.]+)$", "\n".join(p.read_text() for p in API.glob("*.md")), re.MULTILINE)
     )
-    modules = {"interop", "nets", "plotting", "tables", "testing"}
+    modules = {"interop", "nets", "plotting", "tables", "testing", "training"}
     public = {name for name in dir(diffeo) if not name.startswith("_") and name[0].isalpha()}
     hidden = {n for n in public if isinstance(getattr(diffeo, n), ModuleType)} - modules
     hidden |= {"annotations", "Any", "TYPE_CHECKING", "import_module"}

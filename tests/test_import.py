@@ -32,3 +32,15 @@ def test_nothing_of_torch_is_changed():
         " d.Distribution.__init__); print(a == b)"
     )
     assert run(code).strip() == "True"
+
+
+def test_no_function_hides_its_module():
+    code = (
+        "import pkgutil, importlib, sys, diffeo\n"
+        "for m in pkgutil.walk_packages(diffeo.__path__, 'diffeo.'):\n"
+        "    '__main__' in m.name or importlib.import_module(m.name)\n"
+        "split = [(name, *name.rpartition('.')) for name in sys.modules if name.startswith('diffeo.')]\n"
+        "print([n for n, up, _, leaf in split if getattr(sys.modules[up], leaf, None) is not sys.modules[n]])\n"
+        "import diffeo.targets"
+    )
+    assert run(code).strip() == "['diffeo.recipes']"  # which lists them, and is a public name

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffeo import nets as nets
 from diffeo import solvers as solvers
+from diffeo import targets as targets
 from diffeo.core import Chain as Chain
 from diffeo.core import Density as Density
 from diffeo.core import Flow as Flow
@@ -30,12 +31,13 @@ from diffeo.densities import StudentT as StudentT
 from diffeo.densities import Uniform as Uniform
 from diffeo.densities import UniformSphere as UniformSphere
 from diffeo.densities import VonMisesFisherMixture as VonMisesFisherMixture
-from diffeo.densities import targets as targets
 from diffeo.files import load as load
 from diffeo.files import save as save
 from diffeo.kernels import compiled_kernels as compiled_kernels
+from diffeo.recipes import autoregressive_flow as autoregressive_flow
 from diffeo.recipes import bernstein as bernstein
 from diffeo.recipes import bnaf as bnaf
+from diffeo.recipes import coupling_flow as coupling_flow
 from diffeo.recipes import ffjord as ffjord
 from diffeo.recipes import gaussian as gaussian
 from diffeo.recipes import gaussianization as gaussianization
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from diffeo import plotting as plotting
     from diffeo import tables as tables
     from diffeo import testing as testing
+    from diffeo import training as training
     from diffeo.batches import BatchScorer as BatchScorer
     from diffeo.estimators import FlowDensity as FlowDensity
     from diffeo.estimators import FlowOutlierDetector as FlowOutlierDetector
@@ -147,6 +150,7 @@ _LATER = {
     "plotting": "diffeo.plotting",
     "tables": "diffeo.tables",
     "testing": "diffeo.testing",
+    "training": "diffeo.training",
 }
 
 

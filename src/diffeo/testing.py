@@ -202,7 +202,7 @@ def _check_inverse(t: Transform, x: Tensor, context: Context, tol: float, name: 
 
 
 def _check_jacobian(t: Transform, x: Tensor, context: Context) -> None:
-    """Of all rows at once, which do not see each other, as `_check_shapes` holds: one backward pass for each output."""
+    """Of all rows at once, which do not see each other (`_check_shapes` holds it): a backward pass for each output."""
     z = t(x, context)[0].detach()
     for name, run, inputs, ndim in [
         ("forward", t.forward, x, t.event_ndim),

@@ -7,7 +7,7 @@ import torch
 
 import diffeo
 from diffeo.kernels import dispatch, native, spline
-from diffeo.kernels.recording import RecordedLoop
+from diffeo.kernels.recording import RecordedLoop, _scalars, records
 from diffeo.kernels.spline_arithmetic import Limits
 from diffeo.training import compiling as plan_compiling
 
@@ -141,3 +141,71 @@ def test_nobody_else_may_put_libraries_where_they_are_kept(tmp_path, monkeypatch
     assert loop.is_compiled(torch.float32)  # in a folder of its own
     assert torch.equal(loop(torch.zeros(3))[0], torch.ones(3))
     assert not list((tmp_path / "diffeo").iterdir())
+
+
+# which scalar maps are written down as C, forward and inverse; the others run operation by operation
+RECORDED = {
+    *("Affine", "LocationScale", "Shift", "RationalQuadraticSpline", "BoundedSpline", "CircularSpline"),
+    *("SinhArcsinh", "Power", "Asinh", "Exp", "Softplus", "Sigmoid", "Logit", "Tanh", "LeakyReLU", "Composed"),
+}
+# weights of their own or searches for the inverse; tables of bins; functions that C has not
+UNRECORDED = {
+    *("MixtureCDF", "DeepSigmoidal", "DenseSigmoidal", "UnconstrainedMonotonic", "SumOfSquares", "Bernstein"),
+    *("CubicSpline", "LinearSpline", "QuadraticSpline", "RationalLinearSpline", "TailTransform"),
+}
+
+
+def scalar_map(name):
+    parts = [diffeo.LocationScale(2.0), diffeo.Asinh(), diffeo.RationalQuadraticSpline(4)]
+    return diffeo.Composed(*parts) if name == "Composed" else getattr(diffeo, name)()
+
+
+def test_which_scalar_maps_are_written_down():
+    assert {*diffeo.transforms.univariate.__all__} == RECORDED | UNRECORDED
+    for inverse in (False, True):
+        assert {name for name in RECORDED | UNRECORDED if records(scalar_map(name), inverse)} == RECORDED
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", sorted(RECORDED))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_written_down_computes_the_same(name, dtype):
+    made = scalar_map(name)
+    random = torch.Generator().manual_seed(0)
+    n = made.n_params
+    params = 0.5 * torch.randn(500, n, generator=random, dtype=torch.float64).to(dtype)
+    x = torch.randn(500, generator=random, dtype=torch.float64).to(dtype) * 3
+    x = {"positive": x.exp(), "unit": x.sigmoid()}.get(
+        {"Power": "positive", "Logit": "unit", "BoundedSpline": "unit"}.get(name, ""), x
+    )
+    for inverse in (False, True):
+        run = made.inverse if inverse else made.forward
+        with torch.no_grad():
+            v = made(x, params)[0] if inverse else x
+            expected = run(v, params)
+        given = (v.contiguous(), params.T.contiguous())[: 2 if n else 1]
+        loop = _scalars(made, inverse) if n else RecordedLoop(run, (None,))
+        assert loop.is_compiled(dtype)
+        found = loop(*given)
+        tolerance = 2e-4 if dtype == torch.float32 else 1e-9
+        for a, b in zip(found, expected, strict=True):
+            assert torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True), (name, inverse)
+
+
+@needs_compiler
+def test_functions_that_compilers_know():
+    """Each of them once, on values of both signs, also not finite ones."""
+
+    def everything(x):
+        y = torch.where((x < 0) & (x != -1), x.sin() * x.cos(), torch.minimum(x, x * x).atan())
+        y = y + torch.log1p(x.abs()) - torch.expm1(-x.abs()) + x.asinh() + x.sinh().tanh() + x.clamp(max=2.0)
+        y = y + torch.remainder(x, 3.0) + torch.atan2(x, x + 4) + x.sign() * x.floor() + x**2 + x.erf() + x.square()
+        z = torch.where(x.isnan() | ~(x >= 0), -x, x.reciprocal() + x.rsqrt())
+        return y, z + torch.nn.functional.logsigmoid(x) + x.cosh().log() + x.ceil().clamp(-1.0, 5.0)
+
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
+        x = torch.tensor([-3.0, -1.0, -0.25, 0.5, 1.0, 2.5, float("inf"), float("nan")], dtype=dtype)
+        loop = RecordedLoop(everything, (None,))
+        assert loop.is_compiled(dtype)
+        for a, b in zip(loop(x), everything(x), strict=True):
+            assert torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -24,6 +25,12 @@ def fit(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write.")] = Path("model.safetensors"),
     recipe: Annotated[str, typer.Option(help="Which flow; `diffeo recipes` lists them.")] = "auto",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Argument of the recipe, as layers=3 or univariate=MixtureCDF; repeat for more.", show_default=False
+        ),
+    ] = None,
     given: Annotated[
         list[str] | None,
         typer.Option(help="Column that the others are conditional on; repeat for more.", show_default=False),
@@ -46,6 +53,7 @@ def fit(
 
     check_output(output, (MODEL,), table)
     find_table_recipe(recipe)
+    options = _options(option or [])
     seconds = None if time_limit is None else parse_duration(time_limit)
     if missing not in ("error", "drop"):
         raise ValueError(f"--missing: expected error or drop, got {missing!r}")
@@ -58,10 +66,10 @@ def fit(
         frame = read_table(path)
     frame = _chosen(frame, table, given or [], drop or [], missing)
     try:
-        _fit(frame, table, output, folder, recipe, given or [], epochs, seconds, seed, resume)
+        _fit(frame, table, output, folder, recipe, options, given or [], epochs, seconds, seed, resume)
     except KeyboardInterrupt:
         words = [program(), "fit", str(table), "-o", str(output), "--recipe", recipe, "--seed", str(seed)]
-        for flag, names in (("--given", given), ("--drop", drop)):
+        for flag, names in (("--option", option), ("--given", given), ("--drop", drop)):
             words += [word for name in names or [] for word in (flag, name)]
         words += ["--missing", missing] if missing != "error" else []
         words += ["--epochs", str(epochs)] if epochs else []
@@ -104,12 +112,27 @@ def _chosen(frame: Any, table: Path, given: list[str], drop: list[str], missing:
     return frame
 
 
+def _options(words: list[str]) -> dict[str, Any]:
+    """Arguments of a recipe from NAME=VALUE; values are JSON, or else text."""
+    options: dict[str, Any] = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator or not name.isidentifier():
+            raise ValueError(f"--option: expected NAME=VALUE, got {word!r}")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
 def _fit(
     frame: Any,
     table: Path,
     output: Path,
     folder: Path,
     recipe: str,
+    options: dict[str, Any],
     given: list[str],
     epochs: int | None,
     seconds: float | None,
@@ -133,6 +156,7 @@ def _fit(
                 train,
                 given=given,
                 recipe=recipe,
+                options=options,
                 validation=validation,
                 vocabulary=test,
                 seed=seed,

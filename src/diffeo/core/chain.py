@@ -98,13 +98,13 @@ class Chain(Transform):
         parts, contexts = list(self._transforms()), self.contexts(context)
         if self.memory != "store" and torch.is_grad_enabled():
             pairs = run_parts(parts, self.run, x, contexts, self.memory)
-            return pairs[-1][0], _add([logdet for _, logdet in pairs])
+            return pairs[-1][0], sum((logdet for _, logdet in pairs[1:]), pairs[0][1])
         z = x
         logdets: list[Tensor] = []
         for i, c in enumerate(contexts):
             z, logdet = self.run(i, z, c)
             logdets.append(logdet)
-        return z, _add(logdets)
+        return z, sum(logdets[1:], logdets[0])
 
     @property
     def memory(self) -> str:
@@ -146,7 +146,7 @@ class Chain(Transform):
             if isinstance(part, Univariate):
                 x, logdet = keep_masked(z, x, logdet, c)
             logdets.append(sum_event(logdet, fold))
-        return x, _add(logdets)
+        return x, sum(logdets[1:], logdets[0])
 
     def _transforms(self) -> Iterator[Transform]:
         return iter(self.parts)  # pyright: ignore[reportReturnType] (a ModuleList forgets its element type)
@@ -182,13 +182,6 @@ class Chain(Transform):
             if i < wanting[-1]:
                 x = in_blocks(parts[i], x, context, parts[i].event_ndim)
                 context = parts[i].map_context(context)
-
-
-def _add(logdets: list[Tensor]) -> Tensor:
-    total = logdets[0]
-    for logdet in logdets[1:]:
-        total = total + logdet
-    return total
 
 
 def _name(parts: tuple[Transform, ...], i: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 from torch import Size, Tensor
@@ -12,21 +12,6 @@ from torch.distributions.constraints import Constraint
 
 from diffeo.core.transform import Transform
 from diffeo.functional import Context, as_size
-
-
-@runtime_checkable
-class Scored(Protocol):
-    """What a distribution needs of a density."""
-
-    has_rsample: bool
-
-    @property
-    def support(self) -> Constraint: ...
-    def __call__(self, x: Tensor, context: Context, /) -> Tensor: ...
-    def event_shape(self, context: Context = None) -> Size: ...
-    def context_dims(self) -> dict[str, int]: ...
-    def sample(self, shape: Size, context: Context, /) -> Tensor: ...
-    def rsample(self, shape: Size, context: Context, /) -> Tensor: ...
 
 
 class Preimage(Constraint):
@@ -64,7 +49,7 @@ class Given(Distribution):
 
     def __init__(
         self,
-        density: Scored,
+        density: Any,  # a `Density`, which is above this file
         context: Context = None,
         batch_shape: Size = Size(),
         validate_args: bool = True,

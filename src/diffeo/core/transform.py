@@ -12,7 +12,7 @@ from torch.distributions.constraints import Constraint
 from diffeo.functional import Context, Event
 from diffeo.kernels.compiling import compile_method
 
-DIRECTIONS = ("forward", "inverse")
+OTHER = {"forward": "inverse", "inverse": "forward"}
 
 
 class Transform(nn.Module, ABC):
@@ -68,7 +68,7 @@ class Transform(nn.Module, ABC):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile both directions, in place; see `Density.compile`."""
-        for direction in DIRECTIONS:
+        for direction in OTHER:
             self.compile_direction(direction)
 
     def compile_direction(self, direction: str) -> None:
@@ -78,7 +78,7 @@ class Transform(nn.Module, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles run eagerly, as with any compiled module."""
-        return {k: v for k, v in super().__getstate__().items() if k not in (*DIRECTIONS, "_compiled")}
+        return {k: v for k, v in super().__getstate__().items() if k not in (*OTHER, "_compiled")}
 
 
 class Univariate(Transform):
@@ -125,7 +125,7 @@ class Inverse(Transform):
         self.exact_inverse = transform.exact_inverse
         self.exact_logdet = transform.exact_logdet
         self.traceable = transform.traceable
-        self.stepwise = frozenset(_other(direction) for direction in transform.stepwise)
+        self.stepwise = frozenset(OTHER[direction] for direction in transform.stepwise)
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self.transform.inverse(x, context)
@@ -134,14 +134,10 @@ class Inverse(Transform):
         return self.transform(z, context)
 
     def compile_direction(self, direction: str) -> None:
-        self.transform.compile_direction(_other(direction))
+        self.transform.compile_direction(OTHER[direction])
 
     def output_shape(self, event: Event) -> Event:
         return self.transform.input_shape(event)
 
     def input_shape(self, event: Event) -> Event:
         return self.transform.output_shape(event)
-
-
-def _other(direction: str) -> str:
-    return "inverse" if direction == "forward" else "forward"

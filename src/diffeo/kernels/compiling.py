@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from diffeo.kernels import native
-from diffeo.kernels.dispatch import keep_freed_memory
 from diffeo.kernels.private import has_hooks, mark_sizes
+from diffeo.kernels.process import prepare
 
 # what only other code would change, and costs small models a tenth of a call to check each time
 CODE = {
@@ -57,7 +57,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if not has_compiler():
         return function
 
-    keep_freed_memory()
+    prepare()
     run = torch.compile(own_code(function), options=dict(OPTIONS))
 
     def marked(*args: Any, **kwargs: Any) -> Any:

@@ -91,7 +91,9 @@ def _run(
         h = h.resolve_neg()
         layers = perceptron.arguments(sizes, h, weights, biases, bounds, True)
     vector = features, x.data_ptr(), *x.stride(), len(changes), changes.data_ptr()
-    if _libraries[library].map(*layers, *vector, out.data_ptr(), logdet.data_ptr(), perceptron.threads(rows)):
+    if _libraries[library].map(
+        *layers, *vector, out.data_ptr(), logdet.data_ptr(), perceptron.threads(rows, sizes.total)
+    ):
         raise MemoryError("perceptron: not enough memory for a block of rows")
     return out, logdet
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffeo.kernels.private import has_global_hooks, is_plain, is_transformed, is_watched
+from diffeo.kernels.process import prepare
 
 TYPES = {torch.float32: "float", torch.float64: "double"}
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -70,7 +71,7 @@ def compiled_kernels(use: bool = True) -> Iterator[None]:
     >>> with diffeo.compiled_kernels():
     ...     (-flow(torch.randn(64, 2)).mean()).backward()
     """
-    keep_freed_memory()
+    prepare()
     with using(use):
         yield
 
@@ -84,13 +85,3 @@ def using(use: bool = True) -> Iterator[None]:
         yield
     finally:
         _state.using = before
-
-
-def keep_freed_memory() -> None:
-    """Let the process keep up to 62 MiB that it frees, for the next call, which would get it back page by page.
-
-    A training step frees its activations at its end, and the next one would write to new pages, each of which the
-    system first clears. The C library of GNU keeps twice the largest block that it has freed, up to about this one's
-    size; other libraries do as they do.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")  # nothing is written to it, so it costs nothing

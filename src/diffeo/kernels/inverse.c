@@ -5,13 +5,14 @@
    all steps as its cache has room for the units of; W rows lie side by side. */
 #define CACHE (1 << 15) /* numbers of all units that a block of rows may have */
 
-static int invert_part(long rows, long first, long end, long D, int L, const long *widths, const long *ready,
+static int invert_part(long rows, long *taken, long threads, long D, int L, const long *widths, const long *ready,
                        const real *const *weights, const real *const *biases, const real *context, const real *z,
                        long zs, long zk, const long *order, real *x, real *logdet) {
   const long count = widths[L] / D;
   long units = 0, all = 0; /* of the coordinates and hidden layers; of the hidden layers and outputs */
   for (int l = 0; l < L; l++) units += widths[l], all += widths[l + 1];
-  const long share = whole(end - first, W) / W, panels = most(1, least(share, CACHE / (units * W))), B = panels * W;
+  const long share = round_up(rows, W) / W, turns = threads > 1 ? 3 * threads : 1;
+  const long panels = max_of(1, min_of((share + turns - 1) / turns, CACHE / (units * W))), B = panels * W;
   real *at = memory(all * W + (units + count + 4) * B);
   if (!at) return 1;
   real *base[L], *inner[L]; /* biases, for W rows; what goes into each layer */
@@ -22,8 +23,9 @@ static int invert_part(long rows, long first, long end, long D, int L, const lon
   }
   for (int l = 0; l < L; l++) inner[l] = at, at += widths[l] * B;
   real *params = at, *here = params + count * B, *found = here + B, *slopes = found + B, *sum = slopes + B;
-  for (long row = first; row < end; row += B) {
-    const long M = least(B, end - row), used = whole(M, W) / W;
+  /* blocks go to whichever thread is free, since a core may be busy with something else */
+  for (long row; (row = __atomic_fetch_add(taken, B, __ATOMIC_RELAXED)) < rows;) {
+    const long M = min_of(B, rows - row), used = round_up(M, W) / W;
     for (long i = 0; i < B; i++) sum[i] = here[i] = 0;
     for (long d = 0; d < D; d++) {
       for (int l = 0; l < L; l++) {
@@ -40,7 +42,7 @@ static int invert_part(long rows, long first, long end, long D, int L, const lon
           panel(to - from, W, K, weights[l] + from * widths[l], widths[l], 0, in, base[l] + from * W, W, out, W);
           if (l == 0 && context)
             for (long o = from; o < to; o++)
-              for (long i = 0; i < least(W, M - p * W); i++)
+              for (long i = 0; i < min_of(W, M - p * W); i++)
                 out[(o - from) * W + i] += context[o * rows + row + p * W + i];
 #ifdef _OPENMP
 #pragma omp simd
@@ -69,17 +71,17 @@ int invert(long rows, long D, int L, const long *widths, const long *ready, cons
            const real *const *biases, const real *context, const real *z, long zs, long zk, const long *order, real *x,
            real *logdet, int threads) {
   int failed = 0;
+  long taken = 0;
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif
   {
-    long k = 0, count = 1;
+    long count = 1;
 #ifdef _OPENMP
-    k = omp_get_thread_num(), count = omp_get_num_threads();
+    count = omp_get_num_threads();
 #endif
-    const long size = whole((rows + count - 1) / count, W), first = least(rows, k * size);
-    failed = invert_part(rows, first, least(rows, first + size), D, L, widths, ready, weights, biases, context, z, zs,
-                         zk, order, x, logdet);
+    failed = invert_part(rows, &taken, count, D, L, widths, ready, weights, biases, context, z, zs, zk, order, x,
+                         logdet);
   }
   return failed;
 }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.native import c_file
-from diffeo.kernels.perceptron import activation_source
+from diffeo.kernels.perceptron import WORK, activation_source
 from diffeo.kernels.recording import ScalarMap, build_around, identify
 
 SHARE = 32  # rows for which another thread pays
@@ -70,7 +70,7 @@ def invert(net: Any, scalar_map: ScalarMap, z: Tensor, context: Any) -> tuple[Te
         run.order.data_ptr(),
         x.data_ptr(),
         logdet.data_ptr(),
-        max(1, min(torch.get_num_threads(), rows // SHARE)),
+        max(1, min(torch.get_num_threads(), rows // SHARE, rows * sum(w.numel() for w in weights) // WORK)),
     )
     if failed:
         raise MemoryError("inverse: not enough memory for a block of rows")

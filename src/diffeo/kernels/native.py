@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from diffeo.kernels.dispatch import TYPES
+from diffeo.kernels.process import openmp
 
 FAILURES = (OSError, RuntimeError)  # what compiler, disk and loader may do
 # neither error codes nor the sign of zero matter; infinities and NaN do
@@ -89,7 +90,9 @@ def load(source: str, what: str) -> ctypes.CDLL | None:
 
 def build(source: str, compiler: str) -> ctypes.CDLL:
     """The compiled library of a source, from disk where it was compiled before."""
-    what = (source, _version(compiler), *FLAGS, _processor(), *platform.libc_ver())
+    shared = openmp()  # threads are those of PyTorch; two libraries would have a pool each
+    libraries = [] if shared is None else ["-x", "none", "-Wl,--as-needed", shared]
+    what = (source, _version(compiler), *FLAGS, *libraries, _processor(), *platform.libc_ver())
     name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:32] + ".so"
     folder = _folder()
     if folder is not None and (folder / name).exists():
@@ -99,7 +102,7 @@ def build(source: str, compiler: str) -> ctypes.CDLL:
         text.write_text(source)
         said = ""
         for further in FURTHER:
-            command = [compiler, *FLAGS, *further, "-x", "c", str(text), "-o", str(made), "-lm"]
+            command = [compiler, *FLAGS, *further, "-x", "c", str(text), "-o", str(made), *libraries, "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 library = ctypes.CDLL(str(made))  # one that loads; it stays loaded when its file moves

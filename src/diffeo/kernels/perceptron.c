@@ -9,7 +9,7 @@
 #define FEWEST 48       /* but for blocks of so few rows that weights would come and go for little */
 
 /* between rows; odd in lines of the cache, so that columns do not fall on one another */
-static inline long stride(long n) { return whole(n, W) + (whole(n, W) / W % 2 ? 0 : W); }
+static inline long stride(long n) { return round_up(n, W) + (round_up(n, W) / W % 2 ? 0 : W); }
 
 typedef struct {
   long inputs, outputs;
@@ -34,11 +34,11 @@ static inline const real *column(Input in, long n) { return in.x + (in.which ? i
 /* panels of weight' for the products that go forward, a panel for each W outputs */
 static void pack_forward(Layer *l) {
   for (long n = 0; n < l->outputs; n += W) {
-    const long last = least(l->outputs, n + W);
+    const long last = min_of(l->outputs, n + W);
     long low = l->inputs, high = 0;
     for (long o = n; o < last; o++) {
-      low = least(low, l->from ? l->from[o] : 0);
-      high = most(high, l->to ? l->to[o] : l->inputs);
+      low = min_of(low, l->from ? l->from[o] : 0);
+      high = max_of(high, l->to ? l->to[o] : l->inputs);
     }
     if (low > high) low = high;
     l->low[n / W] = low, l->high[n / W] = high;
@@ -56,10 +56,10 @@ static void pack_forward(Layer *l) {
 /* panels of weight, for those that go backward, a panel for each W inputs */
 static void pack_backward(Layer *l) {
   for (long n = 0; n < l->inputs; n += W) {
-    const long width = least(W, l->inputs - n);
+    const long width = min_of(W, l->inputs - n);
     long low = l->outputs, high = 0;
     for (long o = 0; o < l->outputs; o++)
-      if (!l->from || (l->from[o] < n + width && l->to[o] > n)) low = least(low, o), high = o + 1;
+      if (!l->from || (l->from[o] < n + width && l->to[o] > n)) low = min_of(low, o), high = o + 1;
     if (low > high) low = high;
     l->low[n / W] = low, l->high[n / W] = high;
     real *p = l->packed + n * l->outputs;
@@ -96,12 +96,12 @@ static void pull(long M, long N, const real *x, real *g, long s) {
 static inline long place(long o, long outputs, long planes) { return o % planes * (outputs / planes) + o / planes; }
 
 /* most rows of a block */
-static long block_limit(long widest) { return whole(most(FEWEST, CACHE / stride(widest)), T); }
+static long block_limit(long widest) { return round_up(max_of(FEWEST, CACHE / stride(widest)), T); }
 
 /* rows of blocks of about equal size */
 static long block_rows(long rows, long widest) {
   const long limit = block_limit(widest), count = (rows + limit - 1) / limit;
-  return count ? whole((rows + count - 1) / count, T) : T;
+  return count ? round_up((rows + count - 1) / count, T) : T;
 }
 
 /* how many rows a thread takes next, from *row on: ever fewer, so that all end together, though a core be slower */
@@ -109,8 +109,8 @@ static long take(long *taken, long rows, long limit, long threads, long *row) {
   long M;
   *row = __atomic_load_n(taken, __ATOMIC_RELAXED);
   do {
-    const long left = rows - *row, part = threads > 1 ? most(4 * T, whole(2 * left / (3 * threads), T)) : limit;
-    M = least(left, least(limit, part));
+    const long left = rows - *row, part = threads > 1 ? max_of(4 * T, round_up(2 * left / (3 * threads), T)) : limit;
+    M = min_of(left, min_of(limit, part));
   } while (M > 0 && !__atomic_compare_exchange_n(taken, row, *row + M, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
   return M;
 }
@@ -121,10 +121,10 @@ static void copy_rows(long row, long M, long N, Input in, real *y) {
   for (long m0 = 0; m0 < M; m0 += LINE) /* lines of the cache are read and written whole */
     for (long n = 0; n < N; n++) {
       const real *x = column(in, n) + row * in.row;
-      for (long m = m0; m < least(M, m0 + LINE); m++) y[m * s + n] = x[m * in.row];
+      for (long m = m0; m < min_of(M, m0 + LINE); m++) y[m * s + n] = x[m * in.row];
     }
   for (long m = 0; m < M; m++)
-    for (long n = N; n < whole(N, W); n++) y[m * s + n] = 0;
+    for (long n = N; n < round_up(N, W); n++) y[m * s + n] = 0;
   if (in.enter) activate(M, N, y, y, s);
 }
 
@@ -133,13 +133,13 @@ static long lay_out(Layer *layers, int L, int backward, real *at) {
   long n = 0;
   for (int l = 0; l < L; l++) {
     const long in = layers[l].inputs, out = layers[l].outputs;
-    const long columns = whole(backward ? in : out, W), depth = backward ? out : in;
+    const long columns = round_up(backward ? in : out, W), depth = backward ? out : in;
     if (at) layers[l].packed = at + n;
     n += columns * depth;
     if (at) layers[l].start = at + n;
     n += columns;
     if (at) layers[l].low = (long *)(at + n), layers[l].high = layers[l].low + columns / W;
-    n += whole(2 * columns / W * (sizeof(long) / sizeof(real)), W);
+    n += round_up(2 * columns / W * (sizeof(long) / sizeof(real)), W);
   }
   return n;
 }
@@ -163,7 +163,7 @@ typedef struct {
 /* memory of the layers' panels, packed, and room for blocks of rows; `further` numbers for each of them, or null */
 static real *make_room(Layer *layers, int L, long further, Room *room) {
   long widest = layers[0].inputs;
-  for (int l = 1; l < L; l++) widest = most(widest, layers[l].inputs);
+  for (int l = 1; l < L; l++) widest = max_of(widest, layers[l].inputs);
   const long block = block_limit(widest), s = stride(widest), packs = lay_out(layers, L, 0, 0);
   real *at = memory(packs + block * (2 * s + W + further));
   if (!at) return 0;
@@ -185,7 +185,7 @@ static void pass(long row, long M, int L, const Layer *layers, Room *room, Input
     const long as = stride(layer->inputs), cs = stride(layer->outputs);
     real *c = layer->inner && l < L - 1 ? layer->inner + row * cs : next;
     for (long n = 0; n < layer->outputs; n += W) {
-      const long N = least(W, layer->outputs - n), low = layer->low[n / W], K = layer->high[n / W] - low;
+      const long N = min_of(W, layer->outputs - n), low = layer->low[n / W], K = layer->high[n / W] - low;
       const real *p = layer->packed + n * layer->inputs + low * W;
       if (l < L - 1) {
         panel(M, N, K, h + low, as, 0, p, layer->start + n, 0, c + n, cs);
@@ -198,7 +198,7 @@ static void pass(long row, long M, int L, const Layer *layers, Room *room, Input
       }
     }
     if (l < L - 1) {
-      activate(M, whole(layer->outputs, V), c, next, cs);
+      activate(M, round_up(layer->outputs, V), c, next, cs);
       real *swap = h;
       h = next, next = swap;
     }
@@ -240,35 +240,42 @@ int forward(long rows, int L, const long *widths, const real *x, long xs, long x
   return failed;
 }
 
-/* what a thread does for rows [begin, end) of `backward` */
-static int backward_part(long rows, long begin, long end, int L, Layer *layers, Input in, const real *g_out,
-                         long planes, real *g_x, real *const *g_weights, real *const *g_biases) {
-  const long outputs = layers[L - 1].outputs;
-  long widest = outputs;
-  for (int l = 0; l < L; l++) widest = most(widest, layers[l].inputs);
-  const long block = block_rows(end - begin, widest), s = stride(widest), packs = lay_out(layers, L, 1, 0);
-  real *at = memory(packs + 3 * block * s + (block + T) * W);
-  if (!at) return 1;
+/* memory of the layers' panels, packed, and room for blocks of as many rows as in a share of `rows` */
+static real *make_backward_room(long rows, int L, Layer *layers, long *block, long *widest) {
+  *widest = layers[L - 1].outputs;
+  for (int l = 0; l < L; l++) *widest = max_of(*widest, layers[l].inputs);
+  *block = block_rows(rows, *widest);
+  const long packs = lay_out(layers, L, 1, 0);
+  real *at = memory(packs + 3 * *block * stride(*widest) + (*block + T) * W);
+  if (!at) return 0;
   lay_out(layers, L, 1, at);
-  real *g = at + packs, *next = g + block * s, *h = next + block * s, *strip = h + block * s, *sums = strip + block * W;
   for (int l = 0; l < L; l++) pack_backward(layers + l);
+  return at + packs;
+}
+
+/* gradients from rows [begin, end), added to those of the weights and biases; `g`: the room */
+static void backward_part(long rows, long begin, long end, int L, const Layer *layers, Input in, const real *g_out,
+                          long planes, real *g, long block, long widest, real *g_x, real *const *g_weights,
+                          real *const *g_biases) {
+  const long outputs = layers[L - 1].outputs, s = stride(widest);
+  real *next = g + block * s, *h = next + block * s, *strip = h + block * s, *sums = strip + block * W;
   for (long row = begin; row < end; row += block) {
-    const long M = least(block, end - row);
+    const long M = min_of(block, end - row);
     for (long m0 = 0; m0 < M; m0 += LINE)
       for (long o = 0; o < outputs; o++) {
         const real *source = g_out + place(o, outputs, planes) * rows + row;
-        for (long m = m0; m < least(M, m0 + LINE); m++) g[m * stride(outputs) + o] = source[m];
+        for (long m = m0; m < min_of(M, m0 + LINE); m++) g[m * stride(outputs) + o] = source[m];
       }
     for (int l = L - 1; l >= 0; l--) {
       const Layer *layer = layers + l;
       const long as = stride(layer->outputs), hs = stride(layer->inputs);
       const real *z = l ? layers[l - 1].inner + row * hs : 0;
       if (l)
-        activate(M, whole(layer->inputs, V), z, h, hs);
+        activate(M, round_up(layer->inputs, V), z, h, hs);
       else
         copy_rows(row, M, layer->inputs, in, h);
       for (long n = 0; n < layer->inputs; n += W) {
-        const long N = least(W, layer->inputs - n), low = layer->low[n / W], count = layer->high[n / W] - low;
+        const long N = min_of(W, layer->inputs - n), low = layer->low[n / W], count = layer->high[n / W] - low;
         panel(M, N, count, g + low, as, 0, layer->packed + n * layer->outputs + low * W, zeros, 0, next + n, hs);
         for (long m = 0; m < M; m++) memcpy(strip + m * W, h + m * hs + n, W * sizeof(real));
         real *to = g_weights[l] + n;
@@ -277,7 +284,7 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
                 to + low * layer->inputs, layer->inputs);
         else
           for (long o = low; o < layer->high[n / W]; o += T) {
-            const long tall = least(T, layer->high[n / W] - o);
+            const long tall = min_of(T, layer->high[n / W] - o);
             panel(tall, N, M, g + o, as, 1, strip, zeros, 0, sums, W);
             for (long i = 0; i < tall; i++)
               for (long j = 0; j < N; j++) to[(o + i) * layer->inputs + j] += sums[i * W + j];
@@ -286,12 +293,12 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
       for (long m = 0; m < M; m++)
         for (long o = 0; o < layer->outputs; o++) g_biases[l][o] += g[m * as + o];
       if (l)
-        pull(M, whole(layer->inputs, V), z, next, hs);
+        pull(M, round_up(layer->inputs, V), z, next, hs);
       else
         for (long m0 = 0; m0 < M; m0 += LINE)
           for (long n = 0; n < layer->inputs; n++) {
             const real *x = column(in, n) + row * in.row;
-            for (long m = m0; m < least(M, m0 + LINE); m++) {
+            for (long m = m0; m < min_of(M, m0 + LINE); m++) {
               const real at_x = in.enter ? slope(x[m * in.row]) : 1;
               g_x[n * rows + row + m] = next[m * hs + n] * at_x;
             }
@@ -300,41 +307,42 @@ static int backward_part(long rows, long begin, long end, int L, Layer *layers, 
       g = next, next = swap;
     }
   }
-  return 0;
 }
 
 /* Gradients from that of out: `g_x`, a column after the other, and in `g_layers` those of all weights, then of all
-   biases, `total` numbers, for as many of which `sums` has room for each thread but one. */
+   biases, `total` numbers, for as many of which `sums` has room for each share of the rows but one. Shares go to
+   whichever thread is free, and are added up in their order, so that the result does not hang on who did which. */
 int backward(long rows, int L, const long *widths, const real *x, long xs, long xk, const long *which, int enter,
              const real *const *weights, const real *const *biases, const int *const *bounds, real *inner,
-             const real *g_out, long planes, real *g_x, real *g_layers, real *sums, long total,
+             const real *g_out, long planes, real *g_x, real *g_layers, real *sums, long total, long shares,
              int threads) {
   int failed = 0;
-  long teams = 1;
+  long taken = 0;
+  const long size = round_up((rows + shares - 1) / shares, W);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif
   {
-    long k = 0, count = 1;
-#ifdef _OPENMP
-    k = omp_get_thread_num(), count = omp_get_num_threads();
-#endif
-    if (k == 0) teams = count;
     Layer layers[L];
-    real *g_weights[L], *g_biases[L], *at = k ? sums + (k - 1) * total : g_layers;
+    long block, widest;
     describe(layers, L, widths, weights, biases, bounds, rows, inner);
-    memset(at, 0, total * sizeof(real));
-    for (int l = 0; l < L; l++) g_weights[l] = at, at += widths[l] * widths[l + 1];
-    for (int l = 0; l < L; l++) g_biases[l] = at, at += widths[l + 1];
-    const long size = whole((rows + count - 1) / count, W), begin = least(rows, k * size);
-    failed = backward_part(rows, begin, least(rows, begin + size), L, layers, (Input){x, xs, xk, which, enter}, g_out,
-                           planes, g_x, g_weights, g_biases);
+    real *room = make_backward_room(size, L, layers, &block, &widest);
+    failed = !room;
+    for (long k; room && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
+      real *g_weights[L], *g_biases[L], *at = k ? sums + (k - 1) * total : g_layers;
+      memset(at, 0, total * sizeof(real));
+      for (int l = 0; l < L; l++) g_weights[l] = at, at += widths[l] * widths[l + 1];
+      for (int l = 0; l < L; l++) g_biases[l] = at, at += widths[l + 1];
+      const long begin = min_of(rows, k * size);
+      backward_part(rows, begin, min_of(rows, begin + size), L, layers, (Input){x, xs, xk, which, enter}, g_out, planes,
+                    room, block, widest, g_x, g_weights, g_biases);
+    }
   }
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) if (teams > 1 && total > 16384)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (threads > 1 && shares > 1 && total > 65536)
 #endif
   for (long i = 0; i < total; i += 64)
-    for (long k = 1; k < teams; k++)
-      for (long j = i; j < least(total, i + 64); j++) g_layers[j] += sums[(k - 1) * total + j];
+    for (long k = 1; k < shares; k++)
+      for (long j = i; j < min_of(total, i + 64); j++) g_layers[j] += sums[(k - 1) * total + j];
   return failed;
 }

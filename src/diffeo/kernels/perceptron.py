@@ -25,7 +25,9 @@ from diffeo.kernels.native import c_file, prelude, tiles
 from diffeo.kernels.private import has_hooks, mark_constant
 
 WIDEST = 512  # inputs of a layer; far wider ones are for libraries of matrix products
-SHARE = 64  # rows for which another thread pays
+SHARE = 64  # rows for which another thread pays, and
+WORK = 1 << 20  # products, since tiny ones are done before it has woken
+SHARES = 3  # of the rows of a backward pass, for each thread: one that is held up does fewer
 # value and slope at x; a NaN stays one
 ACTIVATIONS = {
     "relu": ("x < 0 ? 0 : x", "x > 0"),
@@ -157,7 +159,7 @@ def _run(
         inner.data_ptr() if keep else None,
         out.data_ptr(),
         planes,
-        threads(rows),
+        threads(rows, sizes.total),
     )
     if failed:
         raise MemoryError("perceptron: not enough memory for a block of rows")
@@ -177,13 +179,14 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and, one after the other, of all weights and all biases."""
     sizes = find_sizes(name, x.dtype, weights)
-    count = threads(x.shape[0])
+    count = threads(x.shape[0], sizes.total)
+    shares = 1 if count == 1 else min(SHARES * count, x.shape[0] // SHARE)
     g_x, g_layers = x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(sizes.total)
-    sums = x.new_empty((count - 1) * sizes.total)  # of the other threads
+    sums = x.new_empty((shares - 1) * sizes.total)  # of the other shares
     x, weights, biases = x.resolve_neg(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
     grad = grad.contiguous().resolve_neg()
     layers = arguments(sizes, x, weights, biases, bounds, enter)
-    results = grad.data_ptr(), planes, g_x.data_ptr(), g_layers.data_ptr(), sums.data_ptr(), sizes.total, count
+    results = grad.data_ptr(), planes, g_x.data_ptr(), g_layers.data_ptr(), sums.data_ptr(), sizes.total, shares, count
     if sizes.library.backward(*layers, inner.data_ptr(), *results):
         raise MemoryError("perceptron: not enough memory for a block of rows")
     return g_x, g_layers
@@ -326,8 +329,9 @@ def arguments(
     )
 
 
-def threads(rows: int) -> int:
-    return max(1, min(torch.get_num_threads(), rows // SHARE))
+def threads(rows: int, weights: int) -> int:
+    """How many threads pay for a perceptron of so many weights."""
+    return max(1, min(torch.get_num_threads(), rows // SHARE, rows * weights // WORK))
 
 
 @mark_constant
@@ -350,6 +354,6 @@ def _library(name: str, dtype: torch.dtype) -> Any:
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     library.forward.argtypes = [*LAYERS, pointer, pointer, long, flag]
-    library.backward.argtypes = [*LAYERS, pointer, pointer, long, pointer, pointer, pointer, long, flag]
+    library.backward.argtypes = [*LAYERS, pointer, pointer, long, pointer, pointer, pointer, long, long, flag]
     library.distance.argtypes, library.distance.restype = [long], long
     return library

@@ -114,13 +114,12 @@ static void part(long n, long begin, long end, %(signature)s) {
 
 void run(long n, int threads, %(signature)s) {
 #ifdef _OPENMP
+  /* blocks go to whichever thread is free, since a core may be busy with something else */
+  const long size = threads > 1 ? n / (4 * threads) / 16 * 16 + 16 : n;
+  long taken = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const long k = omp_get_thread_num(), count = omp_get_num_threads();
-    const long size = (n + count - 1) / count / 16 * 16 + 16;
-    const long begin = k * size < n ? k * size : n, end = begin + size < n ? begin + size : n;
-    part(n, begin, end, %(names)s);
-  }
+  for (long begin; (begin = __atomic_fetch_add(&taken, size, __ATOMIC_RELAXED)) < n;)
+    part(n, begin, begin + size < n ? begin + size : n, %(names)s);
 #else
   part(n, 0, n, %(names)s);
 #endif

@@ -64,7 +64,7 @@ class _Bin(NamedTuple):
     width: Tensor
     height: Tensor
     raw: tuple[Tensor, Tensor]  # slopes at both ends, before softplus
-    place: _Place | _UnrolledPlace
+    place: _Place | _UnrolledPlace | None  # None where scalars share splines, whose gradients autograd finds
 
 
 def owned(v: Tensor, params: Tensor) -> bool:
@@ -146,6 +146,8 @@ def backward(
     g_right = (g_a * xi * xi + g_q * m) * torch.sigmoid(bin.raw[1] + limits.slope_offset)
     g_x = g_xi / bin.width
     g_width, g_height = -(g_s * s + g_xi * xi) / bin.width, g * t + g_s / bin.width
+    if bin.place is None:
+        raise ValueError("spline: the gradient by hand is for scalars with splines of their own")
     g_params = bin.place.gather_gradients((-g_x, g), (g_width, g_height), (g_left, g_right), limits)
     return torch.where(outside, grad, entering if inverse else g_x), g_params
 
@@ -155,6 +157,8 @@ def _find(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin:
     traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()  # exported graphs are to stay small
     if (traced or is_recording()) and owned(v, params):
         return _find_unrolled(v, params, axis, limits)
+    if not owned(v, params):
+        return _find_shared(v, params, axis, limits)
     k = limits.bins
     shares = params[: 2 * k].unflatten(0, (2, k)).softmax(1)
     if limits.min_width == limits.min_height:
@@ -171,6 +175,28 @@ def _find(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin:
         knots = F.pad(knots.movedim(0, -1), (1, 1)).movedim(-1, 0)  # a raw slope of zero, slope one, at both ends
     raw = knots.expand(k + 1, *v.shape).gather(0, torch.stack([at, at + 1]))
     return _Bin(x, y, width, height, (raw[0], raw[1]), _Place(at, shares))
+
+
+def _find_shared(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin:
+    """The same where scalars share splines: one table of all bins of all splines, of which each scalar takes a row."""
+    k, shape = limits.bins, torch.broadcast_shapes(v.shape, params.shape[1:])
+    n = params[0].numel()  # splines
+    flat = params.reshape(len(params), n)
+    shares = flat[: 2 * k].unflatten(0, (2, k)).softmax(1)
+    sizes = torch.stack([shares[i] * limits.span(i) + limits.least(i) for i in (0, 1)])
+    starts = F.pad(sizes[:, :-1].cumsum(1), (0, 0, 1, 0)) - limits.bound
+    knots = flat[2 * k :] if limits.ends else F.pad(flat[2 * k :], (0, 0, 1, 1))
+    table = torch.stack([*starts, *sizes, knots[:-1], knots[1:]], -1).transpose(0, 1).reshape(n * k, 6)
+    first = k * torch.arange(n, device=v.device).reshape(params.shape[1:])  # row of each spline in the table
+    at = first.expand(shape)
+    for bit in reversed(range((k - 1).bit_length())):  # a binary search, which compilers join to what follows
+        further = at + 2**bit
+        inside = further - first < k
+        knot = table.detach()[:, axis].index_select(0, torch.where(inside, further, 0).reshape(-1)).reshape(shape)
+        at = torch.where(inside & (v >= knot), further, at)
+    rows = table.index_select(0, at.reshape(-1))
+    x, y, width, height, left, right = (t.reshape(shape) for t in rows.unbind(-1))
+    return _Bin(x, y, width, height, (left, right), None)
 
 
 class _Place(NamedTuple):

@@ -27,9 +27,9 @@ typedef real vector __attribute__((vector_size(BYTES), aligned(sizeof(real)), ma
 #define PAGE (1L << 21) /* bytes of a large page, */
 #define LARGE (PAGE / 8) /* and what is worth one: small ones lie anywhere, and fall on one another in a full cache */
 
-static inline long least(long a, long b) { return a < b ? a : b; }
-static inline long most(long a, long b) { return a > b ? a : b; }
-static inline long whole(long n, long unit) { return (n + unit - 1) / unit * unit; }
+static inline long min_of(long a, long b) { return a < b ? a : b; }
+static inline long max_of(long a, long b) { return a > b ? a : b; }
+static inline long round_up(long n, long unit) { return (n + unit - 1) / unit * unit; }
 
 /* c[m][n] = base[m][n] + sum over k of a[m][k] b[k][n], for few rows and `columns` vectors; `flip`: of a[k][m] */
 #define TILE(rows, columns, flip, name)                                                                  \
@@ -64,7 +64,7 @@ static const Tile tiles[T][2][2] = {EACH(NAMES)};
 static void panel(long M, long N, long K, const real *a, long as, int flip, const real *b, const real *base, long bs,
                   real *c, long cs) {
   for (long m = 0; m < M; m += T)
-    tiles[least(T, M - m) - 1][N > V][flip](K, a + (flip ? m : m * as), as, b, base + m * bs, bs, c + m * cs, cs);
+    tiles[min_of(T, M - m) - 1][N > V][flip](K, a + (flip ? m : m * as), as, b, base + m * bs, bs, c + m * cs, cs);
 }
 
 static pthread_key_t kept;
@@ -75,7 +75,7 @@ static void make_kept(void) { is_kept = !pthread_key_create(&kept, free); }
 /* n numbers that the thread has to itself until it asks again, or 0 where there are not so many; it keeps what it had,
    since new pages cost more than small products */
 static real *memory(long n) {
-  const long asked = 64 + n * sizeof(real), large = asked > LARGE, bytes = large ? whole(asked, PAGE) : asked;
+  const long asked = 64 + n * sizeof(real), large = asked > LARGE, bytes = large ? round_up(asked, PAGE) : asked;
   pthread_once(&once, make_kept);
   if (!is_kept) return 0; /* this process has no more keys */
   long *here = pthread_getspecific(kept);

@@ -142,7 +142,7 @@ class MADE(Blockwise):
                 f"MADE: this adjacency has {len(sets)} different sets of parents, so hidden layers need at least "
                 f"that many units, got {tuple(hidden)}"
             )
-        kinds = [_spread(len(sets), width) for width in hidden]
+        kinds = [_share_out(len(sets), width) for width in hidden]
         inside = _contains(sets, sets)  # inside[t, s]: set s lies in set t
         outputs = _contains(sees, sets)  # outputs[i, s]: output i may see units with set s
 
@@ -402,7 +402,7 @@ class MADETrace(NamedTuple):
     inner: tuple[Tensor, ...]
 
 
-def _spread(sets: int, width: int) -> Tensor:
+def _share_out(sets: int, width: int) -> Tensor:
     """Which set each of `width` units carries: evenly, sorted, the last set included."""
     units = torch.arange(width)
     return units * sets // width if width >= sets else (units * (sets - 1)) // max(1, width - 1)

@@ -1,10 +1,15 @@
 """Models of the literature, and how to save and load them."""
 
+from diffeo.recipes.conditional import regression as regression
 from diffeo.recipes.continuous import ffjord as ffjord
+from diffeo.recipes.generic import autoregressive_flow as autoregressive_flow
+from diffeo.recipes.generic import coupling_flow as coupling_flow
+from diffeo.recipes.low_rank import planar as planar
+from diffeo.recipes.low_rank import radial as radial
+from diffeo.recipes.low_rank import sylvester as sylvester
 from diffeo.recipes.manifold import sphere as sphere
 from diffeo.recipes.manifold import torus as torus
 from diffeo.recipes.manifold import unit_box as unit_box
-from diffeo.recipes.mixed import mixed as mixed
 from diffeo.recipes.monotone import bernstein as bernstein
 from diffeo.recipes.monotone import bnaf as bnaf
 from diffeo.recipes.monotone import gaussianization as gaussianization
@@ -17,11 +22,8 @@ from diffeo.recipes.registry import read_notes as read_notes
 from diffeo.recipes.registry import recipe as recipe
 from diffeo.recipes.registry import recipes as recipes
 from diffeo.recipes.registry import save as save
-from diffeo.recipes.regression import regression as regression
-from diffeo.recipes.residual import planar as planar
-from diffeo.recipes.residual import radial as radial
 from diffeo.recipes.residual import residual_flow as residual_flow
-from diffeo.recipes.residual import sylvester as sylvester
+from diffeo.recipes.rows import mixed as mixed
 from diffeo.recipes.tabular import gaussian as gaussian
 from diffeo.recipes.tabular import iaf as iaf
 from diffeo.recipes.tabular import maf as maf

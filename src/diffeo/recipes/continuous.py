@@ -12,7 +12,7 @@ from diffeo.solvers import Integrator
 from diffeo.transforms import Continuous, Whiten
 
 
-@recipe
+@recipe(events="vectors")
 def ffjord(
     features: int,
     *,

@@ -17,7 +17,7 @@ from diffeo.recipes.registry import recipe
 from diffeo.transforms import BoundedSpline, CircularSpline, Coupling, Householder, SphereToCylinder
 
 
-@recipe
+@recipe(events="a box")
 def unit_box(
     features: int, *, context: int = 0, layers: int = 4, hidden: Sequence[int] = (64, 64), bins: int = 8
 ) -> Flow:
@@ -45,7 +45,7 @@ def unit_box(
     return Flow(Chain(*parts), base, ContextScaler(context) if context else None)
 
 
-@recipe
+@recipe(events="angles")
 def torus(
     features: int,
     *,
@@ -84,7 +84,7 @@ def torus(
     return Flow(Chain(*parts), base, ContextScaler(context) if context else None)
 
 
-@recipe
+@recipe(events="unit vectors")
 def sphere(
     features: int = 3,
     *,

@@ -8,24 +8,20 @@ import torch
 from torch import nn
 
 from diffeo.core import Flow, Transform
-from diffeo.recipes.parts import autoregressive, coupling, flow
+from diffeo.recipes.generic import autoregressive_flow
+from diffeo.recipes.parts import coupling, flow
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import (
-    Bernstein,
     BlockAutoregressive,
-    DeepSigmoidal,
-    DenseSigmoidal,
     Elementwise,
     Gaussianize,
     Householder,
     MixtureCDF,
-    SumOfSquares,
-    UnconstrainedMonotonic,
     Whiten,
 )
 
 
-@recipe
+@recipe(events="vectors")
 def naf(
     features: int,
     *,
@@ -55,12 +51,13 @@ def naf(
     >>> diffeo.naf(3)(torch.zeros(5, 3)).shape
     torch.Size([5])
     """
-    univariate = DenseSigmoidal(units, depth) if dense else DeepSigmoidal(units, depth)
-    parts = autoregressive(features, univariate, context, layers, hidden, {}, mix=False)
-    return flow(features, context, [Whiten(features), *parts])
+    name, options = "DenseSigmoidal" if dense else "DeepSigmoidal", {"units": units, "layers": depth}
+    return autoregressive_flow(
+        features, univariate=name, univariate_options=options, context=context, layers=layers, hidden=hidden
+    )
 
 
-@recipe
+@recipe(events="vectors")
 def unaf(
     features: int,
     *,
@@ -90,12 +87,13 @@ def unaf(
     >>> diffeo.unaf(3)(torch.zeros(5, 3)).shape
     torch.Size([5])
     """
-    univariate = UnconstrainedMonotonic(embedding, integrand, nodes)
-    parts = autoregressive(features, univariate, context, layers, hidden, {}, mix=False)
-    return flow(features, context, [Whiten(features), *parts])
+    name, options = "UnconstrainedMonotonic", {"embedding": embedding, "hidden": integrand, "nodes": nodes}
+    return autoregressive_flow(
+        features, univariate=name, univariate_options=options, context=context, layers=layers, hidden=hidden
+    )
 
 
-@recipe
+@recipe(events="vectors")
 def sos(
     features: int,
     *,
@@ -123,11 +121,13 @@ def sos(
     >>> diffeo.sos(3)(torch.zeros(5, 3)).shape
     torch.Size([5])
     """
-    parts = autoregressive(features, SumOfSquares(polynomials, degree), context, layers, hidden, {}, mix=False)
-    return flow(features, context, [Whiten(features), *parts])
+    options = {"polynomials": polynomials, "degree": degree}
+    return autoregressive_flow(
+        features, univariate="SumOfSquares", univariate_options=options, context=context, layers=layers, hidden=hidden
+    )
 
 
-@recipe
+@recipe(events="vectors")
 def bernstein(
     features: int,
     *,
@@ -154,11 +154,13 @@ def bernstein(
     >>> diffeo.bernstein(3)(torch.zeros(5, 3)).shape
     torch.Size([5])
     """
-    parts = autoregressive(features, Bernstein(degree), context, layers, hidden, {}, mix=False)
-    return flow(features, context, [Whiten(features), *parts])
+    options = {"degree": degree}
+    return autoregressive_flow(
+        features, univariate="Bernstein", univariate_options=options, context=context, layers=layers, hidden=hidden
+    )
 
 
-@recipe
+@recipe(events="vectors")
 def bnaf(features: int, *, context: int = 0, layers: int = 4, width: int = 8, depth: int = 2) -> Flow:
     """BNAF: layers that are one network each, autoregressive and monotone by the blocks of its weights.
 
@@ -181,7 +183,7 @@ def bnaf(features: int, *, context: int = 0, layers: int = 4, width: int = 8, de
     return flow(features, context, [Whiten(features), *blocks])
 
 
-@recipe
+@recipe(events="vectors")
 def gaussianization(
     features: int,
     *,

@@ -11,7 +11,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 import torch
 
@@ -24,24 +24,47 @@ P = ParamSpec("P")
 D = TypeVar("D", bound=Density)
 
 
+EVENTS = (
+    *("vectors", "rows", "numbers given a context", "images", "sequences", "sets"),
+    *("angles", "unit vectors", "a box"),
+)
 _recipes: dict[str, Callable[..., Density]] = {}
+_events: dict[str, str | None] = {}  # what each is a density of
 
 
-def recipe(function: Callable[P, D]) -> Callable[P, D]:
+@overload
+def recipe(function: Callable[P, D], /) -> Callable[P, D]: ...
+@overload
+def recipe(*, events: str | None = None) -> Callable[[Callable[P, D]], Callable[P, D]]: ...
+def recipe(function: Callable[..., Any] | None = None, /, *, events: str | None = None) -> Any:
     """Register a function that returns a density, so that `save` and `load` know it by its name.
 
     Its arguments must be numbers, strings, booleans, None, tensors, and lists or dicts of those.
 
+    Args:
+        function: what makes the density.
+        events: what the density is one of: "vectors" (any real numbers; the columns of a table, so that `fit_table`,
+            the estimators and the program offer it), "rows" (categories and numbers), "numbers given a context",
+            "images", "sequences", "sets", "angles", "unit vectors", "a box"; None where it is not for others to choose.
+
     Raises:
-        ValueError: another function already has the name.
+        ValueError: another function already has the name; unknown events.
 
     >>> import diffeo
-    >>> @diffeo.recipe
+    >>> @diffeo.recipe(events="vectors")
     ... def my_flow(features):
     ...     return diffeo.Flow(diffeo.Standardize(features), diffeo.StudentT(features))
     >>> my_flow(2).recipe
     RecipeCall(name='my_flow', arguments={'features': 2})
     """
+    if events is not None and events not in EVENTS:
+        raise ValueError(f"recipe: events must be one of {', '.join(EVENTS)}, got {events!r}")
+    if function is None:
+        return lambda function: _register(function, events)
+    return _register(function, events)
+
+
+def _register(function: Callable[..., Density], events: str | None) -> Callable[..., Density]:
     name = function.__name__
     known = _recipes.get(name)
     if known is not None and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
@@ -52,20 +75,20 @@ def recipe(function: Callable[P, D]) -> Callable[P, D]:
             raise ValueError(f"recipe: {name} takes {parameter}; name every argument, so that a file can hold it")
 
     @functools.wraps(function)
-    def build(*args: P.args, **kwargs: P.kwargs) -> D:
+    def build(*args: Any, **kwargs: Any) -> Density:
         density = function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         density.recipe = RecipeCall(name, dict(bound.arguments))
         return density
 
-    _recipes[name] = build
+    _recipes[name], _events[name] = build, events
     return build
 
 
-def recipes() -> dict[str, Callable[..., Density]]:
-    """The registered recipes by name."""
-    return dict(sorted(_recipes.items()))
+def recipes(events: str | None = None) -> dict[str, Callable[..., Density]]:
+    """The registered recipes by name; with `events`, those of such events only."""
+    return {name: build for name, build in sorted(_recipes.items()) if events is None or _events[name] == events}
 
 
 def find_recipe(name: str) -> Callable[..., Density]:

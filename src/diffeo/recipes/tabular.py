@@ -33,7 +33,7 @@ from diffeo.transforms import (
 )
 
 
-@recipe
+@recipe(events="vectors")
 def gaussian(features: int, *, context: int = 0) -> Flow:
     """A full-covariance Gaussian, its covariance shrunk as by Ledoit and Wolf; the baseline of every table.
 
@@ -57,7 +57,7 @@ def gaussian(features: int, *, context: int = 0) -> Flow:
     return flow(features, context, parts)
 
 
-@recipe
+@recipe(events="vectors")
 def nice(
     features: int,
     *,
@@ -92,7 +92,7 @@ def nice(
     return flow(features, context, [*parts, Elementwise(Affine(), features)])
 
 
-@recipe
+@recipe(events="vectors")
 def realnvp(
     features: int,
     *,
@@ -127,7 +127,7 @@ def realnvp(
     return flow(features, context, parts)
 
 
-@recipe
+@recipe(events="vectors")
 def maf(
     features: int,
     *,
@@ -163,7 +163,7 @@ def maf(
     return flow(features, context, [*first, *parts])
 
 
-@recipe
+@recipe(events="vectors")
 def iaf(
     features: int,
     *,
@@ -195,7 +195,7 @@ def iaf(
     return flow(features, context, [Whiten(features), *(Inverse(part) for part in parts)])
 
 
-@recipe
+@recipe(events="vectors")
 def nsf(
     features: int,
     *,
@@ -238,7 +238,7 @@ def nsf(
     return flow(features, context, parts, components)
 
 
-@recipe
+@recipe(events="vectors")
 def nsf_ar(
     features: int,
     *,
@@ -291,7 +291,7 @@ def nsf_ar(
     return flow(features, context, parts, components)
 
 
-@recipe
+@recipe(events="vectors")
 def ttf(
     features: int,
     *,

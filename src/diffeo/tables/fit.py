@@ -15,20 +15,12 @@ import pandas as pd
 import torch
 
 from diffeo.recipes import mixed, recipes
-from diffeo.recipes.registry import find_recipe
 from diffeo.tables.model import TableDensity
 from diffeo.tables.schema import Schema, check_complete, learn_schema
 from diffeo.training import Blurred, FitResult, fit
 from diffeo.training.source import split
 
 AUTO = "nsf_ar"
-NOT_FOR_TABLES = (
-    "mixed",
-    "regression",
-    "sphere",
-    "torus",
-    "unit_box",
-)  # what tables are made of, scalars, other domains
 QUANTILES = 1001  # of the training rows' log-densities, kept for percentiles
 RANKED_ROWS = 20_000  # training rows that these are taken from
 
@@ -114,7 +106,9 @@ def fit_table(
         density = mixed(**schema.recipe_arguments(), flow=name, options=dict(options or {}))
     rows, contexts = zip(*((schema.encode(part), schema.encode_given(part)) for part in (train, held)), strict=True)
     result = fit(
-        density if not blur or not schema.numbers else Blurred(density, blur * _spread(rows[0], len(schema.levels))),
+        density
+        if not blur or not schema.numbers
+        else Blurred(density, blur * _standard_deviations(rows[0], len(schema.levels))),
         rows[0],
         contexts[0],
         validation=0 if not len(held) else (rows[1], contexts[1]),
@@ -139,23 +133,25 @@ def fit_table(
 
 def find_table_recipe(name: str) -> str:
     """The recipe for the numbers of a table, or an error that lists those there are."""
-    if name in NOT_FOR_TABLES:
-        raise ValueError(f"unknown recipe {name!r}; there are {', '.join(table_recipes())}")
-    if name != "auto":
-        find_recipe(name)
-    return AUTO if name == "auto" else name
+    name = AUTO if name == "auto" else name
+    if name not in table_recipes():
+        also = ""
+        if name in recipes():
+            also = f"{name!r} is no density of vectors, or does not say so by @diffeo.recipe(events='vectors'); "
+        raise ValueError(f"{also or f'unknown recipe {name!r}; '}there are {', '.join(table_recipes())}")
+    return name
 
 
 def table_recipes() -> list[str]:
     """Names of the recipes that can model the numbers of a table."""
-    return [name for name in recipes() if name not in NOT_FOR_TABLES]
+    return list(recipes("vectors"))
 
 
 def _is_number(values: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype)
 
 
-def _spread(rows: np.ndarray, categories: int) -> torch.Tensor:
+def _standard_deviations(rows: np.ndarray, categories: int) -> torch.Tensor:
     """Cholesky factor of the shrunk covariance of the numbers, zero for the codes of categories."""
     from sklearn.covariance import ledoit_wolf
 

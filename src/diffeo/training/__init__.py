@@ -4,9 +4,9 @@ from diffeo.training.compiling import CompiledGradients as CompiledGradients
 from diffeo.training.continuous import FlowMatching as FlowMatching
 from diffeo.training.continuous import RegularizedLikelihood as RegularizedLikelihood
 from diffeo.training.diagnosis import NonFiniteError as NonFiniteError
-from diffeo.training.fit import fit as fit
-from diffeo.training.importance import Importance as Importance
-from diffeo.training.importance import importance as importance
+from diffeo.training.fitting import fit as fit
+from diffeo.training.importance_weights import Importance as Importance
+from diffeo.training.importance_weights import importance as importance
 from diffeo.training.objectives import Blurred as Blurred
 from diffeo.training.objectives import MaximumLikelihood as MaximumLikelihood
 from diffeo.training.objectives import kl_monte_carlo as kl_monte_carlo

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffeo.core import Transform
 from diffeo.kernels.compiling import OPTIONS, has_compiler, own_code
-from diffeo.kernels.dispatch import keep_freed_memory
+from diffeo.kernels.process import prepare
 from diffeo.training.plan import Plan
 from diffeo.training.source import Source, move
 
@@ -96,7 +96,7 @@ class CompiledGradients:
             gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
             return loss.detach(), tuple(map(_laid_out, gradients, self.parameters))
 
-        keep_freed_memory()
+        prepare()
         self._run = torch.compile(own_code(run), options=dict(OPTIONS)) if has_compiler() else run
         self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)  # pyright: ignore
 

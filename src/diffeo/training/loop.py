@@ -16,6 +16,7 @@ from diffeo.core import Objective
 from diffeo.kernels.compiling import compiled
 from diffeo.kernels.dispatch import compiled_kernels
 from diffeo.kernels.private import replace_calls
+from diffeo.kernels.process import prepare
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.averaging import Average
 from diffeo.training.compiling import CompiledGradients, is_traceable, predicted_seconds, wants_compile, wants_loops
@@ -74,6 +75,7 @@ class Loop:
 
     def go(self, continued: bool, progress: bool) -> FitResult:
         """Train to the end; leaves the kept weights in the objective."""
+        prepare()
         if not any(p.requires_grad for p in self.objective.parameters()):
             self.objective.to(self.fabric.device)  # nothing to learn beyond what `initialize` set
             if self.held is not None:

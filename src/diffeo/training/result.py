@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffeo.training.importance import Importance
+from diffeo.training.importance_weights import Importance
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from diffeo.core import Density, Objective
-from diffeo.training.importance import Importance, importance
+from diffeo.training.importance_weights import Importance, importance
 
 Target = Callable[[Tensor], Tensor]
 

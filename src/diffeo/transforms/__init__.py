@@ -1,7 +1,7 @@
 """Bijections; everything public here is also `diffeo.<name>`."""
 
 from diffeo.transforms.autoregressive import Autoregressive as Autoregressive
-from diffeo.transforms.block import BlockAutoregressive as BlockAutoregressive
+from diffeo.transforms.block_autoregressive import BlockAutoregressive as BlockAutoregressive
 from diffeo.transforms.conditioned import Conditioned as Conditioned
 from diffeo.transforms.continuous import Continuous as Continuous
 from diffeo.transforms.coupling import Coupling as Coupling

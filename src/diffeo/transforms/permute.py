@@ -7,7 +7,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, MappedVector, Vector, check_event, constant_logdet
+from diffeo.functional import Context, MappedVector, Vector, check_event, constant_logdet, context_mask
 from diffeo.kernels.layout import permute
 
 
@@ -40,8 +40,19 @@ class Permute(Transform):
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Permute")
-        return permute(x, self.order, self.back), constant_logdet(x.new_zeros(()), x, 1)
+        return self._placed(x, self.order, self.back, context), constant_logdet(x.new_zeros(()), x, 1)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Permute")
-        return permute(z, self.back, self.order), constant_logdet(z.new_zeros(()), z, 1)
+        return self._placed(z, self.back, self.order, context), constant_logdet(z.new_zeros(()), z, 1)
+
+    def map_context(self, context: Context) -> Context:
+        mask = context_mask(context)
+        if mask is None or mask.shape[-1] == 1 or context is None or isinstance(context, Tensor):
+            return context
+        return {**context, "mask": permute(mask, self.order, self.back)}  # coordinates take their padding along
+
+    @staticmethod
+    def _placed(x: Tensor, order: Tensor, back: Tensor, context: Context) -> Tensor:
+        placed, mask = permute(x, order, back), context_mask(context)
+        return placed if mask is None or mask.shape[-1] > 1 else torch.where(mask, placed, x)

@@ -18,7 +18,7 @@ from diffeo.core import Univariate
 from diffeo.functional import Context, MappedScalars, Scalars, full_precision
 from diffeo.nets import MLP
 from diffeo.solvers import invert_increasing
-from diffeo.transforms.univariate.mixture import spread
+from diffeo.transforms.univariate.mixture import offsets_of
 from diffeo.transforms.univariate.tangent import tangent_beyond
 
 ONE = math.log(math.expm1(1.0))  # where softplus is one
@@ -124,7 +124,7 @@ class SumOfSquares(Univariate):
         self.integral = Integral(degree + 1)
         start = torch.zeros(polynomials, degree + 1)
         start[:, 0] = math.sqrt((1 - min_slope) / polynomials)
-        start[:, 1] = 0.3 * spread(polynomials) / math.sqrt(polynomials)
+        start[:, 1] = 0.3 * offsets_of(polynomials) / math.sqrt(polynomials)
         self.register_buffer("start", start, persistent=False)
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:

@@ -21,7 +21,7 @@ from diffeo.solvers import invert_increasing
 from diffeo.transforms.univariate.gaussian import normal_log_cdf, normal_log_hazard, normal_quantile
 
 
-class Kernel(NamedTuple):
+class Sigmoids(NamedTuple):
     """A standard distribution on the line, symmetric about zero."""
 
     log_cdf: Callable[[Tensor], Tensor]
@@ -29,12 +29,12 @@ class Kernel(NamedTuple):
     quantile: Callable[[Tensor, Tensor], Tensor]  # from log S and log(1 − S), where S ≤ ½
 
 
-LOGISTIC = Kernel(F.logsigmoid, lambda x: F.logsigmoid(-x), lambda log_cdf, log_rest: log_cdf - log_rest)
-GAUSSIAN = Kernel(normal_log_cdf, normal_log_hazard, lambda log_cdf, log_rest: normal_quantile(log_cdf))
+LOGISTIC = Sigmoids(F.logsigmoid, lambda x: F.logsigmoid(-x), lambda log_cdf, log_rest: log_cdf - log_rest)
+GAUSSIAN = Sigmoids(normal_log_cdf, normal_log_hazard, lambda log_cdf, log_rest: normal_quantile(log_cdf))
 KERNELS = {"logistic": LOGISTIC, "gaussian": GAUSSIAN}
 
 
-def mix(at: Tensor, log_rate: Tensor, log_weight: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+def mix(at: Tensor, log_rate: Tensor, log_weight: Tensor, kernel: Sigmoids) -> tuple[Tensor, Tensor]:
     """z = F⁻¹(Σₖ wₖ F(cₖ)), and log dz/dx where log dcₖ/dx = log_rate; components come last."""
     below, above = log_weight + kernel.log_cdf(at), log_weight + kernel.log_cdf(-at)
     log_cdf, log_rest = below.logsumexp(-1), above.logsumexp(-1)
@@ -84,7 +84,7 @@ class MixtureCDF(Univariate):
             raise ValueError(f"MixtureCDF: expected at least one component, got {components}")
         self.components, self.kernel, self.bound = components, kernel, bound
         self.n_params = 3 * components + 2
-        self.register_buffer("offsets", spread(components), persistent=False)
+        self.register_buffer("offsets", offsets_of(components), persistent=False)
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         return self._map(x, self.params(context))
@@ -103,6 +103,6 @@ class MixtureCDF(Univariate):
         return z * s.exp() + t, log_slope + s
 
 
-def spread(n: int) -> Tensor:
+def offsets_of(n: int) -> Tensor:
     """n fixed distinct numbers from −1 to 1 that tell exchangeable components apart; zero for a single one."""
     return torch.linspace(-1, 1, n) if n > 1 else torch.zeros(n)

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffeo.core import Univariate
 from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
 from diffeo.solvers import invert_increasing
-from diffeo.transforms.univariate.mixture import LOGISTIC, mix, spread
+from diffeo.transforms.univariate.mixture import LOGISTIC, mix, offsets_of
 
 
 class DeepSigmoidal(Univariate):
@@ -46,7 +46,7 @@ class DeepSigmoidal(Univariate):
         _check_sizes("DeepSigmoidal", units, layers)
         self.units, self.layers, self.bound = units, layers, bound
         self.n_params = layers * 3 * units
-        self.register_buffer("offsets", spread(units), persistent=False)
+        self.register_buffer("offsets", offsets_of(units), persistent=False)
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         return self._map(x, self.params(context))
@@ -102,9 +102,9 @@ class DenseSigmoidal(Univariate):
         self._widths = list(pairwise(widths))
         self._sizes = [(units * into, units * out, units, units) for into, out in self._widths]
         self.n_params = sum(map(sum, self._sizes))
-        self.register_buffer("offsets", spread(units), persistent=False)
+        self.register_buffer("offsets", offsets_of(units), persistent=False)
         # rows of inner weights start apart, so that units between layers are not all alike
-        self.register_buffer("twist", torch.outer(spread(units), spread(units)), persistent=False)
+        self.register_buffer("twist", torch.outer(offsets_of(units), offsets_of(units)), persistent=False)
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         return self._map(x, self.params(context))

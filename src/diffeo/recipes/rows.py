@@ -13,7 +13,7 @@ from diffeo.recipes.registry import find_recipe, recipe
 from diffeo.transforms import Regress, Unconstrain
 
 
-@recipe
+@recipe(events="rows")
 def mixed(
     features: int,
     *,

@@ -16,7 +16,7 @@ from diffeo.transforms import Asinh, Composed, Coupling, LocationScale, Rational
 WIDEST = 4096  # of the encoded context
 
 
-@recipe
+@recipe(events="numbers given a context")
 def regression(
     features: int = 1,
     *,

@@ -1,0 +1,180 @@
+"""Padding changes nothing, and a dict of contexts is read as a tensor is: over the whole case table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import diffeo
+from cases import DENSITIES, TRANSFORMS
+
+STRUCTURED = [name for name, case in TRANSFORMS.items() if case.build(0).event_ndim]
+# of a sphere, whose points a mask has no meaning for
+UNMASKED = {"SphereToCylinder"}
+
+
+def _close(a, b, tolerance=1e-5):
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def _context(context, mask):
+    return {"mask": mask} if context is None else {"features": context, "mask": mask}
+
+
+@pytest.mark.parametrize("name", [name for name in STRUCTURED if name not in UNMASKED])
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_masked_rows_stay_and_touch_no_other(name, direction):
+    case = TRANSFORMS[name]
+    t = diffeo.testing.perturbed(case.build(0)).double()
+    x = case.x().double()
+    context = None if case.context is None else case.context().double()
+    mask = torch.tensor([True, False, True, True, False, True]).reshape(6, *(1 for _ in x.shape[1:]))
+    run = t.forward if direction == "forward" else t.inverse
+    with torch.no_grad():
+        x = x if direction == "forward" else t(x, context)[0]
+        plain = run(x, context)
+        fill = torch.where(mask, x, 0.5)  # whatever padding holds
+        found = [run(v, _context(context, mask)) for v in (x, fill)]
+    real, masked = mask.flatten().nonzero()[:, 0], (~mask.flatten()).nonzero()[:, 0]
+    for values, logdets in found:
+        assert _close(values[real], plain[0][real])
+        assert _close(logdets[real], plain[1][real])
+        assert (logdets[masked] == 0).all()
+    if found[0][0].shape == x.shape and "Squeeze" not in name:
+        assert torch.equal(found[0][0][masked], x[masked])
+
+
+@pytest.mark.parametrize("name", [n for n in STRUCTURED if TRANSFORMS[n].context is not None])
+def test_a_dict_of_contexts_is_read_as_a_tensor_is(name):
+    case = TRANSFORMS[name]
+    t, x, context = diffeo.testing.perturbed(case.build(0)), case.x(), case.context()
+    with torch.no_grad():
+        for a, b in zip(t(x, context), t(x, {"features": context}), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", [n for n, case in DENSITIES.items() if case.context is not None])
+def test_densities_read_dicts_too(name):
+    case = DENSITIES[name]
+    d = diffeo.testing.perturbed(case.build())
+    contexts = case.context, {"features": case.context}
+    x, y = (d.sample((4,), c, generator=torch.Generator().manual_seed(0)) for c in contexts)
+    assert torch.equal(x, y)
+    if d.exact:
+        assert torch.equal(d(x, contexts[0]), d(x, contexts[1]))
+    assert d.given(contexts[1]).batch_shape == ()
+
+
+FRAMES = {  # events of frames, of any number
+    "linear": lambda: diffeo.Along(diffeo.LULinear(3), -1, 2),
+    "norm": lambda: diffeo.Along(diffeo.ActNorm(3), -1, 2),
+    "coupling": lambda: diffeo.Along(
+        diffeo.Coupling(
+            torch.tensor([True, False, False]), diffeo.nets.MLP(1, 2, n_params=2, hidden=(8,)), diffeo.Affine()
+        ),
+        -1,
+        2,
+    ),
+    "vectors in a chain": lambda: diffeo.Chain(diffeo.Along(diffeo.ActNorm(3), -1, 2), diffeo.LULinear(3)),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_padded_batch_is_its_members_one_by_one(name):
+    t = diffeo.testing.perturbed(FRAMES[name]()).double()
+    lengths = [5, 2, 3]
+    members = [torch.randn(n, 3, dtype=torch.float64) for n in lengths]
+    x, context = diffeo.training.padded(members)
+    x = torch.where(context["mask"], x, 7.0).requires_grad_()
+    z, logdet = t(x, context)
+    (z.sin().sum() + logdet.sum()).backward()
+    together = [p.grad.clone() for p in t.parameters()]
+    t.zero_grad()
+    for i, member in enumerate(members):
+        alone = member.clone().requires_grad_()
+        z_alone, logdet_alone = t(alone)
+        (z_alone.sin().sum() + logdet_alone).backward()
+        assert _close(z[i, : len(member)], z_alone)
+        assert _close(logdet[i], logdet_alone)
+        assert _close(x.grad[i, : len(member)], alone.grad)
+    for p, grad in zip(t.parameters(), together, strict=True):
+        assert _close(p.grad, grad)
+
+
+def test_statistics_are_of_real_rows_only():
+    x = torch.randn(50, 4, 2) * 3 + 1
+    mask = torch.rand(50, 4, 1) > 0.4
+    fill = torch.where(mask, x, 1e6)
+    for layer in (diffeo.Standardize, diffeo.ActNorm, diffeo.Whiten):
+        masked, plain = diffeo.Along(layer(2), -1, 2), layer(2)
+        masked.initialize(fill, {"mask": mask})
+        plain.initialize(x[mask.squeeze(-1)])
+        assert torch.allclose(masked.transform(x)[0], plain(x)[0], atol=1e-5)
+    with pytest.raises(ValueError, match="every row of the batch holds padding"):
+        diffeo.Standardize(2).initialize(x, {"mask": torch.zeros(50, 4, 1, dtype=torch.bool)})
+
+
+def test_repeated_points():
+    points = diffeo.Repeated(diffeo.testing.perturbed(diffeo.realnvp(2, context=3, layers=2, hidden=(8,))))
+    mask = torch.tensor([[True] * 5, [True, False, True, False, False]]).unsqueeze(-1)
+    context = {"features": torch.randn(2, 3), "mask": mask}
+    x = points.sample((2,), context)
+    assert x.shape == (2, 5, 2)
+    assert (x[~mask.squeeze(-1)] == 0).all()
+    each = points.density(x, {"features": context["features"].unsqueeze(1)})
+    assert torch.allclose(points(x, context), (each * mask.squeeze(-1)).sum(1), atol=1e-5)
+    assert torch.equal(points(torch.where(mask, x, float("nan")), context), points(x, context))
+    given = points.given(context)
+    assert (given.batch_shape, given.event_shape) == ((2,), (5, 2))
+    assert given.expand((3, 2)).log_prob(x).shape == (3, 2)
+    with pytest.raises(ValueError, match="comes from the mask"):
+        points.sample(3)
+    assert diffeo.Repeated(diffeo.Normal(3), 4).sample(2).shape == (2, 4, 3)
+
+
+class Reader(torch.nn.Module):
+    """Reads an image and a vector."""
+
+    def __init__(self, **reads):
+        super().__init__()
+        self.reads = reads
+
+    def forward(self, x, context=None):
+        seen = context["image"].mean((-1, -2, -3)) + context["features"].sum(-1)
+        return (
+            torch.stack([seen, seen], -1).unsqueeze(-2).expand(*torch.broadcast_shapes(seen.shape, x.shape[:-1]), 1, 2)
+        )
+
+
+def test_contexts_declare_their_event_dims():
+    def flow(**reads):
+        layer = diffeo.Coupling(torch.tensor([True, False]), Reader(**reads), diffeo.Affine())
+        return diffeo.Flow(layer, diffeo.Normal(2))
+
+    context = {"image": torch.randn(4, 3, 5, 5), "features": torch.randn(4, 2)}
+    known = flow(features=1, image=3)
+    assert known.sample((7, 4), context).shape == (7, 4, 2)
+    assert known.given(context).batch_shape == (4,)
+    with pytest.raises(ValueError, match="use \\(5, 4\\), or given"):
+        known.sample(5, context)
+    with pytest.raises(ValueError, match="nothing here says what an event of 'image' is"):
+        flow(features=1).sample(4, context)
+    with pytest.raises(ValueError, match="another module with 3"):
+        diffeo.Flow(diffeo.Chain(known.transform, flow(image=2).transform), diffeo.Normal(2)).sample(4, context)
+
+
+def test_events_with_free_dims():
+    chain = diffeo.Chain(diffeo.Squeeze(), diffeo.Conv1x1(12))
+    assert chain.event == (3, None, None)
+    flow = diffeo.Flow(chain, diffeo.Normal((12, None, None)))
+    assert flow.event == (3, None, None)
+    assert flow(torch.zeros(2, 3, 4, 6)).shape == (2,)
+    assert flow.support.event_dim == 3
+    with pytest.raises(ValueError, match="expected event shape \\(3, any, any\\), got x with shape"):
+        flow(torch.zeros(2, 1, 4, 4))
+    with pytest.raises(ValueError, match="a height of 5 cannot be divided"):
+        flow(torch.zeros(2, 3, 5, 4))
+    with pytest.raises(ValueError, match=r"gives events of shape \(12, any, any\), but Along 2 of 2 expects \(3, any"):
+        diffeo.Chain(diffeo.Squeeze(channels=3), diffeo.Along(diffeo.LULinear(3), -3))
+    with pytest.raises(ValueError, match="the base Normal has"):
+        diffeo.Flow(chain, diffeo.Normal((3, None, None)))
