@@ -33,8 +33,9 @@ def test_check_estimator(name):
         results = check_estimator(ESTIMATORS[name], on_fail=None, on_skip=None)
     wrong = {r["check_name"]: r["exception"] for r in results if r["status"] in ("failed", "xfail")}
     assert wrong == {}
-    skipped = [r["check_name"] for r in results if r["status"] == "skipped"]
-    assert skipped == ["check_array_api_input"]  # PyTorch arrays as input: it is not declared, so it is not checked
+    skipped = {r["check_name"] for r in results if r["status"] == "skipped"}
+    # PyTorch arrays as input: not declared, so not checked (scikit-learn 1.6 does not list it)
+    assert skipped <= {"check_array_api_input"}
     assert sum(r["status"] == "passed" for r in results) >= 40
 
 
