@@ -1,4 +1,4 @@
-# Everything on a machine that has only Python >= 3.10, git and make: `make demo`, `make test`.
+# Everything on a machine that has only Python 3.10 to 3.13, git and make: `make demo`, `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
