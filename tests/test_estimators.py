@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.integrate import trapezoid
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -32,8 +33,9 @@ def test_check_estimator(name):
         results = check_estimator(ESTIMATORS[name], on_fail=None, on_skip=None)
     wrong = {r["check_name"]: r["exception"] for r in results if r["status"] in ("failed", "xfail")}
     assert wrong == {}
-    skipped = [r["check_name"] for r in results if r["status"] == "skipped"]
-    assert skipped == ["check_array_api_input"]  # PyTorch arrays as input: it is not declared, so it is not checked
+    skipped = {r["check_name"] for r in results if r["status"] == "skipped"}
+    # PyTorch arrays as input: not declared, so not checked (scikit-learn 1.6 does not list it)
+    assert skipped <= {"check_array_api_input"}
     assert sum(r["status"] == "passed" for r in results) >= 40
 
 
@@ -203,7 +205,7 @@ def test_the_regressors_density_integrates_to_one(regression):
     model, X, _, _, _ = regression
     grid = np.linspace(-4, 4, 2001)
     p = np.exp(model.log_prob(np.repeat(X[:1], len(grid), 0), grid))
-    assert abs(np.trapezoid(p, grid) - 1) < 1e-3
+    assert abs(trapezoid(p, grid) - 1) < 1e-3
     assert np.allclose(np.gradient(model.cdf(np.repeat(X[:1], len(grid), 0), grid), grid), p, atol=0.02)
 
 
