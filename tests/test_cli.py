@@ -179,7 +179,7 @@ def test_an_interrupt_says_how_to_resume_and_resuming_finishes(folder, tmp_path)
     # a job in the background may have been started with interrupts ignored, which its children inherit
     unblock = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     fit = subprocess.Popen(
-        [*command, "--epochs", "500"], stderr=subprocess.PIPE, text=True, env=env, preexec_fn=unblock
+        [*command, "--epochs", "100"], stderr=subprocess.PIPE, text=True, env=env, preexec_fn=unblock
     )
     deadline = time.monotonic() + 90
     while not (tmp_path / "m.safetensors.ckpt" / "fit.safetensors").exists() and time.monotonic() < deadline:
@@ -188,13 +188,13 @@ def test_an_interrupt_says_how_to_resume_and_resuming_finishes(folder, tmp_path)
     fit.send_signal(signal.SIGINT)
     _, err = fit.communicate(timeout=60)
     assert fit.returncode == 130
-    assert "--epochs 500 --resume" in err
+    assert "--epochs 100 --resume" in err
     assert (tmp_path / "m.safetensors.ckpt" / "fit.safetensors").exists()
-    again = subprocess.run([*command, "--epochs", "500"], capture_output=True, text=True, env=env, check=False)
+    again = subprocess.run([*command, "--epochs", "100"], capture_output=True, text=True, env=env, check=False)
     assert again.returncode == 2
     assert "--resume" in again.stderr
     resumed = subprocess.run(
-        [*command, "--epochs", "500", "--resume"], capture_output=True, text=True, env=env, check=False
+        [*command, "--epochs", "100", "--resume"], capture_output=True, text=True, env=env, check=False
     )
     assert resumed.returncode == 0, resumed.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
