@@ -64,7 +64,7 @@ $(LOWEST)/.ready: pyproject.toml
 
 test-lowest: $(LOWEST)/.ready  ## part of the suite on the lowest dependencies that pyproject.toml allows
 	$(LOWEST)/bin/python -m pytest -q -m "not slow" -W ignore::DeprecationWarning \
-	  tests/test_core.py tests/test_tables.py tests/test_estimators.py tests/test_cli.py
+	  tests/core tests/tables tests/estimators tests/cli
 
 lint: $(DEV)  ## what CI checks before the tests
 	$(BIN)/ruff check .

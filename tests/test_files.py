@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import struct
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 import diffeo
-from diffeo.recipes import read_notes, registry
-from diffeo.recipes.generic import scalar_maps
+from diffeo.recipes import read_notes
 from diffeo.storage import write_tensors
 
 
@@ -121,75 +118,3 @@ def test_a_flow_changed_after_its_recipe_is_not_saved(tmp_path):
         diffeo.save(flow, tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match="name every argument"):
         diffeo.recipe(lambda **options: diffeo.maf(2, **options))
-
-
-def test_tails_are_read_off_the_training_rows():
-    """Two degrees of freedom on one side of each column, a normal's tail on the other: λ is 1/2 on the first."""
-    generator = torch.Generator().manual_seed(0)
-    u = torch.rand(20_000, 2, generator=generator, dtype=torch.float64)
-    heavy = (2 * u - 1) / (2 * u * (1 - u)).sqrt()
-    normal = torch.randn(20_000, 2, generator=generator)
-    x = torch.where(heavy > 0, heavy.float(), -normal.abs()) * torch.tensor([1.0, -1000.0])
-    flow = diffeo.ttf(2, layers=1)
-    flow.initialize(x)
-    theta = flow.transform.parts[1].theta.detach()
-    right, left = (0.1 * (3 * torch.tanh(theta[:, i] / 3)).exp() for i in (2, 3))
-    torch.testing.assert_close(torch.stack([right[0], left[1]]), torch.full((2,), 0.5), rtol=0.2, atol=0)
-    assert max(left[0], right[1]) < 0.1
-    drawn = flow.sample(200_000, generator=generator)[:, 0]  # an untrained flow has these tails
-    exact = 0.5 * (1 - 30 / (30**2 + 2) ** 0.5)
-    assert 0.5 < (drawn > 30).float().mean() / exact < 2
-    assert (drawn < -10).float().mean() < 1e-4
-    assert flow(x.mul(1e6)).isfinite().all()
-
-
-def test_ties_at_the_ends_are_no_tails():
-    generator = torch.Generator().manual_seed(0)
-    normal = torch.randn(4000, 1, generator=generator)
-    for x in (normal.clamp(-2, 2), normal.round(), normal.clamp_min(0)):
-        flow = diffeo.ttf(1, layers=1)
-        flow.initialize(x + 0.0)
-        theta = flow.transform.parts[1].theta.detach()
-        assert (0.1 * (3 * torch.tanh(theta[:, 2:] / 3)).exp()).max() < 0.1
-
-
-def test_recipes_say_what_they_model():
-    @diffeo.recipe
-    def circle_of_ones_own(features=1):
-        return diffeo.torus(features)
-
-    @diffeo.recipe(events="vectors")
-    def vectors_of_ones_own(features, *, context=0):
-        return diffeo.gaussian(features, context=context)
-
-    try:
-        assert "vectors_of_ones_own" in diffeo.recipes("vectors")
-        assert not {"circle_of_ones_own", "torus", "mixed", "sphere"} & set(diffeo.recipes("vectors"))
-        assert "torus" in diffeo.recipes("angles")
-        rows = pd.DataFrame({"a": np.random.default_rng(0).normal(size=50)})
-        with pytest.raises(ValueError, match="is no density of vectors"):
-            diffeo.fit_table(rows, recipe="circle_of_ones_own")
-        diffeo.fit_table(rows, recipe="vectors_of_ones_own", steps=2, progress=False)
-        with pytest.raises(ValueError, match="events must be one of"):
-            diffeo.recipe(events="numbers")
-    finally:
-        for name in ("circle_of_ones_own", "vectors_of_ones_own"):
-            registry._recipes.pop(name)
-            registry._events.pop(name)
-
-
-@pytest.mark.parametrize("name", scalar_maps())
-def test_every_scalar_map_has_flows_by_its_name(name, tmp_path):
-    for recipe in (diffeo.coupling_flow, diffeo.autoregressive_flow):
-        flow = diffeo.testing.perturbed(recipe(2, univariate=name, layers=1, hidden=(8,)))
-        x = flow.sample(3, generator=torch.Generator().manual_seed(0))
-        assert flow(x).isfinite().all()
-    diffeo.save(flow, tmp_path / "flow.safetensors")
-    assert torch.equal(diffeo.load(tmp_path / "flow.safetensors")(x), flow(x))
-
-
-def test_unknown_scalar_maps_are_named():
-    with pytest.raises(ValueError, match="unknown scalar map 'Exp'; there are Affine"):
-        diffeo.coupling_flow(2, univariate="Exp")
-    with pytest.raises(ValueError, match=r"Bernstein: .*unexpected keyword"):
-        diffeo.autoregressive_flow(2, univariate="Bernstein", univariate_options={"bins": 3})

@@ -1,4 +1,4 @@
-"""Flows fitted to densities known up to a constant, and what importance weights say of them."""
+"""Flows fitted to densities known up to a constant."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import pytest
 import torch
 
 import diffeo
-from diffeo import targets
-
-ENERGIES = {"u1": targets.u1, "u2": targets.u2, "u3": targets.u3, "u4": targets.u4}
 
 
 def shifted(x):
@@ -134,52 +131,3 @@ def test_layers_set_by_data_are_not_set_anew_after_a_fit_without_data():
     before = flow(x[:5]).detach()
     flow.initialize(x)
     assert torch.equal(flow(x[:5]), before)
-
-
-def test_pareto_k_tells_light_from_heavy_tails():
-    def heavy(x):  # a Cauchy target under a normal: weights without a mean
-        return torch.distributions.Cauchy(0.0, 1.0).log_prob(x).sum(-1)
-
-    normal = diffeo.Normal(1)
-    assert diffeo.importance(normal, heavy, 4000).pareto_k > 0.7
-    wide = diffeo.importance(diffeo.StudentT(1, df=2.0), diffeo.Normal(1), 4000)
-    assert wide.pareto_k < 0.5
-    assert wide.log_normalizer == pytest.approx(0.0, abs=0.05)
-    assert diffeo.importance(normal, normal, 4000).effective_sample_size == pytest.approx(4000)
-    noise = torch.randn(4000, generator=torch.Generator().manual_seed(0))
-    for spread in (30.0, 100.0):  # one weight holds it all
-        found = diffeo.importance(normal, lambda x, s=spread: normal(x) + s * noise, 4000)
-        assert found.effective_sample_size < 1.1
-        assert found.pareto_k > 0.7
-    bounded = diffeo.importance(normal, diffeo.Uniform(torch.full((1,), -1.0), torch.ones(1)), 4000)
-    assert bounded.pareto_k < 0.7
-    assert bounded.log_normalizer == pytest.approx(0.0, abs=0.1)
-    with pytest.raises(ValueError, match="at least 100 samples"):
-        diffeo.importance(normal, normal, 5)
-
-
-def quadrature(energy, half=8.0, points=1601):
-    axis = torch.linspace(-half, half, points, dtype=torch.float64)
-    grid = torch.cartesian_prod(axis, axis)
-    return float(energy(grid).logsumexp(0) + 2 * (axis[1] - axis[0]).log())
-
-
-@pytest.mark.parametrize("name", ENERGIES)
-def test_energies_have_a_finite_normalizing_constant(name):
-    """The same by two grids, so that neither their ends nor their steps matter."""
-    assert quadrature(ENERGIES[name]) == pytest.approx(quadrature(ENERGIES[name], 10.0, 1201), abs=1e-6)
-
-
-def test_energies_are_those_of_the_paper():
-    z = torch.tensor([[0.5, -0.3]], dtype=torch.float64)
-    w1 = math.sin(math.pi * 0.5 / 2)
-    assert float(targets.u2(z)) == pytest.approx(-0.5 * ((-0.3 - w1) / 0.4) ** 2)
-    w2 = 3 * math.exp(-0.5 * ((0.5 - 1) / 0.6) ** 2)
-    first, second = (math.exp(-0.5 * ((-0.3 - w1 + w) / 0.35) ** 2) for w in (0.0, w2))
-    assert float(targets.u3(z)) == pytest.approx(math.log(first + second))
-    w3 = 3 / (1 + math.exp(-(0.5 - 1) / 0.3))
-    first, second = math.exp(-0.5 * ((-0.3 - w1) / 0.4) ** 2), math.exp(-0.5 * ((-0.3 - w1 + w3) / 0.35) ** 2)
-    assert float(targets.u4(z)) == pytest.approx(math.log(first + second))
-    radius = math.hypot(0.5, 0.3)
-    sides = math.exp(-0.5 * ((0.5 - 2) / 0.6) ** 2) + math.exp(-0.5 * ((0.5 + 2) / 0.6) ** 2)
-    assert float(targets.u1(z)) == pytest.approx(-0.5 * ((radius - 2) / 0.4) ** 2 + math.log(sides))
