@@ -56,9 +56,9 @@ def _operations(objective: nn.Module, train: Source) -> float:
 
     device = next((p.device for p in objective.parameters()), torch.device("cpu"))
     batch = next(train.batches(min(len(train), COUNTED), 0, 0))[1]
-    # what is drawn here is not missing later
+    # nothing is drawn that is missing later, and no module takes it for a step of training
     with torch.random.fork_rng(devices=[]), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        objective(*move(batch, device))
+        objective.eval()(*move(batch, device))
     weights = 2 * sum(p.numel() for p in objective.parameters())
     return counter.get_total_flops() / len(batch[0]) or weights
 
