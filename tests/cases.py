@@ -380,6 +380,7 @@ DENSITIES: dict[str, DensityCase] = {
     "Logistic": DensityCase(lambda: diffeo.Logistic(2)),
     "ConditionalNormal": DensityCase(lambda: diffeo.ConditionalNormal(2, context=2), CONTEXT),
     "Resampled": DensityCase(lambda: diffeo.Resampled(2, hidden=(16,), attempts=5)),
+    "Repeated": DensityCase(lambda: diffeo.Repeated(diffeo.DiagonalNormal(1), 2)),
     "UniformSphere": DensityCase(diffeo.UniformSphere),
     "VonMisesFisherMixture": DensityCase(lambda: diffeo.VonMisesFisherMixture(4)),
     "VonMisesFisherMixture of one": DensityCase(lambda: diffeo.VonMisesFisherMixture(1)),

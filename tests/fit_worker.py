@@ -32,7 +32,7 @@ def data(features: int = 2) -> torch.Tensor:
 
 def build() -> diffeo.Flow:
     torch.manual_seed(0)
-    return diffeo.nsf_ar(2, layers=1, hidden=(16,), dropout=0.1, components=3)
+    return diffeo.nsf_ar(2, layers=1, hidden=(16,), dropout=0.1, components=0)
 
 
 def train(folder: str, out: str, steps: str, resume: bool) -> None:

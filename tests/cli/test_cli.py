@@ -163,24 +163,14 @@ def test_an_atom_is_named(tmp_path, capsys):
     assert "column 'spike' holds 0 in 31%" in capsys.readouterr().err
 
 
-def test_an_interrupt_says_how_to_resume_and_resuming_finishes(folder, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "diffeo.cli",
-        "fit",
-        str(folder / "table.csv"),
-        "-o",
-        str(tmp_path / "m.safetensors"),
-        "--recipe",
-        "maf",
-    ]
+def test_an_interrupt_says_how_to_resume_and_resuming_finishes(folder, tmp_path, capsys):
+    output = str(tmp_path / "m.safetensors")
+    command = ["fit", str(folder / "table.csv"), "-o", output, "--recipe", "maf", "--epochs", "500"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     # a job in the background may have been started with interrupts ignored, which its children inherit
     unblock = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    fit = subprocess.Popen(
-        [*command, "--epochs", "500"], stderr=subprocess.PIPE, text=True, env=env, preexec_fn=unblock
-    )
+    program = [sys.executable, "-m", "diffeo.cli", *command]
+    fit = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=unblock)
     deadline = time.monotonic() + 90
     while not (tmp_path / "m.safetensors.ckpt" / "fit.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -190,13 +180,9 @@ def test_an_interrupt_says_how_to_resume_and_resuming_finishes(folder, tmp_path)
     assert fit.returncode == 130
     assert "--epochs 500 --resume" in err
     assert (tmp_path / "m.safetensors.ckpt" / "fit.safetensors").exists()
-    again = subprocess.run([*command, "--epochs", "500"], capture_output=True, text=True, env=env, check=False)
-    assert again.returncode == 2
-    assert "--resume" in again.stderr
-    resumed = subprocess.run(
-        [*command, "--epochs", "500", "--resume"], capture_output=True, text=True, env=env, check=False
-    )
-    assert resumed.returncode == 0, resumed.stderr
+    assert main(command) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
