@@ -35,7 +35,12 @@ def _may_change(guards: Sequence[Any]) -> list[bool]:
 
 # A spline is one loop over scalars, but of more operations than Inductor joins by default. `torch.compile` takes the
 # filter out of what it is given, so give it a copy.
-OPTIONS: dict[str, Any] = {"max_fusion_size": 10_000, "size_asserts": False, "guard_filter_fn": _may_change}
+OPTIONS: dict[str, Any] = {
+    "max_fusion_size": 10_000,
+    "size_asserts": False,
+    "guard_filter_fn": _may_change,
+    "cpp.min_chunk_size": 1 << 14,  # steps of a loop that are worth another thread, which may have to be woken
+}
 _BOOKKEEPING = vars(nn.Module())
 
 
@@ -57,12 +62,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if not has_compiler():
         return function
 
-    prepare()
     run = torch.compile(own_code(function), options=dict(OPTIONS))
 
     def marked(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # something larger is compiled, of which this is a part
             return function(*args, **kwargs)
+        prepare()
         for arg in (*args, *kwargs.values()):
             for t in arg.values() if isinstance(arg, Mapping) else (arg,):  # pyright: ignore[reportUnknownVariableType]
                 if isinstance(t, Tensor) and t.ndim > 1:

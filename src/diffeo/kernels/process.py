@@ -1,4 +1,4 @@
-"""What a process is set to before it trains: threads that sleep while they wait, and memory that is kept."""
+"""What a process is set to while it trains: how threads wait for each other, and memory that is kept."""
 
 from __future__ import annotations
 
@@ -10,17 +10,27 @@ from pathlib import Path
 
 import torch
 
+if sys.platform == "linux":
+    import resource
+
 # by which users say themselves how threads are to wait
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 LARGE = 1 << 20  # numbers that PyTorch shares out among its threads
+WINDOW = 0.25  # seconds of work after which to look again whether others want the cores
+# Switches to other programs in a second of work. On a quiet machine 1 to 20; beside others at least 100, however
+# threads wait.
+PREEMPTED = 60
+QUIET = 4  # quiet windows in a row after which threads stay awake again
 
 
 def prepare() -> None:
-    """Set the process up for training and sampling; it costs next to nothing to say so again."""
-    sleep_while_waiting()
+    """Set the process up for training and sampling; it is to be called before every step, and costs a microsecond."""
     keep_freed_memory()
+    if waiting.may_change:
+        waiting.look()
 
 
+@cache
 def keep_freed_memory() -> None:
     """Let the process keep up to 62 MiB that it frees, for the next call, which would get it back page by page.
 
@@ -31,28 +41,79 @@ def keep_freed_memory() -> None:
     torch.empty(31 << 20, dtype=torch.uint8, device="cpu")  # nothing is written to it, so it costs nothing
 
 
-@cache
-def sleep_while_waiting() -> bool:
-    """Let the threads of PyTorch on CPUs sleep soon when they wait for each other; whether there was anything to do.
+class Waiting:
+    """How PyTorch's threads on CPUs wait for each other: awake, but asleep while other programs want their cores.
 
-    PyTorch's threads are those of the OpenMP library of GNU, and wait by turning in a loop for about a millisecond. If
-    some other program wants the same core, that loop keeps the very thread from running that it waits for: a training
-    step beside two busy programs took seventy times as long as with threads that sleep. The library decides so by
-    itself, and turns a three-hundredth of that, once it manages more threads than the machine has cores, so one more
-    team of threads is made here, which sleeps for good. The environment decides the same when a program starts
-    (`OMP_WAIT_POLICY=passive`), which is too late for a library, and where it says anything, it is left at that.
+    They are those of the OpenMP library of GNU, and wait by turning in a loop for up to milliseconds. On a quiet
+    machine that is right: to wake a thread takes longer than a small product. Where another program wants the same
+    core, the loop keeps the very thread from running that it waits for, and a training step takes ten to seventy times
+    as long. The library lets its threads sleep almost at once when it manages more of them than the machine has cores.
+    So one more team of threads is made here while the system often takes the cores away, and ended when it no longer
+    does. The environment decides how to wait when a program starts (`OMP_WAIT_POLICY=passive`), which is too late for a
+    library; where it says anything, it is left at that.
     """
-    if any(name in os.environ for name in WAITING) or torch.get_num_threads() == 1 or not _is_gnu():
-        return False
-    made, never = threading.Event(), threading.Event()
 
-    def team() -> None:
+    def __init__(self) -> None:
+        self._team: _Team | None = None
+        self._lock = threading.Lock()
+        self._switches, self._worked = 0, 0.0
+        self._quiet = 0
+
+    @property
+    def asleep(self) -> bool:
+        """Whether waiting threads sleep now."""
+        return self._team is not None
+
+    @property
+    def may_change(self) -> bool:
+        """Whether there are threads that wait, and nobody has said how."""
+        return torch.get_num_threads() > 1 and _is_left_to_us()
+
+    def look(self) -> None:
+        """See whether others want the cores, once after each `WINDOW` of work, and wait accordingly."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        worked = usage.ru_utime + usage.ru_stime - self._worked
+        if worked < WINDOW or not self._lock.acquire(blocking=False):
+            return
+        try:
+            wanted = usage.ru_nivcsw - self._switches > PREEMPTED * worked
+            self._switches, self._worked = usage.ru_nivcsw, self._worked + worked
+            self._quiet = 0 if wanted else self._quiet + 1
+            if wanted and self._team is None:
+                self._team = _Team()
+            elif self._team is not None and self._quiet >= QUIET:
+                self._team.end()
+                self._team = None
+        finally:
+            self._lock.release()
+
+    def forget(self) -> None:
+        """In a process that was forked, which has no team of threads."""
+        self.__init__()
+
+
+class _Team:
+    """As many threads as PyTorch uses, asleep until the `end`."""
+
+    def __init__(self) -> None:
+        made, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._sleep, args=(made,), name="diffeo-asleep", daemon=True)
+        self._thread.start()
+        made.wait(10)
+
+    def _sleep(self, made: threading.Event) -> None:
         torch.ones(LARGE, device="cpu").add_(1.0)  # on as many threads as there are
         made.set()
-        never.wait()
+        self._ended.wait()
 
-    threading.Thread(target=team, name="diffeo-asleep", daemon=True).start()
-    return made.wait(10)
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+waiting = Waiting()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=waiting.forget)
 
 
 def openmp() -> str | None:
@@ -66,5 +127,6 @@ def openmp() -> str | None:
     return next((line.split()[-1] for line in lines if "/libgomp" in line), None)
 
 
-def _is_gnu() -> bool:
-    return openmp() is not None
+@cache
+def _is_left_to_us() -> bool:
+    return openmp() is not None and not any(name in os.environ for name in WAITING)

@@ -97,11 +97,11 @@ class CompiledGradients:
             gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
             return loss.detach(), tuple(map(_laid_out, gradients, self.parameters))
 
-        prepare()
         self._run = torch.compile(own_code(run), options=dict(OPTIONS)) if has_compiler() else run
         self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)  # pyright: ignore
 
     def __call__(self, *batch: Any, weights: Tensor | None = None) -> Tensor:
+        prepare()
         with self._tracing:
             loss, gradients = self._run(weights, batch)
         for p, gradient in zip(self.parameters, gradients, strict=True):

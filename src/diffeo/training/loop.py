@@ -75,7 +75,6 @@ class Loop:
 
     def go(self, continued: bool, progress: bool) -> FitResult:
         """Train to the end; leaves the kept weights in the objective."""
-        prepare()
         if not any(p.requires_grad for p in self.objective.parameters()):
             self.objective.to(self.fabric.device)  # nothing to learn beyond what `initialize` set
             if self.held is not None:
@@ -160,6 +159,7 @@ class Loop:
         began, saved = since - self.counts.elapsed, since - self.checkpoint_every  # the first state is written at once
         self.objective.train()
         for index, batch in self._batches():
+            prepare()
             self.counts.elapsed = time.monotonic() - began
             if plan.time_limit is not None:
                 self.counts.elapsed = self.counts.elapsed if alone else fabric.broadcast(self.counts.elapsed)
