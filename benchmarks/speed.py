@@ -1,7 +1,9 @@
 """Speed against the peers: nine flows; density, training step and samples; all libraries in turn within one run.
 
     python benchmarks/speed.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+    python benchmarks/speed.py --before CHECKOUT ...   # beside an earlier version of diffeo, which has been checked out
     python benchmarks/speed.py --users ...   # recipes in plain loops, also beside a busy process on each core
+    python benchmarks/speed.py --fits ...    # whole fits, in the same two conditions
     python benchmarks/speed.py --check ...   # run every operation once and print the sizes instead
 
 Each library runs in a process of its own that sleeps while others are timed; diffeo has one for each configuration, and
@@ -19,6 +21,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +35,7 @@ from matplotlib.ticker import NullLocator
 
 from libraries import PEERS
 from results import IMAGES, RESULTS, load, markdown, save, short
-from speed_worker import FLOORS, IDIOMS, LIBRARIES, THREADS, USED, Configuration, Worker
+from speed_worker import FIT_STEPS, FITTED, FLOORS, IDIOMS, LIBRARIES, THREADS, USED, Configuration, Worker
 
 RESULT, USERS = RESULTS / "speed.json", RESULTS / "speed_users.json"
 CONFIGURATIONS = [
@@ -51,6 +54,9 @@ ROUNDS = 7  # a neighbour on the machine may slow a whole turn down
 BURST = 0.13  # seconds of one library's turn
 PAUSE = 0.1  # seconds between turns
 MOST, LEAST = 60, 1  # repetitions of one turn
+FITS = ("nsf_ar-2", "realnvp-8", "nsf-8")
+TURNS = 2  # of whole fits
+BEFORE = "diffeo-before"
 COMPILING = ("diffeo", "flowjax")  # whose first call says nothing about the next
 CONDITIONS = {"quiet": "nothing else runs", "beside": "beside one busy process on each core"}
 
@@ -73,7 +79,7 @@ def measure(workers: dict[str, Worker], first: dict[str, dict[str, float]], roun
     for library, worker in workers.items():
         for operation in OPERATIONS:
             seconds = first[library][operation]
-            compiles = library in (*COMPILING, USED) and seconds < 60
+            compiles = library in (*COMPILING, BEFORE, USED) and seconds < 60
             warm = min(worker.time(operation, 2)) if seconds < 1 or compiles else 1e3 * seconds
             burst[library, operation] = max(LEAST, min(MOST, round(1e3 * BURST / warm)))
     times: dict[tuple[str, str], list[float]] = {key: [] for key in burst}
@@ -96,10 +102,15 @@ def measure(workers: dict[str, Worker], first: dict[str, dict[str, float]], roun
     return results
 
 
-def run(asked: list[Configuration], pythons: dict[str, str], threads: int, out: Path) -> None:
+def run(
+    asked: list[Configuration], pythons: dict[str, str], threads: int, out: Path, before: Path | None = None
+) -> None:
     """Measure configurations, one after another, and rewrite the result file after each."""
     content: dict[str, Any] = {"idioms": IDIOMS, "runs": load(out, {"runs": {}})["runs"]}
     others = {k: Worker(python, k, threads) for k, python in pythons.items() if k != "diffeo"}
+    if before is not None:
+        place, script = str(before / "src"), before / "benchmarks" / "speed_worker.py"
+        others[BEFORE] = Worker(pythons["diffeo"], "diffeo", threads, script, PYTHONPATH=place)
     ours = {c.name: Worker(pythons["diffeo"], "diffeo", threads) for c in asked}
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
@@ -132,7 +143,7 @@ def run(asked: list[Configuration], pythons: dict[str, str], threads: int, out: 
 
 def run_users(asked: list[Configuration], pythons: dict[str, str], threads: int, out: Path) -> None:
     """The recipes in plain loops and the peers, quiet and beside busy processes; rewrites the file after each."""
-    content: dict[str, Any] = {"idioms": IDIOMS, "runs": load(out, {"runs": {}})["runs"]}
+    content: dict[str, Any] = {"runs": {}, **load(out, {}), "idioms": IDIOMS}
     for configuration in asked:
         began = time.perf_counter()
         workers = {k: Worker(python, k, threads) for k, python in pythons.items()}
@@ -152,6 +163,28 @@ def run_users(asked: list[Configuration], pythons: dict[str, str], threads: int,
         for condition in CONDITIONS:
             print(condition, end=" ")
             _show(configuration.name, {**found, **found[condition]}, USED)
+
+
+def run_fits(asked: list[Configuration], pythons: dict[str, str], threads: int, out: Path) -> None:
+    """Seconds of whole fits, from the start of the process, with nothing compiled before; added to the file."""
+    content: dict[str, Any] = {"runs": {}, **load(out, {})}
+    for configuration in asked:
+        found: dict[str, dict[str, list[float]]] = {}
+        for condition in CONDITIONS:
+            seconds: dict[str, list[float]] = {library: [] for library in FITTED if library in pythons}
+            with busy(0 if condition == "quiet" else os.cpu_count() or 1):
+                for library in [*seconds] * TURNS:
+                    with tempfile.TemporaryDirectory() as empty:
+                        began = time.perf_counter()
+                        worker = Worker(pythons[library], library, threads, TORCHINDUCTOR_CACHE_DIR=empty)
+                        worker.build(configuration)
+                        worker.fit()
+                        seconds[library].append(round(time.perf_counter() - began, 1))
+                        worker.close()
+            found[condition] = seconds
+            print(configuration.name, condition, seconds, flush=True)
+        content.setdefault("fits", {})[configuration.name] = found
+        save(out, content)
 
 
 @contextmanager
@@ -271,7 +304,8 @@ What each library runs:
 
 def users_section() -> str:
     """Recipes in plain loops as multiples of the fastest peer, quiet and beside busy processes."""
-    runs = load(USERS, {"runs": {}})["runs"]
+    content = load(USERS, {"runs": {}})
+    runs = content["runs"]
     runs = {c.name: runs[c.name] for c in CONFIGURATIONS if c.name in runs}
     if not runs:
         return ""
@@ -293,6 +327,20 @@ def users_section() -> str:
                 )
             rows.append(cells)
         tables += f"### {title[0].upper()}{title[1:]}\n\n{markdown(['flow', *OPERATIONS.values()], rows)}\n\n"
+    rows = []
+    for name, conditions in content.get("fits", {}).items():
+        medians = {c: {k: statistics.median(v) for k, v in s.items()} for c, s in conditions.items()}
+        rows.append([name, *(" : ".join(f"{m[k]:.0f}" for k in FITTED) for m in medians.values())])
+    fits = f"""\
+### A whole fit
+
+Seconds of {FIT_STEPS:,} steps, from the start of Python: imports, compiling (nothing was compiled before), training,
+a held-out tenth. diffeo is `fit` of the recipe, FlowJAX its `fit_to_data`, zuko a plain loop of PyTorch.
+{" : ".join(FITTED)}, medians of {TURNS} turns.
+
+{markdown(["flow", *CONDITIONS.values()], rows)}
+
+"""
     return f"""\
 ## Speed as users run it
 
@@ -301,7 +349,9 @@ mixture, and SiLU for ReLU. Milliseconds, ours : the fastest peer's = the ratio;
 times our own quiet time. Medians over interleaved bursts of three rounds, {some["threads"]} threads on {some["cores"]}
 cores ({some["processor"]}).
 
-{tables}    python benchmarks/speed.py --users --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+{tables}{fits if rows else ""}\
+    python benchmarks/speed.py --users --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+    python benchmarks/speed.py --fits --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
 """
 
 
@@ -347,6 +397,8 @@ def main() -> None:
     parser.add_argument("--configurations", nargs="+", default=[c.name for c in CONFIGURATIONS])
     parser.add_argument("--libraries", nargs="+", default=LIBRARIES, choices=LIBRARIES, help="of --check")
     parser.add_argument("--out", type=Path, help="default: as named above")
+    parser.add_argument("--before", type=Path, help="a checkout of an earlier version, measured beside this one")
+    parser.add_argument("--fits", action="store_true", help="whole fits, quiet and beside busy processes")
     parser.add_argument("--users", action="store_true", help="recipes in plain loops, also beside busy processes")
     parser.add_argument("--check", action="store_true", help="run every operation once and print the sizes instead")
     args = parser.parse_args()
@@ -356,11 +408,13 @@ def main() -> None:
     pythons = {library: python for library, python in pythons.items() if python}
     if args.check:
         sys.exit(not check(asked, {k: v for k, v in pythons.items() if k in args.libraries}, args.threads))
-    if args.users:
+    if args.fits:
+        run_fits([c for c in asked if c.name in FITS], pythons, args.threads, args.out or USERS)
+    elif args.users:
         asked_of = {k: v for k, v in pythons.items() if k in (USED, *PEERS)}
         run_users(asked, asked_of, args.threads, args.out or USERS)
     else:
-        run(asked, {k: v for k, v in pythons.items() if k != USED}, args.threads, args.out or RESULT)
+        run(asked, {k: v for k, v in pythons.items() if k != USED}, args.threads, args.out or RESULT, args.before)
 
 
 if __name__ == "__main__":

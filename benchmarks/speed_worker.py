@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ FLOORS = ("floor", "floor-onednn")  # products alone, no flows
 USED = "diffeo-recipe"  # as users write it
 LIBRARIES = ("diffeo", "diffeo-eager", USED, *FLOORS, *PEERS)
 THREADS = 2
+FITTED = (USED, "zuko", "flowjax")  # whose fits are timed as a whole
+FIT_STEPS, EPOCHS, HELD_OUT = 3000, 100, 0.1
 PACKAGES = {library: (library, "torch") for library in PEERS} | {
     "diffeo": ("diffeo", "torch"),
     "diffeo-eager": ("diffeo", "torch"),
@@ -79,6 +82,7 @@ class Peer(NamedTuple):
 
     operations: dict[str, Operation]
     parameters: int
+    fit: Callable[[np.ndarray], Any]  # trains for `FIT_STEPS` as users of the library do
 
 
 class Worker:
@@ -88,10 +92,22 @@ class Worker:
     error, which is raised here.
     """
 
-    def __init__(self, python: str | os.PathLike[str], library: str, threads: int = THREADS) -> None:
+    def __init__(
+        self,
+        python: str | os.PathLike[str],
+        library: str,
+        threads: int = THREADS,
+        script: Path = Path(__file__),
+        **environment: str,
+    ) -> None:
         self.library = library
-        command = [os.fspath(python), __file__, library, str(threads)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command, variables = (
+            [os.fspath(python), os.fspath(script), library, str(threads)],
+            {**os.environ, **environment},
+        )
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
+        )
 
     def build(self, configuration: Configuration, seed: int = 0) -> list[str]:
         """Builds a flow in place of the last one and returns the names of its operations."""
@@ -100,6 +116,10 @@ class Worker:
     def time(self, operation: str, repeats: int) -> list[float]:
         """Milliseconds of each repetition, by the worker's own clock; the first after `build` is a warm-up."""
         return self._ask("time", operation=operation, repeats=repeats)
+
+    def fit(self) -> None:
+        """Trains for `FIT_STEPS`, on rows of its own."""
+        self._ask("fit")
 
     def check(self) -> dict[str, Any]:
         """Runs each operation once; the flow's parameters, and what is wrong with the results."""
@@ -136,10 +156,10 @@ class _Server:
     def __init__(self, library: str) -> None:
         self.library = library
         self.configuration: Configuration | None = None
-        self.peer = Peer({}, 0)
+        self.peer: Peer | None = None
 
     def build(self, configuration: Sequence[Any], seed: int) -> list[str]:
-        self.peer = Peer({}, 0)  # frees the last one first
+        self.peer = None  # frees the last one first
         self.configuration = Configuration(*configuration)
         self.peer = build(self.library, self.configuration, seed)
         return list(self.peer.operations)
@@ -152,6 +172,12 @@ class _Server:
             run()
             times.append(1e3 * (time.perf_counter() - began))
         return times
+
+    def fit(self) -> None:
+        assert self.configuration is not None
+        rows = round(FIT_STEPS / EPOCHS * self.configuration.batch / (1 - HELD_OUT))
+        rng = np.random.default_rng(1)
+        self.peer.fit(rng.standard_normal((rows, self.configuration.features), dtype=np.float32))
 
     def check(self) -> dict[str, Any]:
         results = {name: np.asarray(run()) for name, run in self.peer.operations.items()}
@@ -201,14 +227,15 @@ def build(library: str, configuration: Configuration, seed: int = 0) -> Peer:
 def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.ndarray) -> Peer:
     import torch
 
+    if library.startswith("diffeo"):
+        import diffeo
+
     make = libraries.TORCH.get(library, _recipe if library == USED else _diffeo)
     torch.manual_seed(seed)
     flow, trained = make(configuration.architecture), make(configuration.architecture)
     flow.module.eval()
     if library == "diffeo":
         flow.module.compile()
-        import diffeo
-
         gradients = diffeo.CompiledGradients(diffeo.MaximumLikelihood(trained.module))
     if library == USED:
         for made in (flow, trained):
@@ -237,9 +264,27 @@ def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.
         optimiser.step()
         return loss.detach()
 
+    def fit(rows: np.ndarray) -> None:
+        fitted, data = make(configuration.architecture), torch.from_numpy(rows)
+        if library.startswith("diffeo"):
+            diffeo.fit(
+                fitted.module, data, steps=FIT_STEPS, batch_size=configuration.batch, validation=HELD_OUT,
+                progress=False,
+            )  # fmt: skip
+            return
+        adam = torch.optim.Adam(fitted.module.parameters(), lr=RATE)
+        held = int(HELD_OUT * len(data))
+        for _ in range(EPOCHS):
+            for batch in data[held:][torch.randperm(len(data) - held)].split(configuration.batch):
+                adam.zero_grad()
+                (-fitted.log_prob(batch).mean()).backward()
+                adam.step()
+            with torch.no_grad():
+                fitted.log_prob(data[:held]).mean()
+
     parameters = sum(p.numel() for p in flow.module.parameters() if p.requires_grad)
     steps = compiled_step if library == "diffeo" else step
-    return Peer({"density": density, "step": steps, "sample": sample}, parameters)
+    return Peer({"density": density, "step": steps, "sample": sample}, parameters, fit)
 
 
 def _diffeo(a: Architecture) -> TorchFlow:
@@ -310,8 +355,11 @@ def _floor(library: str, configuration: Configuration, seed: int, rows: np.ndarr
                 g = product(g, weight.T)  # also of x, which each layer hands to the one before
         return through[-1][-1]
 
+    def fit(rows: np.ndarray) -> None:
+        raise NotImplementedError("products alone are not fitted")
+
     parameters = sum(w.numel() for weights in nets for w in weights)
-    return Peer({"density": density, "step": step, "sample": density}, parameters)
+    return Peer({"density": density, "step": step, "sample": density}, parameters, fit)
 
 
 def _jax_peer(library: str, configuration: Configuration, seed: int, rows: np.ndarray) -> Peer:
@@ -353,8 +401,17 @@ def _jax_peer(library: str, configuration: Configuration, seed: int, rows: np.nd
         trained, state, loss = jax.block_until_ready(update(trained, state, x))
         return loss
 
+    def fit(rows: np.ndarray) -> None:
+        from flowjax.train import fit_to_data
+
+        fitted = libraries.build_flowjax(configuration.architecture, seed)
+        fit_to_data(
+            key, fitted, jnp.asarray(rows), learning_rate=RATE, max_epochs=EPOCHS, max_patience=EPOCHS,
+            batch_size=configuration.batch, val_prop=HELD_OUT, show_progress=False,
+        )  # fmt: skip
+
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return Peer({"density": density, "step": step, "sample": sample}, parameters)
+    return Peer({"density": density, "step": step, "sample": sample}, parameters, fit)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
@@ -24,9 +24,41 @@ MappedVector: TypeAlias = tuple[Float[Tensor, "*out features"], Float[Tensor, "*
 LogProb: TypeAlias = Float[Tensor, "*out"]
 
 
+def once(gradients: Sequence[Tensor | None], inputs: Sequence[Any], who: str, hint: str) -> tuple[Tensor | None, ...]:
+    """Gradients of a custom function that cannot be differentiated again, as functions of its inputs that raise.
+
+    PyTorch's `once_differentiable` looks at the incoming gradients alone: where these do not depend on the inputs, as
+    those of a sum, a second derivative would be silently zero.
+    """
+    if not torch.is_grad_enabled():
+        return tuple(gradients)
+    sources = [t for t in inputs if isinstance(t, Tensor) and t.requires_grad]
+    message = f"{who} has first derivatives only: it cannot be differentiated a second time, as here; {hint}"
+    return tuple(None if g is None else _Once.apply(message, g, *sources) for g in gradients)  # pyright: ignore
+
+
+class _Once(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(message: str, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.message = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:  # pyright: ignore
+        raise RuntimeError(ctx.message)
+
+
 def as_size(shape: int | tuple[int, ...] | list[int]) -> Size:
     """A shape given as an int or a sequence, as a `torch.Size`."""
-    return Size((shape,)) if isinstance(shape, int) else Size(shape)
+    try:
+        return Size((shape,)) if isinstance(shape, int) else Size(shape)
+    except TypeError:
+        raise ValueError(f"expected a whole number or a tuple of them as a shape, got {shape!r}") from None
 
 
 def as_event(event: int | Sequence[int | None]) -> Event:

@@ -64,7 +64,8 @@ def test_score_and_sample_round_trip(folder, capsys):
     far = pd.DataFrame({"a": [50.0], "b": [-50.0], "c": [0.0]})
     far.to_csv(folder / "far.csv", index=False)
     assert main(["score", model, str(folder / "far.csv")]) == 0
-    log_p, percentile = capsys.readouterr().out.splitlines()[1].split(",")
+    log_p, percentile, reason = capsys.readouterr().out.splitlines()[1].split(",")
+    assert reason in ("", '""')
     assert float(log_p) < scores.min()
     assert float(percentile) == 0.0
 
@@ -93,8 +94,10 @@ ROWS = "".join(f"{i * 0.37 % 1},{i * 0.73 % 1}\n" for i in range(40))
         (b"", "the file is empty"),
         (HEADER.encode(), "a header but no rows"),
         ((HEADER + "1,2\n").encode(), "at least 20"),
-        ((HEADER + ROWS + "x,1\n").encode(), "column 'a': numbers, but for 1 of 41 rows, such as 'x' in row 41"),
-        (("a;b\n" + ROWS.replace(",", ";")).encode(), "the separator looks like ';'"),
+        (
+            (HEADER + ROWS + "x,1\n").encode(),
+            "but for 1 of 41 rows with 'x', first in row 41",
+        ),
         ((HEADER + ROWS + ",1\n").encode(), "missing or infinite values ('a': 1)"),
         ((HEADER + ROWS + "inf,1\n").encode(), "missing or infinite"),
         ((HEADER + ROWS + "1,2,3\n").encode(), "do not all fit the header"),
@@ -155,12 +158,14 @@ def test_bad_calls(folder, capsys, args, message):
     assert sorted(p.name for p in folder.iterdir()) == before
 
 
-def test_an_atom_is_named(tmp_path, capsys):
+def test_an_atom_is_a_kind_of_its_own(tmp_path, capsys):
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"a": rng.normal(size=60), "spike": np.r_[np.zeros(20), rng.normal(size=40)]})
     frame.to_csv(tmp_path / "t.csv", index=False)
     main(["fit", str(tmp_path / "t.csv"), "-o", str(tmp_path / "m.safetensors"), "--epochs", "1"])
-    assert "column 'spike' holds 0 in 31%" in capsys.readouterr().err
+    assert "spike  0 or continuous" in capsys.readouterr().out
+    assert main(["sample", str(tmp_path / "m.safetensors"), "-n", "300", "-o", str(tmp_path / "s.csv")]) == 0
+    assert 0.2 < (pd.read_csv(tmp_path / "s.csv")["spike"] == 0).mean() < 0.45
 
 
 def test_an_interrupt_says_how_to_resume_and_resuming_finishes(folder, tmp_path, capsys):
@@ -254,7 +259,17 @@ def test_every_format_gives_the_same_scores(mixed, tmp_path, ending):
     readers = {"parquet": pd.read_parquet, "feather": pd.read_feather, "tsv": lambda p: pd.read_csv(p, sep="\t")}
     read = readers.get(ending, lambda p: pd.read_json(p, lines=True) if ending == "jsonl" else pd.read_csv(p))
     scored = read(out)
-    assert list(scored.columns) == ["shop", "open", "items", "price", "day", "currency", "log_density", "percentile"]
+    assert list(scored.columns) == [
+        "shop",
+        "open",
+        "items",
+        "price",
+        "day",
+        "currency",
+        "log_density",
+        "percentile",
+        "reason",
+    ]
     expected = diffeo.load(mixed / "m.safetensors").log_prob(pd.read_parquet(mixed / "t.parquet"))
     assert np.allclose(scored["log_density"], expected, atol=1e-9)
     assert scored["percentile"].between(0, 100).all()
@@ -272,15 +287,15 @@ def test_blocks_are_scored_as_the_whole_is(mixed, tmp_path, monkeypatch):
     real = files.read_blocks
     seen = []
 
-    def small(path, rows=7, text=()):
-        for block in real(path, 7, text):
+    def small(path, rows=7, text=(), **how):
+        for block in real(path, 7, text, **how):
             seen.append(len(block))
             yield block
 
-    monkeypatch.setattr(files, "read_blocks", small)
+    monkeypatch.setattr("diffeo.cli.use.read_blocks", small)
     assert main(["score", model, table, "-o", str(blocks)]) == 0
     assert set(seen) == {7, 3}
-    assert np.allclose(pd.read_csv(whole), pd.read_csv(blocks), atol=1e-9)
+    assert np.allclose(pd.read_csv(whole).iloc[:, :2], pd.read_csv(blocks).iloc[:, :2], atol=1e-9)
 
 
 def test_a_pipe(mixed, capfd):
@@ -330,11 +345,9 @@ def test_report_and_recipes(mixed, tmp_path, capsys):
     ("change", "message"),
     [
         (lambda t: t.drop(columns="price"), "needs a column 'price'"),
-        (lambda t: t.assign(shop="Lima"), "'Lima' never occurred in training"),
         (lambda t: t.assign(items="many"), "column 'items': expected numbers"),
         (lambda t: t.assign(day=3), "column 'day': expected dates"),
         (lambda t: t.iloc[:0], "a header but no rows"),
-        (lambda t: t.assign(price=[1.0] * 149 + [np.nan]), "missing or infinite values ('price': 1)"),
     ],
 )
 def test_bad_tables_at_score_time(mixed, tmp_path, capsys, change, message):

@@ -26,13 +26,27 @@ ESTIMATORS = {
 }
 
 
+# what cannot hold, and why
+WEIGHTS = {
+    "check_sample_weight_equivalence_on_dense_data": "splits and batches are drawn from rows, however often they count",
+    "check_sample_weight_equivalence_on_sparse_data": "the same",
+}
+THRESHOLD = "thresholds come from rows that the weights have not seen, so the share of training rows is not exact"
+UNLIKE = {
+    "density": WEIGHTS,
+    "outlier": {**WEIGHTS, "check_outliers_train": THRESHOLD, "check_outliers_fit_predict": THRESHOLD},
+    "transformer": WEIGHTS,
+    "regressor": WEIGHTS,
+}
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_check_estimator(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's own remarks about what it feeds
         results = check_estimator(ESTIMATORS[name], on_fail=None, on_skip=None)
     wrong = {r["check_name"]: r["exception"] for r in results if r["status"] in ("failed", "xfail")}
-    assert wrong == {}
+    assert wrong.keys() <= UNLIKE[name].keys(), wrong
     skipped = {r["check_name"] for r in results if r["status"] == "skipped"}
     # PyTorch arrays as input: not declared, so not checked (scikit-learn 1.6 does not list it)
     assert skipped <= {"check_array_api_input"}
@@ -44,7 +58,8 @@ def test_check_estimator(name):
 def test_check_estimator_with_the_defaults(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        check_estimator(getattr(diffeo, name)(), on_skip=None)
+        unlike = UNLIKE[name.removeprefix("Flow").removesuffix("Detector").lower()]
+        check_estimator(getattr(diffeo, name)(), on_skip=None, expected_failed_checks=unlike)
 
 
 def _rows(n: int = 400, seed: int = 0) -> np.ndarray:

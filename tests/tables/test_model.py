@@ -67,7 +67,11 @@ def test_columns_are_recognised():
     [
         (np.arange(100) % 7 * 5, "whole steps of 5"),
         (np.array([17.5, 22, 27, 32, 37, 42])[np.arange(100) % 6], "6 categories"),  # age groups by their midpoints
-        (np.array([1, 2, 4, 7])[np.arange(100) % 4], "whole steps of 1"),
+        (
+            np.array([1, 2, 4, 7])[np.arange(100) % 4],
+            "4 categories",
+        ),  # 3, 5 and 6 never, though their neighbours are common
+        (np.r_[np.arange(100) % 4, 5, 7], "whole steps of 1"),  # rare values leave gaps
         (np.arange(100) % 7 * 0.25 - 3, "whole steps of 0.25"),
         ((np.arange(100) % 7 - 3.1234567) / 1.7654321, "whole steps of 0.566434"),  # standardised integers
         (np.random.default_rng(0).normal(size=100), "continuous"),
@@ -142,9 +146,13 @@ def test_midnights_of_a_time_zone_are_days():
 def test_samples_look_like_the_table(model):
     table, samples = _table(), model.sample(2000, seed=1)
     assert samples.dtypes.equals(table.dtypes)
-    for name in ("real", "size", "count", "rounded", "when", "share", "nullable"):
-        assert samples[name].min() >= table[name].min(), name
-        assert samples[name].max() <= table[name].max(), name
+    assert (samples["size"] > 0).all()
+    assert (samples["count"] >= 0).all()
+    assert samples["share"].between(0, 1).all()
+    for name in ("real", "size", "count", "rounded", "share", "nullable"):  # beyond the table's own, as the density is
+        for q in (0.05, 0.5, 0.95):
+            within = (samples[name].astype(float) <= table[name].quantile(q)).mean()
+            assert abs(within - (table[name] <= table[name].quantile(q)).mean()) < 0.1, (name, q)
     assert list(samples["kind"].cat.categories) == ["low", "mid", "high"]
     assert samples["kind"].cat.ordered
     assert (samples["always"] == 7).all()
@@ -258,7 +266,7 @@ def test_surprise_of_a_correlated_normal():
         return -0.5 * torch.einsum("ni,ij,nj->n", rows, precision, rows)
 
     known = torch.linspace(-3.5, 3.5, 33, dtype=torch.float64)
-    got = surprise(score, x, None, [], [known] * 2, [(None, None)] * 2, [False, False])
+    got = surprise(score, x, None, [], [known] * 2, [(None, None)] * 2, [False, False], {})
     z = (x - rho * x.flip(1)) / (1 - rho**2) ** 0.5
     assert torch.allclose(got, 0.5 * (z * z - 1), atol=0.02)
 
@@ -326,7 +334,11 @@ def _with(**columns) -> pd.DataFrame:
 BAD_TABLES = [
     (lambda: _with(y=[np.nan] * 3 + [1.0] * 57), {}, "'y': 3\\); .*missing=\"drop\""),
     (lambda: _with(y=[f"id{i}" for i in range(60)]), {}, "text with 60 distinct values in 60 rows is no category"),
-    (lambda: _with(y=[*range(59), "x"]), {}, "column 'y': numbers, but for 1 of 60 rows, such as 'x' in row 60"),
+    (
+        lambda: _with(y=[*range(59), "x"]),
+        {},
+        "column 'y': text that looks like numbers, such as '0', but for 1 of 60 rows with 'x', first in row 60",
+    ),
     (lambda: _with(y=[[1]] * 60), {}, "holds list objects"),
     (lambda: _with(y=pd.to_timedelta(range(60), "D")), {}, "timedelta64.* is not supported"),
     (lambda: _with()[["x"]].assign(x=1.0), {}, "no column to model"),
@@ -355,14 +367,14 @@ def test_bad_tables(table, options, message):
 def test_missing_rows_can_be_dropped():
     table = _with(y=[np.nan] * 3 + list(np.linspace(0, 1, 57) ** 2))
     model = diffeo.fit_table(table, missing="drop", recipe="gaussian", steps=2, progress=False)
-    assert model.notes["rows"] == {"train": 51, "validation": 6}
+    assert model.notes["rows"] == {"train": 43, "validation": 14}
 
 
-def test_an_atom_is_named():
+def test_too_common_a_value_is_named():
     rng = np.random.default_rng(0)
     table = _with(spike=np.r_[np.zeros(20), rng.normal(size=40)])
     with pytest.warns(UserWarning, match="column 'spike' holds 0 in 3.% of the rows"):
-        diffeo.fit_table(table, recipe="gaussian", steps=2, progress=False)
+        diffeo.fit_table(table, kinds={"spike": "continuous"}, recipe="gaussian", steps=2, progress=False)
 
 
 def test_a_row_number_is_named():

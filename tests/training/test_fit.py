@@ -163,9 +163,12 @@ def test_bad_input_is_refused_before_training(x, options, message):
         diffeo.fit(small(), x, **{"steps": 3, **options})
 
 
-def test_a_float64_flow_needs_float64_precision():
+def test_a_float64_flow_is_trained_in_float64():
+    flow = small().double()
+    assert diffeo.fit(flow, rows(), steps=2).steps == 2
+    assert {p.dtype for p in flow.parameters()} == {torch.float64}
     with pytest.raises(ValueError, match="64-true"):
-        diffeo.fit(small().double(), rows(), steps=2)
+        diffeo.fit(small().double(), rows(), steps=2, precision="32-true")
     assert diffeo.fit(small().double(), rows(), steps=2, precision="64-true").steps == 2
 
 

@@ -76,7 +76,7 @@ def test_variables_of_other_launchers_do_not_make_several_processes(monkeypatch)
 
 
 def test_fits_in_shards_refuse_what_they_cannot_do():
-    with pytest.raises(ValueError, match="takes a precision of 32-true"):
+    with pytest.raises(ValueError, match="precision must be one of 32-true"):
         diffeo.fit(small(), data(), steps=1, strategy="fsdp", precision="16-mixed")
     flow = small()
     flow.transform.memory = "invert"

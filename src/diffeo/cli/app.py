@@ -20,6 +20,19 @@ app = typer.Typer(
 )
 
 MODEL = ".safetensors"
+Separator = Annotated[
+    str | None,
+    typer.Option("--sep", help="Separator of a text table: a character, or tab, space.", show_default="found"),
+]
+Decimal = Annotated[str | None, typer.Option(help="Decimal mark of a text table: . or ,", show_default="found")]
+Header = Annotated[
+    bool | None,
+    typer.Option("--header/--no-header", help="Whether the first line names the columns.", show_default="found"),
+]
+Missing = Annotated[
+    list[str] | None,
+    typer.Option("--na", help="Text that stands for a missing value; repeat for more.", show_default=False),
+]
 
 
 def main(args: list[str] | None = None) -> int:

@@ -1,35 +1,38 @@
 """Tables as files: read whole or a block at a time, written a block at a time, every fault named in one line.
 
-Which format is meant, the ending says: CSV, TSV, Parquet, Feather or JSON Lines; the text ones may be gzipped. `-` is
-CSV from a pipe.
+Which format is meant, the ending says: CSV, TSV, JSON Lines, Parquet, Feather or Excel; text may be compressed. `-` is
+CSV from a pipe. What the cells of a text table stand for is in `cells`.
 """
 
 from __future__ import annotations
 
-import csv
+import decimal
 import gzip
 import itertools
 import json
 import math
-import re
 import shutil
 import sys
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffeo.cli.cells import COMPRESSIONS, DATE, OFFSET, Dialect, find_layout, open_text, typed
 from diffeo.storage import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet", ".feather")
+TEXT, TYPED = (".csv", ".tsv", ".txt", ".jsonl"), (".parquet", ".feather", ".xlsx")
+WRITTEN = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet", ".feather")
 PIPE = Path("-")
 BLOCK = 65_536  # rows read or written at once
-DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$")  # ISO 8601: other dates are not guessed at
+DEFAULT = Dialect()
 
 
 @contextmanager
@@ -47,10 +50,8 @@ def opened(path: Path) -> Iterator[Path]:
         yield spooled
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """The whole table.
-
-    A CSV whose first line is all numbers is taken to have no header; its columns are named x0, x1, …
+def read_table(path: Path, dialect: Dialect = DEFAULT, text: Collection[str] = ()) -> pd.DataFrame:
+    """The whole table; for the arguments see `read_blocks`.
 
     Raises:
         ValueError: anything wrong with the file.
@@ -58,25 +59,30 @@ def read_table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     # text is read as one block: what a column holds shows in all of its rows
-    return _dates(pd.concat(list(read_blocks(path, rows=None)), ignore_index=True))
+    return _dates(pd.concat(list(read_blocks(path, None, text, dialect)), ignore_index=True))
 
 
-def read_blocks(path: Path, rows: int | None = BLOCK, text: Collection[str] = ()) -> Iterator[pd.DataFrame]:
+def read_blocks(
+    path: Path, rows: int | None = BLOCK, text: Collection[str] = (), dialect: Dialect = DEFAULT
+) -> Iterator[pd.DataFrame]:
     """The table a block of rows at a time, so that it may be larger than memory; at least one row in all.
 
     Args:
         path: of the table.
         rows: of a block of a text file; None for all of it.
-        text: columns of a CSV or TSV file that hold text, whatever a block of them looks like.
+        text: columns of a text table that hold text, whatever a block of them looks like.
+        dialect: how a text table is written.
     """
     check_input(path)
-    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    kind = _kind(path)
     readers: dict[str, Callable[[], Iterator[pd.DataFrame]]] = {
-        "csv": lambda: _csv_blocks(path, rows, text),
-        "tsv": lambda: _csv_blocks(path, rows, text),
+        "csv": lambda: _csv_blocks(path, rows, text, dialect),
+        "tsv": lambda: _csv_blocks(path, rows, text, dialect),
+        "txt": lambda: _csv_blocks(path, rows, text, dialect),
         "jsonl": lambda: _json_blocks(path, rows),
         "parquet": lambda: _parquet_blocks(path),
         "feather": lambda: _feather_blocks(path),
+        "xlsx": lambda: _excel_blocks(path),
     }
     seen = 0
     for block in readers[kind]():
@@ -90,7 +96,16 @@ def read_blocks(path: Path, rows: int | None = BLOCK, text: Collection[str] = ()
         if len(block):
             yield _dates(block)
     if not seen:
-        raise ValueError(f"{path}: a header but no rows" if kind in ("csv", "tsv") else f"{path}: no rows")
+        raise ValueError(
+            f"{path}: no rows" if kind in ("jsonl", "parquet", "feather") else f"{path}: a header but no rows"
+        )
+
+
+def _kind(path: Path) -> str:
+    """The format, by the ending of a name without that of its compression."""
+    name = path.name.lower()
+    compression = next((c for c in COMPRESSIONS if name.endswith(c)), "")
+    return name.removesuffix(compression).rpartition(".")[2]
 
 
 def check_input(path: Path) -> None:
@@ -99,70 +114,54 @@ def check_input(path: Path) -> None:
         raise ValueError(f"{path}: a directory, not a table")
     if not path.exists():
         raise ValueError(f"{path}: no such file")
-    if not path.name.endswith(SUFFIXES):
-        raise ValueError(f"{path}: expected a table with one of the endings {', '.join(SUFFIXES)}, or - for a pipe")
+    name = path.name.lower()
+    packed = tuple(ending + c for ending in TEXT for c in COMPRESSIONS)
+    if not name.endswith((*TEXT, *packed, *TYPED)):
+        raise ValueError(
+            f"{path}: expected a table with one of the endings {', '.join((*TEXT, *TYPED))}, the text ones perhaps "
+            f"with {', '.join(COMPRESSIONS)}, or - for a pipe"
+        )
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
 
 
-def _csv_blocks(path: Path, rows: int | None, text: Collection[str]) -> Iterator[pd.DataFrame]:
+def _csv_blocks(path: Path, rows: int | None, text: Collection[str], dialect: Dialect) -> Iterator[pd.DataFrame]:
     import pandas as pd
 
-    separator = "\t" if ".tsv" in path.name else ","
-    header = _header(path, separator)
-    cells = [cell for cell in header if cell.strip().lower() not in ("", "na", "nan", "null")]
-    headerless = bool(cells) and all(_is_number(cell) for cell in cells)
-    doubled = sorted({name for name in header if header.count(name) > 1})
-    if doubled and not headerless:
-        raise ValueError(f"{path}: the column name {doubled[0]!r} stands more than once in the header")
-    names = [f"x{i}" for i in range(len(header))] if headerless else None
+    layout = find_layout(path, dialect)
+    if layout.remark:
+        print(f"diffeo: warning: {path}: {layout.remark}", file=sys.stderr)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open_text(path) as file:
             warnings.simplefilter("error", pd.errors.ParserWarning)
             found: Any = pd.read_csv(
-                path,
-                sep=separator,
-                header=None if headerless else 0,
-                names=names,
+                file,
+                sep=r"\s+" if layout.separator == " " else layout.separator,
+                header=None,
+                names=layout.names,
+                skiprows=layout.skipped,
                 index_col=False,
-                encoding="utf-8-sig",
-                dtype=dict.fromkeys(text, str),  # type: ignore[arg-type]
+                dtype=str,
+                na_filter=False,
+                skipinitialspace=True,
                 low_memory=False,
                 chunksize=rows,
             )
-            yield from [found] if rows is None else found
+            for cells in [found] if rows is None else found:
+                yield pd.DataFrame({c: typed(cells[c], layout, dialect.missing, c in text) for c in cells.columns})
     except pd.errors.EmptyDataError as error:
-        raise ValueError(f"{path}: the file is empty") from error
-    except (ValueError, EOFError, OSError, pd.errors.ParserWarning) as error:
-        raise ValueError(f"{path}: the rows do not all fit the header ({_first_line(error)})") from error
-
-
-def _header(path: Path, separator: str) -> list[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
-            header = next((row for row in csv.reader(file, delimiter=separator) if row), [])
+        raise ValueError(f"{path}: a header but no rows") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text table in UTF-8 ({_first_line(error)}); save it as UTF-8") from error
-    except (gzip.BadGzipFile, EOFError, csv.Error) as error:
-        raise ValueError(f"{path}: not a text table ({_first_line(error)})") from error
-    for other, name in ((";", "';'"), ("\t", "a tab"), (",", "a comma")):
-        if other != separator and len(header) <= 2 and any(other in cell for cell in header):
-            if other == "," and len(header) == 2:
-                continue
-            hint = "rename it to .tsv" if other == "\t" else "save it with commas as .csv"
-            raise ValueError(f"{path}: the separator looks like {name}; {hint}")
-    if "\0" in "".join(header):
-        raise ValueError(f"{path}: not a text table (it holds null characters)")
-    return header
+    except (ValueError, EOFError, OSError, pd.errors.ParserWarning) as error:
+        raise ValueError(f"{path}: the rows do not all fit the header ({_first_line(error)})") from error
 
 
 def _json_blocks(path: Path, rows: int | None) -> Iterator[pd.DataFrame]:
     import pandas as pd
 
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with open_text(path) as file:
             lines = (line for line in file if line.strip())
             while block := [json.loads(line) for line in itertools.islice(lines, rows)]:
                 if not all(isinstance(row, dict) for row in block):
@@ -201,6 +200,17 @@ def _feather_blocks(path: Path) -> Iterator[pd.DataFrame]:
         raise ValueError(f"{path}: not a Feather file ({_first_line(error)})") from error
 
 
+def _excel_blocks(path: Path) -> Iterator[pd.DataFrame]:
+    import pandas as pd
+
+    try:
+        yield pd.read_excel(path)
+    except ImportError:
+        raise ValueError(f"{path}: Excel files need the package openpyxl; pip install openpyxl") from None
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not an Excel file ({_first_line(error)})") from error
+
+
 def _frame(batch: Any) -> pd.DataFrame:
     """Arrow rows as a DataFrame; a named index is a column like the others."""
     table = batch.to_pandas()
@@ -209,7 +219,7 @@ def _frame(batch: Any) -> pd.DataFrame:
 
 
 def _dates(table: pd.DataFrame) -> pd.DataFrame:
-    """Text columns whose every value is an ISO date, as dates."""
+    """Objects that files bring as what they are: ISO dates of text columns, decimal numbers, dates without a time."""
     import pandas as pd
 
     for name in table.columns:
@@ -217,10 +227,15 @@ def _dates(table: pd.DataFrame) -> pd.DataFrame:
         if not pd.api.types.is_string_dtype(column.dtype) and not pd.api.types.is_object_dtype(column.dtype):
             continue
         known = column.dropna()
+        if len(known) and isinstance(known.iloc[0], decimal.Decimal):
+            table[name] = column.astype(float)
+            continue
         if not len(known) or not DATE.match(str(known.iloc[0])):
             continue
         try:
-            table[name] = pd.to_datetime(column, format="ISO8601")
+            first = str(known.iloc[0])
+            written = None if isinstance(known.iloc[0], date) else "ISO8601"
+            table[name] = pd.to_datetime(column, format=written, utc=bool(OFFSET.search(first)) and ":" in first)
         except (ValueError, TypeError):
             continue  # text after all
     return table
@@ -240,8 +255,7 @@ class Writer:
             return self
         self._replacing = replacing(self.path)
         self._temporary = self._replacing.__enter__()
-        kind = self.path.name.removesuffix(".gz").rpartition(".")[2]
-        self._kind = kind
+        self._kind = kind = _kind(self.path)
         if kind in ("csv", "tsv", "jsonl"):
             opener = gzip.open if self.path.suffix == ".gz" else open
             self._file = opener(self._temporary, "wt", newline="", encoding="utf-8")
@@ -321,14 +335,6 @@ def _as_json(value: Any) -> Any:
         return value.isoformat()
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffeo.cli.app import MODEL, app, parse_duration, program
+from diffeo.cli.app import MODEL, Decimal, Header, Missing, Separator, app, parse_duration, program
 
 FEWEST = 20  # rows
 
@@ -38,7 +38,19 @@ def fit(
     drop: Annotated[
         list[str] | None, typer.Option(help="Column to leave out; repeat for more.", show_default=False)
     ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What a column holds, as column=kind: category, text, number, continuous, positive, whole or date; "
+            "repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
     missing: Annotated[str, typer.Option(help="Rows with missing values: error, or drop.")] = "error",
+    sep: Separator = None,
+    decimal: Decimal = None,
+    header: Header = None,
+    na: Missing = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the rows.", show_default="by size", min=1)] = None,
     time_limit: Annotated[
         str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
@@ -47,13 +59,14 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
     """Fit a density to a table and print its score on held-out rows beside simple baselines."""
-    from diffeo.cli.files import PIPE, check_output, opened, read_table
+    from diffeo.cli.files import PIPE, Dialect, check_output, opened, read_table
     from diffeo.tables.fit import find_table_recipe
     from diffeo.training import checkpoint as checkpoints
 
     check_output(output, (MODEL,), table)
     find_table_recipe(recipe)
-    options = _options(option or [])
+    options, kinds = _options(option or []), _kinds(kind or [])
+    dialect = Dialect(sep, decimal, header, tuple(na or ())).checked()
     seconds = None if time_limit is None else parse_duration(time_limit)
     if missing not in ("error", "drop"):
         raise ValueError(f"--missing: expected error or drop, got {missing!r}")
@@ -63,15 +76,18 @@ def fit(
     if resume and not folder.exists():
         raise ValueError(f"{folder}: no interrupted fit to resume")
     with opened(table) as path:
-        frame = read_table(path)
-    frame = _chosen(frame, table, given or [], drop or [], missing)
+        frame = read_table(path, dialect, text={name for name, k in kinds.items() if k == "text"})
+    frame = _chosen(frame, table, given or [], drop or [], list(kinds), missing)
     try:
-        _fit(frame, table, output, folder, recipe, options, given or [], epochs, seconds, seed, resume)
+        _fit(frame, table, output, folder, recipe, options, kinds, given or [], epochs, seconds, seed, resume)
     except KeyboardInterrupt:
         words = [program(), "fit", str(table), "-o", str(output), "--recipe", recipe, "--seed", str(seed)]
-        for flag, names in (("--option", option), ("--given", given), ("--drop", drop)):
+        for flag, names in (("--option", option), ("--given", given), ("--drop", drop), ("--kind", kind), ("--na", na)):
             words += [word for name in names or [] for word in (flag, name)]
         words += ["--missing", missing] if missing != "error" else []
+        words += ["--sep", sep] if sep else []
+        words += ["--decimal", decimal] if decimal else []
+        words += [] if header is None else ["--header" if header else "--no-header"]
         words += ["--epochs", str(epochs)] if epochs else []
         words += ["--time-limit", time_limit] if time_limit else []
         kept = (folder / checkpoints.NAME).exists()
@@ -85,13 +101,13 @@ def fit(
         raise
 
 
-def _chosen(frame: Any, table: Path, given: list[str], drop: list[str], missing: str) -> Any:
+def _chosen(frame: Any, table: Path, given: list[str], drop: list[str], kinds: list[str], missing: str) -> Any:
     """The columns and rows to learn from, or an error before any work."""
     import numpy as np
 
     from diffeo.tables.schema import check_complete
 
-    for flag, names in (("--given", given), ("--drop", drop)):
+    for flag, names in (("--given", given), ("--drop", drop), ("--kind", kinds)):
         unknown = [name for name in names if name not in frame]
         if unknown:
             raise ValueError(f"{flag}: {table} has no column {unknown[0]!r}; it has {', '.join(frame.columns)}")
@@ -102,7 +118,13 @@ def _chosen(frame: Any, table: Path, given: list[str], drop: list[str], missing:
     if not len(frame.columns):
         raise ValueError(f"{table}: no column left")
     if missing == "drop":
-        frame = frame[frame.replace([np.inf, -np.inf], np.nan).notna().all(axis=1)].reset_index(drop=True)
+        kept = frame.replace([np.inf, -np.inf], np.nan).notna().all(axis=1)
+        if not kept.all():
+            print(
+                f"diffeo: {int((~kept).sum())} rows with missing values left out, {int(kept.sum())} kept",
+                file=sys.stderr,
+            )
+        frame = frame[kept].reset_index(drop=True)
     try:
         check_complete(frame, hint="fill them, drop a column with --drop, or the rows with --missing drop")
     except ValueError as error:
@@ -126,6 +148,19 @@ def _options(words: list[str]) -> dict[str, Any]:
     return options
 
 
+def _kinds(words: list[str]) -> dict[str, str]:
+    """What columns hold, from COLUMN=KIND."""
+    from diffeo.tables.columns import KINDS
+
+    kinds: dict[str, str] = {}
+    for word in words:
+        name, separator, kind = word.rpartition("=")
+        if not separator or kind not in KINDS:
+            raise ValueError(f"--kind: expected COLUMN=KIND with a kind among {', '.join(KINDS)}; got {word!r}")
+        kinds[name] = kind
+    return kinds
+
+
 def _fit(
     frame: Any,
     table: Path,
@@ -133,6 +168,7 @@ def _fit(
     folder: Path,
     recipe: str,
     options: dict[str, Any],
+    kinds: dict[str, str],
     given: list[str],
     epochs: int | None,
     seconds: float | None,
@@ -155,6 +191,7 @@ def _fit(
             model = fit_table(
                 train,
                 given=given,
+                kinds=kinds,
                 recipe=recipe,
                 options=options,
                 validation=validation,
@@ -170,6 +207,7 @@ def _fit(
             raise ValueError(f"{table}: {str(error).removeprefix('fit: ')}") from error
     result: FitResult = model.result  # type: ignore[assignment] (`fit_table` sets it)
     log_p = model.log_prob(test).to_numpy()
+    model.rank_among(np.concatenate([model.log_prob(validation).to_numpy(), log_p]))
     nats, stderr = float(log_p.mean()), float(log_p.std() / len(log_p) ** 0.5)
     others = table_baselines(model, train, validation, test, seed=seed)
     notes = {

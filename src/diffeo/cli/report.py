@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diffeo.cli.app import app, load_model
+from diffeo.cli.app import Decimal, Header, Missing, Separator, app, load_model
 
 
 @app.command(epilog="Example:  diffeo report patients.safetensors patients.csv -o patients.html")
@@ -17,15 +17,19 @@ def report(
         Path, typer.Argument(help="Table with the model's columns; - for CSV from a pipe.", show_default=False)
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML page to write.")] = Path("report.html"),
+    sep: Separator = None,
+    decimal: Decimal = None,
+    header: Header = None,
+    na: Missing = None,
 ) -> None:
     """Write a page: fit, columns, pairs, calibration, and the most unusual rows with the columns that make them so."""
-    from diffeo.cli.files import check_output, opened, read_table
+    from diffeo.cli.files import Dialect, check_output, opened, read_table
     from diffeo.report import write_report
 
     check_output(output, (".html",), model, table)
     density = load_model(model)
     with opened(table) as path:
-        frame = read_table(path)
+        frame = read_table(path, Dialect(sep, decimal, header, tuple(na or ())).checked(), density.text_columns)
     try:
         write_report(density, frame, output, title=table.stem, model_name=model.name)
     except ValueError as error:

@@ -1,16 +1,23 @@
-"""`diffeo score`, `sample`, `info` and `recipes`: what one does with a model file."""
+"""`diffeo score`, `explain`, `sample`, `info` and `recipes`: what one does with a model file."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from diffeo.cli.app import app, load_model
+from diffeo.cli.app import Decimal, Header, Missing, Separator, app, load_model
+from diffeo.cli.cells import Dialect
+from diffeo.cli.files import WRITTEN, Writer, check_input, check_output, opened, read_blocks
 
 DRAWN = 8192  # rows drawn at once
+GONE = "missing or infinite"
 ModelFile = Annotated[Path, typer.Argument(help="Model file.", show_default=False)]
+TableFile = Annotated[
+    Path, typer.Argument(help="Table with the model's columns; - for CSV from a pipe.", show_default=False)
+]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -22,42 +29,93 @@ Output = Annotated[
 @app.command(epilog="Example:  diffeo score patients.safetensors new.parquet -o scores.parquet")
 def score(
     model: ModelFile,
-    table: Annotated[
-        Path, typer.Argument(help="Table with the model's columns; - for CSV from a pipe.", show_default=False)
-    ],
+    table: TableFile,
     output: Output = None,
     keep: Annotated[bool, typer.Option("--keep", help="Write the table's columns too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at a row that cannot be scored.")] = False,
+    sep: Separator = None,
+    decimal: Decimal = None,
+    header: Header = None,
+    na: Missing = None,
 ) -> None:
-    """Write the log-density of every row, in nats, and its percentile among the training rows.
+    """Write the log-density of every row, in nats, and its percentile among held-out rows.
 
-    The lower, the more unusual: percentile 0 is below every training row. The table is read, scored and written a block
+    The lower, the more unusual: percentile 0 is below every held-out row. A row with a missing value has no score, one
+    that the table could not hold has −inf; the column `reason` says why. The table is read, scored and written a block
     of rows at a time.
     """
     import pandas as pd
 
-    from diffeo.cli.files import SUFFIXES, Writer, check_input, check_output, opened, read_blocks
-    from diffeo.tables.columns import Category
+    dialect = Dialect(sep, decimal, header, tuple(na or ())).checked()
+    check_output(output, WRITTEN, model, table)
+    density = load_model(model)
+    unscored = 0
+    with opened(table) as path:
+        check_input(path)
+        with Writer(output) as writer:
+            for block in read_blocks(path, text=density.text_columns, dialect=dialect):
+                if all(name in block for name in density.columns):
+                    new = [name for name in ("log_density", "percentile", "reason") if keep and name in block]
+                    if new:
+                        raise ValueError(f"{table}: it has a column {new[0]!r} already; leave out --keep")
+                try:
+                    log_p, reason = _scored(density, block, strict)
+                except ValueError as error:
+                    raise ValueError(f"{table}: {error}{_headerless(block, error)}") from error
+                unscored += int((reason != "").sum())
+                scores = pd.DataFrame({"log_density": log_p, "percentile": density.percentile(log_p), "reason": reason})
+                scores.loc[log_p.isna(), "percentile"] = None
+                writer.write(pd.concat([block, scores], axis=1) if keep else scores)
+    if unscored:
+        print(f"diffeo: {unscored} rows without a finite score; the column reason says why", file=sys.stderr)
 
-    check_output(output, SUFFIXES, model, table)
+
+def _scored(density: Any, block: Any, strict: bool) -> tuple[Any, Any]:
+    """Log-density of each row and why it is none: missing where something is missing, −inf where nothing like it is."""
+    import numpy as np
+    import pandas as pd
+
+    if strict:
+        return density.log_prob(block), pd.Series("", index=block.index)
+    block, reason = density.schema.screen(block)
+    log_p = pd.Series(np.where(reason.str.endswith(GONE), np.nan, -np.inf), index=block.index)
+    fine = (reason == "").to_numpy()
+    if fine.any():
+        log_p[fine] = density.log_prob(block[fine])
+    return log_p, reason
+
+
+@app.command(epilog="Example:  diffeo explain patients.safetensors unusual.csv")
+def explain(
+    model: ModelFile,
+    table: TableFile,
+    output: Output = None,
+    sep: Separator = None,
+    decimal: Decimal = None,
+    header: Header = None,
+    na: Missing = None,
+) -> None:
+    """Write how surprising every value is given the rest of its row, in nats.
+
+    0 on average, large where a value does not go with the others, inf where its column cannot hold it.
+    """
+    dialect = Dialect(sep, decimal, header, tuple(na or ())).checked()
+    check_output(output, WRITTEN, model, table)
     density = load_model(model)
     with opened(table) as path:
         check_input(path)
         with Writer(output) as writer:
-            text = {c.name for c in density.schema.columns if isinstance(c, Category) and isinstance(c.levels[0], str)}
-            for block in read_blocks(path, text=text):
-                if all(name in block for name in density.columns):
-                    new = [name for name in ("log_density", "percentile") if keep and name in block]
-                    if new:
-                        raise ValueError(f"{table}: it has a column {new[0]!r} already; leave out --keep")
-                headerless = all(name == f"x{i}" for i, name in enumerate(block.columns))
-                hint = "; its first line is all numbers, so it counts as having no header" if headerless else ""
+            for block in read_blocks(path, text=density.text_columns, dialect=dialect):
                 try:
-                    log_p = density.log_prob(block)
+                    writer.write(density.explain(block))
                 except ValueError as error:
-                    lacks = "which the table lacks" in str(error)
-                    raise ValueError(f"{table}: {error}{hint if lacks else ''}") from error
-                scores = pd.DataFrame({"log_density": log_p, "percentile": density.percentile(log_p)})
-                writer.write(pd.concat([block, scores], axis=1) if keep else scores)
+                    raise ValueError(f"{table}: {error}{_headerless(block, error)}") from error
+
+
+def _headerless(block: Any, error: ValueError) -> str:
+    """What to add to an error about a table that was read without a header."""
+    lacks = "which the table lacks" in str(error) and all(name == f"x{i}" for i, name in enumerate(block.columns))
+    return "; its first line looks like a row, so it counts as having no header (--header)" if lacks else ""
 
 
 @app.command(epilog="Example:  diffeo sample patients.safetensors -n 1000 --given sex=female --seed 1 -o samples.csv")
@@ -77,11 +135,9 @@ def sample(
     """Draw rows from the model: the columns, categories, ranges and rounding of its table."""
     import torch
 
-    from diffeo.cli.files import SUFFIXES, Writer, check_output
-
     if n < 1:
         raise ValueError(f"-n: expected at least 1 row, got {n}")
-    check_output(output, SUFFIXES, model)
+    check_output(output, WRITTEN, model)
     density = load_model(model)
     values = _values(density, given or [])
     generator = torch.Generator().manual_seed(seed)
@@ -128,6 +184,10 @@ def info(model: ModelFile) -> None:
     rows, done = notes["rows"], notes["fit"]
     print(f"rows        {', '.join(f'{count} {part}' for part, count in rows.items())}")
     print(f"fit         {done['steps']} steps, {done['seconds']} s")
+    ranked = notes["ranked"]
+    kind = "held-out" if ranked["held_out"] else "training"
+    error = (5 * 95 / ranked["rows"]) ** 0.5
+    print(f"percentiles among {ranked['rows']} {kind} rows; the standard error of 5 is {error:.1f}")
     if "test_nats" in notes:  # what `diffeo fit` notes
         print(f"test        {notes['test_nats']:.3f} ± {notes['test_stderr']:.3f} nats per row")
         for baseline in notes["baselines"]:

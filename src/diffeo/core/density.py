@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core.given import Given
-from diffeo.functional import Context, Event, as_size, context_batch, declared_reads
+from diffeo.functional import Context, Event, as_size, context_batch, declared_reads, entries
 from diffeo.kernels.compiling import compile_method
 
 
@@ -112,6 +112,28 @@ class Density(nn.Module, ABC):
         """
         return {"features": 1, **declared_reads(self), "mask": self.event_ndim}
 
+    def check_context(self, context: Context) -> None:
+        """Refuse a context that nothing would read, as far as the recipe says, and one in another precision.
+
+        Raises:
+            ValueError: the recipe was called with `context=0`, or weights and context are float32 and float64.
+        """
+        if context is None:
+            return
+        read = {name: t for name, t in entries(context).items() if name != "mask"}
+        if read and self.recipe is not None and self.recipe.arguments.get("context") == 0:
+            raise ValueError(
+                f"{self.recipe.name}: it was built without a context, so it would ignore this one; "
+                f"build it by {self.recipe.name}(…, context=number of features)"
+            )
+        own = next(self.parameters(), None)
+        for t in read.values():
+            if own is not None and {t.dtype, own.dtype} == {torch.float32, torch.float64}:
+                raise ValueError(
+                    f"{type(self).__name__}: the context is {t.dtype}, the weights are {own.dtype}; "
+                    "use context.to(weights' dtype), or flow.double()"
+                )
+
     def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
         """Log-density of x in nats, shape `(*batch,)`: the same as calling the density."""
         return self(x, context)
@@ -175,6 +197,7 @@ class Density(nn.Module, ABC):
 
         The batch shape is that of the context. An encoder runs once, here.
         """
+        self.check_context(context)
         return Given(self, context, context_batch(context, self.context_dims()))
 
     def _request(
@@ -183,6 +206,7 @@ class Density(nn.Module, ABC):
         shape = as_size(shape)
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
+        self.check_context(context)
         batch = Size() if context is None else context_batch(context, self.context_dims())
         pairs = zip(reversed(batch), reversed(shape), strict=False)
         if len(batch) > len(shape) or not all(c in (1, s) for c, s in pairs):

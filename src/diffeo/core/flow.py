@@ -84,6 +84,7 @@ class Flow(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         self._check_input(x)
+        self.check_context(context)
         context = self.encode(context)
         z, logdet = self.transform(x, context)
         log_base = self.base(z, self.transform.map_context(context))
@@ -129,6 +130,7 @@ class Flow(Density):
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
         """Set the data-dependent layers (and base, and encoder) from training rows; `fit` calls it."""
+        self.check_context(context)
         if context is not None and self.encoder is not None and hasattr(self.encoder, "initialize"):
             self.encoder.initialize(context)  # pyright: ignore[reportCallIssue]
         context = self.encode(context)

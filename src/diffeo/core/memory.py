@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from diffeo.core.transform import Transform
-from diffeo.functional import Context
+from diffeo.functional import Context, once
 from diffeo.kernels.private import Dropout
 
 POLICIES = ("store", "recompute", "invert")
@@ -111,8 +111,16 @@ class _Segment(torch.autograd.Function):
         return z.view_as(z), total  # pyright: ignore[reportReturnType]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor, g_logdet: Tensor) -> tuple[Any, ...]:  # pyright: ignore
+        with torch.no_grad():
+            grads = _Segment.pull(ctx, g, g_logdet)
+        x, z, *tensors = ctx.saved_tensors
+        sources = (x, z, g, g_logdet, *tensors, *(p for part in ctx.parts for p in part.parameters()))
+        return None, None, None, None, *once(grads, sources, "Chain(memory='invert')", "set memory = 'store'")
+
+    @staticmethod
+    def pull(ctx: Any, g: Tensor, g_logdet: Tensor) -> list[Any]:
+        """Gradients of the segment's input, contexts and weights."""
         x, z, *tensors = ctx.saved_tensors
         found = iter(tensors)
         leaves = [
@@ -122,7 +130,7 @@ class _Segment(torch.autograd.Function):
         grads = _rebuild(ctx, x, z, leaves, g, g_logdet) if invertible else None
         if grads is None:
             grads = _replay(ctx, x, leaves, g, g_logdet)
-        return None, None, None, None, *grads
+        return grads
 
 
 def _rebuild(ctx: Any, x: Tensor, z: Tensor, leaves: list[Any], g: Tensor, g_logdet: Tensor) -> list[Any] | None:

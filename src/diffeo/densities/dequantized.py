@@ -8,9 +8,12 @@ import torch
 from torch import Generator, Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
+from torch.nn import functional
 
 from diffeo.core import Density, Flow
 from diffeo.functional import Context, context_batch, context_features
+
+EDGE = 1e-6  # how close noise comes to 0 or 1 where a normal number is made of it
 
 
 class Integer(Constraint):
@@ -34,6 +37,9 @@ class Dequantized(Density):
         density: a density over x + u·spacing.
         spacing: distance between neighbouring values, > 0; or one for each position of the event, where 0 marks
             continuous ones: they get no noise and keep their density.
+        absent: for each position of the event, a vector, which position says that it holds nothing, by a value above
+            0: noise then takes its place, within the bounds `low` and `high`; −1 where it always holds something.
+        low, high: bounds of the positions, ±inf for none; they matter where something may be absent.
         dequantizer: q, a density of vectors in the unit box with reparameterised samples, whose context is x and then
             the context, such as `diffeo.unit_box(D, context=D)`; None for uniform noise.
 
@@ -56,10 +62,24 @@ class Dequantized(Density):
     has_rsample = False
     spacing: Tensor
 
-    def __init__(self, density: Density, spacing: float | Tensor = 1.0, dequantizer: Density | None = None):
+    absent: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        density: Density,
+        spacing: float | Tensor = 1.0,
+        dequantizer: Density | None = None,
+        *,
+        absent: Tensor | None = None,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
+    ):
         super().__init__()
         steps = torch.as_tensor(spacing, dtype=torch.get_default_dtype())
-        if not ((steps >= 0).all() and (steps > 0).any()):
+        self.has_absent = absent is not None and bool((absent >= 0).any())
+        if not ((steps >= 0).all() and ((steps > 0).any() or self.has_absent)):
             raise ValueError(f"Dequantized: expected spacing > 0, got {spacing}")
         self.density = density
         if dequantizer is not None:
@@ -68,6 +88,11 @@ class Dequantized(Density):
                 raise ValueError("Dequantized: a dequantizer needs spacing > 0 at every position of the event")
         self.dequantizer = dequantizer
         self.register_buffer("spacing", steps.clone(), persistent=False)
+        if self.has_absent:
+            none = torch.full(absent.shape, torch.inf)  # pyright: ignore[reportOptionalMemberAccess]
+            self.register_buffer("absent", absent, persistent=False)
+            self.register_buffer("low", -none if low is None else low, persistent=False)
+            self.register_buffer("high", none if high is None else high, persistent=False)
         self._on_grid = bool((steps == 1).all())  # samples are integers
         self.event, self.event_ndim = density.event, density.event_ndim
         self._context_dims = density.context_dims()
@@ -125,10 +150,35 @@ class Dequantized(Density):
         else:  # (samples, *event): the same for every row
             samples = len(noise)
             noise = noise.to(x).reshape(samples, *(1 for _ in batch), *event)
-        spacing = self.spacing.to(x.dtype)
-        log_p = self.density(x + noise * spacing, context)
-        log_volume = torch.where(spacing > 0, spacing, 1.0).log().expand(event).sum()
-        return torch.logsumexp(log_p - log_q, 0) - math.log(samples) + log_volume
+        placed, log_volume = self.place(x, noise)
+        return torch.logsumexp(self.density(placed, context) + log_volume - log_q, 0) - math.log(samples)
+
+    def place(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Where noise in [0, 1) puts x: into its cell, and within the bounds where it is absent; and log |∂/∂ noise|.
+
+        Absent positions are a normal number z, exp(z) beyond one bound, or σ(z) between two.
+        """
+        spacing = self.spacing.to(x.dtype).expand(self.event_shape()) if self.has_absent else self.spacing.to(x.dtype)
+        placed = x + noise * spacing
+        volume = torch.where(spacing > 0, spacing, 1.0).log()
+        if not self.has_absent:
+            return placed, volume.expand(placed.shape[placed.ndim - self.event_ndim :]).sum()
+        nothing = (x.index_select(-1, self.absent.clamp_min(0)) > 0) & (self.absent >= 0)
+        z = torch.special.ndtri(noise.clamp(EDGE, 1 - EDGE))
+        log_slope = 0.5 * (z.square() + math.log(2 * math.pi))  # ∂z/∂noise
+        low, high = self.low.to(x.dtype), self.high.to(x.dtype)
+        below, above = low.isfinite(), high.isfinite()
+        width = torch.where(below & above, high - low, 1.0)
+        between = low + width * z.sigmoid()
+        beyond = torch.where(below, low + z.exp(), high - z.exp())
+        value = torch.where(below & above, between, torch.where(below | above, beyond, z))
+        inner = torch.where(
+            below & above,
+            width.log() + functional.logsigmoid(z) + functional.logsigmoid(-z),
+            torch.where(below | above, z, 0.0),
+        )
+        placed = torch.where(nothing, value, placed)
+        return placed, torch.where(nothing, log_slope + inner, volume).sum(-1)
 
     def log_prob(
         self,
@@ -156,7 +206,7 @@ class Dequantized(Density):
         u = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
         if self.dequantizer is not None:
             self.dequantizer.initialize(u, joined_context(x, context))
-        self.density.initialize(x + u * self.spacing.to(x.dtype), context)
+        self.density.initialize(self.place(x, u)[0], context)
 
 
 def joined_context(x: Tensor, context: Context) -> Tensor:

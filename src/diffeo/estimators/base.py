@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from diffeo.tables import fit_table
+from diffeo.tables import TableDensity, fit_table
 from diffeo.tables.schema import check_complete
 
 FLOOR = (
@@ -76,35 +76,64 @@ class FlowEstimator(BaseEstimator):
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
-    def _fit_rows(self, X: Any) -> None:
+    def _fit_rows(self, X: Any, sample_weight: Any = None) -> None:
         """Fit the density of X, and keep it as `model_`."""
         table = self._table(X, reset=True)
+        weights = self._weights(sample_weight, table)
         seed = self._seed()
         most = getattr(self, "max_samples", None)
         if most is not None and len(table) > most:
-            table = table.iloc[np.sort(np.random.default_rng(seed).permutation(len(table))[:most])]
+            chosen = np.sort(np.random.default_rng(seed).permutation(len(table))[:most])
+            table, weights = table.iloc[chosen], None if weights is None else weights[chosen]
         self.constants_ = table.iloc[0].to_numpy()
         self.spread_ = table.nunique().to_numpy() > 1  # columns that vary
         if not self.spread_.any():
             self.model_ = None
             return
+        self._fit_model(table.loc[:, self.spread_], weights, seed)
+        self.result_ = self.model_.result  # pyright: ignore[reportOptionalMemberAccess] (just made)
+
+    def members(self) -> list[Any]:
+        """What was fitted, as a file holds it: densities of tables or of tensors."""
+        return [] if self.model_ is None else [self.model_]
+
+    def set_members(self, members: list[Any]) -> None:
+        """Take what `members` gave."""
+        self.model_ = members[0] if members else None
+        self.result_ = None
+
+    def _weights(self, sample_weight: Any, table: pd.DataFrame) -> np.ndarray | None:
+        """Weights of the rows, checked; None where all are the same."""
+        if sample_weight is None:
+            return None
+        return _check_sample_weight(sample_weight, table, dtype=np.float64, ensure_non_negative=True)
+
+    def _fit_model(self, table: pd.DataFrame, weights: np.ndarray | None, seed: int) -> None:
+        """Fit the density of the columns that vary."""
+        self.model_ = self._fit_table(table, weights, self.validation_fraction, seed)
+
+    def _fit_table(
+        self, table: pd.DataFrame, weights: np.ndarray | None, validation: float | pd.DataFrame, seed: int
+    ) -> TableDensity:
         with warnings.catch_warnings():
             if not self.mixed_:  # scikit-learn's users expect no remarks on arrays
                 warnings.simplefilter("ignore", UserWarning)
-            self.model_ = fit_table(
-                table.loc[:, self.spread_],
-                kinds=None if self.mixed_ else dict.fromkeys(table.columns[self.spread_], self._kind),
+            return fit_table(
+                table,
+                kinds=None if self.mixed_ else dict.fromkeys(table.columns, self._kind),
                 recipe=self.recipe,
                 options=self._options(),
-                validation=self.validation_fraction,
+                weights=weights,
+                validation=validation,
                 blur=getattr(self, "blur", 0.0),
                 seed=seed,
                 **self._training(),
             )
-        self.result_ = self.model_.result
 
     def _table(self, X: Any, reset: bool) -> pd.DataFrame:
         """X as a table: a DataFrame with columns that are not numeric as it is, everything else as float64 columns."""
+        if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+            raise ValueError(f"{type(self).__name__}: masked values are missing; drop or fill those rows")
         mixed = isinstance(X, pd.DataFrame) and any(is_mixed(dtype) for dtype in X.dtypes)
         if not reset and mixed != self.mixed_:
             expected = "a DataFrame with the training dtypes" if self.mixed_ else "numeric columns"
@@ -131,14 +160,20 @@ class FlowEstimator(BaseEstimator):
         table = self._table(X, reset=False)
         out = np.zeros(len(table))
         if self.model_ is not None:
-            varying = table.loc[:, self.spread_]
-            if self.mixed_:
-                out += self.model_.log_prob(varying).to_numpy()
-            else:  # scikit-learn expects a finite score of any number: off a grid, that of the nearest step
-                out += self.model_.score(torch.from_numpy(self.model_.schema.encode(varying))).numpy()
+            out += self._log_density(table.loc[:, self.spread_])
         for j in np.flatnonzero(~self.spread_):
             out += narrow(table.iloc[:, j], self.constants_[j]) + (0.0 if self.mixed_ else PEAK)
         return out
+
+    def _log_density(self, varying: pd.DataFrame) -> np.ndarray:
+        """Log-density of the columns that vary."""
+        return self._member_scores(self.model_, varying)
+
+    def _member_scores(self, model: TableDensity, varying: pd.DataFrame) -> np.ndarray:
+        if self.mixed_:
+            return model.log_prob(varying).to_numpy()
+        # scikit-learn expects a finite score of any number: off a grid, that of the nearest step
+        return model.score(torch.from_numpy(model.schema.encode(varying))).numpy()
 
 
 def is_mixed(dtype: Any) -> bool:

@@ -48,9 +48,9 @@ class FlowDensity(DensityMixin, FlowEstimator):
     ((4,), (3, 2))
     """
 
-    def fit(self, X: Any, y: Any = None) -> FlowDensity:
-        """Learn the density of the rows of X; y is ignored."""
-        self._fit_rows(X)
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FlowDensity:
+        """Learn the density of the rows of X; y is ignored, weights are ≥ 0."""
+        self._fit_rows(X, sample_weight)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:

@@ -12,6 +12,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from diffeo.estimators.base import FlowEstimator, narrow
 
+FOLDS, MANY = 5, 2000  # of fewer rows than so many
+DRAWN = 400  # samples that say how far flows agree
+
 
 class FlowOutlierDetector(OutlierMixin, FlowEstimator):
     """Outliers as rows of low density under a normalizing flow; `explain` says which columns make a row one.
@@ -19,8 +22,13 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
     The flow, a small `nsf_ar` on whitened rows, is trained on rows blurred by Gaussian noise: a density that is sharp
     at repeated values or thin directions is a good density, but a bad score. It is scored on the rows as they are.
 
+    The threshold comes from rows that the weights have not seen. Of many rows, a share is held out. Of fewer than
+    2,000 no share would do, so there is a flow for each of five folds, fitted to the other four: the score is the mean
+    of their log-densities, and the threshold comes from each row under the one flow that has not seen it. With n rows
+    held out in either way, the share of alarms has a standard error of √(contamination (1 − contamination) / n).
+
     Args:
-        contamination: share of training rows that `predict` calls outliers, in (0, 0.5].
+        contamination: share of rows like the training rows that `predict` calls outliers, in (0, 0.5].
         blur: standard deviation of the noise in whitened units, ≥ 0.
         max_samples: at most so many rows, drawn at random, are learnt from.
         recipe, layers, hidden, max_epochs, time_limit, batch_size, learning_rate, validation_fraction, device, verbose,
@@ -28,7 +36,8 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
 
     Attributes:
         offset_: log-density below which a row is an outlier.
-        model_, result_, n_features_in_, feature_names_in_: as in `FlowDensity`.
+        models_: the flows, one or five; `model_` is the first.
+        result_, n_features_in_, feature_names_in_: as in `FlowDensity`.
 
     Cost: 600 training steps where `max_epochs` is open, scoring one pass in float64; `explain` takes about 100 density
     evaluations for each value.
@@ -57,7 +66,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         time_limit: float | None = None,
         batch_size: int | None = None,
         learning_rate: float | None = None,
-        validation_fraction: float = 0.1,
+        validation_fraction: float = 0.2,
         device: str = "auto",
         verbose: bool = False,
         random_state: Any = None,
@@ -87,20 +96,68 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         short = {"steps": 600, "patience": 10} if self.max_epochs is None else {}
         return {**super()._training(), **short}
 
-    def fit(self, X: Any, y: Any = None) -> FlowOutlierDetector:
-        """Learn the density of X and the threshold; y is ignored."""
-        if not 0 < self.contamination <= 0.5:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FlowOutlierDetector:
+        """Learn the density of X and the threshold; y is ignored, weights are ≥ 0."""
+        if isinstance(self.contamination, str) or not 0 < self.contamination <= 0.5:
             raise ValueError(f"FlowOutlierDetector: expected contamination in (0, 0.5], got {self.contamination}")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"FlowOutlierDetector: expected validation_fraction in (0, 1), got {self.validation_fraction}; the "
+                "threshold comes from held-out rows"
+            )
         if not self.blur >= 0 or self.max_samples < 2:
             raise ValueError(
                 f"FlowOutlierDetector: expected blur ≥ 0 and max_samples ≥ 2, got {self.blur} and {self.max_samples}"
             )
-        self._fit_rows(X)
-        self.offset_ = float(np.percentile(self.score_samples(X), 100 * self.contamination))
+        self._fit_rows(X, sample_weight)
+        self.offset_ = float(np.percentile(self.unseen_scores_, 100 * self.contamination))
         return self
 
+    def _fit_model(self, table: pd.DataFrame, weights: np.ndarray | None, seed: int) -> None:
+        """One flow and held-out rows, or one for each fold; keeps the scores that rows have where they are not seen."""
+        n = len(table)
+        order = np.random.default_rng(seed).permutation(n)
+        held = max(1, round(self.validation_fraction * n))
+        folds = np.array_split(order, FOLDS) if FOLDS <= n < MANY else [order[:held]]
+        self.models_, scores = [], np.empty((n, len(folds)))
+        for fold in folds:
+            rest = np.setdiff1d(order, fold)
+            rest = rest if len(rest) > 1 else order
+            here = None if weights is None else weights[rest]
+            model = self._fit_table(table.iloc[rest], here, table.iloc[fold], seed)
+            scores[:, len(self.models_)] = self._member_scores(model, table)
+            self.models_.append(model)
+        self.model_ = self.models_[0]
+        self.unseen_scores_ = _unseen(scores, folds, self._agreement(seed)) if len(folds) > 1 else scores[folds[0], 0]
+
+    def members(self) -> list[Any]:
+        return [] if self.model_ is None else self.models_
+
+    def set_members(self, members: list[Any]) -> None:
+        super().set_members(members)
+        self.models_ = members
+
+    def _agreement(self, seed: int) -> float:
+        """The correlation of two flows' scores at rows that are new to both: samples of a third flow."""
+        found = []
+        for k, model in enumerate(self.models_):
+            rows = model.sample(DRAWN, seed=seed + k)
+            by_others = [self._member_scores(other, rows) for other in self.models_ if other is not model]
+            matrix = np.corrcoef([np.nan_to_num(s, neginf=s[np.isfinite(s)].min(initial=0.0)) for s in by_others])
+            found.append((matrix.sum() - len(matrix)) / (len(matrix) * (len(matrix) - 1)))
+        return float(np.clip(np.nan_to_num(found, nan=1.0), 0.0, 1.0).mean())
+
+    def _log_density(self, varying: pd.DataFrame) -> np.ndarray:
+        return np.mean([self._member_scores(model, varying) for model in self.models_], axis=0)
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> np.ndarray:
+        """1 for inliers, −1 for outliers among the training rows: each by the flow that has not seen it, if any."""
+        self.fit(X, y, sample_weight)
+        scores = self.unseen_scores_ if len(self.unseen_scores_) == len(self._table(X, reset=False)) else None
+        return self.predict(X) if scores is None else np.where(scores >= self.offset_, 1, -1)
+
     def score_samples(self, X: Any) -> np.ndarray:
-        """Log-density of each row in nats: the lower, the more unusual."""
+        """Log-density of each row in nats, the mean over the flows: the lower, the more unusual."""
         return self._score_rows(X)
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -124,7 +181,21 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         table = self._table(X, reset=False)
         nats = pd.DataFrame(0.0, index=table.index, columns=table.columns)
         if self.model_ is not None:
-            nats.loc[:, self.spread_] = self.model_.explain(table.loc[:, self.spread_])
+            parts = [model.explain(table.loc[:, self.spread_]) for model in self.models_]
+            nats.loc[:, self.spread_] = sum(parts) / len(parts)
         for j in np.flatnonzero(~self.spread_):
             nats.iloc[:, j] = -narrow(table.iloc[:, j], self.constants_[j])
         return nats if self.framed_ else nats.to_numpy()
+
+
+def _unseen(scores: np.ndarray, folds: list[np.ndarray], rho: float) -> np.ndarray:
+    """Scores that rows would have by all flows if none had seen them, from those by each flow, shape (rows, flows).
+
+    A row is unseen by one flow of K. The mean of K unseen scores has (1 + (K − 1) ρ) / K of the variance of one, with ρ
+    the correlation of two flows at a row that is new to both.
+    """
+    own = np.empty(len(scores))
+    for k, fold in enumerate(folds):
+        own[fold] = scores[fold, k] - scores[fold, k].mean()
+    level = np.mean([scores[fold, k].mean() for k, fold in enumerate(folds)])
+    return level + own * ((1 + (len(folds) - 1) * rho) / len(folds)) ** 0.5

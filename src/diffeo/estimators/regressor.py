@@ -65,8 +65,8 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
     ((300,), (300, 2))
     """
 
-    def fit(self, X: Any, y: Any) -> FlowRegressor:
-        """Learn the distribution of y, shape (n,), given the rows of X."""
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> FlowRegressor:
+        """Learn the distribution of y, shape (n,), given the rows of X; weights are ≥ 0."""
         table = self._table(X, reset=True)
         if self.mixed_:
             y = column_or_1d(y, dtype=np.float64, warn=True)
@@ -87,13 +87,16 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
             self.y_mean_ = float(y[kept.numpy()][0])
             self.result_ = None
             return self
+        weights = self._weights(sample_weight, table)
+        masses = [None if weights is None else weights[index.numpy()] for index in (kept, held)]
         training = self._training()
         large = {"batch_size": 256} if self.batch_size is None and len(kept) >= 4096 else {}
         self.result_ = fit(
             self.flow_,
             target[kept],
             context[kept],
-            validation=(target[held], context[held]) if len(held) else 0,
+            weights=masses[0],
+            validation=(target[held], context[held], masses[1]) if len(held) else 0,
             weight_decay=0.1,
             seed=seed,
             **{**training, **large},
@@ -144,6 +147,11 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         if not isinstance(flow, Flow) or not isinstance(flow.base, Normal):
             raise ValueError(f"FlowRegressor: the base of {name!r} is not the standard normal")
         return flow
+
+    def members(self) -> list[Any]:
+        raise ValueError(
+            "save: a FlowRegressor is calibrated after its recipe, so a file cannot hold it yet; use pickle or joblib"
+        )
 
     def _options(self) -> dict[str, Any]:
         options = super()._options()

@@ -47,12 +47,12 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, FlowEst
         plain = {"components": 0} if self.recipe in ("auto", "nsf", "nsf_ar") else {}
         return {**super()._options(), **plain}
 
-    def fit(self, X: Any, y: Any = None) -> FlowTransformer:
-        """Learn the map from the rows of X; y is ignored."""
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FlowTransformer:
+        """Learn the map from the rows of X; y is ignored, weights are ≥ 0."""
         self._table(X, reset=True)
         if self.mixed_:
             raise ValueError("FlowTransformer: expected numeric columns only")
-        self._fit_rows(X)
+        self._fit_rows(X, sample_weight)
         if self.model_ is not None and not isinstance(self.model_.density.base, Normal):
             raise ValueError(f"FlowTransformer: the base of {self.recipe!r} is not the standard normal")
         return self

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 
 import torch
+from torch import Tensor
 
 from diffeo.core import Density
 from diffeo.core.density import RecipeCall
@@ -104,6 +105,22 @@ def save(density: Density, path: str | os.PathLike[str], notes: Mapping[str, Any
     Raises:
         ValueError: the density was made by hand, or an argument of its recipe cannot be written as JSON.
     """
+    tensors, header = pack(density, notes)
+    write_tensors(path, tensors, {**versions(), **header})
+
+
+def versions() -> dict[str, str]:
+    """The format of model files, and what writes them."""
+    return {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "diffeo": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def pack(density: Density, notes: Mapping[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights, recipe and notes of a density, as a file holds them."""
     call = density.recipe
     if call is None:
         raise ValueError(
@@ -118,17 +135,9 @@ def save(density: Density, path: str | os.PathLike[str], notes: Mapping[str, Any
             f"save: this flow was changed after the recipe {call.name!r} built it, so loading would give another; "
             "put the change into a recipe of your own with @diffeo.recipe"
         )
-    header = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "recipe": call.name,
-        "arguments": arguments,
-        "notes": to_json(dict(notes or {})),
-        "diffeo": __version__,
-        "torch": torch.__version__,
-    }
+    header = {"recipe": call.name, "arguments": arguments, "notes": to_json(dict(notes or {}))}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in density.state_dict().items()}
-    write_tensors(path, tensors, header)
+    return tensors, header
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Density:
@@ -139,6 +148,15 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> De
 def load_with_notes(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Density, dict[str, Any]]:
     """A density that `save` wrote, with what `read_notes` tells of it."""
     tensors, header = read_tensors(path)
+    return unpack(tensors, header, path, device), notes_of(header)
+
+
+def unpack(
+    tensors: dict[str, Tensor], header: dict[str, str], path: str | os.PathLike[str], device: str | torch.device
+) -> Density:
+    """The density that `pack` packed; the path is for errors."""
+    if "recipe" not in header:
+        raise ValueError(f"{path}: an estimator; read it with diffeo.load")
     arguments = from_json(header["arguments"])
     if header["recipe"] not in _recipes:
         raise ValueError(
@@ -152,14 +170,15 @@ def load_with_notes(path: str | os.PathLike[str], device: str | torch.device = "
     except RuntimeError as error:
         raise ValueError(f"{path}: the weights do not fit the recipe {header['recipe']!r}: {error}") from error
     floats = [t.dtype for t in tensors.values() if t.is_floating_point()]
-    return density.to(device=device, dtype=floats[0] if floats else None).eval(), _notes(header)
+    return density.to(device=device, dtype=floats[0] if floats else None).eval()
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The notes that `save` kept beside a density, with the recipe, its arguments and the versions that wrote it."""
-    return _notes(read_tensors(path)[1])
+    return notes_of(read_tensors(path)[1])
 
 
-def _notes(header: dict[str, str]) -> dict[str, Any]:
-    told = {key: header[key] for key in ("recipe", "diffeo", "torch")}
+def notes_of(header: dict[str, str]) -> dict[str, Any]:
+    """The notes of a header, with recipe, arguments and versions."""
+    told = {key: header[key] for key in ("recipe", "diffeo", "torch") if key in header}
     return {**from_json(header["notes"]), **told, "arguments": from_json(header["arguments"])}

@@ -22,6 +22,7 @@ def mixed(
     low: Sequence[float | None] | None = None,
     high: Sequence[float | None] | None = None,
     whole: Sequence[int] = (),
+    atoms: Sequence[int] = (),
     flow: str = "nsf_ar",
     options: Mapping[str, Any] | None = None,
 ) -> Density:
@@ -37,6 +38,8 @@ def mixed(
         low, high: bounds of the numbers, None for none; the flow runs on the unbounded line behind them.
         whole: positions, among the numbers, of those that take whole values only: the density of one is its
             probability.
+        atoms: positions, among the numbers, of those that are absent where a category of their own, one of the last of
+            `levels` in the same order, is not 0: what holds a certain value often (no rain) is that category.
         flow: name of the recipe for the numbers.
         options: further arguments of that recipe.
 
@@ -65,8 +68,14 @@ def mixed(
     density: Density = Flow(transform, numbers.base)
     if categories is not None:
         density = Mixed(categories, density)
-    if not whole:
+    if not whole and not atoms:
         return density
-    spacing = torch.zeros(len(levels) + features)
+    spacing, absent = torch.zeros(len(levels) + features), torch.full((len(levels) + features,), -1)
     spacing[[len(levels) + i for i in whole]] = 1.0
-    return Dequantized(density, spacing)
+    for code, i in zip(range(len(levels) - len(atoms), len(levels)), atoms, strict=True):
+        absent[len(levels) + i] = code
+    bounds = [
+        torch.tensor([side] * len(levels) + [side if b is None else b for b in given or [None] * features])
+        for given, side in ((low, -torch.inf), (high, torch.inf))
+    ]
+    return Dequantized(density, spacing, absent=absent, low=bounds[0], high=bounds[1])

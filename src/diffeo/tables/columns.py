@@ -10,23 +10,28 @@ on a grid (then y counts its steps); a category as its code; a date as a number 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from numbers import Integral
+from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from pandas.api import types
 
-ATOM = 0.05  # a value that holds more of the rows than this is an atom: no density describes it
+ATOM = 0.05  # a value that holds more of the rows than this is too much for a density
+FINE_ATOM, COARSE_ATOM = 0.01, 0.05  # share of the rows that makes an atom, among values that repeat seldom, or often
+MOST_ATOMS = 8
 OFF_GRID = 1e-3  # steps by which a value may miss its grid
 REPEATS = 0.95  # a column on a grid whose distinct values are fewer than this share of its rows is dequantized
 MOST_LEVELS = 0.5  # text with more distinct values than this share of its rows is no category
+TINY = 1e-30  # smallest spread of a column
 DAY = 86_400_000_000_000  # nanoseconds
 DECIMALS = 9
-FEW = 32  # distinct numbers with gaps between them that may count as categories
+FEW = 32  # distinct numbers with gaps between them that may count as levels
+COMMON = 10  # rows of a value next to which an empty place of the grid is no chance
+FEW_NUMBERS = 10  # distinct texts that look like numbers and may be names
 QUANTILES = 33  # kept of each number
-KINDS = ("number", "continuous", "positive", "whole", "category")
+KINDS = ("number", "continuous", "positive", "whole", "category", "text", "date")
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,24 @@ class Number:
     maximum: float
     decimals: int | None  # with which the training rows are written
     quantiles: list[float]  # of the training rows, encoded: where along the column they lie
+    atoms: list[float] = field(
+        default_factory=list
+    )  # values that many rows hold, which have probabilities of their own
     type: str = "number"
 
     def describe(self) -> str:
-        """What the column holds, in a word or two."""
-        if self.whole:
-            return f"whole steps of {self.scale:g}"
+        """What the column holds, in a few words."""
         bounded = self.low is not None and self.high is not None
-        return "bounded" if bounded else "positive" if self.low is not None else "continuous"
+        kind = "bounded" if bounded else "positive" if self.low is not None else "continuous"
+        kind = f"whole steps of {self.scale:g}" if self.whole else kind
+        return " or ".join([*(f"{value:g}" for value in self.atoms), kind])
+
+    def atom_codes(self, values: pd.Series) -> np.ndarray:
+        """Which atom each value is, from 1; 0 for none."""
+        x, codes = _floats(values), np.zeros(len(values))
+        for i, value in enumerate(self.atoms, 1):
+            codes[x == value] = i
+        return codes
 
     def position(self, values: pd.Series) -> np.ndarray:
         """y of values that need not lie on the grid."""
@@ -78,6 +93,13 @@ class Number:
             raise ValueError(f"column {self.name!r}: expected a number, got {text!r}")
         return value
 
+    def place_atoms(self, x: pd.Series, codes: np.ndarray) -> pd.Series:
+        """The values with the atoms of these codes in their places."""
+        out = x.copy()
+        for i, value in enumerate(self.atoms, 1):
+            out[codes == i] = value
+        return out.astype(x.dtype)
+
     def condition(self, y: np.ndarray) -> np.ndarray:
         """Encoded values on a common scale, long tails pulled in: what a conditioner reads."""
         if self.whole or (self.low is not None and self.high is not None):
@@ -86,11 +108,17 @@ class Number:
         return np.arcsinh(y)
 
     def decode(self, y: np.ndarray) -> pd.Series:
-        x = np.clip(y * self.scale + self.shift, self.minimum, self.maximum)
+        """Values of the column: as the density has them, so beyond those of the training rows too."""
+        if not np.isfinite(y).all():
+            count = int((~np.isfinite(y)).sum())
+            raise ValueError(f"column {self.name!r}: {count} of {len(y)} sampled values are not finite")
+        x = y * self.scale + self.shift
         if self.decimals is not None:
             x = np.round(x, self.decimals)
-        if types.is_integer_dtype(pd.api.types.pandas_dtype(self.dtype)):
-            x = np.rint(x)
+        dtype: Any = pd.api.types.pandas_dtype(self.dtype)
+        if types.is_integer_dtype(dtype):
+            limits = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
+            x = _whole(np.rint(x), limits)
         return pd.Series(x).astype(self.dtype)  # pyright: ignore
 
 
@@ -248,25 +276,32 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
     every = values if known is None else known
     if kind is not None and kind not in KINDS and not (isinstance(kind, tuple | list) and len(kind) == 2):
         raise ValueError(f"column {name!r}: expected a kind among {', '.join(KINDS)}, or (low, high); got {kind!r}")
-    if types.is_object_dtype(dtype) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in every):
+    if types.is_object_dtype(dtype) and all(_is_real(v) for v in every):
         number = learn_column(pd.to_numeric(values), kind, pd.to_numeric(every))
         return replace(number, name=name)
     if types.is_object_dtype(dtype):
-        strange = [v for v in values if not isinstance(v, str | bool | int | float | np.bool_ | np.number)]
+        strange = [v for v in values if not isinstance(v, str | bool | np.bool_) and not _is_real(v)]
         if strange:
-            raise ValueError(f"column {name!r}: holds {type(strange[0]).__name__} objects; expected text or numbers")
+            what = type(strange[0]).__name__
+            ways = {"Decimal": "astype(float)", "date": "pd.to_datetime", "datetime": "pd.to_datetime"}
+            hint = f"convert them by {ways[what]}" if what in ways else "turn them into text or numbers"
+            raise ValueError(f"column {name!r}: holds {what} objects; {hint}")
     distinct = every.drop_duplicates()
     if len(distinct) == 1:
         return Constant(name, str(dtype), _plain(distinct.iloc[0]))
     if values.nunique() == 1:  # constant in training, but known not to be
         values = every
+    if kind == "date" and not types.is_datetime64_any_dtype(dtype):
+        raise ValueError(f"column {name!r}: expected dates for the kind 'date', got {dtype}; use pd.to_datetime")
     if types.is_datetime64_any_dtype(dtype):
         return _learn_moment(values)
     if types.is_numeric_dtype(dtype) and not types.is_bool_dtype(dtype) and not types.is_complex_dtype(dtype):
-        if kind == "category" or (kind is None and _few_values(_floats(values), _floats(distinct))):
+        if kind in ("category", "text") or (kind is None and _few_values(_floats(values), _floats(distinct))):
             return Category(name, str(dtype), sorted(_plain(v) for v in distinct))
+        if len(np.unique(_floats(distinct))) < len(distinct):
+            raise ValueError(f"column {name!r}: its values are too large to be told apart; subtract an offset")
         return _learn_number(name, str(dtype), _floats(values), kind, _floats(distinct))
-    if kind not in (None, "category"):
+    if kind not in (None, "category", "text"):
         raise ValueError(f"column {name!r}: expected numbers for the kind {kind!r}, got {dtype}")
     if isinstance(dtype, pd.CategoricalDtype):
         levels = [_plain(v) for v in dtype.categories]
@@ -276,16 +311,12 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
             raise ValueError(f"column {name!r}: {what}; expected text or numbers, as .astype(str) gives")
         return Category(name, "category", levels, bool(dtype.ordered))
     if not (types.is_bool_dtype(dtype) or types.is_string_dtype(dtype) or types.is_object_dtype(dtype)):
-        raise ValueError(f"column {name!r}: {dtype} is not supported; turn it into numbers, categories or dates")
+        ways = {"m": "turn durations into numbers, by .dt.total_seconds()", "O": "turn it into numbers or text"}
+        hint = ways.get(getattr(dtype, "kind", ""), "turn it into numbers, categories or dates")
+        raise ValueError(f"column {name!r}: {dtype} is not supported; {hint}")
+    if kind is None and not types.is_bool_dtype(dtype):
+        _refuse_written_numbers(name, every, distinct)
     if kind is None and len(distinct) > max(20, MOST_LEVELS * len(every)):
-        parsed = pd.to_numeric(every, errors="coerce")
-        if 0.5 < parsed.notna().mean() < 1:
-            wrong = every[parsed.isna()]
-            row = wrong.index[0]
-            raise ValueError(
-                f"column {name!r}: numbers, but for {len(wrong)} of {len(every)} rows, such as {wrong.iloc[0]!r} "
-                f"in row {row + 1 if isinstance(row, Integral) else row}"
-            )
         raise ValueError(
             f"column {name!r}: text with {len(distinct)} distinct values in {len(every)} rows is no category; "
             "drop it, or turn it into numbers or dates"
@@ -294,18 +325,38 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
 
 
 def atom(column: Column, values: pd.Series) -> tuple[Any, float] | None:
-    """The value of an otherwise continuous column that holds too many rows for a density, and their share."""
+    """A value of a continuous column that holds too many rows for a density and is no atom, and their share."""
     if not isinstance(column, Number) or column.whole:
         return None
-    distinct, counts = np.unique(_floats(values), return_counts=True)
-    share = counts.max() / len(values)
+    x = _floats(values)
+    distinct, counts = np.unique(x[~np.isin(x, column.atoms)], return_counts=True)
+    share = counts.max(initial=0) / len(values)
     return (float(distinct[counts.argmax()]), share) if share > ATOM and counts.max() >= 5 else None
 
 
+def _atoms(x: np.ndarray) -> list[float]:
+    """Values that stand out by how often they occur, where the others are too many to be levels themselves."""
+    distinct, counts = np.unique(x, return_counts=True)
+    least = max(10.0, (COARSE_ATOM if len(distinct) < len(x) / 4 else FINE_ATOM) * len(x))
+    often = counts >= least
+    rest = counts[~often]
+    if not often.any() or often.sum() > MOST_ATOMS or len(rest) <= FEW or counts[often].min() < 5 * np.median(rest):
+        return []
+    return [float(value) for value in distinct[often]]
+
+
 def _learn_number(name: Any, dtype: str, x: np.ndarray, kind: Any, known: np.ndarray) -> Number:
+    atoms = _atoms(x) if kind in (None, "number") else []
+    if atoms:  # the others make a column of their own
+        rest = _learn_number(name, dtype, x[~np.isin(x, atoms)], kind, known[~np.isin(known, atoms)])
+        written = {"minimum": min(rest.minimum, *atoms), "maximum": max(rest.maximum, *atoms)}
+        return replace(rest, atoms=atoms, **written)
     distinct = np.unique(x)
     if len(distinct) == 1:
         raise ValueError(f"column {name!r}: its values are too large to be told apart; subtract an offset first")
+    if not TINY < distinct[-1] - distinct[0] < 1 / TINY:
+        size = "small" if distinct[-1] - distinct[0] < 1 else "large"
+        raise ValueError(f"column {name!r}: its values are too {size} for float32; multiply it by a scale first")
     least, most = known.min(), known.max()  # bounds are bounds of every row there is
     low, high = kind if isinstance(kind, tuple | list) else (None, None)
     decimals = _decimals(distinct)
@@ -384,14 +435,58 @@ def _step(distinct: np.ndarray, decimals: int | None) -> float | None:
 
 
 def _few_values(x: np.ndarray, distinct: np.ndarray) -> bool:
-    """Whether numbers are names: two values, or a few that come back often and leave most of their grid empty."""
+    """Whether numbers are levels: two values, or a few, between two of which, both common, their grid is empty."""
     if len(distinct) == 2:
         return True
     if not 2 < len(distinct) <= FEW or len(x) < 10 * len(distinct):
         return False
     distinct = np.sort(distinct)
     step = _step(distinct, _decimals(distinct))
-    return step is None or (distinct[-1] - distinct[0]) / step + 1 > 2 * len(distinct)
+    if step is None:
+        return True
+    seen, counts = np.unique(x, return_counts=True)
+    common = seen[counts >= COMMON]
+    gaps = np.diff(common)[np.isin(common[1:], distinct)] if len(common) > 1 else np.zeros(0)
+    inside = np.searchsorted(distinct, common[1:]) - np.searchsorted(distinct, common[:-1]) == 1  # nothing rare between
+    return bool((gaps[inside] > 1.5 * step).any())
+
+
+def _refuse_written_numbers(name: Any, every: pd.Series, distinct: pd.Series) -> None:
+    """Refuse text most of whose many values are numbers or dates in another way of writing, and say how to read it."""
+    text = distinct.astype(str)
+    looks = {
+        "numbers with a decimal comma": text.str.fullmatch(r"[+-]?\d+,\d+"),
+        "numbers with separated thousands": text.str.fullmatch(r"[+-]?\d{1,3}([,.' ]\d{3})+([.,]\d+)?"),
+        "numbers with a sign": text.str.fullmatch(r"[$€£¥<>~≈≤≥]\s*[\d.,]+|[\d.,]+\s*[%$€£¥]"),
+        "dates": text.str.fullmatch(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}.*"),
+        "numbers": pd.to_numeric(text, errors="coerce").notna() & ~text.str.match(r"[+-]?0\d"),
+    }
+    hints = {
+        "numbers with a decimal comma": "read it with decimal=',' (--decimal ,)",
+        "numbers with separated thousands": "read it with thousands=',', or with decimal=',' (--decimal ,)",
+        "numbers with a sign": "take the signs out",
+        "dates": "write dates as 2024-05-31, as pd.to_datetime gives them",
+        "numbers": "if the others mean that a value is missing, name them (--na)",
+    }
+    share = {what: found.mean() for what, found in looks.items()}
+    if sum(share.values()) < 0.5 or sum(found.sum() for found in looks.values()) <= FEW_NUMBERS:
+        return
+    what = max(share, key=lambda k: share[k])
+    other, example = text[~looks[what]], text[looks[what]].iloc[0]
+    rest = ""
+    if len(other):
+        rows = np.flatnonzero((every.astype(str) == other.iloc[0]).to_numpy())
+        place = every.index[rows[0]]
+        rest = f", but for {len(rows)} of {len(every)} rows with {other.iloc[0]!r}, first in row "
+        rest += str(place + 1 if isinstance(place, Integral) else place)
+    raise ValueError(
+        f"column {name!r}: text that looks like {what}, such as {example!r}{rest}; "
+        f"{hints[what]}, or declare it a category (kinds={{{name!r}: 'category'}}, --kind {name}=category)"
+    )
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
 
 
 def _repeats(x: np.ndarray, step: float) -> bool:
@@ -410,8 +505,20 @@ def _floats(values: pd.Series) -> np.ndarray:
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
+def _whole(x: np.ndarray, limits: np.iinfo) -> np.ndarray:
+    """Whole numbers as integers, those beyond the type's limits at its limits."""
+    wide = np.uint64 if limits.dtype.kind == "u" else np.int64
+    inside = np.where((x > limits.min) & (x < limits.max), x, 0.0).astype(wide)
+    return np.where(x >= limits.max, wide(limits.max), np.where(x <= limits.min, wide(limits.min), inside))
+
+
 def _nanoseconds(values: pd.Series, local: bool = False) -> np.ndarray:
     """Since 1970: in UTC, or on the clock of the time zone."""
+    if values.min().year < 1678 or values.max().year > 2261:
+        raise ValueError(
+            f"column {values.name!r}: dates from {values.min():%Y-%m-%d} to {values.max():%Y-%m-%d}; only those of "
+            "1678 to 2261 can be modelled: turn it into numbers, such as years, or leave it out"
+        )
     moments = values
     if values.dt.tz is not None:
         moments = (values if local else values.dt.tz_convert("UTC")).dt.tz_localize(None)

@@ -6,7 +6,7 @@ categories, or over the cells of a grid, or a quadrature whose points are refine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,8 +26,9 @@ def surprise(
     quantiles: Sequence[Tensor],
     bounds: Sequence[tuple[float | None, float | None]],
     whole: Sequence[bool],
+    atoms: Mapping[int, int],
 ) -> Tensor:
-    """Nats of surprise of every value, shape of x.
+    """Nats of surprise of every value, a column for each category and each number.
 
     Args:
         score: log-density of rows `(n, columns)` and their context.
@@ -37,20 +38,32 @@ def surprise(
         quantiles: of the training values of each number, ascending from the smallest to the largest.
         bounds: between which a number must stay; None for an open side.
         whole: whether a number takes whole values only.
+        atoms: of numbers that have some, the place of the category that says which one it is, 0 for none; these
+            categories have no column of their own.
     """
     base = score(x, context)
     columns = []
     for j, n in enumerate(levels):
+        if j in atoms.values():
+            continue
         points = torch.arange(n, dtype=x.dtype).expand(len(x), n)
         columns.append(_surprise(base, _along(score, x, context, j, points), torch.ones_like(points)))
     for i, known in enumerate(quantiles):
         j = len(levels) + i
+        if i in atoms:
+            code = atoms[i]
+            codes = torch.arange(1, levels[code], dtype=x.dtype).expand(len(x), -1)
+            there, free = _along(score, x, context, code, codes), x.clone()
+            free[:, code] = 0.0
+        else:
+            there, free = None, x
         if whole[i] and known[-1] - known[0] < CELLS:
             points = torch.arange(round(float(known[0])), round(float(known[-1])) + 1, dtype=x.dtype).expand(len(x), -1)
-            columns.append(_surprise(base, _along(score, x, context, j, points), torch.ones_like(points)))
+            log_p = _along(score, free, context, j, points)
+            columns.append(_surprise(base, *_with(there, log_p, torch.ones_like(points))))
             continue
         points = _points(x[:, j], known, bounds[i], whole[i])
-        log_p = _along(score, x, context, j, points)
+        log_p = _along(score, free, context, j, points)
         for _ in range(2):  # a narrow conditional density may hide between the points: look closer around the mode
             at = log_p.nan_to_num(-torch.inf).argmax(1, keepdim=True)
             near = points.gather(1, (at - 1).clamp_min(0)), points.gather(1, (at + 1).clamp_max(points.shape[1] - 1))
@@ -58,9 +71,16 @@ def surprise(
                 points.gather(1, at), torch.maximum(2 * (near[1] - near[0]), _least(whole[i])), bounds[i], whole[i]
             )
             points, order = torch.cat([points, more], 1).sort(1)
-            log_p = torch.cat([log_p, _along(score, x, context, j, more)], 1).gather(1, order)
-        columns.append(_surprise(base, log_p, _trapezoid(points, alone=1.0 if whole[i] else 0.0)))
+            log_p = torch.cat([log_p, _along(score, free, context, j, more)], 1).gather(1, order)
+        columns.append(_surprise(base, *_with(there, log_p, _trapezoid(points, alone=1.0 if whole[i] else 0.0))))
     return torch.stack(columns, 1) if columns else x.new_zeros(len(x), 0)
+
+
+def _with(atoms: Tensor | None, log_p: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """The atoms of a column beside the points along it, each of which stands for itself."""
+    if atoms is None:
+        return log_p, width
+    return torch.cat([atoms, log_p], 1), torch.cat([torch.ones_like(atoms), width], 1)
 
 
 def _surprise(base: Tensor, log_p: Tensor, width: Tensor) -> Tensor:

@@ -18,11 +18,11 @@ from diffeo.recipes import mixed, recipes
 from diffeo.tables.model import TableDensity
 from diffeo.tables.schema import Schema, check_complete, learn_schema
 from diffeo.training import Blurred, FitResult, fit
-from diffeo.training.source import split
+from diffeo.training.source import as_rows, split
 
 AUTO = "nsf_ar"
-QUANTILES = 1001  # of the training rows' log-densities, kept for percentiles
-RANKED_ROWS = 20_000  # training rows that these are taken from
+HELD_OUT = 50  # rows that validate and rank, where there are few
+RANKED_ROWS = 20_000  # held-out rows that percentiles are taken from
 
 
 def fit_table(
@@ -33,7 +33,8 @@ def fit_table(
     missing: str = "error",
     recipe: str = "auto",
     options: Mapping[str, Any] | None = None,
-    validation: float | pd.DataFrame = 0.1,
+    validation: float | pd.DataFrame | None = None,
+    weights: Any = None,
     vocabulary: pd.DataFrame | None = None,
     blur: float = 0.0,
     seed: int = 0,
@@ -53,7 +54,9 @@ def fit_table(
         missing: "error", or "drop" to leave out rows with missing or infinite values.
         recipe: which flow the numbers get; "auto" is `nsf_ar`.
         options: arguments of that recipe, such as `layers` or `hidden`.
-        validation: share of rows held out, or held-out rows.
+        validation: share of rows held out, or held-out rows; None is a tenth, but 50 rows where these are at most a
+            quarter: early stopping and percentiles go by them.
+        weights: weight of each row of `table`, ≥ 0, in training and, of the share held out, in validation.
         vocabulary: further rows whose categories the model should know (those of `validation` are known anyway).
         blur: standard deviation, in whitened units, of Gaussian noise added to the numbers in training, ≥ 0: densities
             stay finite and smooth at repeated values, which is what one wants of a score for outliers.
@@ -80,13 +83,26 @@ def fit_table(
         raise ValueError(f"fit_table: missing must be 'error' or 'drop', got {missing!r}")
     if not isinstance(table, pd.DataFrame):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"fit_table: expected a DataFrame, got {type(table).__name__}; use pd.DataFrame(rows)")
+    if validation is None:
+        validation = max(0.1, min(0.25, HELD_OUT / max(1, len(table))))
     name = find_table_recipe(recipe)
     parts = [table, *([validation] if isinstance(validation, pd.DataFrame) else [])]
+    mass = None if weights is None else as_rows("weights", weights, torch.float64).numpy()
+    if mass is not None and mass.shape != (len(table),):
+        raise ValueError(f"fit_table: expected a weight for each of {len(table)} rows, got shape {mass.shape}")
     if missing == "drop":
-        parts = [part[part.replace([np.inf, -np.inf], np.nan).notna().all(axis=1)] for part in parts]
+        kept = [part.replace([np.inf, -np.inf], np.nan).notna().all(axis=1) for part in parts]
+        parts = [part[rows] for part, rows in zip(parts, kept, strict=True)]
+        mass = None if mass is None else mass[kept[0].to_numpy()]
     for part in parts:
         check_complete(part, hint='drop or fill those rows first, or pass missing="drop"')
-    train, held = parts if len(parts) == 2 else _hold_out(parts[0], validation, seed)  # type: ignore[arg-type]
+    masses: list[np.ndarray | None] = [mass, None]
+    if len(parts) == 2:
+        train, held = parts
+    else:
+        places = [index.numpy() for index in split(len(parts[0]), validation, seed)]  # type: ignore[arg-type]
+        train, held = (parts[0].iloc[place] for place in places)
+        masses = [None if mass is None else mass[place] for place in places]
     if len(train) < 2:
         raise ValueError(f"fit_table: expected at least 2 training rows, got {len(train)}")
     known = pd.concat([train, held, *([] if vocabulary is None else [vocabulary])])
@@ -111,23 +127,24 @@ def fit_table(
         else Blurred(density, blur * _standard_deviations(rows[0], len(schema.levels))),
         rows[0],
         contexts[0],
-        validation=0 if not len(held) else (rows[1], contexts[1]),
+        weights=masses[0],
+        validation=(rows[1], contexts[1], masses[1]) if len(held) else 0,
         seed=seed,
         **training,
     )
-    result = _in_table_units(result, schema.log_volume)
+    result = _in_table_units(result, *(float(schema.log_volumes(part).mean()) if len(part) else 0.0 for part in rows))
     model = TableDensity(schema, density)
     model.result = result
-    some = np.random.default_rng(seed).permutation(len(train))[:RANKED_ROWS]
-    context = None if contexts[0] is None else torch.from_numpy(contexts[0][some])
-    log_p = model.score(torch.from_numpy(rows[0][some]), context).numpy()
+    part = 1 if len(held) else 0
+    some = np.random.default_rng(seed).permutation(len(rows[part]))[:RANKED_ROWS]
+    context = None if contexts[part] is None else torch.from_numpy(contexts[part][some])
     model.notes = {
         "flow": name,
         "rows": {"train": len(train), "validation": len(held)},
         "fit": {k: v for k, v in asdict(result).items() if k != "history"},
         "history": result.history,
-        "log_prob_quantiles": np.quantile(log_p, np.linspace(0, 1, QUANTILES)).tolist(),
     }
+    model.rank_among(model.score(torch.from_numpy(rows[part][some]), context).numpy(), held_out=bool(len(held)))
     return model
 
 
@@ -164,16 +181,12 @@ def _standard_deviations(rows: np.ndarray, categories: int) -> torch.Tensor:
     return torch.from_numpy(whole).float()
 
 
-def _in_table_units(result: FitResult, log_volume: float) -> FitResult:
-    """The losses of encoded rows as losses of the table's."""
+def _in_table_units(result: FitResult, train: float, held: float) -> FitResult:
+    """The losses of encoded rows as losses of the table's, by the mean log-volumes of both."""
+    volumes = {"train_loss": train, "validation_loss": held}
     history = [
-        {k: v + log_volume if k.endswith("_loss") and v is not None else v for k, v in entry.items()}
+        {k: v if v is None or k not in volumes else v + volumes[k] for k, v in entry.items()}
         for entry in result.history
     ]
-    held = result.validation_loss
-    return replace(result, history=history, validation_loss=None if held is None else held + log_volume)
-
-
-def _hold_out(table: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    kept, held = split(len(table), share, seed)
-    return table.iloc[kept.numpy()], table.iloc[held.numpy()]
+    loss = result.validation_loss
+    return replace(result, history=history, validation_loss=None if loss is None else loss + held)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +17,16 @@ from torch import Tensor
 
 from diffeo.core import Density, Flow
 from diffeo.densities import Dequantized, Mixed
+from diffeo.tables.columns import Category, Constant
 from diffeo.tables.explain import surprise
-from diffeo.tables.schema import Schema
+from diffeo.tables.schema import Schema, impossible
 
 if TYPE_CHECKING:
     from diffeo.training import FitResult
 
 BLOCK = 8192  # rows scored or drawn at once
 ROUNDING = 1e-9  # log-densities this near each other, relatively where they are large, count as equal in percentiles
+QUANTILES = 1001  # of held-out rows' log-densities, kept for percentiles
 NOISE = 8  # points of the cell of a whole number at which its density is taken
 
 
@@ -61,11 +62,17 @@ class TableDensity:
         self.density = density.eval()
         self.notes = dict(notes or {})
         self.result: FitResult | None = None
+        self._exact: tuple[Any, Density] | None = None  # the density in float64, and of which weights
 
     @property
     def columns(self) -> list[Any]:
         """Names of all columns of the table, constant and given ones included."""
         return [c.name for c in self.schema.columns]
+
+    @property
+    def text_columns(self) -> set[str]:
+        """Names of the columns that hold text, whatever it looks like."""
+        return {str(c.name) for c in self.schema.columns if isinstance(c, Category) and isinstance(c.levels[0], str)}
 
     @property
     def exact(self) -> bool:
@@ -103,10 +110,21 @@ class TableDensity:
                 rows = x[start : start + size].double()
                 c = None if context is None else context[start : start + size].double()
                 out.append(exact(rows, c) if noise is None else exact(rows, c, noise=noise))  # type: ignore[call-arg]
-        return torch.cat(out) - self.schema.log_volume if out else x.new_zeros(0).double()
+        return torch.cat(out) - torch.from_numpy(self.schema.log_volumes(x.numpy())) if out else x.new_zeros(0).double()
+
+    def rank_among(self, log_prob: np.ndarray, held_out: bool = True) -> None:
+        """Take percentiles among rows of these log-densities from now on: rows that the weights have not seen."""
+        self.notes["log_prob_quantiles"] = np.quantile(
+            log_prob, np.linspace(0, 1, min(QUANTILES, len(log_prob)))
+        ).tolist()
+        self.notes["ranked"] = {"rows": len(log_prob), "held_out": held_out}
 
     def percentile(self, log_prob: pd.Series | np.ndarray) -> np.ndarray:
-        """Share of training rows, in percent, whose log-density is not above each of these."""
+        """Share of held-out rows, in percent, whose log-density is not above each of these.
+
+        Among n held-out rows, the standard error of a percentile p is √(p (100 − p) / n). A model that was fitted
+        without held-out rows ranks among its training rows, whose densities are too high; `notes["ranked"]` says which.
+        """
         known = np.asarray(self.notes["log_prob_quantiles"])
         # Equal rows, of which tables of categories have many, must not change places with a density's last bit, which
         # depends on how many rows are scored at once, and on the processor.
@@ -133,7 +151,7 @@ class TableDensity:
             ValueError: n below 1, given values missing, unknown or of another number of rows.
         """
         if not isinstance(n, Integral) or n < 1:
-            raise ValueError(f"sample: expected at least 1 row, got {n}")
+            raise ValueError(f"sample: expected a whole number of rows, at least 1, got {n}")
         conditions = self._conditions(n, given)
         context = None if conditions is None else self.schema.encode_given(conditions)
         generator = torch.Generator().manual_seed(int(seed)) if isinstance(seed, Integral) else seed
@@ -148,7 +166,8 @@ class TableDensity:
         """Which columns make each row unusual: the surprise, in nats, of each value given the rest of its row.
 
         sⱼ = E[log p(Xⱼ | x₋ⱼ)] − log p(xⱼ | x₋ⱼ), the expectation under the model: 0 on average, large where the value
-        does not go with the others. Conditional densities are found by quadrature along each column.
+        does not go with the others, ∞ where the column cannot hold it. Conditional densities are found by quadrature
+        along each column.
 
         Cost: about 130 density evaluations for each value of a number, one for each category.
         """
@@ -158,32 +177,40 @@ class TableDensity:
         whole = [n.whole for n in self.schema.numbers]
         bounds = [(n.low, n.high) for n in self.schema.numbers]
         quantiles = [torch.tensor(n.quantiles, dtype=torch.float64) for n in self.schema.numbers]
+        levels = self.schema.levels
+        atoms = {i: len(levels) - len(self.schema.with_atoms) + j for j, i in enumerate(self.schema.with_atoms)}
         nats = surprise(
-            lambda rows, c: self.score(rows, c), torch.from_numpy(x), c, self.schema.levels, quantiles, bounds, whole
+            lambda rows, c: self.score(rows, c), torch.from_numpy(x), c, levels, quantiles, bounds, whole, atoms
         )
         names = [column.name for column in self.schema.modelled]
         shown = pd.DataFrame(nats.numpy(), index=table.index, columns=pd.Index(names))
-        return shown[[name for name in self.columns if name in names]]
+        for column in self.schema.columns:
+            if isinstance(column, Constant) and column.name not in self.schema.given:
+                shown[column.name] = np.where(column.differs(table[column.name]), np.inf, 0.0)
+            elif column.name in names and not isinstance(column, Category):
+                shown.loc[impossible(column, table[column.name]), column.name] = np.inf
+        return shown[[name for name in self.columns if name in shown]]
 
     def latents(self, table: pd.DataFrame) -> np.ndarray:
         """What the flow maps the numbers of each row to, shape (n, numbers): like draws of its base if it fits."""
         flow, mixed = self._parts()
+        outer = self.exact_density
         if flow is None:
             return np.zeros((len(table), 0))
         self.schema.check(table, self.columns)
         x, given = torch.from_numpy(self.schema.encode(table)), self.schema.encode_given(table)
         c = None if given is None else torch.from_numpy(given)
-        whole = torch.tensor([n.whole for n in self.schema.numbers])
         k = len(self.schema.levels)
         out = []
         with torch.inference_mode():
             for start in range(0, len(x), BLOCK):
                 rows = x[start : start + BLOCK]
-                noise = torch.rand(rows[:, k:].shape, generator=torch.Generator().manual_seed(start)).double()
+                noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(start)).double()
+                placed = outer.place(rows, noise)[0] if isinstance(outer, Dequantized) else rows
                 context = None if c is None else c[start : start + BLOCK]
                 if mixed is not None:
                     context = mixed.condition(rows[:, :k], context)
-                out.append(flow.transform(rows[:, k:] + whole * noise, context)[0])
+                out.append(flow.transform(placed[:, k:], context)[0])
         return torch.cat(out).numpy()
 
     def base_samples(self, n: int, generator: torch.Generator | None = None) -> np.ndarray:
@@ -219,13 +246,17 @@ class TableDensity:
             raise ValueError(f"sample: {n} rows, but {len(given)} rows of given values")
         return given.reset_index(drop=True)
 
-    @cached_property
+    @property
     def exact_density(self) -> Density:
         """The density in float64: what scores are computed with, so that a row alone scores as it does among others."""
-        return copy.deepcopy(self.density).double().eval()
+        tensors = (*self.density.parameters(), *self.density.buffers())
+        state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        if self._exact is None or self._exact[0] != state:  # the density may be trained further
+            self._exact = state, copy.deepcopy(self.density).double().eval()
+        return self._exact[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "exact_density"}
+        return {**self.__dict__, "_exact": None}
 
     def __repr__(self) -> str:
         kinds = [f"{c.name}: {c.describe()}" for c in self.schema.columns]

@@ -40,13 +40,25 @@ class Schema:
 
     @cached_property
     def levels(self) -> list[int]:
-        """Number of categories of each modelled categorical column."""
-        return [len(c.levels) for c in self.modelled if isinstance(c, Category)]
+        """Number of categories of each modelled categorical column, and of the atoms of each number that has some."""
+        own = [len(c.levels) for c in self.modelled if isinstance(c, Category)]
+        return own + [1 + len(self.numbers[i].atoms) for i in self.with_atoms]
 
     @cached_property
     def numbers(self) -> list[Number]:
         """The modelled number columns, dates as numbers."""
         return [n for c in self.modelled if (n := _number(c)) is not None]
+
+    @cached_property
+    def with_atoms(self) -> list[int]:
+        """Places, among the numbers, of those with atoms."""
+        return [i for i, n in enumerate(self.numbers) if n.atoms]
+
+    def log_volumes(self, rows: np.ndarray) -> np.ndarray:
+        """`log_volume` of each encoded row: an atom has a probability, which needs no unit."""
+        codes = rows[:, len(self.levels) - len(self.with_atoms) : len(self.levels)]
+        scales = np.log([self.numbers[i].scale for i in self.with_atoms])
+        return self.log_volume - (codes > 0) @ scales if len(scales) else np.full(len(rows), self.log_volume)
 
     @cached_property
     def log_volume(self) -> float:
@@ -67,6 +79,7 @@ class Schema:
             "low": [n.low for n in self.numbers],
             "high": [n.high for n in self.numbers],
             "whole": [i for i, n in enumerate(self.numbers) if n.whole],
+            "atoms": self.with_atoms,
         }
 
     def column(self, name: Any) -> Column:
@@ -77,6 +90,9 @@ class Schema:
         """Encoded rows, shape (n, categories + numbers)."""
         self.check(table, [c.name for c in self.modelled])
         columns = [c.encode(table[c.name]) for c in self.modelled]  # type: ignore[union-attr]
+        names = [c.name for c in self.modelled if not isinstance(c, Category)]
+        codes = [self.numbers[i].atom_codes(table[names[i]]) for i in self.with_atoms]
+        columns[len(columns) - len(names) : len(columns) - len(names)] = codes
         return np.column_stack(columns) if columns else np.zeros((len(table), 0))
 
     def encode_given(self, table: pd.DataFrame) -> np.ndarray | None:
@@ -110,13 +126,60 @@ class Schema:
                 continue
             if isinstance(column, Constant):
                 bad |= column.differs(table[column.name])
-            elif (number := _number(column)) is not None:
-                bad |= number.impossible(column.position(table[column.name]))  # type: ignore[union-attr]
+            elif not isinstance(column, Category):
+                bad |= impossible(column, table[column.name])
         return bad
+
+    def screen(self, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+        """Why each row has no finite density, in a few words, empty for the others; and the table as these can be read.
+
+        Text among numbers or dates counts as none; a column of nothing else is refused when it is encoded.
+
+        Raises:
+            ValueError: a missing column, or one of another kind than in training.
+        """
+        self.check_columns(table, [c.name for c in self.columns])
+        table = table.copy(deep=False)
+        reasons = pd.Series("", index=table.index, dtype=object)
+
+        def say(rows: np.ndarray, name: Any, what: str) -> None:
+            shown: Any = table[name].astype(object)
+            for i in np.flatnonzero(rows & (reasons == "").to_numpy()):
+                reasons.iloc[i] = f"{name}: {what.format(shown.iloc[i])}"
+
+        for column in self.columns:
+            values = table[column.name]
+            gone = unusable(values).to_numpy()
+            if not pd.api.types.is_numeric_dtype(values.dtype) and isinstance(column, Number):
+                read = pd.to_numeric(values, errors="coerce")
+                if read.notna().any():
+                    say(read.isna().to_numpy() & ~gone, column.name, "{!r} is no number")
+                    table[column.name], gone = read, gone | read.isna().to_numpy()
+                    values = read
+            say(gone, column.name, "missing or infinite")
+            if gone.all():
+                continue
+            kept = values[~gone]
+            strange = np.zeros(len(table), dtype=bool)
+            if isinstance(column, Category):
+                strange[~gone] = ~kept.isin(column.levels).to_numpy()
+                say(strange, column.name, "{!r} never occurred in training")
+            elif isinstance(column, Constant):
+                strange[~gone] = column.differs(kept)
+                say(strange, column.name, "{!r}, where it was always " + str(column.value))
+            else:
+                strange[~gone] = impossible(column, kept)
+                if column.name not in self.given:
+                    say(strange, column.name, "{!r} lies beyond the bounds or off the grid of the column")
+        return table, reasons
 
     def decode(self, rows: np.ndarray, given: pd.DataFrame | None = None) -> pd.DataFrame:
         """A table from encoded rows, with the columns, dtypes, categories, ranges and rounding of the training one."""
-        place = {c.name: i for i, c in enumerate(self.modelled)}
+        categories = sum(isinstance(c, Category) for c in self.modelled)
+        shift = len(self.with_atoms)  # codes of atoms lie between categories and numbers
+        place = {c.name: i + (shift if i >= categories else 0) for i, c in enumerate(self.modelled)}
+        names = [c.name for c in self.modelled[categories:]]
+        atoms = {names[i]: categories + j for j, i in enumerate(self.with_atoms)}
         columns: dict[Any, pd.Series] = {}
         for column in self.columns:
             if column.name in self.given:
@@ -125,17 +188,27 @@ class Schema:
             elif isinstance(column, Constant):
                 columns[column.name] = column.decode(len(rows))
             else:
-                columns[column.name] = column.decode(rows[:, place[column.name]])
+                y, code = rows[:, place[column.name]], atoms.get(column.name)
+                if code is None:
+                    columns[column.name] = column.decode(y)
+                else:
+                    nothing = rows[:, code] > 0
+                    decoded = column.decode(np.where(nothing, 0.0, y))
+                    columns[column.name] = column.place_atoms(decoded, rows[:, code])  # type: ignore[union-attr]
         return pd.DataFrame(columns)
 
     def check(self, table: pd.DataFrame, names: Sequence[Any]) -> None:
         """Refuse a table that lacks a column, or misses values in one."""
+        self.check_columns(table, names)
+        check_complete(table[list(names)], hint="drop or fill those rows first")
+
+    def check_columns(self, table: pd.DataFrame, names: Sequence[Any]) -> None:
+        """Refuse a table that lacks a column."""
         if not isinstance(table, pd.DataFrame):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"expected a DataFrame with the columns {list(names)}, got {type(table).__name__}")
         lacking = [name for name in names if name not in table]
         if lacking:
             raise ValueError(f"the model needs a column {lacking[0]!r}, which the table lacks")
-        check_complete(table[list(names)], hint="drop or fill those rows first")
 
     def to_json(self) -> dict[str, Any]:
         """The schema as JSON data."""
@@ -180,9 +253,25 @@ def learn_schema(
         if name not in given and _counts_rows(table[name]):
             warnings.append(f"column {name!r} looks like a row number; leave it out unless it means something")
     schema = Schema(tuple(columns), tuple(given))
+    warnings += _twins(schema, table)
     if not schema.modelled:
         raise ValueError("no column to model: all are constant or given")
     return schema, warnings
+
+
+def _twins(schema: Schema, table: pd.DataFrame) -> list[str]:
+    """Warnings about continuous columns that are another one in other units, so that there is no density of both."""
+    numbers = [c for c in schema.modelled if isinstance(c, Number) and not c.whole]
+    if not 1 < len(numbers) <= 1000:
+        return []
+    rows = np.column_stack([c.position(table[c.name]) for c in numbers])
+    rows = (rows - rows.mean(0)) / rows.std(0)
+    alike = np.triu(np.abs(rows.T @ rows / len(rows)) > 1 - 1e-9, 1)
+    return [
+        f"columns {numbers[i].name!r} and {numbers[j].name!r} hold the same numbers, up to units: a density grows "
+        "without bound at such rows; leave one out"
+        for i, j in np.argwhere(alike)
+    ]
 
 
 def _counts_rows(values: pd.Series) -> bool:
@@ -199,9 +288,7 @@ def check_complete(table: pd.DataFrame, hint: str) -> None:
         raise ValueError(f"the column name {doubled[0]!r} stands more than once in the table")
     counts = {}
     for name in table.columns:
-        bad = table[name].isna()
-        if pd.api.types.is_float_dtype(table[name].dtype):
-            bad |= np.isinf(table[name].to_numpy(dtype=np.float64, na_value=np.nan))
+        bad = unusable(table[name])
         if bad.any():
             counts[name] = int(bad.sum())
     if counts:
@@ -210,11 +297,28 @@ def check_complete(table: pd.DataFrame, hint: str) -> None:
         raise ValueError(f"missing or infinite values ({shown}{more}); {hint}")
 
 
+def unusable(values: pd.Series) -> pd.Series:
+    """Which values are missing or infinite."""
+    bad = values.isna()
+    if pd.api.types.is_float_dtype(values.dtype):
+        bad |= np.isinf(values.to_numpy(dtype=np.float64, na_value=np.nan))
+    elif pd.api.types.is_object_dtype(values.dtype):
+        bad |= values.map(lambda v: isinstance(v, float | np.floating) and bool(np.isinf(v))).astype(bool)
+    return bad
+
+
 def _as_trained(column: Column, values: pd.Series) -> pd.Series:
     """Given values in the dtype of the training column."""
     if isinstance(column, Category):
         return column.decode(column.encode(values))
     return values.astype(column.dtype)  # pyright: ignore[reportCallIssue]
+
+
+def impossible(column: Column, values: pd.Series) -> np.ndarray:
+    """Which values of a number or date the column cannot hold."""
+    number: Any = _number(column)
+    bad = number.impossible(column.position(values))  # type: ignore[union-attr]
+    return bad & (number.atom_codes(values) == 0) if number.atoms else bad
 
 
 def _number(column: Column) -> Number | None:

@@ -21,9 +21,11 @@ from diffeo.training.variational import Variational
 
 DRAWN_STEPS, DRAWN_EPOCH = 5000, 250  # steps by default, and between evaluations, without rows to count
 DRAWN_HELD = 4096  # samples of an evaluation
-PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     flow_or_objective: Density | Objective,
     x: Any = None,
@@ -44,7 +46,7 @@ def fit(
     accelerator: str = "auto",
     devices: int | str | list[int] = "auto",
     strategy: Any = "auto",
-    precision: str = "32-true",
+    precision: str | None = None,
     collate: Collate | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -65,7 +67,8 @@ def fit(
             `ReverseKL`, the number of samples of a step.
         context: what each row is conditioned on: an array (n, …), or a dict of such, as the flow reads it.
         weights: weight of each row, ≥ 0.
-        validation: share of rows held out, in [0, 1), or held-out rows: x, or (x, context). Objectives that draw their
+        validation: share of rows held out, in [0, 1), or held-out rows: x, (x, context), or with their weights
+            (x, context, weights). Objectives that draw their
             own samples are evaluated on the same 4,096 of them each time; 0 for none.
         epochs, steps: passes over the rows, or optimiser steps (these win; early stopping then needs `patience`).
         batch_size: rows of a step, over all processes.
@@ -78,8 +81,9 @@ def fit(
         compile: compile the training step (needs a C++ compiler): True, False, or "auto" for long fits. Flows that a
             compiler cannot follow, such as continuous ones, run eagerly. Unless False, fits predicted to take five
             seconds run splines and conditioners in C on CPUs (`compiled_kernels`).
-        accelerator, devices, strategy, precision: as in Lightning Fabric; `devices="auto"` is one, or all that
-            `torchrun` started. `strategy="fsdp"` spreads weights and optimiser over the processes, on CPUs too.
+        accelerator, devices, strategy: as in Lightning Fabric; `devices="auto"` is one, or all that `torchrun` started.
+            `strategy="fsdp"` spreads weights and optimiser over the processes, on CPUs too.
+        precision: "32-true", "64-true" or "bf16-mixed"; None is that of the flow.
         collate: joins examples of a `Dataset` to a batch, as for a `DataLoader`; `diffeo.training.padded` pads those of
             different lengths and masks the padding.
         seed: of split, batches and dropout.
@@ -115,11 +119,17 @@ def fit(
         raise ValueError("fit: expected rows to train on, got x=None")
     if not 0 <= average < 1 or not clip > 0:
         raise ValueError(f"fit: expected average in [0, 1) and clip > 0, got {average} and {clip}")
+    wide = any(p.dtype == torch.float64 for p in objective.parameters())
+    precision = ("64-true" if wide else "32-true") if precision is None else precision
     if precision not in PRECISIONS:
         raise ValueError(f"fit: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if any(p.is_inference() for p in objective.parameters()):
+        raise ValueError(
+            "fit: the flow was made in torch.inference_mode(), so PyTorch refuses to train it; make it outside"
+        )
     began = time.monotonic()
     dtype = torch.float64 if str(precision).startswith("64") else torch.float32
-    if dtype == torch.float32 and any(p.dtype == torch.float64 for p in objective.parameters()):
+    if dtype == torch.float32 and wide:
         raise ValueError(f"fit: the flow is float64, but precision={precision!r}; pass precision='64-true'")
     drawn = isinstance(objective, Variational)
     if drawn:
@@ -210,8 +220,12 @@ def _hold_out(
     source, _, kept = source.hold_out(0.0, seed)
     if validation is None:
         return source, None, kept
-    x, context = validation if isinstance(validation, tuple | list) and len(validation) == 2 else (validation, None)
-    held = as_source(x, context, None, dtype, collate if isinstance(x, torch.utils.data.Dataset) else None)
+    parts: Any = validation
+    several = isinstance(parts, tuple | list) and len(parts) in (2, 3)
+    x, context, *rest = parts if several else (parts, None)
+    held = as_source(
+        x, context, rest[0] if rest else None, dtype, collate if isinstance(x, torch.utils.data.Dataset) else None
+    )
     if type(held).blocks is Source.blocks:
         raise ValueError(
             f"fit: held-out rows must be in memory or a Dataset, not {type(x).__name__}; pass a share, or read them"

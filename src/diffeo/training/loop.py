@@ -146,13 +146,11 @@ class Loop:
         device = fabric.device
         alone = fabric.world_size == 1
         read_every = 1 if device.type == "cpu" else READ_EVERY
-        scaled = getattr(fabric._precision, "scaler", None) is not None  # it skips bad gradients by itself
         # Once a loss or gradient is not finite, the fused optimiser skips this and every later update by itself, so
         # that the weights stay as they were and nothing has to wait for the device to find out.
-        bad = torch.zeros((), device=device)
+        bad = torch.zeros((), device=device, dtype=torch.float32)
         bad_step = torch.full((), -1, dtype=torch.long, device=device)
-        if not scaled:
-            self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         total = torch.full((), self.counts.total, device=device, dtype=exact)
         since = time.monotonic()
@@ -179,7 +177,7 @@ class Loop:
             norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=plan.clip, error_if_nonfinite=False)
             norm = whole(norm)
             with torch.no_grad():
-                fine = loss.isfinite() if scaled else loss.isfinite() & norm.isfinite()
+                fine = loss.isfinite() & norm.isfinite()
                 if not alone:  # what is not finite, or interrupted, in one process is so for all
                     fine, going = everywhere(fabric, fine, torch.tensor(not interrupted, device=device))
                 bad_step = torch.where((bad_step < 0) & ~fine, self.counts.step, bad_step)

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from diffeo.core import Chain
 from diffeo.transforms import Continuous
 
-PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # of fits in shards
-
 
 def shards_strategy(objective: nn.Module, precision: str) -> Any:
     """Fabric's strategy for `fit(strategy="fsdp")`; its own of that name is for GPUs only.
@@ -24,8 +22,6 @@ def shards_strategy(objective: nn.Module, precision: str) -> Any:
     """
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
-    if precision not in PRECISIONS:
-        raise ValueError(f"fit: strategy='fsdp' takes a precision of {', '.join(PRECISIONS)}, got {precision!r}")
     if any(chain.memory != "store" for chain in objective.modules() if isinstance(chain, Chain)):
         raise ValueError("fit: strategy='fsdp' needs Chain(memory='store'); the others run parts by themselves")
     if getattr(objective, "path_gradient", False):

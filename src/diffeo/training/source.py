@@ -301,8 +301,10 @@ def padded(examples: list[Any]) -> tuple[Tensor, dict[str, Tensor]]:
 
 def as_rows(name: str, value: Any, dtype: torch.dtype) -> Tensor:
     """Rows as a tensor: numbers only, all finite, and told apart in the training dtype."""
-    if not isinstance(value, Tensor):
-        array = np.asarray(value)
+    if isinstance(value, Tensor):
+        value = value.clone() if value.is_inference() else value.detach()  # data: whatever made them is not trained
+    else:
+        array = as_array(name, value)
         if array.dtype.kind not in "fiub":
             raise ValueError(f"fit: {name} must hold numbers, got an array of dtype {array.dtype}")
         value = torch.from_numpy(np.array(array, copy=True))
@@ -314,6 +316,24 @@ def as_rows(name: str, value: Any, dtype: torch.dtype) -> Tensor:
         value = value.double()
     check_finite(name, value)
     return resolved(name, value, dtype)
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """What holds numbers as an array of them: arrays, DataFrames of any dtypes that are numeric, sequences."""
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.is_masked(value):
+            count = int(np.ma.getmaskarray(value).sum())
+            raise ValueError(f"fit: {count} values of {name} are masked, so missing; drop or fill those rows first")
+        value = value.data
+    array = np.asarray(value)
+    if array.dtype == object and hasattr(value, "to_numpy"):  # nullable and Arrow dtypes; missing values become NaN
+        try:
+            array = value.to_numpy(dtype=np.float64, na_value=np.nan)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"fit: {name} must hold numbers; convert its columns by astype(float) ({error})") from None
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)  # PyTorch has no long doubles
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def resolved(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:

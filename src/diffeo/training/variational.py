@@ -18,9 +18,12 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from diffeo.core import Density, Objective
+from diffeo.functional import is_real
 from diffeo.training.importance_weights import Importance, importance
 
 Target = Callable[[Tensor], Tensor]
+LOCATING_ROUNDS, LOCATING_DRAWS = 12, 4096
+TAIL = 5  # degrees of freedom of the proposals
 
 
 class Variational(Objective):
@@ -32,11 +35,21 @@ class Variational(Objective):
         # a target with weights of its own keeps them
         self.target = copy.deepcopy(target).requires_grad_(False).eval() if isinstance(target, nn.Module) else target
 
+    @torch.no_grad()
     def initialize(self, rows: Tensor) -> None:
-        """There are no rows: data-dependent layers stay as they are, the identity in new flows, and count as set."""
-        for name, buffer in self.flow.named_buffers():
-            if name.rpartition(".")[2] == "initialized":
-                buffer.fill_(True)
+        """Set data-dependent layers from rough draws of the target, which `located` finds: there are no rows.
+
+        Otherwise a spline would end where its unit scale ends, and what the target has beyond stay out of its reach.
+        Flows of other events than vectors of the whole space, and targets that cannot be located, leave these layers
+        the identity.
+        """
+        flags = [b for name, b in self.flow.named_buffers() if name.rpartition(".")[2] == "initialized"]
+        if flags and not all(flags) and self.flow.event_ndim == 1 and is_real(self.flow.support):
+            drawn = located(self.target, self.flow.event_shape()[0], rows)
+            if drawn is not None:
+                self.flow.initialize(drawn)
+        for flag in flags:
+            flag.fill_(True)
 
     def train(self, mode: bool = True) -> Variational:
         """As for any module, but what is not trained stays in evaluation."""
@@ -62,6 +75,48 @@ class Variational(Objective):
                 f"{tuple(log_p.shape)} for x with shape {tuple(x.shape)}"
             )
         return log_p
+
+
+def located(target: Target, features: int, like: Tensor, seed: int = 0) -> Tensor | None:
+    """Rough draws of a target, shape (4096, features): by adaptive importance sampling from Student distributions.
+
+    Each of 12 rounds weights draws by p̃ / r to a power that keeps a tenth of them effective, and moves the proposal r
+    to their mean and covariance. None where the target is not finite at any draw.
+
+    "Adaptive Importance Sampling in General Mixture Classes" (Cappé et al., 2008), https://arxiv.org/abs/0710.4242
+    """
+    generator = torch.Generator(like.device).manual_seed(seed)
+    mean, factor = like.new_zeros(features), torch.eye(features, dtype=like.dtype, device=like.device)
+    for _ in range(LOCATING_ROUNDS):
+        noise = torch.randn(LOCATING_DRAWS, features, generator=generator, dtype=like.dtype, device=like.device)
+        chi = (
+            torch.randn(LOCATING_DRAWS, TAIL, generator=generator, dtype=like.dtype, device=like.device)
+            .square()
+            .mean(1)
+        )
+        x = mean + (noise / chi.sqrt()[:, None]) @ factor.T
+        log_r = -0.5 * (TAIL + features) * torch.log1p((noise / chi.sqrt()[:, None]).square().sum(1) / TAIL)
+        log_ratio = (target(x) - log_r).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+        if not log_ratio.isfinite().any():
+            return None
+        low, high = 0.0, 1.0
+        for _ in range(20):  # the largest power that leaves enough of them effective
+            power = (low + high) / 2 if low else high
+            weight = (power * log_ratio).nan_to_num(-torch.inf).softmax(0)
+            enough = 1 / weight.square().sum() >= LOCATING_DRAWS / 10
+            if enough and power == 1.0:
+                break
+            low, high = (power, high) if enough else (low, power)
+            low = low or 1e-6
+        mean = weight @ x
+        centered = x - mean
+        covariance = (weight[:, None] * centered).T @ centered
+        covariance += 1e-6 * covariance.diagonal().mean() * torch.eye(features, dtype=like.dtype, device=like.device)
+        factor = torch.linalg.cholesky(covariance)
+    chosen = torch.multinomial(weight, LOCATING_DRAWS, replacement=True, generator=generator)
+    blur = 0.2  # of the draws that were chosen several times
+    noise = torch.randn(LOCATING_DRAWS, features, generator=generator, dtype=like.dtype, device=like.device)
+    return mean + (1 - blur**2) ** 0.5 * (x[chosen] - mean) + blur * noise @ factor.T
 
 
 class ReverseKL(Variational):

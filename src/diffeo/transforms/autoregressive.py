@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unflatten
 
 from diffeo.core import Incremental, Univariate
-from diffeo.functional import Context, check_event, context_batch, context_mask, entries, sum_event
+from diffeo.functional import Context, check_event, context_batch, context_mask, entries, once, sum_event
 from diffeo.kernels import inverse
 from diffeo.kernels.compiling import Region, compiled, signature
 from diffeo.kernels.dispatch import is_traced, kernels_in_use, using
@@ -329,16 +329,25 @@ class Adjoint(torch.autograd.Function):
         ctx.save_for_backward(z, params, mask, *trace)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor, g_logdet: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        z, params, mask, *trace = ctx.saved_tensors
+        z, params, _, *trace = ctx.saved_tensors
+        with torch.no_grad():
+            solved = _solve(ctx, g, g_logdet)
+        sources = (z, params, g, g_logdet, *trace)
+        gradients = once((solved, g_logdet), sources, "The inverse of Autoregressive", "take them of its forward pass")
+        return *gradients, *(None for _ in ctx.needs_input_grad[2:])
 
-        def scalars(params: Tensor) -> tuple[Tensor, Tensor]:
-            return _scalars(ctx.layer.univariate.inverse, z.detach(), params, mask)
 
-        pull = torch.func.vjp(scalars, params.detach())[1]
-        a, b = pull((torch.ones_like(g), torch.zeros_like(g)))[0], pull((torch.zeros_like(g), g_logdet))[0]
-        solved = ctx.layer.net.solve_adjoint(tree_unflatten(trace, ctx.structure), g, a, b)
-        if mask is not None:  # padding is seen by no other coordinate
-            solved = torch.where(mask, solved, g)
-        return solved, g_logdet, *(None for _ in ctx.needs_input_grad[2:])
+def _solve(ctx: Any, g: Tensor, g_logdet: Tensor) -> Tensor:
+    """The gradient of each coordinate with what later ones owe to it."""
+    z, params, mask, *trace = ctx.saved_tensors
+
+    def scalars(params: Tensor) -> tuple[Tensor, Tensor]:
+        return _scalars(ctx.layer.univariate.inverse, z.detach(), params, mask)
+
+    pull = torch.func.vjp(scalars, params.detach())[1]
+    a, b = pull((torch.ones_like(g), torch.zeros_like(g)))[0], pull((torch.zeros_like(g), g_logdet))[0]
+    solved = ctx.layer.net.solve_adjoint(tree_unflatten(trace, ctx.structure), g, a, b)
+    if mask is not None:  # padding is seen by no other coordinate
+        solved = torch.where(mask, solved, g)
+    return solved

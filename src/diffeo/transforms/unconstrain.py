@@ -84,6 +84,7 @@ class Unconstrain(Transform):
         above, above_logdet = self._softplus(sign * z / span)
         between, between_logdet = self._sigmoid(z)
         x = anchor + sign * span * torch.where(kind == 2, between, above)
+        x = torch.maximum(torch.minimum(x, self.high.to(x.dtype)), self.low.to(x.dtype))  # not beyond by a rounding
         logdet = torch.where(kind == 2, between_logdet + span.log(), above_logdet)
         x, logdet = torch.where(kind == 0, z, x), torch.where(kind == 0, torch.zeros_like(z), logdet)
         x, logdet = keep_masked(z, x, logdet, context)

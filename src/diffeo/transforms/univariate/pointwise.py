@@ -42,7 +42,7 @@ class Softplus(Univariate):
     codomain = constraints.positive
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
-        return F.softplus(x, threshold=1000.0), F.logsigmoid(x)
+        return -F.logsigmoid(-x), F.logsigmoid(x)  # `F.softplus` is exact to float32 only, or overflows
 
     def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         log_slope = (-torch.expm1(-z)).log()  # log(1 - exp(-z))

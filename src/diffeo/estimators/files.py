@@ -1,0 +1,83 @@
+"""Fitted estimators as one safetensors file: their parameters and attributes as JSON, their densities as tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from diffeo.core import Density
+from diffeo.estimators.base import FlowEstimator
+from diffeo.recipes import registry
+from diffeo.storage import from_json, to_json, write_tensors
+from diffeo.tables import Schema, TableDensity
+
+LEFT_OUT = ("result_", "unseen_scores_", "model_", "models_", "flow_")  # of the fit, or written as tensors
+
+
+def save_estimator(estimator: FlowEstimator, path: str | os.PathLike[str], notes: Mapping[str, Any] | None) -> None:
+    """Write a fitted estimator.
+
+    Raises:
+        ValueError: it is not fitted, or a parameter cannot be written, such as a `RandomState`.
+    """
+    name = type(estimator).__name__
+    if not hasattr(estimator, "n_features_in_"):
+        raise ValueError(f"save: this {name} is not fitted; call its fit first")
+    state = {k: v for k, v in vars(estimator).items() if k.endswith("_") and k not in LEFT_OUT}
+    tensors: dict[str, Tensor] = {}
+    headers: list[dict[str, str]] = []
+    for i, member in enumerate(estimator.members()):
+        density, kept = (member, {}) if isinstance(member, Density) else (member.density, {**member.notes})
+        if isinstance(member, TableDensity):
+            kept["table"] = member.schema.to_json()
+        part, header = registry.pack(density, kept)
+        tensors |= {f"{i}.{k}": t for k, t in part.items()}
+        headers.append(header)
+    about = {"class": name, "parameters": estimator.get_params(), "state": {k: _written(v) for k, v in state.items()}}
+    header = {"estimator": to_json(about), "members": to_json(headers), "notes": to_json(dict(notes or {}))}
+    write_tensors(path, tensors, {**registry.versions(), **header})
+
+
+def load_estimator(tensors: dict[str, Tensor], header: dict[str, str], path: str | os.PathLike[str]) -> FlowEstimator:
+    """The estimator that `save_estimator` wrote; its `result_` is None."""
+    import diffeo
+
+    about = from_json(header["estimator"])
+    estimator: FlowEstimator = getattr(diffeo, about["class"])(**about["parameters"])
+    for name, value in about["state"].items():
+        setattr(estimator, name, _read(value))
+    members: list[Any] = []
+    for i, part in enumerate(from_json(header["members"])):
+        own = {k.partition(".")[2]: t for k, t in tensors.items() if k.startswith(f"{i}.")}
+        density, notes = registry.unpack(own, part, path, "cpu"), from_json(part["notes"])
+        table = notes.pop("table", None)
+        members.append(density if table is None else TableDensity(Schema.from_json(table), density, notes))
+    estimator.set_members(members)
+    return estimator
+
+
+def _written(value: Any) -> Any:
+    """An attribute as JSON data."""
+    if isinstance(value, np.ndarray):
+        return {"array": [_written(v) for v in value.tolist()], "of": str(value.dtype)}
+    if isinstance(value, Schema):
+        return {"schema": value.to_json()}
+    if hasattr(value, "isoformat"):
+        return {"moment": value.isoformat()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _read(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return np.array([_read(v) for v in value["array"]], dtype=value["of"])
+    if "schema" in value:
+        return Schema.from_json(value["schema"])
+    import pandas as pd
+
+    return pd.Timestamp(value["moment"])
