@@ -61,6 +61,13 @@ def as_size(shape: int | tuple[int, ...] | list[int]) -> Size:
         raise ValueError(f"expected a whole number or a tuple of them as a shape, got {shape!r}") from None
 
 
+def positive(value: float, what: str, owner: object) -> float:
+    """The value, refused where it is not above 0 and finite."""
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{type(owner).__name__}: expected {what} > 0 and finite, got {value!r}")
+    return value
+
+
 def as_event(event: int | Sequence[int | None]) -> Event:
     """An event shape given as an int, or as a sequence in which None stands for any size."""
     return (event,) if isinstance(event, int) else tuple(event)

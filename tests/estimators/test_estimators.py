@@ -246,3 +246,40 @@ def test_bad_requests_of_the_regressor(regression):
             call()
     constant = diffeo.FlowRegressor().fit(X, np.full(len(X), 3.0))
     assert (constant.predict(X) == 3.0).all()
+
+
+@pytest.mark.parametrize("name", ["FlowDensity", "FlowOutlierDetector", "FlowTransformer"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_estimators_are_kept_without_pickle(tmp_path, name, mixed):
+    X = pd.DataFrame(_rows(200), columns=["a", "b", "c"]).assign(fixed=1.0)
+    if mixed and name == "FlowTransformer":
+        return  # it takes numbers only
+    X = X.assign(kind=["p", "q"] * 100) if mixed else X
+    fitted = getattr(diffeo, name)(max_epochs=2, layers=1, hidden=(8,), random_state=0).fit(X)
+    diffeo.save(fitted, tmp_path / "e.safetensors")
+    again = diffeo.load(tmp_path / "e.safetensors")
+    for use in ("score_samples", "predict", "transform"):
+        if hasattr(fitted, use):
+            assert np.array_equal(getattr(fitted, use)(X), getattr(again, use)(X))
+    assert again.get_params() == fitted.get_params()
+    with pytest.raises(ValueError, match="not fitted"):
+        diffeo.save(getattr(diffeo, name)(), tmp_path / "no.safetensors")
+
+
+def test_sample_weights_count():
+    side = np.repeat([-2.0, 2.0], 150)
+    X = (side + 0.5 * np.random.default_rng(0).normal(size=300))[:, None]
+    w = np.where(side > 0, 1.0, 0.01)
+    density = diffeo.FlowDensity(recipe="gaussian", max_epochs=5, random_state=0).fit(X, sample_weight=w)
+    assert density.sample(500, random_state=0).mean() > 1
+    with pytest.raises(ValueError, match="masked"):
+        diffeo.FlowDensity().fit(np.ma.masked_array(X, mask=X > 2))
+
+
+@pytest.mark.parametrize("shape", [(300, 6), (200, 40)])
+def test_the_share_of_alarms_among_fresh_rows(shape):
+    rng = np.random.default_rng(1)
+    detector = diffeo.FlowOutlierDetector(contamination=0.1, max_epochs=5, layers=1, hidden=(8,), random_state=0)
+    labels = detector.fit_predict(rng.normal(size=shape))
+    assert abs((labels == -1).mean() - 0.1) < 0.01  # of the training rows, each by the flow that has not seen it
+    assert 0.04 < (detector.predict(rng.normal(size=(3000, shape[1]))) == -1).mean() < 0.18

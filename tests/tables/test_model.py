@@ -437,3 +437,104 @@ def test_surprise_on_wide_grids_and_skewed_columns():
     table = pd.DataFrame({"a": a, "b": a + rng.integers(0, 50, 2000), "skewed": skewed})
     model = diffeo.fit_table(table, recipe="maf", options={"layers": 3, "hidden": (64, 64)}, steps=200, progress=False)
     assert model.explain(table.iloc[:100]).mean().abs().max() < 0.4
+
+
+SHAPES = {
+    "skewed": lambda rng, n: rng.lognormal(0, 2.0, n),
+    "rain": lambda rng, n: np.where(rng.random(n) < 0.6, 0.0, rng.exponential(5, n)),
+    "capped": lambda rng, n: np.minimum(rng.exponential(200, n), 500.0),
+    "share": lambda rng, n: rng.beta(0.5, 0.5, n),
+    "heavy": lambda rng, n: rng.standard_t(2, n),
+    "spikes": lambda rng, n: np.where(
+        rng.random(n) < 0.2, -9.0, np.where(rng.random(n) < 0.2, 7.5, rng.normal(size=n))
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_samples_have_the_distribution_of_the_data(shape):
+    rng = np.random.default_rng(3)
+    x = SHAPES[shape](rng, 2000)
+    table = pd.DataFrame({"x": x, "y": rng.normal(size=2000) + 0.1 * np.arcsinh(x)})
+    model = diffeo.fit_table(table, steps=200, progress=False)
+    drawn = model.sample(6000, seed=0)["x"].to_numpy()
+    distinct, counts = np.unique(x, return_counts=True)
+    for value in distinct[counts > 20]:
+        assert abs((drawn == value).mean() - (x == value).mean()) < 0.03, value
+    rest = x[~np.isin(x, distinct[counts > 20])]
+    assert (drawn == rest.max()).mean() < 0.002
+    assert (drawn == rest.min()).mean() < 0.002
+    for q in (0.1, 0.25, 0.5, 0.75, 0.9, 0.97):
+        assert abs((drawn <= np.quantile(x, q)).mean() - (x <= np.quantile(x, q)).mean()) < 0.06, q
+
+
+def test_atoms_are_a_mixed_measure(tmp_path):
+    rng = np.random.default_rng(0)
+    rain = np.where(rng.random(1500) < 0.6, 0.0, rng.exponential(5, 1500))
+    table = pd.DataFrame({"rain": rain, "wind": rng.normal(size=1500)})
+    model = diffeo.fit_table(table, steps=200, progress=False)
+    assert repr(model) == "TableDensity(rain: 0 or positive, wind: continuous)"
+    # the probability of the atom and the density beside it add up to one
+    at = pd.DataFrame({"rain": np.r_[0.0, np.linspace(1e-3, 60, 4001)], "wind": 0.3})
+    p = np.exp(model.log_prob(at))
+    whole = p.iloc[0] + np.trapezoid(p.iloc[1:], at["rain"].iloc[1:])
+    wind = np.exp(diffeo.fit_table(table[["wind"]], steps=200, progress=False).log_prob(at[:1])).iloc[0]
+    assert abs(whole / wind - 1) < 0.25
+    assert 0.45 < p.iloc[0] / whole < 0.75
+    scaled = diffeo.fit_table(table.assign(rain=rain * 1000), steps=200, progress=False)
+    assert abs((scaled.log_prob(at.assign(rain=at["rain"] * 1000)) - np.log(p)).iloc[0]) < 0.15  # no unit at the atom
+    nats = model.explain(table[:400])
+    assert abs(nats["rain"].mean()) < 0.3
+    diffeo.save(model, tmp_path / "m.safetensors")
+    again = diffeo.load(tmp_path / "m.safetensors")
+    assert again.log_prob(table).equals(model.log_prob(table))
+    assert again.sample(9, seed=2).equals(model.sample(9, seed=2))
+
+
+def test_rows_are_screened():
+    table = _table()
+    model = diffeo.fit_table(table.drop(columns="real"), recipe="maf", steps=5, progress=False)
+    bad = table.iloc[:5].copy()
+    bad["kind"] = bad["kind"].astype(object)
+    bad.loc[bad.index[0], "kind"] = "huge"
+    bad.loc[bad.index[1], "size"] = np.nan
+    bad.loc[bad.index[2], "always"] = 8
+    read, reasons = model.schema.screen(bad)
+    assert [r.partition(":")[0] for r in reasons] == ["kind", "size", "always", "", ""]
+    assert len(read) == 5
+
+
+def test_percentiles_are_among_held_out_rows():
+    rng = np.random.default_rng(0)
+    table, fresh = (pd.DataFrame(rng.normal(size=(n, 20))) for n in (300, 2000))
+    model = diffeo.fit_table(table, steps=100, progress=False)
+    assert model.notes["ranked"] == {"rows": 50, "held_out": True}
+    assert abs((model.percentile(model.log_prob(fresh)) < 50).mean() - 0.5) < 0.2
+    alone = diffeo.fit_table(table, steps=5, validation=0, progress=False)
+    assert alone.notes["ranked"] == {"rows": 300, "held_out": False}
+
+
+def test_weights_count():
+    side = np.repeat([-2.0, 2.0], 300)
+    table = pd.DataFrame({"a": side + 0.5 * np.random.default_rng(0).normal(size=600)})
+    weights = np.where(side > 0, 1.0, 0.01)
+    model = diffeo.fit_table(table, weights=weights, recipe="gaussian", steps=50, progress=False)
+    assert model.sample(500, seed=0)["a"].mean() > 1.5
+    with pytest.raises(ValueError, match="a weight for each of 600 rows"):
+        diffeo.fit_table(table, weights=weights[:5], recipe="gaussian", steps=1, progress=False)
+
+
+def test_scores_follow_a_density_that_is_trained_further():
+    rng = np.random.default_rng(0)
+    old, new = (pd.DataFrame(rng.normal(at, 1, size=(300, 2))) for at in (0, 4))
+    model = diffeo.fit_table(old, recipe="maf", steps=20, progress=False)
+    before = model.log_prob(new).mean()
+    diffeo.fit(model.density, model.schema.encode(new), steps=100, progress=False)
+    assert model.log_prob(new).mean() > before + 1
+
+
+def test_twins_are_named():
+    table = _with(other=None)
+    table["other"] = 2.5 * table[table.columns[0]] + 1
+    with pytest.warns(UserWarning, match="hold the same numbers"):
+        diffeo.fit_table(table, recipe="gaussian", steps=2, progress=False)

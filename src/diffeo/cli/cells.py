@@ -5,7 +5,7 @@ NA, numbers with a decimal comma.
 """
 
 # pandas' annotations are unions of all that could come back
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def open_text(path: Path) -> IO[str]:
         binary: Any = archive.open(members[0])
     elif ending == ".zst":
         try:
-            import zstandard
+            import zstandard  # pyright: ignore[reportMissingImports] (of the extra `files`)
         except ImportError:
-            raise ValueError(f"{path}: .zst needs the package zstandard; pip install zstandard") from None
+            raise ValueError(f"{path}: .zst needs the extra files (pip install zstandard)") from None
         binary = zstandard.open(path, "rb")
     else:
         opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(ending, open)

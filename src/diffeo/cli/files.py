@@ -206,7 +206,7 @@ def _excel_blocks(path: Path) -> Iterator[pd.DataFrame]:
     try:
         yield pd.read_excel(path)
     except ImportError:
-        raise ValueError(f"{path}: Excel files need the package openpyxl; pip install openpyxl") from None
+        raise ValueError(f"{path}: Excel files need the extra files (pip install openpyxl)") from None
     except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not an Excel file ({_first_line(error)})") from error
 

@@ -8,7 +8,15 @@ from torch import Generator, Size, Tensor
 
 from diffeo.core import Density
 from diffeo.densities.normal import standard_normal
-from diffeo.functional import Context, LogProb, check_event, masked_sum, soft_clip, visible
+from diffeo.functional import (
+    Context,
+    LogProb,
+    check_event,
+    masked_sum,
+    positive,
+    soft_clip,
+    visible,
+)
 from diffeo.nets import MLP
 
 
@@ -36,7 +44,7 @@ class ConditionalNormal(Density):
 
     def __init__(self, features: int, context: int, bound: float = 8.0):
         super().__init__()
-        self.features, self.bound = features, bound
+        self.features, self.bound = features, positive(bound, "bound", self)
         self.net = MLP(0, 2 * features, context=context, hidden=())
         self.event = (features,)
 

@@ -12,7 +12,16 @@ from torch import Generator, Size, Tensor, nn
 
 from diffeo.core import Density
 from diffeo.densities.normal import standard_normal
-from diffeo.functional import Context, LogProb, check_event, context_mask, full_precision, real_rows, soft_clip
+from diffeo.functional import (
+    Context,
+    LogProb,
+    check_event,
+    context_mask,
+    full_precision,
+    positive,
+    real_rows,
+    soft_clip,
+)
 
 EM_ROWS = 20_000  # rows that expectation–maximisation sees at most
 UNUSED = -12.0  # log-weight, not normalised, of components that it did not need
@@ -50,7 +59,7 @@ class GaussianMixture(Density):
         super().__init__()
         if components < 1:
             raise ValueError(f"GaussianMixture: expected at least one component, got {components}")
-        self.bound = bound
+        self.bound = positive(bound, "bound", self)
         k = torch.arange(components).unsqueeze(1) + 1.0
         spread = 0.5 * torch.cos(k * (torch.arange(features) + 1.0) * (math.sqrt(5) - 1)) if components > 1 else 0 * k
         self.logits = nn.Parameter(torch.zeros(components))

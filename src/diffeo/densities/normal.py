@@ -19,6 +19,7 @@ from diffeo.functional import (
     context_mask,
     masked_event,
     masked_sum,
+    positive,
     soft_clip,
 )
 
@@ -77,7 +78,7 @@ class DiagonalNormal(Density):
 
     def __init__(self, event: int | tuple[int, ...], bound: float = 8.0):
         super().__init__()
-        self.bound = bound
+        self.bound = positive(bound, "bound", self)
         self.loc = nn.Parameter(torch.zeros(as_size(event)))
         self.log_scale = nn.Parameter(torch.zeros(as_size(event)))
         self.event = self.loc.shape

@@ -44,10 +44,10 @@ def save_estimator(estimator: FlowEstimator, path: str | os.PathLike[str], notes
 
 def load_estimator(tensors: dict[str, Tensor], header: dict[str, str], path: str | os.PathLike[str]) -> FlowEstimator:
     """The estimator that `save_estimator` wrote; its `result_` is None."""
-    import diffeo
+    from diffeo import estimators
 
     about = from_json(header["estimator"])
-    estimator: FlowEstimator = getattr(diffeo, about["class"])(**about["parameters"])
+    estimator: FlowEstimator = getattr(estimators, about["class"])(**about["parameters"])
     for name, value in about["state"].items():
         setattr(estimator, name, _read(value))
     members: list[Any] = []

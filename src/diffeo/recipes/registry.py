@@ -11,6 +11,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, ParamSpec, TypeVar, overload
 
 import torch
@@ -77,14 +78,34 @@ def _register(function: Callable[..., Density], events: str | None) -> Callable[
 
     @functools.wraps(function)
     def build(*args: Any, **kwargs: Any) -> Density:
-        density = function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
+        if function.__module__.startswith("diffeo."):
+            _check_sizes(name, bound.arguments)
+        density = function(*args, **kwargs)
         density.recipe = RecipeCall(name, dict(bound.arguments))
         return density
 
     _recipes[name], _events[name] = build, events
     return build
+
+
+# the least that recipes take of what they count
+LEAST = {"features": 0, "layers": 0, "context": 0, "components": 0, "bins": 1, "degree": 1, "units": 1}
+
+
+def _check_sizes(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse numbers of features, layers and so on that are none, before a layer fails on them."""
+    for what, least in LEAST.items():
+        if what not in arguments:
+            continue
+        value = arguments[what]
+        least = 1 if what == "features" and name != "mixed" else least
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name}: {what} must be a whole number of at least {least}, got {value!r}")
+    hidden = arguments.get("hidden")
+    if hidden is not None and not all(isinstance(n, Integral) and n > 0 for n in hidden):
+        raise ValueError(f"{name}: hidden must hold whole numbers of at least 1, got {hidden!r}")
 
 
 def recipes(events: str | None = None) -> dict[str, Callable[..., Density]]:

@@ -148,7 +148,7 @@ class Schema:
                 reasons.iloc[i] = f"{name}: {what.format(shown.iloc[i])}"
 
         for column in self.columns:
-            values = table[column.name]
+            values: Any = table[column.name]
             gone = unusable(values).to_numpy()
             if not pd.api.types.is_numeric_dtype(values.dtype) and isinstance(column, Number):
                 read = pd.to_numeric(values, errors="coerce")

@@ -16,6 +16,7 @@ from diffeo.functional import (
     constant_logdet,
     full_precision,
     keep_rows,
+    positive,
     soft_clip,
 )
 from diffeo.transforms.elementwise import Elementwise
@@ -48,7 +49,7 @@ class LULinear(Transform):
     def __init__(self, features: int, bound: float = 4.0):
         super().__init__()
         self.event = Size((features,))
-        self.bound = bound
+        self.bound = positive(bound, "bound", self)
         self.weight = nn.Parameter(torch.zeros(features, features))  # L below the diagonal, U on and above it
         self.bias = nn.Parameter(torch.zeros(features))
         self.register_buffer("eye", torch.eye(features), persistent=False)
@@ -99,7 +100,7 @@ class TriangularLinear(Transform):
     def __init__(self, features: int, upper: bool = True, bound: float = 4.0):
         super().__init__()
         self.event = Size((features,))
-        self.upper, self.bound = upper, bound
+        self.upper, self.bound = upper, positive(bound, "bound", self)
         self.log_scale = nn.Parameter(torch.zeros(features))
         self.bias = nn.Parameter(torch.zeros(features))
         beside = torch.ones(features, features).triu(1) if upper else torch.ones(features, features).tril(-1)
@@ -152,7 +153,7 @@ class ExpLinear(Transform):
     def __init__(self, features: int, bound: float = 2.0):
         super().__init__()
         self.event = Size((features,))
-        self.bound = bound
+        self.bound = positive(bound, "bound", self)
         self.weight = nn.Parameter(torch.zeros(features, features))
         self.bias = nn.Parameter(torch.zeros(features))
 

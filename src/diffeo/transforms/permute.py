@@ -32,7 +32,8 @@ class Permute(Transform):
 
     def __init__(self, order: Tensor):
         super().__init__()
-        if order.ndim != 1 or not torch.equal(order.sort().values, torch.arange(len(order))):
+        counted = order.ndim == 1 and not order.is_floating_point()
+        if not counted or not torch.equal(order.sort().values, torch.arange(len(order))):
             raise ValueError(f"Permute: expected a permutation of 0 … {order.numel() - 1}, got {order.tolist()}")
         self.event = Size(order.shape)
         self.register_buffer("order", order)

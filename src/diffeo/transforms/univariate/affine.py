@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
+from diffeo.functional import Context, MappedScalars, Scalars, positive, soft_clip
 from diffeo.kernels.layout import unbind_last
 
 
@@ -28,7 +28,7 @@ class Affine(Univariate):
 
     def __init__(self, bound: float = 4.0):
         super().__init__()
-        self.bound = bound
+        self.bound = positive(bound, "bound", self)
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         shift, log_scale = self._unpack(context)
@@ -61,7 +61,7 @@ class LocationScale(Univariate):
 
     def __init__(self, bound: float = 10.0):
         super().__init__()
-        self.bound = bound
+        self.bound = positive(bound, "bound", self)
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         location, log_scale = self._unpack(context)

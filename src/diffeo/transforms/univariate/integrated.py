@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, MappedScalars, Scalars, full_precision
+from diffeo.functional import Context, MappedScalars, Scalars, full_precision, positive
 from diffeo.nets import MLP
 from diffeo.solvers import invert_increasing
 from diffeo.transforms.univariate.mixture import offsets_of
@@ -60,7 +60,7 @@ class UnconstrainedMonotonic(Univariate):
             raise ValueError(
                 f"UnconstrainedMonotonic: expected embedding >= 1 and nodes >= 2, got {embedding} and {nodes}"
             )
-        self.bound = bound
+        self.bound = positive(bound, "bound", self)
         self.n_params = embedding + 1
         self.net = MLP(1, 1, context=embedding, hidden=hidden)
         self.integral = Integral(nodes)
@@ -119,7 +119,8 @@ class SumOfSquares(Univariate):
                 "SumOfSquares: expected polynomials >= 1, degree >= 1 and 0 < min_slope < 1, "
                 f"got {polynomials}, {degree} and {min_slope}"
             )
-        self.polynomials, self.degree, self.bound, self.min_slope = polynomials, degree, bound, min_slope
+        self.polynomials, self.degree, self.min_slope = polynomials, degree, min_slope
+        self.bound = positive(bound, "bound", self)
         self.n_params = polynomials * (degree + 1) + 1
         self.integral = Integral(degree + 1)
         start = torch.zeros(polynomials, degree + 1)
@@ -177,7 +178,7 @@ class Bernstein(Univariate):
         super().__init__()
         if degree < 1 or not 0 < min_slope < 1:
             raise ValueError(f"Bernstein: expected degree >= 1 and 0 < min_slope < 1, got {degree} and {min_slope}")
-        self.degree, self.bound, self.min_slope = degree, bound, min_slope
+        self.degree, self.bound, self.min_slope = degree, positive(bound, "bound", self), min_slope
         self.n_params = degree + 1
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
+from diffeo.functional import Context, MappedScalars, Scalars, positive, soft_clip
 from diffeo.solvers import invert_increasing
 from diffeo.transforms.univariate.gaussian import normal_log_cdf, normal_log_hazard, normal_quantile
 
@@ -82,7 +82,7 @@ class MixtureCDF(Univariate):
             raise ValueError(f"MixtureCDF: kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
         if components < 1:
             raise ValueError(f"MixtureCDF: expected at least one component, got {components}")
-        self.components, self.kernel, self.bound = components, kernel, bound
+        self.components, self.kernel, self.bound = components, kernel, positive(bound, "bound", self)
         self.n_params = 3 * components + 2
         self.register_buffer("offsets", offsets_of(components), persistent=False)
 

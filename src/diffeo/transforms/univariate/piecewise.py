@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
+from diffeo.functional import Context, MappedScalars, Scalars, positive, soft_clip
 from diffeo.solvers import invert_increasing
 
 LEAST = 1e-3  # share of the interval of the smallest bin
@@ -27,7 +27,7 @@ class Piecewise(Univariate):
         super().__init__()
         if not 2 <= bins <= 500 or not bound > 0:
             raise ValueError(f"{type(self).__name__}: expected 2 to 500 bins and bound > 0, got {bins} and {bound}")
-        self.bins, self.bound, self.n_params = bins, bound, n_params
+        self.bins, self.bound, self.n_params = bins, positive(bound, "bound", self), n_params
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         return self._apply_inside(x, self.params(context), inverse=False)

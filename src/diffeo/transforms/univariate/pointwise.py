@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
+from diffeo.functional import Context, MappedScalars, Scalars, positive, soft_clip
 
 
 class Exp(Univariate):
@@ -160,7 +160,7 @@ class SinhArcsinh(Univariate):
 
     def __init__(self, bound: float = 1.0):
         super().__init__()
-        self.bound = bound
+        self.bound = positive(bound, "bound", self)
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         skew, log_tail = self._unpack(context)
@@ -224,7 +224,7 @@ class Power(Univariate):
 
     def __init__(self, bound: float = 1.0):
         super().__init__()
-        self.bound = bound
+        self.bound = positive(bound, "bound", self)
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         s = soft_clip(self.params(context).squeeze(-1), self.bound)

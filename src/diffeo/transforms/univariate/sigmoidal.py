@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, MappedScalars, Scalars, soft_clip
+from diffeo.functional import Context, MappedScalars, Scalars, positive, soft_clip
 from diffeo.solvers import invert_increasing
 from diffeo.transforms.univariate.mixture import LOGISTIC, mix, offsets_of
 
@@ -44,7 +44,7 @@ class DeepSigmoidal(Univariate):
     def __init__(self, units: int = 16, layers: int = 2, bound: float = 4.0):
         super().__init__()
         _check_sizes("DeepSigmoidal", units, layers)
-        self.units, self.layers, self.bound = units, layers, bound
+        self.units, self.layers, self.bound = units, layers, positive(bound, "bound", self)
         self.n_params = layers * 3 * units
         self.register_buffer("offsets", offsets_of(units), persistent=False)
 
@@ -97,7 +97,7 @@ class DenseSigmoidal(Univariate):
     def __init__(self, units: int = 8, layers: int = 2, bound: float = 4.0):
         super().__init__()
         _check_sizes("DenseSigmoidal", units, layers)
-        self.units, self.layers, self.bound = units, layers, bound
+        self.units, self.layers, self.bound = units, layers, positive(bound, "bound", self)
         widths = [1, *[units] * (layers - 1), 1]  # of h before and after each layer
         self._widths = list(pairwise(widths))
         self._sizes = [(units * into, units * out, units, units) for into, out in self._widths]

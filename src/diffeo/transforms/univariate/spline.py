@@ -20,7 +20,7 @@ from torch.distributions import constraints
 
 from diffeo.core import Univariate
 from diffeo.core.memory import Recallable
-from diffeo.functional import Context, MappedScalars, Scalars, wrap_angle
+from diffeo.functional import Context, MappedScalars, Scalars, positive, wrap_angle
 from diffeo.kernels.spline import map_scalars
 from diffeo.kernels.spline_arithmetic import Limits
 
@@ -58,7 +58,7 @@ class RationalQuadraticSpline(Univariate, Recallable):
     ):
         super().__init__()
         _check_limits("RationalQuadraticSpline", bins, min_width, min_height, min_slope)
-        self.bins, self.bound = bins, bound
+        self.bins, self.bound = bins, positive(bound, "bound", self)
         self.limits = Limits(bins, bound, min_width, min_height, min_slope)
         self.n_params = self.limits.n_params
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, MappedScalars, Scalars, quartiles, soft_clip
+from diffeo.functional import Context, MappedScalars, Scalars, positive, quartiles, soft_clip
 from diffeo.transforms.univariate.gaussian import normal_log_cdf, normal_log_hazard, normal_quantile
 
 START = 0.1  # tail weight at zero parameters
@@ -43,7 +43,7 @@ class TailTransform(Univariate):
 
     def __init__(self, bound: float = 8.0):
         super().__init__()
-        self.bound = bound
+        self.bound = positive(bound, "bound", self)
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         location, log_scale, right, left = self.params(context).unbind(-1)

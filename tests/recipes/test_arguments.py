@@ -1,0 +1,40 @@
+"""Arguments that docstrings exclude are refused by name, by every recipe and every class that takes them."""
+
+import inspect
+import math
+
+import pytest
+import torch
+
+import diffeo
+
+RECIPES = {name: build for name, build in diffeo.recipes().items() if name not in ("mixed", "regression")}
+WRONG = {"features": (0, -1, 2.5), "layers": (-1, 1.5), "context": (-1,), "hidden": ((0,), (8, -1))}
+BOUNDED = [
+    diffeo.RationalQuadraticSpline, diffeo.Affine, diffeo.SinhArcsinh, diffeo.Power, diffeo.MixtureCDF,
+    diffeo.SumOfSquares, diffeo.Bernstein, diffeo.UnconstrainedMonotonic, diffeo.DeepSigmoidal, diffeo.DenseSigmoidal,
+    lambda bound: diffeo.LULinear(2, bound=bound), lambda bound: diffeo.TriangularLinear(2, bound=bound),
+    lambda bound: diffeo.ExpLinear(2, bound=bound), lambda bound: diffeo.DiagonalNormal(2, bound=bound),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes(name):
+    taken = inspect.signature(RECIPES[name]).parameters
+    for what, values in WRONG.items():
+        for value in values if what in taken else ():
+            arguments = {"features": 2, **({"context": 1} if name == "regression" else {}), what: value}
+            with pytest.raises(ValueError, match=f"{name}: {what}"):
+                RECIPES[name](**arguments)
+
+
+@pytest.mark.parametrize("make", BOUNDED)
+@pytest.mark.parametrize("bound", [0, -1.0, math.nan, math.inf])
+def test_bounds(make, bound):
+    with pytest.raises(ValueError, match="bound"):
+        make(bound=bound)
+
+
+def test_a_permutation_is_of_whole_numbers():
+    with pytest.raises(ValueError, match="permutation"):
+        diffeo.Permute(torch.tensor([1.0, 0.0]))
