@@ -395,7 +395,7 @@ def main() -> None:
     parser.add_argument("--jax-python", help="interpreter with flowjax; without it FlowJAX is left out")
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--configurations", nargs="+", default=[c.name for c in CONFIGURATIONS])
-    parser.add_argument("--libraries", nargs="+", default=LIBRARIES, choices=LIBRARIES, help="of --check")
+    parser.add_argument("--libraries", nargs="+", default=LIBRARIES, choices=LIBRARIES, help="all, if left out")
     parser.add_argument("--out", type=Path, help="default: as named above")
     parser.add_argument("--before", type=Path, help="a checkout of an earlier version, measured beside this one")
     parser.add_argument("--fits", action="store_true", help="whole fits, quiet and beside busy processes")
@@ -405,9 +405,9 @@ def main() -> None:
     asked = [c for c in CONFIGURATIONS if c.name in args.configurations]
     pythons = dict.fromkeys(LIBRARIES, sys.executable)
     pythons |= dict.fromkeys(PEERS, args.python) | {"flowjax": args.jax_python}
-    pythons = {library: python for library, python in pythons.items() if python}
+    pythons = {library: python for library, python in pythons.items() if python and library in args.libraries}
     if args.check:
-        sys.exit(not check(asked, {k: v for k, v in pythons.items() if k in args.libraries}, args.threads))
+        sys.exit(not check(asked, pythons, args.threads))
     if args.fits:
         run_fits([c for c in asked if c.name in FITS], pythons, args.threads, args.out or USERS)
     elif args.users:

@@ -63,7 +63,7 @@ def as_size(shape: int | tuple[int, ...] | list[int]) -> Size:
 
 def positive(value: float, what: str, owner: object) -> float:
     """The value, refused where it is not above 0 and finite."""
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
+    if not 0 < value < math.inf:
         raise ValueError(f"{type(owner).__name__}: expected {what} > 0 and finite, got {value!r}")
     return value
 

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from diffeo.estimators.base import FlowEstimator, narrow
 
 FOLDS, MANY = 5, 2000  # of fewer rows than so many
+STEPS = {False: 600, True: 150}  # of one flow, and of each of several
 DRAWN = 400  # samples that say how far flows agree
 
 
@@ -39,8 +40,8 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         models_: the flows, one or five; `model_` is the first.
         result_, n_features_in_, feature_names_in_: as in `FlowDensity`.
 
-    Cost: 600 training steps where `max_epochs` is open, scoring one pass in float64; `explain` takes about 100 density
-    evaluations for each value.
+    Cost: 600 training steps of one flow, or 150 of each of five, where `max_epochs` is open; scoring is one pass of each
+    in float64, and `explain` takes about 100 density evaluations of each for every value.
 
     "Noise Regularization for Conditional Density Estimation" (Rothfuss et al., 2019), https://arxiv.org/abs/1907.08982
 
@@ -93,7 +94,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         return {**small, **super()._options()}
 
     def _training(self) -> dict[str, Any]:
-        short = {"steps": 600, "patience": 10} if self.max_epochs is None else {}
+        short = {"steps": STEPS[self._folded], "patience": 10} if self.max_epochs is None else {}
         return {**super()._training(), **short}
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FlowOutlierDetector:
@@ -119,6 +120,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         order = np.random.default_rng(seed).permutation(n)
         held = max(1, round(self.validation_fraction * n))
         folds = np.array_split(order, FOLDS) if FOLDS <= n < MANY else [order[:held]]
+        self._folded = len(folds) > 1
         self.models_, scores = [], np.empty((n, len(folds)))
         for fold in folds:
             rest = np.setdiff1d(order, fold)

@@ -101,10 +101,10 @@ def _check_sizes(name: str, arguments: Mapping[str, Any]) -> None:
             continue
         value = arguments[what]
         least = 1 if what == "features" and name != "mixed" else least
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
             raise ValueError(f"{name}: {what} must be a whole number of at least {least}, got {value!r}")
     hidden = arguments.get("hidden")
-    if hidden is not None and not all(isinstance(n, Integral) and n > 0 for n in hidden):
+    if hidden is not None and not all(isinstance(n, Integral) and int(n) > 0 for n in hidden):
         raise ValueError(f"{name}: hidden must hold whole numbers of at least 1, got {hidden!r}")
 
 

@@ -179,9 +179,12 @@ class TableDensity:
         quantiles = [torch.tensor(n.quantiles, dtype=torch.float64) for n in self.schema.numbers]
         levels = self.schema.levels
         atoms = {i: len(levels) - len(self.schema.with_atoms) + j for j, i in enumerate(self.schema.with_atoms)}
-        nats = surprise(
-            lambda rows, c: self.score(rows, c), torch.from_numpy(x), c, levels, quantiles, bounds, whole, atoms
-        )
+
+        def encoded(rows: Tensor, c: Tensor | None) -> Tensor:
+            """The density of encoded rows, whose units are those of the points along a column."""
+            return self.score(rows, c) + torch.from_numpy(self.schema.log_volumes(rows.numpy()))
+
+        nats = surprise(encoded, torch.from_numpy(x), c, levels, quantiles, bounds, whole, atoms)
         names = [column.name for column in self.schema.modelled]
         shown = pd.DataFrame(nats.numpy(), index=table.index, columns=pd.Index(names))
         for column in self.schema.columns:
