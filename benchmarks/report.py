@@ -5,6 +5,7 @@ python benchmarks/report.py
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import continuous
@@ -19,7 +20,9 @@ import sphere
 import streaming
 import time_to_score
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+BLOCK = re.compile(r"(<!-- speed: written by benchmarks/report.py -->\n).*?(<!-- end of speed -->)", re.S)
 HEAD = """\
 # Benchmarks
 
@@ -52,9 +55,15 @@ def page() -> str:
     return "\n".join(text for text in [HEAD, *(section() for section in SECTIONS)] if text)
 
 
+def readme() -> str:
+    """README.md with today's figures of speed in their block."""
+    return BLOCK.sub(lambda found: f"{found[1]}{speed.readme()}{found[2]}", README.read_text())
+
+
 def main() -> None:
-    """The page and the pictures that need no flows."""
+    """The page, the block of the README, and the pictures that need no flows."""
     PAGE.write_text(page())
+    README.write_text(readme())
     speed.draw()
     continuous.draw()
 

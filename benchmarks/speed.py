@@ -355,6 +355,31 @@ cores ({some["processor"]}).
 """
 
 
+def readme() -> str:
+    """The users' figures as the README quotes them: a recipe in a plain loop beside the fastest peer."""
+    runs = load(USERS)["runs"]
+    rows = []
+    for c in CONFIGURATIONS:
+        if c.name not in runs:
+            continue
+        cells = [f"`{c.family}({c.features})`, {c.batch} rows"]
+        for condition in CONDITIONS:
+            for operation in OPERATIONS:
+                medians = _medians(runs[c.name][condition], operation)
+                cells.append(f"{medians[USED] / _fastest(medians):.2f}")
+        rows.append(cells)
+    some = next(iter(runs.values()))
+    header = ["flow", *OPERATIONS.values(), *(f"{title}, busy" for title in OPERATIONS.values())]
+    return f"""\
+A recipe with all its layers, `flow.compile()` and a plain loop of `loss.backward()` and Adam, beside the fastest of
+zuko, nflows, normflows and FlowJAX with plainer flows of the same size: our time as a multiple of theirs (below 1 is
+faster), on {some["cores"]} cores of a shared machine; "busy" is beside one busy process on each core
+([all times](docs/benchmarks.md#speed-as-users-run-it)).
+
+{markdown(header, rows)}
+"""
+
+
 def _row(run: dict[str, Any], operation: str, libraries: list[str]) -> list[str]:
     cells = []
     for library in libraries:

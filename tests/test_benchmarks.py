@@ -14,3 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_a_page_is_what_the_stored_results_give(module, page, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     assert importlib.import_module(module).page() == (ROOT / "docs" / page).read_text()
+
+
+def test_the_readme_quotes_the_stored_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    assert importlib.import_module("report").readme() == (ROOT / "README.md").read_text()

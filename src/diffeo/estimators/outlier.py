@@ -40,7 +40,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         models_: the flows, one or five; `model_` is the first.
         result_, n_features_in_, feature_names_in_: as in `FlowDensity`.
 
-    Cost: 600 training steps of one flow, or 150 of each of five, where `max_epochs` is open; scoring is one pass of each
+    Cost: 600 training steps of one flow, or 150 of each of five, where `max_epochs` is open. Scoring is a pass of each
     in float64, and `explain` takes about 100 density evaluations of each for every value.
 
     "Noise Regularization for Conditional Density Estimation" (Rothfuss et al., 2019), https://arxiv.org/abs/1907.08982
@@ -53,6 +53,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
     """
 
     _kind = "continuous"
+    _folded = False  # whether there is a flow for each fold
 
     def __init__(
         self,
