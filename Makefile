@@ -34,7 +34,7 @@ demo: $(READY)  ## fit real tables, find anomalies, write demo/
 	$(BIN)/python -m diffeo.cli.demo demo
 
 test: $(DEV)  ## the fast suite
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist worksteal
 
 test-all: $(CLUSTER)  ## with Inductor, killed fits, several processes, Ray, Spark (where there is Java); then on other Pythons
 	$(BIN)/python -m pytest -q

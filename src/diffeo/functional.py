@@ -61,6 +61,14 @@ def as_size(shape: int | tuple[int, ...] | list[int]) -> Size:
         raise ValueError(f"expected a whole number or a tuple of them as a shape, got {shape!r}") from None
 
 
+def joined(*shapes: Sequence[int]) -> Size:
+    """The shape to which these broadcast: `torch.broadcast_shapes`, which takes as long as a small layer."""
+    some = [shape for shape in shapes if len(shape)]
+    if all(shape == some[0] for shape in some):
+        return Size(some[0] if some else ())
+    return Size(torch.broadcast_shapes(*shapes))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+
+
 def positive(value: float, what: str, owner: object) -> float:
     """The value, refused where it is not above 0 and finite."""
     if not 0 < value < math.inf:
@@ -147,7 +155,7 @@ def context_batch(context: Context, reads: Mapping[str, int]) -> Size:
             "(1 for a vector, 2 for a sequence of vectors, 3 for an image)"
         )
     shapes = [t.shape[: max(0, t.ndim - reads[name])] for name, t in given.items()]
-    return Size(torch.broadcast_shapes(*shapes))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    return joined(*shapes)
 
 
 def declared_reads(module: nn.Module) -> dict[str, int]:

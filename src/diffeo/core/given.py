@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from diffeo.core.transform import Transform
-from diffeo.functional import Context, as_size
+from diffeo.functional import (
+    Context,
+    as_size,
+    joined,
+)
 
 
 class Preimage(Constraint):
@@ -70,7 +73,7 @@ class Given(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        batch = Size(torch.broadcast_shapes(self.batch_shape, value.shape[: value.ndim - len(self.event_shape)]))  # pyright: ignore
+        batch = Size(joined(self.batch_shape, value.shape[: value.ndim - len(self.event_shape)]))  # pyright: ignore
         return self.density(value.expand(batch + self.event_shape), self.context)
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:

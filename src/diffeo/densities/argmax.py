@@ -14,7 +14,12 @@ from torch.nn import functional as F  # noqa: N812
 from diffeo.core import Density, Flow
 from diffeo.densities.dequantized import Integer, joined_context
 from diffeo.densities.logistic import Logistic
-from diffeo.functional import Context, check_event, context_batch
+from diffeo.functional import (
+    Context,
+    check_event,
+    context_batch,
+    joined,
+)
 from diffeo.nets import MLP
 from diffeo.transforms import Affine, Coupling
 
@@ -85,7 +90,7 @@ class Argmax(Density):
     ) -> Tensor:
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         check_event(x, self.event, "Argmax")
-        batch = torch.broadcast_shapes(x.shape[:-1], context_batch(context, self._context_dims))
+        batch = joined(x.shape[:-1], context_batch(context, self._context_dims))
         chosen = x.expand(*batch, -1).index_select(-1, self.owner) == self.codes
         v, log_q = self._place(chosen, context, samples, generator)
         bound = torch.logsumexp(self.density(v, context) - log_q, 0) - math.log(samples)

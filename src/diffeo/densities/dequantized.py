@@ -11,7 +11,12 @@ from torch.distributions.constraints import Constraint
 from torch.nn import functional
 
 from diffeo.core import Density, Flow
-from diffeo.functional import Context, context_batch, context_features
+from diffeo.functional import (
+    Context,
+    context_batch,
+    context_features,
+    joined,
+)
 
 EDGE = 1e-6  # how close noise comes to 0 or 1 where a normal number is made of it
 
@@ -140,7 +145,7 @@ class Dequantized(Density):
     ) -> Tensor:
         event = self.event_shape(context)
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-        batch = torch.broadcast_shapes(x.shape[: x.ndim - len(event)], context_batch(context, self._context_dims))
+        batch = joined(x.shape[: x.ndim - len(event)], context_batch(context, self._context_dims))
         log_q: Tensor | float = 0.0
         if noise is None and self.dequantizer is not None:
             rows = joined_context(x.expand(*batch, *event), context)

@@ -9,7 +9,13 @@ from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density
 from diffeo.densities.categorical import Categorical
-from diffeo.functional import Context, LogProb, check_event, context_features
+from diffeo.functional import (
+    Context,
+    LogProb,
+    check_event,
+    context_features,
+    joined,
+)
 
 
 class Mixed(Density):
@@ -67,5 +73,5 @@ class Mixed(Density):
         features = context_features(context)
         if features is None:
             return ones
-        batch = torch.broadcast_shapes(ones.shape[:-1], features.shape[:-1])
+        batch = joined(ones.shape[:-1], features.shape[:-1])
         return torch.cat([ones.expand(*batch, -1), features.to(ones.dtype).expand(*batch, -1)], -1)

@@ -20,7 +20,7 @@ WINDOW = 0.25  # seconds of work after which to look again whether others want t
 # Switches to other programs in a second of work. On a quiet machine 1 to 20; beside others at least 100, however
 # threads wait.
 PREEMPTED = 60
-QUIET = 4  # quiet windows in a row after which threads stay awake again
+QUIET = 2  # quiet windows in a row after which threads stay awake again
 
 
 def prepare() -> None:

@@ -13,7 +13,16 @@ from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unflatten
 
 from diffeo.core import Incremental, Univariate
-from diffeo.functional import Context, check_event, context_batch, context_mask, entries, once, sum_event
+from diffeo.functional import (
+    Context,
+    check_event,
+    context_batch,
+    context_mask,
+    entries,
+    joined,
+    once,
+    sum_event,
+)
 from diffeo.kernels import inverse
 from diffeo.kernels.compiling import Region, compiled, signature
 from diffeo.kernels.dispatch import is_traced, kernels_in_use, using
@@ -162,7 +171,7 @@ class Autoregressive(Conditioned):
         """The batch of z and of what the net reads."""
         reads = self.net.reads
         seen = {name: t for name, t in entries(context).items() if name in reads}
-        return tuple(torch.broadcast_shapes(z.shape[: z.ndim - self.event_ndim], context_batch(seen, reads)))
+        return tuple(joined(z.shape[: z.ndim - self.event_ndim], context_batch(seen, reads)))
 
     def _find(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The inverse without gradient: by sweeps if they suffice, else position by position."""

@@ -24,6 +24,7 @@ from diffeo.functional import (
     check_event,
     context_mask,
     full_precision,
+    joined,
     soft_clip,
     visible,
 )
@@ -83,7 +84,7 @@ class BlockAutoregressive(Transform):
         check_event(z, self.event, "BlockAutoregressive")
         if self.context:  # one row of z for each row of the context
             batch = require_context(context, self.context, "BlockAutoregressive").shape[:-1]
-            z = z.expand(*torch.broadcast_shapes(z.shape[:-1], batch), -1)
+            z = z.expand(*joined(z.shape[:-1], batch), -1)
         mask = context_mask(context)
         masks = None if mask is None else self._flip(mask.expand(z.shape)).unbind(-1)
         found: list[Tensor] = []

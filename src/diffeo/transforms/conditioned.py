@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform, Univariate
-from diffeo.functional import Context, check_event, context_mask, sum_event
+from diffeo.functional import (
+    Context,
+    check_event,
+    context_mask,
+    joined,
+    sum_event,
+)
 from diffeo.kernels import conditioned
 
 
@@ -87,7 +93,7 @@ class Conditioned(Transform):
 
     def map_scalars(self, b: Tensor, params: Tensor, context: Context, direction: str) -> tuple[Tensor, Tensor]:
         """x_b over the batch of its parameters too, mapped; and the log-slope of each element."""
-        b = b.expand(torch.broadcast_shapes(b.shape, params.shape[:-1]))
+        b = b.expand(joined(b.shape, params.shape[:-1]))
         mapped, logdet = self.univariate(b, params) if direction == "forward" else self.univariate.inverse(b, params)
         return self.spare(b, mapped, logdet, context)
 

@@ -10,7 +10,16 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, MappedVector, Vector, check_event, context_features, full_precision, keep_rows
+from diffeo.functional import (
+    Context,
+    MappedVector,
+    Vector,
+    check_event,
+    context_features,
+    full_precision,
+    joined,
+    keep_rows,
+)
 from diffeo.nets import VectorField
 from diffeo.solvers import Integrator
 
@@ -102,7 +111,7 @@ class Continuous(Transform):
         check_event(x, self.event, "Continuous")
         features = context_features(context)
         if features is not None:  # one x for each row of the context
-            x = x.expand(*torch.broadcast_shapes(x.shape[:-1], features.shape[:-1]), -1)
+            x = x.expand(*joined(x.shape[:-1], features.shape[:-1]), -1)
         exact = self.exact_logdet or not self.training
         noise = None if exact and not costs else torch.randn_like(x).unsqueeze(-1)
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand(*x.shape, -1)

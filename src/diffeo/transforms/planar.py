@@ -16,7 +16,15 @@ from torch.distributions import constraints
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Transform
-from diffeo.functional import Context, MappedVector, Vector, check_event, full_precision, keep_rows
+from diffeo.functional import (
+    Context,
+    MappedVector,
+    Vector,
+    check_event,
+    full_precision,
+    joined,
+    keep_rows,
+)
 from diffeo.nets import MLP
 from diffeo.solvers import invert_increasing
 
@@ -196,7 +204,7 @@ class Sylvester(LowRank):
         with full_precision(x):
             q, r, r_tilde, b = self._unpack(x, context)
             y = x @ q
-            y = y.expand(torch.broadcast_shapes(y.shape, b.shape))  # the context may bring more rows
+            y = y.expand(joined(y.shape, b.shape))  # the context may bring more rows
             found: list[Tensor] = []  # tanh(R̃ v + b), from the last entry to the first
             v: list[Tensor] = []
             total = torch.zeros_like(y[..., 0])
