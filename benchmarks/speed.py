@@ -1,6 +1,7 @@
 """Speed against the peers: nine flows; density, training step and samples; all libraries in turn within one run.
 
     python benchmarks/speed.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
+    python benchmarks/speed.py --device cuda ...     # on a GPU; a sentence where there is none
     python benchmarks/speed.py --before CHECKOUT ...   # beside an earlier version of diffeo, which has been checked out
     python benchmarks/speed.py --users ...   # recipes in plain loops, also beside a busy process on each core
     python benchmarks/speed.py --fits ...    # whole fits, in the same two conditions
@@ -426,7 +427,16 @@ def main() -> None:
     parser.add_argument("--fits", action="store_true", help="whole fits, quiet and beside busy processes")
     parser.add_argument("--users", action="store_true", help="recipes in plain loops, also beside busy processes")
     parser.add_argument("--check", action="store_true", help="run every operation once and print the sizes instead")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: on a GPU, where there is one")
     args = parser.parse_args()
+    if args.device == "cuda":
+        if not torch.cuda.is_available():
+            print("speed.py: PyTorch sees no GPU here, so nothing was measured on one")
+            return
+        os.environ["BENCHMARK_DEVICE"] = "cuda"
+        args.libraries = [library for library in args.libraries if library not in FLOORS]
+        card = torch.cuda.get_device_name().lower().replace(" ", "-")
+        args.out = args.out or RESULTS / f"speed_{card}.json"
     asked = [c for c in CONFIGURATIONS if c.name in args.configurations]
     pythons = dict.fromkeys(LIBRARIES, sys.executable)
     pythons |= dict.fromkeys(PEERS, args.python) | {"flowjax": args.jax_python}

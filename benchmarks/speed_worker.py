@@ -26,6 +26,7 @@ FLOORS = ("floor", "floor-onednn")  # products alone, no flows
 USED = "diffeo-recipe"  # as users write it
 LIBRARIES = ("diffeo", "diffeo-eager", USED, *FLOORS, *PEERS)
 THREADS = 2
+DEVICE = os.environ.get("BENCHMARK_DEVICE", "cpu")  # of the PyTorch libraries; JAX takes a GPU where it sees one
 FITTED = (USED, "zuko", "flowjax")  # whose fits are timed as a whole
 FIT_STEPS, EPOCHS, HELD_OUT = 3000, 100, 0.1
 PACKAGES = {library: (library, "torch") for library in PEERS} | {
@@ -230,8 +231,21 @@ def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.
     if library.startswith("diffeo"):
         import diffeo
 
-    make = libraries.TORCH.get(library, _recipe if library == USED else _diffeo)
+    plain = libraries.TORCH.get(library, _recipe if library == USED else _diffeo)
+
+    def make(architecture: Architecture) -> TorchFlow:
+        made = plain(architecture)
+        made.module.to(device)
+        return made
+
+    def done(result: Any) -> Any:
+        """The result, once the device has it."""
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return result.cpu() if device != "cpu" else result
+
     torch.manual_seed(seed)
+    device = DEVICE
     flow, trained = make(configuration.architecture), make(configuration.architecture)
     flow.module.eval()
     if library == "diffeo":
@@ -239,33 +253,33 @@ def _torch_peer(library: str, configuration: Configuration, seed: int, rows: np.
         gradients = diffeo.CompiledGradients(diffeo.MaximumLikelihood(trained.module))
     if library == USED:
         for made in (flow, trained):
-            made.module.initialize(torch.from_numpy(rows))
+            made.module.initialize(torch.from_numpy(rows).to(device))
             made.module.compile()
     optimiser = torch.optim.Adam(trained.module.parameters(), lr=RATE, fused=True)
-    x = torch.from_numpy(rows)
+    x = torch.from_numpy(rows).to(device)
 
     @torch.inference_mode()
     def density() -> Any:
-        return flow.log_prob(x)
+        return done(flow.log_prob(x))
 
     @torch.inference_mode()
     def sample() -> Any:
-        return flow.sample(configuration.batch)
+        return done(flow.sample(configuration.batch))
 
     def compiled_step() -> Any:
         loss = gradients(x)
         optimiser.step()
-        return loss
+        return done(loss)
 
     def step() -> Any:
         optimiser.zero_grad()
         loss = -trained.log_prob(x).mean()
         loss.backward()
         optimiser.step()
-        return loss.detach()
+        return done(loss.detach())
 
     def fit(rows: np.ndarray) -> None:
-        fitted, data = make(configuration.architecture), torch.from_numpy(rows)
+        fitted, data = make(configuration.architecture), torch.from_numpy(rows).to(device)
         if library.startswith("diffeo"):
             diffeo.fit(
                 fitted.module, data, steps=FIT_STEPS, batch_size=configuration.batch, validation=HELD_OUT,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,3 +22,10 @@ def test_a_page_is_what_the_stored_results_give(module, page, monkeypatch):
 def test_the_readme_quotes_the_stored_results(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     assert importlib.import_module("report").readme() == (ROOT / "README.md").read_text()
+
+
+def test_without_a_gpu_the_benchmark_says_so():
+    command = [sys.executable, str(ROOT / "benchmarks" / "speed.py"), "--device", "cuda"]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=hidden, check=True)
+    assert done.stdout == "speed.py: PyTorch sees no GPU here, so nothing was measured on one\n"

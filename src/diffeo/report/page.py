@@ -98,7 +98,7 @@ def _facts(model: TableDensity, table: pd.DataFrame, log_p: pd.Series) -> list[t
         (f"{len(table):,}", "rows", f"of {len(model.columns)} columns in this table"),
         (f"{rows['train']:,}", "rows", "taught the model"),
         (f"{log_p.mean():.2f}", "nats", "mean log-density of a row here"),
-        (f"{(percentile < 1).mean():.1%}", "", "of the rows lie below 99 % of the training rows"),
+        (f"{(percentile < 1).mean():.1%}", "", "of the rows lie below 99 % of the held-out rows"),
     ]
     return facts
 
