@@ -8,7 +8,8 @@ import torch
 
 import diffeo
 
-RECIPES = {name: build for name, build in diffeo.recipes().items() if name not in ("mixed", "regression")}
+RECIPES = {name: build for name, build in diffeo.recipes().items() if build.__module__.startswith("diffeo.")}
+del RECIPES["mixed"], RECIPES["regression"]
 WRONG = {"features": (0, -1, 2.5), "layers": (-1, 1.5), "context": (-1,), "hidden": ((0,), (8, -1))}
 BOUNDED = [
     diffeo.RationalQuadraticSpline, diffeo.Affine, diffeo.SinhArcsinh, diffeo.Power, diffeo.MixtureCDF,

@@ -538,3 +538,18 @@ def test_twins_are_named():
     table["other"] = 2.5 * table[table.columns[0]] + 1
     with pytest.warns(UserWarning, match="hold the same numbers"):
         diffeo.fit_table(table, recipe="gaussian", steps=2, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["polars", "pyarrow"])
+def test_tables_of_other_libraries(kind):
+    library = pytest.importorskip(kind, reason="an optional library of tables, which is not installed")
+    plain = pd.DataFrame({"a": np.random.default_rng(0).normal(size=200), "kind": ["p", "q"] * 100})
+    table = library.from_pandas(plain) if kind == "polars" else library.Table.from_pandas(plain)
+    model = diffeo.fit_table(table, recipe="maf", steps=5, progress=False)
+    drawn = model.sample(7, seed=0)
+    assert type(drawn) is type(table)
+    assert np.allclose(model.log_prob(table), model.log_prob(plain))
+    assert np.isfinite(model.log_prob(drawn)).all()
+    assert model.explain(table).shape == (200, 2)
+    density = diffeo.FlowDensity(recipe="maf", max_epochs=1, random_state=0).fit(table)
+    assert np.allclose(density.score_samples(table), density.score_samples(plain))

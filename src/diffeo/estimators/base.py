@@ -134,6 +134,8 @@ class FlowEstimator(BaseEstimator):
         """X as a table: a DataFrame with columns that are not numeric as it is, everything else as float64 columns."""
         if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
             raise ValueError(f"{type(self).__name__}: masked values are missing; drop or fill those rows")
+        if hasattr(X, "to_pandas"):  # polars, Arrow
+            X = X.to_pandas()
         mixed = isinstance(X, pd.DataFrame) and any(is_mixed(dtype) for dtype in X.dtypes)
         if not reset and mixed != self.mixed_:
             expected = "a DataFrame with the training dtypes" if self.mixed_ else "numeric columns"

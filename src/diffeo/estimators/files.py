@@ -47,7 +47,8 @@ def load_estimator(tensors: dict[str, Tensor], header: dict[str, str], path: str
     from diffeo import estimators
 
     about = from_json(header["estimator"])
-    estimator: FlowEstimator = getattr(estimators, about["class"])(**about["parameters"])
+    parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in about["parameters"].items()}
+    estimator: FlowEstimator = getattr(estimators, about["class"])(**parameters)
     for name, value in about["state"].items():
         setattr(estimator, name, _read(value))
     members: list[Any] = []

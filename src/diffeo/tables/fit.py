@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from diffeo.recipes import mixed, recipes
+from diffeo.tables.frames import as_pandas, kind_of
 from diffeo.tables.model import TableDensity
 from diffeo.tables.schema import Schema, check_complete, learn_schema
 from diffeo.training import Blurred, FitResult, fit
@@ -47,7 +48,7 @@ def fit_table(
     are recognised from dtype and training values.
 
     Args:
-        table: rows to learn from.
+        table: rows to learn from: a DataFrame of pandas or polars, or an Arrow table; samples are of the same kind.
         given: names of columns that the others are conditional on.
         kinds: overrides what is recognised, by column name: "continuous", "positive", "whole" or "category"; "number"
             for whole or continuous, without bounds; or bounds (low, high) with None for an open side.
@@ -72,7 +73,7 @@ def fit_table(
             rows.
 
     >>> import pandas as pd, diffeo
-    >>> rows = pd.DataFrame({"size": [1.5, 2.5, 2.0, 4.0] * 25, "kind": ["a", "b"] * 50})
+    >>> rows = pd.DataFrame({"size": [1.5, 2.5, 2.0, 3.0] * 25, "kind": ["a", "b"] * 50})
     >>> model = diffeo.fit_table(rows, recipe="maf", steps=10, progress=False)
     >>> model
     TableDensity(size: whole steps of 0.5, kind: 2 categories)
@@ -81,10 +82,12 @@ def fit_table(
         raise ValueError(f"fit_table: expected blur of at least 0, got {blur}")
     if missing not in ("error", "drop"):
         raise ValueError(f"fit_table: missing must be 'error' or 'drop', got {missing!r}")
-    if not isinstance(table, pd.DataFrame):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"fit_table: expected a DataFrame, got {type(table).__name__}; use pd.DataFrame(rows)")
+    kind = kind_of(table)
+    table = as_pandas(table, "fit_table")
     if validation is None:
         validation = max(0.1, min(0.25, HELD_OUT / max(1, len(table))))
+    if not isinstance(validation, float | int | None):
+        validation = as_pandas(validation, "fit_table: validation")
     name = find_table_recipe(recipe)
     parts = [table, *([validation] if isinstance(validation, pd.DataFrame) else [])]
     mass = None if weights is None else as_rows("weights", weights, torch.float64).numpy()
@@ -139,6 +142,7 @@ def fit_table(
     some = np.random.default_rng(seed).permutation(len(rows[part]))[:RANKED_ROWS]
     context = None if contexts[part] is None else torch.from_numpy(contexts[part][some])
     model.notes = {
+        "frame": kind,
         "flow": name,
         "rows": {"train": len(train), "validation": len(held)},
         "fit": {k: v for k, v in asdict(result).items() if k != "history"},

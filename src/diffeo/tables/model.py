@@ -19,6 +19,7 @@ from diffeo.core import Density, Flow
 from diffeo.densities import Dequantized, Mixed
 from diffeo.tables.columns import Category, Constant
 from diffeo.tables.explain import surprise
+from diffeo.tables.frames import as_kind, as_pandas
 from diffeo.tables.schema import Schema, impossible
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class TableDensity:
         Raises:
             ValueError: a missing column, a missing or infinite value, a category never seen in training, a wrong dtype.
         """
+        table = as_pandas(table, "log_prob")
         self.schema.check(table, self.columns)
         x, context = self.schema.encode(table), self.schema.encode_given(table)
         log_p = self.score(torch.from_numpy(x), None if context is None else torch.from_numpy(context), samples).numpy()
@@ -160,7 +162,8 @@ class TableDensity:
             size = min(BLOCK, n - start)
             c = None if context is None else torch.from_numpy(context[start : start + size]).float()
             rows.append(self.density.sample((size,), c, temperature=temperature, generator=generator))
-        return self.schema.decode(torch.cat(rows).double().numpy(), conditions)
+        drawn = self.schema.decode(torch.cat(rows).double().numpy(), conditions)
+        return as_kind(drawn, self.notes.get("frame", "pandas"))
 
     def explain(self, table: pd.DataFrame) -> pd.DataFrame:
         """Which columns make each row unusual: the surprise, in nats, of each value given the rest of its row.
@@ -171,6 +174,7 @@ class TableDensity:
 
         Cost: about 130 density evaluations for each value of a number, one for each category.
         """
+        table = as_pandas(table, "explain")
         self.schema.check(table, self.columns)
         x, context = self.schema.encode(table), self.schema.encode_given(table)
         c = None if context is None else torch.from_numpy(context)
@@ -200,6 +204,7 @@ class TableDensity:
         outer = self.exact_density
         if flow is None:
             return np.zeros((len(table), 0))
+        table = as_pandas(table, "latents")
         self.schema.check(table, self.columns)
         x, given = torch.from_numpy(self.schema.encode(table)), self.schema.encode_given(table)
         c = None if given is None else torch.from_numpy(given)
@@ -243,6 +248,8 @@ class TableDensity:
         if unknown or lacking:
             which = f"{lacking[0]!r} is missing" if lacking else f"{unknown[0]!r} is none of them"
             raise ValueError(f"sample: expected values of the given columns {names}; {which}")
+        if not isinstance(given, Mapping):
+            given = as_pandas(given, "sample: given")
         if not isinstance(given, pd.DataFrame):
             given = pd.DataFrame({name: [given[name]] * n for name in names})
         if len(given) != n:
