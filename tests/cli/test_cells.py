@@ -99,6 +99,14 @@ def test_headers(tmp_path, text, names):
     assert len(read_table(path, Dialect(header=False))) == text.strip().count("\n") + 1 - 2 * text.startswith("#")
 
 
+def test_a_point_is_no_mark_of_thousands_by_chance(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a;b\n" + "1,5;1.234,5\n2,5;12.000\n" * 10 + "1.5;7\n")
+    table = read_table(path)
+    assert table["b"].tolist() == [1234.5, 12000.0] * 10 + [7.0]
+    assert table["a"].iloc[-1] == "1.5"  # not 15: the column stays text, and whoever reads it is told
+
+
 def test_strings_that_stand_for_missing(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("kind,x\n" + "oak,1\nunknown,-999\n" * 10)

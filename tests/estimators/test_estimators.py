@@ -283,3 +283,13 @@ def test_the_share_of_alarms_among_fresh_rows(shape):
     labels = detector.fit_predict(rng.normal(size=shape))
     assert abs((labels == -1).mean() - 0.1) < 0.01  # of the training rows, each by the flow that has not seen it
     assert 0.04 < (detector.predict(rng.normal(size=(3000, shape[1]))) == -1).mean() < 0.18
+
+
+def test_constant_columns_leave_the_share_of_alarms_as_it_is():
+    rng = np.random.default_rng(1)
+    make = lambda n: np.c_[rng.normal(size=(n, 3)), np.full((n, 2), 7.0)]  # noqa: E731
+    detector = diffeo.FlowOutlierDetector(contamination=0.1, max_epochs=5, layers=1, hidden=(8,), random_state=0)
+    detector.fit(make(300))
+    assert 0.04 < (detector.predict(make(3000)) == -1).mean() < 0.18
+    still = diffeo.FlowOutlierDetector(random_state=0).fit(np.full((30, 2), 7.0))
+    assert still.predict([[7.0, 7.0], [7.0, 9.0]]).tolist() == [1, -1]

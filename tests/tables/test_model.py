@@ -553,3 +553,9 @@ def test_tables_of_other_libraries(kind):
     assert model.explain(table).shape == (200, 2)
     density = diffeo.FlowDensity(recipe="maf", max_epochs=1, random_state=0).fit(table)
     assert np.allclose(density.score_samples(table), density.score_samples(plain))
+
+
+def test_percentiles_beside_rows_that_are_ruled_out():
+    model = diffeo.fit_table(_with(y=np.arange(60) % 7), recipe="gaussian", steps=2, progress=False)
+    model.rank_among(np.array([-np.inf, -3.0, -2.0, -1.0]))
+    assert model.percentile(np.array([-np.inf, -2.5, 0.0])).tolist() == [25.0, 50.0, 100.0]

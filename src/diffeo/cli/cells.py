@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-SEPARATORS = {",": "a comma", ";": "';'", "\t": "a tab", "|": "'|'", " ": "spaces"}
+SEPARATORS = (",", ";", "\t", "|", " ")
 NAMED = {"tab": "\t", "comma": ",", "semicolon": ";", "space": " ", "pipe": "|"}
 # what stands for a missing number; in a column of text only an empty cell does, since a country may be called NA
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat", "?", "-", "--", "."}
@@ -32,6 +32,7 @@ DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}.*)?$")  # ISO 8601: othe
 OFFSET = re.compile(r"(?:Z|[+-]\d{2}:?\d{2})$")
 CODE = re.compile(r"[+-]?0\d")  # a number is not written so, but a code is
 GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?$")
+POINTED = re.compile(r"[+-]?(?:\d{1,3}(?:\.\d{3})+|\d*)(?:,\d+)?(?:[eE][+-]?\d+)?$")
 ROW = "the first line looks like a row, not a header; if it is a header, pass --header"
 COMMA = re.compile(r"[+-]?[\d.]*\d,\d+(?:[eE][+-]?\d+)?")  # a number with a decimal comma
 LINES = 200  # that tell how a file is written
@@ -100,8 +101,11 @@ def find_layout(path: Path, dialect: Dialect) -> Layout:
         raise ValueError(f"{path}: the file is empty, but for blank lines and comments")
     if "\0" in "".join(lines):
         raise ValueError(f"{path}: not a text table (it holds null characters)")
-    separator = dialect.separator or _separator(path, lines)
-    rows = [row for row in _split(lines, separator) if row]
+    try:
+        separator = dialect.separator or _separator(path, lines)
+        rows = [row for row in _split(lines, separator) if row]
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a text table ({error})") from error
     head, body = rows[0], rows[1:]
     decimal = dialect.decimal or _decimal(rows, separator)
     header, remark = dialect.header, None
@@ -148,6 +152,8 @@ def parse_numbers(text: pd.Series, decimal: str) -> np.ndarray:
     import pandas as pd
 
     if decimal == ",":
+        # 1.5 is no number here: to take its point for one of thousands would make it 15
+        text = text.where(text.str.match(POINTED), "?")
         text = text.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
     else:
         grouped = text.str.match(GROUPED)
@@ -218,10 +224,7 @@ def _first_lines(path: Path) -> tuple[list[str], int]:
 def _split(lines: list[str], separator: str) -> list[list[str]]:
     if separator == " ":
         return [line.split() for line in lines]
-    try:
-        return list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
-    except csv.Error as error:
-        raise ValueError(f"not a text table ({error})") from error
+    return list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
 
 
 def _separator(path: Path, lines: list[str]) -> str:

@@ -25,6 +25,10 @@ def save_estimator(estimator: FlowEstimator, path: str | os.PathLike[str], notes
         ValueError: it is not fitted, or a parameter cannot be written, such as a `RandomState`.
     """
     name = type(estimator).__name__
+    from diffeo import estimators
+
+    if getattr(estimators, name, None) is not type(estimator):
+        raise ValueError(f"save: {name} is a class of its own, which a file cannot rebuild; use pickle or joblib")
     if not hasattr(estimator, "n_features_in_"):
         raise ValueError(f"save: this {name} is not fitted; call its fit first")
     state = {k: v for k, v in vars(estimator).items() if k.endswith("_") and k not in LEFT_OUT}

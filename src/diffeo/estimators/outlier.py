@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.base import OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from diffeo.estimators.base import FlowEstimator, narrow
+from diffeo.estimators.base import PEAK, FlowEstimator, narrow
 
 FOLDS, MANY = 5, 2000  # of fewer rows than so many
 STEPS = {False: 600, True: 150}  # of one flow, and of each of several
@@ -111,7 +111,10 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
             raise ValueError(
                 f"FlowOutlierDetector: expected blur ≥ 0 and max_samples ≥ 2, got {self.blur} and {self.max_samples}"
             )
+        self.models_, self.unseen_scores_ = [], np.zeros(1)
         self._fit_rows(X, sample_weight)
+        # every score counts constant columns at their peak
+        self.unseen_scores_ = self.unseen_scores_ + (0.0 if self.mixed_ else PEAK * float((~self.spread_).sum()))
         self.offset_ = float(np.percentile(self.unseen_scores_, 100 * self.contamination))
         return self
 

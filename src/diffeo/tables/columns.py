@@ -51,7 +51,7 @@ class Number:
     quantiles: list[float]  # of the training rows, encoded: where along the column they lie
     atoms: list[float] = field(
         default_factory=list
-    )  # values that many rows hold, which have probabilities of their own
+    )  # values with probabilities of their own, since many rows hold them
     type: str = "number"
 
     def describe(self) -> str:

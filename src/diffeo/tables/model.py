@@ -116,9 +116,9 @@ class TableDensity:
 
     def rank_among(self, log_prob: np.ndarray, held_out: bool = True) -> None:
         """Take percentiles among rows of these log-densities from now on: rows that the weights have not seen."""
-        self.notes["log_prob_quantiles"] = np.quantile(
-            log_prob, np.linspace(0, 1, min(QUANTILES, len(log_prob)))
-        ).tolist()
+        at = np.linspace(0, 1, min(QUANTILES, len(log_prob)))
+        # values that occur: between −∞ and another there is nothing
+        self.notes["log_prob_quantiles"] = np.quantile(log_prob, at, method="nearest").tolist()
         self.notes["ranked"] = {"rows": len(log_prob), "held_out": held_out}
 
     def percentile(self, log_prob: pd.Series | np.ndarray) -> np.ndarray:

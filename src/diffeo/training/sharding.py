@@ -18,7 +18,7 @@ def shards_strategy(objective: nn.Module, precision: str) -> Any:
     """Fabric's strategy for `fit(strategy="fsdp")`; its own of that name is for GPUs only.
 
     Raises:
-        ValueError: a precision, objective, parameter or memory policy that does not go with shards.
+        ValueError: an objective, parameter or memory policy that does not go with shards.
     """
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
