@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffeo.kernels import process
 from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.native import c_file
 from diffeo.kernels.perceptron import WORK, activation_source
@@ -70,7 +71,7 @@ def invert(net: Any, scalar_map: ScalarMap, z: Tensor, context: Any) -> tuple[Te
         run.order.data_ptr(),
         x.data_ptr(),
         logdet.data_ptr(),
-        max(1, min(torch.get_num_threads(), rows // SHARE, rows * sum(w.numel() for w in weights) // WORK)),
+        min(max(1, rows // SHARE), process.threads(rows * sum(w.numel() for w in weights) // WORK)),
     )
     if failed:
         raise MemoryError("inverse: not enough memory for a block of rows")

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from diffeo.kernels import native
+from diffeo.kernels import native, process
 from diffeo.kernels.dispatch import can_read, can_run
 from diffeo.kernels.layout import batch_inner
 from diffeo.kernels.native import c_file, prelude, tiles
@@ -179,8 +179,10 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and, one after the other, of all weights and all biases."""
     sizes = find_sizes(name, x.dtype, weights)
-    count = threads(x.shape[0], sizes.total)
-    shares = 1 if count == 1 else min(SHARES * count, x.shape[0] // SHARE)
+    rows, count = x.shape[0], threads(x.shape[0], sizes.total)
+    # as many as if no thread slept, so that a busy machine changes no rounding
+    awake = min(torch.get_num_threads(), rows // SHARE, rows * sizes.total // WORK)
+    shares = 1 if awake <= 1 else min(SHARES * awake, rows // SHARE)
     g_x, g_layers = x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(sizes.total)
     sums = x.new_empty((shares - 1) * sizes.total)  # of the other shares
     x, weights, biases = x.resolve_neg(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
@@ -331,7 +333,7 @@ def arguments(
 
 def threads(rows: int, weights: int) -> int:
     """How many threads pay for a perceptron of so many weights."""
-    return max(1, min(torch.get_num_threads(), rows // SHARE, rows * weights // WORK))
+    return min(max(1, rows // SHARE), process.threads(rows * weights // WORK))
 
 
 @mark_constant

@@ -17,9 +17,11 @@ if sys.platform == "linux":
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 LARGE = 1 << 20  # numbers that PyTorch shares out among its threads
 WINDOW = 0.25  # seconds of work after which to look again whether others want the cores
+LONGEST = 4 * WINDOW  # more work than this since the last look was no steps but compiling, which says nothing of them
 # Switches to other programs in a second of work. On a quiet machine 1 to 20; beside others at least 100, however
 # threads wait.
 PREEMPTED = 60
+RELUCTANT = 32  # times the work that a thread has to be worth otherwise while waiting threads sleep: it has to be woken
 QUIET = 2  # quiet windows in a row after which threads stay awake again
 
 
@@ -78,6 +80,8 @@ class Waiting:
         try:
             wanted = usage.ru_nivcsw - self._switches > PREEMPTED * worked
             self._switches, self._worked = usage.ru_nivcsw, self._worked + worked
+            if worked > LONGEST:
+                return
             self._quiet = 0 if wanted else self._quiet + 1
             if wanted and self._team is None:
                 self._team = _Team()
@@ -114,6 +118,11 @@ class _Team:
 waiting = Waiting()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=waiting.forget)
+
+
+def threads(worth: int) -> int:
+    """How many threads to run on, where work is worth that of so many that are awake."""
+    return max(1, min(torch.get_num_threads(), worth // RELUCTANT if waiting.asleep else worth))
 
 
 def openmp() -> str | None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffeo.kernels import native
+from diffeo.kernels import native, process
 from diffeo.kernels.compiling import signature
 from diffeo.kernels.native import prelude, tiles
 
@@ -187,8 +187,7 @@ class RecordedLoop:
             if [t.numel() for t in args] != [n * k for k in numbers]:
                 raise ValueError(f"RecordedLoop: sizes {[tuple(t.shape) for t in args]} do not belong together")
             out = [first.new_empty(shape + first.shape) if shape else torch.empty_like(first) for shape in shapes]
-            threads = 1 if n < 2 * SHARE else min(torch.get_num_threads(), n // SHARE)
-            call(n, threads, *[t.data_ptr() for t in (*args, *out)])
+            call(n, process.threads(n // SHARE), *[t.data_ptr() for t in (*args, *out)])
             return tuple(out)
 
         return run
