@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 
 def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -13,8 +15,9 @@ def run(code: str) -> str:
 def test_import_loads_nothing_heavy():
     heavy = ["pandas", "sklearn", "scipy", "matplotlib", "lightning_fabric", "pyarrow", "typer", "rich", "pyro"]
     heavy += ["torch._dynamo", "torch._inductor", "sympy"]
-    out = run(f"import sys, diffeo; print([m for m in {heavy} if m in sys.modules])")
+    out = run(f"import sys, diffeo; diffeo.Flow; print([m for m in {heavy} if m in sys.modules])")
     assert out.strip() == "[]"
+    assert run("import sys, diffeo; print('torch' in sys.modules)").strip() == "False"
 
 
 def test_what_loads_later_is_there():
@@ -27,7 +30,7 @@ def test_what_loads_later_is_there():
 def test_nothing_of_torch_is_changed():
     code = (
         "import torch.distributions as d; a = (d.Distribution.set_default_validate_args, d.Distribution._validate_args,"
-        " dict(d.kl._KL_REGISTRY), d.Distribution.__init__); import diffeo; "
+        " dict(d.kl._KL_REGISTRY), d.Distribution.__init__); import diffeo; diffeo.Flow; "
         "b = (d.Distribution.set_default_validate_args, d.Distribution._validate_args, dict(d.kl._KL_REGISTRY),"
         " d.Distribution.__init__); print(a == b)"
     )
@@ -43,4 +46,19 @@ def test_no_function_hides_its_module():
         "print([n for n, up, _, leaf in split if getattr(sys.modules[up], leaf, None) is not sys.modules[n]])\n"
         "import diffeo.targets"
     )
-    assert run(code).strip() == "['diffeo.recipes']"  # which lists them, and is a public name
+    assert run(code).strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["fit", "--help"], ["score", "--help"]])
+def test_the_program_answers_without_loading_pytorch(arguments):
+    code = f"import sys; from diffeo.cli import main; main({arguments}); print('torch' in sys.modules)"
+    assert run(code).splitlines()[-1] == "False"
+
+
+def test_recipes_are_listed_however_the_package_was_imported():
+    for code in (
+        "import diffeo",
+        "import diffeo; diffeo.Flow",
+        "from diffeo.recipes import find_recipe; import diffeo",
+    ):
+        assert run(f"{code}; print('nsf' in diffeo.recipes())").strip() == "True"

@@ -1,7 +1,8 @@
 """Simple densities to hold a flow against: a Gaussian, a mixture of Gaussians, a kernel density estimate.
 
 All are fitted to standardised columns (by the training rows) and scored in the units of the data. The number of
-components and the bandwidth are chosen on held-out rows.
+components and the bandwidth are chosen on held-out rows. Where columns are given, each models them too, and scores
+log p(rest | given) = log p(rest, given) − log p(given), the second by its own marginal density.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def score_baselines(
     """
     return [
         _baseline(name, (log_p, choice))
-        for name, log_p, choice in _scores(train, validation, test, kde_rows, cross_validate, seed)
+        for name, log_p, choice in _scores(train, validation, test, 0, kde_rows, cross_validate, seed)
     ]
 
 
@@ -61,18 +62,19 @@ def _scores(
     train: np.ndarray,
     validation: np.ndarray,
     test: np.ndarray,
+    given: int,
     kde_rows: int | None,
     cross_validate: bool,
     seed: int,
 ) -> list[tuple[str, np.ndarray, str]]:
-    """Name, log-density of every test row, and what was chosen, of each."""
+    """Name, log-density of every test row given its first `given` columns, and what was chosen, of each."""
     mean, std = train.mean(0), train.std(0)
-    volume = float(np.log(std).sum())
+    volume = float(np.log(std[given:]).sum())
     parts = [(part - mean) / std for part in (train, validation, test)]
     found = {
-        "Gaussian": _gaussian(*parts),
-        "Gaussian mixture": _mixture(*parts, seed=seed),
-        "KDE": _kde(*parts, rows=kde_rows, cross_validate=cross_validate, seed=seed),
+        "Gaussian": _gaussian(*parts, given=given),
+        "Gaussian mixture": _mixture(*parts, given=given, seed=seed),
+        "KDE": _kde(*parts, given=given, rows=kde_rows, cross_validate=cross_validate, seed=seed),
     }
     return [(name, log_p - volume, choice) for name, (log_p, choice) in found.items()]
 
@@ -80,27 +82,60 @@ def _scores(
 def table_baselines(
     model: TableDensity, train: pd.DataFrame, validation: pd.DataFrame, test: pd.DataFrame, seed: int = 0
 ) -> list[Baseline]:
-    """The same for a table with columns of every kind: categories counted, independent of all else, numbers as above.
+    """The same for a table with columns of every kind: categories apart from the numbers, which go as above.
 
-    In the table's units, whole numbers dequantized; given columns are ignored.
+    Categories are counted, or a logistic regression on the given columns. In the table's units, whole numbers
+    dequantized.
     """
     rng = np.random.default_rng(seed)
     schema = model.schema
     k = len(schema.levels)
     parts = [schema.encode(part) for part in (train, validation, test)]
+    known = [_conditions(schema, part) for part in (train, validation, test)]
+    varies = known[0].std(0) > 0
+    known = [c[:, varies] for c in known]
     counted = np.zeros(len(test))
     for j, n in enumerate(schema.levels):
-        frequency = np.bincount(parts[0][:, j].astype(int), minlength=n) + 0.5
-        counted += np.log(frequency / frequency.sum())[parts[2][:, j].astype(int)]
+        codes = [part[:, j].astype(int) for part in parts]
+        counted += _frequencies(codes[0], codes[2], n) if not known[0].shape[1] else _regressed(known, codes, n)
     if not schema.numbers:
-        return [_baseline("frequencies", (counted, "independent columns"))]
+        return [_baseline("frequencies", (counted, "each column by itself"))]
     whole = np.array([n.whole for n in schema.numbers])
     numbers = [part[:, k:] + whole * rng.random(part[:, k:].shape) for part in parts]
-    remark = (", independent of the categories" if k else "") + (", given columns ignored" if schema.given else "")
+    rows = [np.concatenate(both, 1) for both in zip(known, numbers, strict=True)]
+    given = known[0].shape[1]
+    remark = ", independent of the categories" if k else ""
     return [
         _baseline(name, (log_p + counted - schema.log_volume, choice + remark))
-        for name, log_p, choice in _scores(*numbers, kde_rows=KDE_ROWS, cross_validate=True, seed=seed)
+        for name, log_p, choice in _scores(*rows, given=given, kde_rows=KDE_ROWS, cross_validate=True, seed=seed)
     ]
+
+
+def _conditions(schema: Any, table: pd.DataFrame) -> np.ndarray:
+    found = schema.encode_given(table, plain=True)
+    return np.zeros((len(table), 0)) if found is None else found
+
+
+def _frequencies(train: np.ndarray, test: np.ndarray, levels: int) -> np.ndarray:
+    """Log-frequency of each code, half a row added to each level."""
+    frequency = np.bincount(train, minlength=levels) + 0.5
+    return np.log(frequency / frequency.sum())[test]
+
+
+def _regressed(known: list[np.ndarray], codes: list[np.ndarray], levels: int) -> np.ndarray:
+    """Log-probability of each code given the context, by logistic regression; levels never seen count half a row."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    seen = np.unique(codes[0])
+    if len(seen) < 2:
+        return _frequencies(codes[0], codes[2], levels)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(known[0], codes[0])
+    rare = 0.5 / (len(codes[0]) + 0.5 * levels)
+    probability = np.full((len(codes[2]), levels), rare)
+    probability[:, seen] = model.predict_proba(known[2]) * (1 - rare * (levels - len(seen)))
+    return np.log(probability[np.arange(len(codes[2])), codes[2]])
 
 
 def _baseline(name: str, scored: tuple[np.ndarray, str]) -> Baseline:
@@ -108,23 +143,25 @@ def _baseline(name: str, scored: tuple[np.ndarray, str]) -> Baseline:
     return Baseline(name, float(log_p.mean()), float(log_p.std() / math.sqrt(len(log_p))), choice)
 
 
-def _gaussian(train: np.ndarray, validation: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, str]:
-    return _fit_mixture(train, 1, 0).score_samples(test), "full covariance"
+def _gaussian(train: np.ndarray, validation: np.ndarray, test: np.ndarray, given: int) -> tuple[np.ndarray, str]:
+    return _mixture_log_prob(_fit_mixture(train, 1, 0), test, given), "full covariance"
 
 
-def _mixture(train: np.ndarray, validation: np.ndarray, test: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+def _mixture(
+    train: np.ndarray, validation: np.ndarray, test: np.ndarray, given: int, seed: int
+) -> tuple[np.ndarray, str]:
     best: Any = None
     best_score, best_k = -math.inf, 0
     for k in COMPONENTS:
         if k * train.shape[1] > len(train) and k > 1:
             break
         model = _fit_mixture(train, k, seed)
-        score = model.score(validation)
+        score = _mixture_log_prob(model, validation, given).mean()
         if score > best_score:
             best, best_score, best_k = model, score, k
         elif score < best_score - 0.5:  # clearly past the best
             break
-    return best.score_samples(test), f"{best_k} component{'s' if best_k > 1 else ''}"
+    return _mixture_log_prob(best, test, given), f"{best_k} component{'s' if best_k > 1 else ''}"
 
 
 def _fit_mixture(rows: np.ndarray, k: int, seed: int):
@@ -136,20 +173,41 @@ def _fit_mixture(rows: np.ndarray, k: int, seed: int):
         return GaussianMixture(k, reg_covar=1e-6, max_iter=200, random_state=seed).fit(rows)
 
 
+def _mixture_log_prob(model: Any, rows: np.ndarray, given: int) -> np.ndarray:
+    """Log-density of rows given their first columns."""
+    if not given:
+        return model.score_samples(rows)
+    from sklearn.mixture import GaussianMixture
+
+    marginal = GaussianMixture(model.n_components)
+    marginal.weights_, marginal.means_ = model.weights_, model.means_[:, :given]
+    marginal.covariances_ = model.covariances_[:, :given, :given]
+    marginal.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(marginal.covariances_)).transpose(0, 2, 1)
+    return model.score_samples(rows) - marginal.score_samples(rows[:, :given])
+
+
 def _kde(
-    train: np.ndarray, validation: np.ndarray, test: np.ndarray, rows: int | None, cross_validate: bool, seed: int
+    train: np.ndarray,
+    validation: np.ndarray,
+    test: np.ndarray,
+    given: int,
+    rows: int | None,
+    cross_validate: bool,
+    seed: int,
 ) -> tuple[np.ndarray, str]:
     rng = np.random.default_rng(seed)
     if rows is not None and len(train) > rows:
         train = train[rng.choice(len(train), rows, replace=False)]
     tuning = validation[rng.permutation(len(validation))[:TUNING_ROWS]]
     points = torch.from_numpy(np.ascontiguousarray(train, dtype=np.float32))
-    if cross_validate:
-        scores = [_kde_log_prob(points, train[:TUNING_ROWS], h, leave_out=True).mean() for h in BANDWIDTHS]
-    else:
-        scores = [_kde_log_prob(points, tuning, h).mean() for h in BANDWIDTHS]
-    h = BANDWIDTHS[int(np.argmax(scores))]
-    return _kde_log_prob(points, test, h), f"bandwidth {h:g} sd"
+
+    def log_prob(rows: np.ndarray, h: float, leave_out: bool = False) -> np.ndarray:
+        joint = _kde_log_prob(points, rows, h, leave_out)
+        return joint - _kde_log_prob(points[:, :given], rows[:, :given], h, leave_out) if given else joint
+
+    of = train[:TUNING_ROWS] if cross_validate else tuning
+    h = max(BANDWIDTHS, key=lambda h: log_prob(of, h, cross_validate).mean())
+    return log_prob(test, h), f"bandwidth {h:g} sd"
 
 
 def _kde_log_prob(points: Tensor, rows: np.ndarray, bandwidth: float, leave_out: bool = False) -> np.ndarray:

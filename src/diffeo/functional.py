@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -15,6 +15,8 @@ from torch.distributions.constraints import Constraint
 
 Context: TypeAlias = Tensor | Mapping[str, Tensor] | None
 Event: TypeAlias = tuple[int | None, ...]  # an event shape; None for dims of any size
+
+RandomState: TypeAlias = tuple[Tensor, Tensor | None]  # of the CPU, and of a GPU
 
 # Shapes, checked in the tests: x may have fewer batch dims than the result, where the context brings more.
 Scalars: TypeAlias = Float[Tensor, "*shape"]
@@ -158,6 +160,35 @@ def context_batch(context: Context, reads: Mapping[str, int]) -> Size:
     return joined(*shapes)
 
 
+def check_batch(shape: Size, batch: Size) -> None:
+    """Refuse a batch of contexts that does not broadcast against the whole batch shape of samples."""
+    pairs = zip(reversed(batch), reversed(shape), strict=False)
+    if len(batch) > len(shape) or not all(c in (1, s) for c, s in pairs):
+        raise ValueError(
+            f"sample: shape {tuple(shape)} is the whole batch, but the context has batch shape {tuple(batch)}: "
+            f"use {tuple(shape) + tuple(batch)}, or given(c)"
+        )
+
+
+def refuse_context(context: Context, recipe: str) -> None:
+    """Refuse what a model would read of a context, if the recipe had built it to."""
+    if any(name != "mask" for name in entries(context)):
+        raise ValueError(
+            f"{recipe}: it was built without a context, so it would ignore this one; "
+            f"build it by {recipe}(…, context=number of features)"
+        )
+
+
+def check_precision(context: Context, dtype: torch.dtype, who: str) -> None:
+    """Refuse a context in float32 for weights in float64, and the other way round."""
+    for name, t in entries(context).items():
+        if name != "mask" and {t.dtype, dtype} == {torch.float32, torch.float64}:
+            raise ValueError(
+                f"{who}: the context is {t.dtype}, the weights are {dtype}; "
+                "use context.to(weights' dtype), or flow.double()"
+            )
+
+
 def declared_reads(module: nn.Module) -> dict[str, int]:
     """How many trailing dims of each entry of a context are its event, as the modules inside declare by `reads`.
 
@@ -242,6 +273,25 @@ def masked_sum(per_position: Tensor, ndim: int, context: Context) -> Tensor:
 
 
 NARROWEST = 64  # numbers that a small event counts for: the layers that work on it are wider than it is
+
+
+def random_state(x: Tensor) -> RandomState:
+    """Where the random numbers of x's device stand."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(x.device) if x.is_cuda else None
+
+
+@contextmanager
+def replayed(state: RandomState | None, x: Tensor) -> Generator[None]:
+    """Inside, the random numbers of that moment come again; None: they go on."""
+    if state is None:
+        yield
+        return
+    devices = [x.device] if x.is_cuda else []
+    with torch.random.fork_rng(devices=devices):  # pyright: ignore[reportUnknownMemberType]
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], x.device)
+        yield
 
 
 def rows_of_block(numbers: int, event: Sequence[int]) -> int:

@@ -13,12 +13,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 FORMAT, FORMAT_VERSION = "diffeo", 1
+
+
+class RecipeCall(NamedTuple):
+    """Which recipe made a density, and with which arguments; a file's header says it."""
+
+    name: str
+    arguments: dict[str, Any]
 
 
 @contextmanager

@@ -158,6 +158,21 @@ def test_bad_calls(folder, capsys, args, message):
     assert sorted(p.name for p in folder.iterdir()) == before
 
 
+def test_weights_of_rows(tmp_path, capsys):
+    side = np.repeat([-2.0, 2.0], 150)
+    rows = pd.DataFrame({"a": side + 0.5 * np.random.default_rng(0).normal(size=300), "w": np.where(side > 0, 1, 0.01)})
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    model = tmp_path / "m.safetensors"
+    call = ["fit", str(tmp_path / "t.csv"), "-o", str(model), "--recipe", "gaussian", "--epochs", "3"]
+    assert main([*call, "--weights", "w"]) == 0
+    assert "KDE" not in capsys.readouterr().out
+    assert diffeo.load(model).sample(500, seed=0)["a"].mean() > 1
+    assert main([*call, "--weights", "nothing"]) == 2
+    assert "no column 'nothing'" in capsys.readouterr().err
+    assert main([*call, "--weights", "a"]) == 2
+    assert "at least 0" in capsys.readouterr().err
+
+
 def test_an_atom_is_a_kind_of_its_own(tmp_path, capsys):
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"a": rng.normal(size=60), "spike": np.r_[np.zeros(20), rng.normal(size=40)]})

@@ -266,6 +266,18 @@ def test_estimators_are_kept_without_pickle(tmp_path, name, mixed):
         diffeo.save(getattr(diffeo, name)(), tmp_path / "no.safetensors")
 
 
+@pytest.mark.parametrize("target", ["normal", "constant"])
+def test_a_regressor_is_kept_with_its_calibration(tmp_path, target):
+    X = _rows(400)
+    y = X[:, 0] ** 3 if target == "normal" else np.full(len(X), 3.0)
+    fitted = diffeo.FlowRegressor(max_epochs=5, hidden=(16,), validation_fraction=0.3, random_state=0).fit(X, y)
+    assert (fitted.flow_ is fitted.uncalibrated_) == (target == "constant")
+    diffeo.save(fitted, tmp_path / "r.safetensors")
+    again = diffeo.load(tmp_path / "r.safetensors")
+    assert np.array_equal(again.predict(X), fitted.predict(X))
+    assert np.array_equal(again.log_prob(X, y), fitted.log_prob(X, y))
+
+
 def test_sample_weights_count():
     side = np.repeat([-2.0, 2.0], 150)
     X = (side + 0.5 * np.random.default_rng(0).normal(size=300))[:, None]

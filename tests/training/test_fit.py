@@ -71,6 +71,20 @@ def test_early_stopping_keeps_the_best_weights():
     assert result.validation_loss == min([e["validation_loss"] for e in result.history] + [result.validation_loss])
 
 
+def test_what_wins_by_luck_is_not_kept():
+    """Rows that the start describes exactly: no step can do better, though some do on 60 held-out rows."""
+    torch.manual_seed(0)
+    x = torch.randn(600, 2, generator=torch.Generator().manual_seed(0))
+    flow = diffeo.nsf_ar(2, layers=2, hidden=(32, 32))
+    result = diffeo.fit(flow, x, steps=300, validation=0.1, progress=False, compile=False)
+    least = min(entry["validation_loss"] for entry in result.history)
+    assert least <= result.validation_loss
+    assert result.best_step == 0 or result.validation_loss - least < result.validation_stderr
+    fresh = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert flow(fresh).mean() > diffeo.Normal(2)(fresh).mean() - 0.02
+
+
 def test_eighty_rows_are_not_worse_than_the_gaussian():
     x = np.random.default_rng(0).normal(size=(580, 4))
     test = torch.tensor(x[80:]).float()

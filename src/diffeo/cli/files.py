@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffeo.cli.cells import COMPRESSIONS, DATE, OFFSET, Dialect, find_layout, open_text, typed
-from diffeo.storage import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -253,6 +252,8 @@ class Writer:
         if self.path is None:
             self._file = sys.stdout
             return self
+        from diffeo.storage import replacing
+
         self._replacing = replacing(self.path)
         self._temporary = self._replacing.__enter__()
         self._kind = kind = _kind(self.path)

@@ -46,6 +46,10 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Column of row weights, at least 0; it is not modelled.", show_default=False),
+    ] = None,
     missing: Annotated[str, typer.Option(help="Rows with missing values: error, or drop.")] = "error",
     sep: Separator = None,
     decimal: Decimal = None,
@@ -77,13 +81,15 @@ def fit(
         raise ValueError(f"{folder}: no interrupted fit to resume")
     with opened(table) as path:
         frame = read_table(path, dialect, text={name for name, k in kinds.items() if k == "text"})
-    frame = _chosen(frame, table, given or [], drop or [], list(kinds), missing)
+    frame = _chosen(frame, table, given or [], drop or [], list(kinds), weights, missing)
+    masses = None if weights is None else _masses(frame.pop(weights), weights, table)
     try:
-        _fit(frame, table, output, folder, recipe, options, kinds, given or [], epochs, seconds, seed, resume)
+        _fit(frame, masses, table, output, folder, recipe, options, kinds, given or [], epochs, seconds, seed, resume)
     except KeyboardInterrupt:
         words = [program(), "fit", str(table), "-o", str(output), "--recipe", recipe, "--seed", str(seed)]
         for flag, names in (("--option", option), ("--given", given), ("--drop", drop), ("--kind", kind), ("--na", na)):
             words += [word for name in names or [] for word in (flag, name)]
+        words += ["--weights", weights] if weights else []
         words += ["--missing", missing] if missing != "error" else []
         words += ["--sep", sep] if sep else []
         words += ["--decimal", decimal] if decimal else []
@@ -101,21 +107,26 @@ def fit(
         raise
 
 
-def _chosen(frame: Any, table: Path, given: list[str], drop: list[str], kinds: list[str], missing: str) -> Any:
+def _chosen(
+    frame: Any, table: Path, given: list[str], drop: list[str], kinds: list[str], weights: str | None, missing: str
+) -> Any:
     """The columns and rows to learn from, or an error before any work."""
     import numpy as np
 
     from diffeo.tables.schema import check_complete
 
-    for flag, names in (("--given", given), ("--drop", drop), ("--kind", kinds)):
+    named = {"--given": given, "--drop": drop, "--kind": kinds, "--weights": [weights] if weights else []}
+    for flag, names in named.items():
         unknown = [name for name in names if name not in frame]
         if unknown:
             raise ValueError(f"{flag}: {table} has no column {unknown[0]!r}; it has {', '.join(frame.columns)}")
     both = sorted(set(given) & set(drop))
     if both:
         raise ValueError(f"--given and --drop both name {both[0]!r}")
+    if weights in (*given, *drop, *kinds):
+        raise ValueError(f"--weights: {weights!r} is not modelled, so no other option can name it")
     frame = frame.drop(columns=drop)
-    if not len(frame.columns):
+    if not len(frame.columns) - (weights is not None):
         raise ValueError(f"{table}: no column left")
     if missing == "drop":
         kept = frame.replace([np.inf, -np.inf], np.nan).notna().all(axis=1)
@@ -132,6 +143,26 @@ def _chosen(frame: Any, table: Path, given: list[str], drop: list[str], kinds: l
     if len(frame) < FEWEST:
         raise ValueError(f"{table}: {len(frame)} row{'s' * (len(frame) != 1)}; a density needs at least {FEWEST}")
     return frame
+
+
+def _masses(column: Any, name: str, table: Path) -> Any:
+    """The weights of the rows, checked."""
+    import numpy as np
+    import pandas as pd
+
+    masses = np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
+    if not (np.isfinite(masses) & (masses >= 0)).all() or not masses.any():
+        raise ValueError(f"--weights: column {name!r} of {table} must hold numbers of at least 0, not all 0")
+    return masses
+
+
+def _mean(values: Any, weights: Any) -> tuple[float, float]:
+    """The mean, by the weights if there are any, and its standard error."""
+    import numpy as np
+
+    share = np.full(len(values), 1 / len(values)) if weights is None else weights / weights.sum()
+    mean = float(share @ values)
+    return mean, float(np.sqrt(share**2 @ (values - mean) ** 2))
 
 
 def _options(words: list[str]) -> dict[str, Any]:
@@ -163,6 +194,7 @@ def _kinds(words: list[str]) -> dict[str, str]:
 
 def _fit(
     frame: Any,
+    masses: Any,
     table: Path,
     output: Path,
     folder: Path,
@@ -184,7 +216,9 @@ def _fit(
 
     order = np.random.default_rng(seed).permutation(len(frame))
     tenth = max(1, len(frame) // 10)
-    test, validation, train = (frame.iloc[i] for i in np.split(order, [tenth, 2 * tenth]))
+    places = np.split(order, [tenth, 2 * tenth])
+    test, validation, train = (frame.iloc[i] for i in places)
+    of_test, of_validation, of_train = (None if masses is None else masses[i] for i in places)
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always", UserWarning)
         try:
@@ -195,6 +229,7 @@ def _fit(
                 recipe=recipe,
                 options=options,
                 validation=validation,
+                weights=None if masses is None else (of_train, of_validation),
                 vocabulary=test,
                 seed=seed,
                 epochs=epochs,
@@ -208,8 +243,9 @@ def _fit(
     result: FitResult = model.result  # type: ignore[assignment] (`fit_table` sets it)
     log_p = model.log_prob(test).to_numpy()
     model.rank_among(np.concatenate([model.log_prob(validation).to_numpy(), log_p]))
-    nats, stderr = float(log_p.mean()), float(log_p.std() / len(log_p) ** 0.5)
-    others = table_baselines(model, train, validation, test, seed=seed)
+    nats, stderr = _mean(log_p, of_test)
+    # the baselines know no weights
+    others = table_baselines(model, train, validation, test, seed=seed) if masses is None else []
     notes = {
         "rows": {"train": len(train), "validation": len(validation), "test": len(test)},
         "test_nats": nats,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Generator, Size, Tensor, nn
@@ -12,15 +12,18 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core.given import Given
-from diffeo.functional import Context, Event, as_size, context_batch, declared_reads, entries
+from diffeo.functional import (
+    Context,
+    Event,
+    as_size,
+    check_batch,
+    check_precision,
+    context_batch,
+    declared_reads,
+    refuse_context,
+)
 from diffeo.kernels.compiling import compile_method
-
-
-class RecipeCall(NamedTuple):
-    """Which recipe made a density, and with which arguments."""
-
-    name: str
-    arguments: dict[str, Any]
+from diffeo.storage import RecipeCall
 
 
 class Density(nn.Module, ABC):
@@ -118,21 +121,12 @@ class Density(nn.Module, ABC):
         Raises:
             ValueError: the recipe was called with `context=0`, or weights and context are float32 and float64.
         """
-        if context is None:
-            return
-        read = {name: t for name, t in entries(context).items() if name != "mask"}
-        if read and self.recipe is not None and self.recipe.arguments.get("context") == 0:
-            raise ValueError(
-                f"{self.recipe.name}: it was built without a context, so it would ignore this one; "
-                f"build it by {self.recipe.name}(…, context=number of features)"
-            )
-        own = next(self.parameters(), None)
-        for t in read.values():
-            if own is not None and {t.dtype, own.dtype} == {torch.float32, torch.float64}:
-                raise ValueError(
-                    f"{type(self).__name__}: the context is {t.dtype}, the weights are {own.dtype}; "
-                    "use context.to(weights' dtype), or flow.double()"
-                )
+        if context is not None:
+            own, made = next(self.parameters(), None), self.recipe
+            if made is not None and made.arguments.get("context") == 0:
+                refuse_context(context, made.name)
+            if own is not None:
+                check_precision(context, own.dtype, type(self).__name__)
 
     def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
         """Log-density of x in nats, shape `(*batch,)`: the same as calling the density."""
@@ -207,14 +201,8 @@ class Density(nn.Module, ABC):
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
         self.check_context(context)
-        batch = Size() if context is None else context_batch(context, self.context_dims())
-        pairs = zip(reversed(batch), reversed(shape), strict=False)
-        if len(batch) > len(shape) or not all(c in (1, s) for c, s in pairs):
-            full = tuple(shape) + tuple(batch)
-            raise ValueError(
-                f"sample: shape {tuple(shape)} is the whole batch, but the context has batch shape {tuple(batch)}: "
-                f"use {full}, or given(c)"
-            )
+        if context is not None:
+            check_batch(shape, context_batch(context, self.context_dims()))
         return shape, context, temperature
 
     def _require_rsample(self) -> None:

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from diffeo.core.transform import Transform
-from diffeo.functional import Context, once
+from diffeo.functional import Context, once, random_state, replayed
 from diffeo.kernels.private import Dropout
 
 POLICIES = ("store", "recompute", "invert")
@@ -33,7 +32,6 @@ SEGMENT = 8  # parts between anchors
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # of rebuilt inputs, relative to 1 + |x|
 
 Pair = tuple[Tensor, Tensor]
-RandomState = tuple[Tensor, Tensor | None]  # of the CPU, and of a GPU
 Run = Callable[[int, Tensor, Context], Pair]  # one part of the chain by number, its log-det folded to the batch
 
 
@@ -81,9 +79,13 @@ def run_parts(parts: Sequence[Transform], run: Run, x: Tensor, contexts: Sequenc
     return out
 
 
-def _run_all(parts: dict[int, Transform], run: Run, x: Tensor, contexts: Sequence[Context]) -> Pair:
+def _run_all(
+    parts: dict[int, Transform], run: Run, x: Tensor, contexts: Sequence[Context], states: list[Any] | None = None
+) -> Pair:
     total = None
-    for number, context in zip(parts, contexts, strict=True):
+    for (number, part), context in zip(parts.items(), contexts, strict=True):
+        if states is not None:
+            states.append(random_state(x) if _drops(part) else None)
         x, logdet = run(number, x, context)
         total = logdet if total is None else total + logdet
     return x, total  # pyright: ignore[reportReturnType] (a segment has parts)
@@ -97,18 +99,12 @@ class _Segment(torch.autograd.Function):
         contexts = tree_unflatten(rest[:n_leaves], structure)
         ctx.numbers, ctx.parts = list(parts), list(parts.values())
         ctx.run, ctx.structure, ctx.n_leaves = run, structure, n_leaves
-        states: list[RandomState | None] = []
-        z, total = x, None
-        for (number, part), context in zip(parts.items(), contexts, strict=True):
-            states.append(_random_state(x) if _drops(part) else None)
-            z, logdet = run(number, z, context)
-            total = logdet if total is None else total + logdet
+        states: list[Any] = []
+        z, total = _run_all(parts, run, x, contexts, states)
         ctx.random = states
-        tensors = [t for t in rest[:n_leaves] if isinstance(t, Tensor)]
-        ctx.save_for_backward(x, z, *tensors)
-        ctx.others = [None if isinstance(t, Tensor) else t for t in rest[:n_leaves]]
-        ctx.is_tensor = [isinstance(t, Tensor) for t in rest[:n_leaves]]
-        return z.view_as(z), total  # pyright: ignore[reportReturnType]
+        ctx.save_for_backward(x, z, *(t for t in rest[:n_leaves] if isinstance(t, Tensor)))
+        ctx.others = [... if isinstance(t, Tensor) else t for t in rest[:n_leaves]]
+        return z.view_as(z), total
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, g_logdet: Tensor) -> tuple[Any, ...]:  # pyright: ignore
@@ -123,9 +119,7 @@ class _Segment(torch.autograd.Function):
         """Gradients of the segment's input, contexts and weights."""
         x, z, *tensors = ctx.saved_tensors
         found = iter(tensors)
-        leaves = [
-            next(found) if is_tensor else other for is_tensor, other in zip(ctx.is_tensor, ctx.others, strict=True)
-        ]
+        leaves = [next(found) if other is ... else other for other in ctx.others]
         invertible = all(part.exact_inverse and "inverse" not in part.stepwise for part in ctx.parts)
         grads = _rebuild(ctx, x, z, leaves, g, g_logdet) if invertible else None
         if grads is None:
@@ -152,7 +146,7 @@ def _replay(ctx: Any, x: Tensor, leaves: list[Any], g: Tensor, g_logdet: Tensor)
     inputs = [x]
     with torch.no_grad():
         for i in range(len(ctx.parts) - 1):
-            with _replayed(ctx.random[i], x):
+            with replayed(ctx.random[i], x):
                 inputs.append(ctx.run(ctx.numbers[i], inputs[-1], walk.contexts[i])[0])
     for i in reversed(range(len(ctx.parts))):
         g = walk.differentiate(i, inputs.pop(), g, g_logdet)
@@ -176,10 +170,10 @@ class _Walk:
         """The input of part i from its output, and the gradient of the input."""
         part, context = self.ctx.parts[i], self.contexts[i]
         if not isinstance(part, Rebuildable):
-            with torch.no_grad(), _replayed(self.ctx.random[i], z):
+            with torch.no_grad(), replayed(self.ctx.random[i], z):
                 x = part.inverse(z, context)[0]
             return x, self.differentiate(i, x, g, g_logdet)
-        with _replayed(self.ctx.random[i], z):
+        with replayed(self.ctx.random[i], z):
             x, leaves, z, logdet, join = part.rebuild(z, context)
         # a log-det that the chain sums over more dims hands its gradient to all of them
         of_all = g_logdet.reshape(*g_logdet.shape, *(1,) * (logdet.ndim - g_logdet.ndim)).expand_as(logdet)
@@ -188,7 +182,7 @@ class _Walk:
     def differentiate(self, i: int, x: Tensor, g: Tensor, g_logdet: Tensor) -> Tensor:
         """Run part i again at x and pull the gradients of its results back; that of x is returned."""
         x = x.detach().requires_grad_()
-        with torch.enable_grad(), _replayed(self.ctx.random[i], x):
+        with torch.enable_grad(), replayed(self.ctx.random[i], x):
             z, logdet = self.ctx.run(self.ctx.numbers[i], x, self.contexts[i])
         return self._pull(i, (x,), z, logdet, g, g_logdet)[0]
 
@@ -214,21 +208,3 @@ class _Walk:
 
 def _drops(part: nn.Module) -> bool:
     return any(isinstance(m, Dropout) and m.training and m.p > 0 for m in part.modules())
-
-
-def _random_state(x: Tensor) -> RandomState:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(x.device) if x.is_cuda else None
-
-
-@contextmanager
-def _replayed(state: RandomState | None, x: Tensor) -> Generator[None]:
-    """Inside, the random numbers of that moment come again."""
-    if state is None:
-        yield
-        return
-    devices = [x.device] if x.is_cuda else []
-    with torch.random.fork_rng(devices=devices):  # pyright: ignore[reportUnknownMemberType]
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.cuda.set_rng_state(state[1], x.device)
-        yield

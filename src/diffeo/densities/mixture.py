@@ -24,6 +24,8 @@ from diffeo.functional import (
 )
 
 EM_ROWS = 20_000  # rows that expectation–maximisation sees at most
+FEW = 5  # columns, at most, in which clusters are worth a longer search:
+PATIENCE = 3  # so many numbers of components in a row that are no better before it stops, and one otherwise
 UNUSED = -12.0  # log-weight, not normalised, of components that it did not need
 
 
@@ -132,15 +134,19 @@ def _expectation_maximisation(rows: np.ndarray, most: int) -> tuple[Tensor, Tens
     from sklearn.exceptions import ConvergenceWarning
 
     best: Any = None
-    best_bic = math.inf
+    best_bic, worse = math.inf, 0
+    patience = PATIENCE if rows.shape[1] <= FEW else 1
     for k in range(1, min(most, max(1, len(rows) // (2 * rows.shape[1]))) + 1):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a rough start is enough: training goes on
             model = mixture.GaussianMixture(k, reg_covar=1e-4, random_state=0).fit(rows)
         bic = model.bic(rows)
-        if bic >= best_bic:
+        if bic < best_bic:
+            best, best_bic, worse = model, bic, 0
+        else:
+            worse += 1
+        if worse == patience:
             break
-        best, best_bic = model, bic
     # scikit-learn's factors are upper triangular, P = C Cᵀ; ours act as A = Cᵀ
     return (
         torch.from_numpy(best.weights_),

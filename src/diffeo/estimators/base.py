@@ -15,6 +15,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor
 
 from diffeo.tables import TableDensity, fit_table
 from diffeo.tables.schema import check_complete
@@ -97,8 +98,12 @@ class FlowEstimator(BaseEstimator):
         """What was fitted, as a file holds it: densities of tables or of tensors."""
         return [] if self.model_ is None else [self.model_]
 
-    def set_members(self, members: list[Any]) -> None:
-        """Take what `members` gave."""
+    def extras(self) -> dict[str, Tensor]:
+        """Further tensors of what was fitted."""
+        return {}
+
+    def set_members(self, members: list[Any], extras: dict[str, Tensor]) -> None:
+        """Take what `members` and `extras` gave."""
         self.model_ = members[0] if members else None
         self.result_ = None
 

@@ -15,7 +15,9 @@ from diffeo.recipes import registry
 from diffeo.storage import from_json, to_json, write_tensors
 from diffeo.tables import Schema, TableDensity
 
-LEFT_OUT = ("result_", "unseen_scores_", "model_", "models_", "flow_")  # of the fit, or written as tensors
+EXTRA = "extra"  # prefix of tensors that belong to no density
+# attributes that are of the fit alone, or written as tensors
+LEFT_OUT = ("result_", "unseen_scores_", "model_", "models_", "flow_", "uncalibrated_")
 
 
 def save_estimator(estimator: FlowEstimator, path: str | os.PathLike[str], notes: Mapping[str, Any] | None) -> None:
@@ -41,6 +43,7 @@ def save_estimator(estimator: FlowEstimator, path: str | os.PathLike[str], notes
         part, header = registry.pack(density, kept)
         tensors |= {f"{i}.{k}": t for k, t in part.items()}
         headers.append(header)
+    tensors |= {f"{EXTRA}.{k}": t.contiguous() for k, t in estimator.extras().items()}
     about = {"class": name, "parameters": estimator.get_params(), "state": {k: _written(v) for k, v in state.items()}}
     header = {"estimator": to_json(about), "members": to_json(headers), "notes": to_json(dict(notes or {}))}
     write_tensors(path, tensors, {**registry.versions(), **header})
@@ -56,12 +59,15 @@ def load_estimator(tensors: dict[str, Tensor], header: dict[str, str], path: str
     for name, value in about["state"].items():
         setattr(estimator, name, _read(value))
     members: list[Any] = []
+
+    def of(prefix: str) -> dict[str, Tensor]:
+        return {k.partition(".")[2]: t for k, t in tensors.items() if k.partition(".")[0] == prefix}
+
     for i, part in enumerate(from_json(header["members"])):
-        own = {k.partition(".")[2]: t for k, t in tensors.items() if k.startswith(f"{i}.")}
-        density, notes = registry.unpack(own, part, path, "cpu"), from_json(part["notes"])
+        density, notes = registry.unpack(of(str(i)), part, path, "cpu"), from_json(part["notes"])
         table = notes.pop("table", None)
         members.append(density if table is None else TableDensity(Schema.from_json(table), density, notes))
-    estimator.set_members(members)
+    estimator.set_members(members, of(EXTRA))
     return estimator
 
 

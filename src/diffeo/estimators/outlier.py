@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import OutlierMixin
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from diffeo.estimators.base import PEAK, FlowEstimator, narrow
 
@@ -139,8 +140,8 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
     def members(self) -> list[Any]:
         return [] if self.model_ is None else self.models_
 
-    def set_members(self, members: list[Any]) -> None:
-        super().set_members(members)
+    def set_members(self, members: list[Any], extras: dict[str, Tensor]) -> None:
+        super().set_members(members, extras)
         self.models_ = members
 
     def _agreement(self, seed: int) -> float:

@@ -78,14 +78,15 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         seed = self._seed()
         kept, held = split(len(y), self.validation_fraction, seed)
         self._learn_scales(table, table.iloc[kept.numpy()])
-        spread = np.ptp(y[kept.numpy()]) > 0
+        spread = bool(np.ptp(y[kept.numpy()]) > 0)
+        self.constant_ = not spread
         self.y_mean_, self.y_scale_ = float(y[kept.numpy()].mean()), float(y[kept.numpy()].std()) if spread else 1.0
         context = torch.from_numpy(self._context(table))
         target = torch.from_numpy((y - self.y_mean_) / self.y_scale_)[:, None]
         self.flow_ = self._build(context.shape[1], seed)
         if not spread:  # nothing to learn: all of the mass is at one point
             self.y_mean_ = float(y[kept.numpy()][0])
-            self.result_ = None
+            self.result_, self.uncalibrated_ = None, self.flow_
             return self
         weights = self._weights(sample_weight, table)
         masses = [None if weights is None else weights[index.numpy()] for index in (kept, held)]
@@ -101,7 +102,9 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
             seed=seed,
             **{**training, **large},
         )
-        self.flow_ = _calibrated(self.flow_.double().eval(), target[held], context[held])
+        self.uncalibrated_ = self.flow_.double().eval()
+        last = _calibration(self.uncalibrated_, target[held], context[held])
+        self.flow_ = self.uncalibrated_ if last is None else _calibrated(self.uncalibrated_, last)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -149,9 +152,21 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         return flow
 
     def members(self) -> list[Any]:
-        raise ValueError(
-            "save: a FlowRegressor is calibrated after its recipe, so a file cannot hold it yet; use pickle or joblib"
-        )
+        return [self.uncalibrated_]
+
+    def extras(self) -> dict[str, Tensor]:
+        if self.flow_ is self.uncalibrated_:
+            return {}
+        last: Any = self.flow_.transform
+        return last.parts[-1].state_dict()
+
+    def set_members(self, members: list[Any], extras: dict[str, Tensor]) -> None:
+        self.result_, self.uncalibrated_ = None, members[0].double().eval()
+        self.flow_ = self.uncalibrated_
+        if extras:
+            last = Gaussianize(1).double()
+            last.load_state_dict(extras)
+            self.flow_ = _calibrated(self.uncalibrated_, last)
 
     def _options(self) -> dict[str, Any]:
         options = super()._options()
@@ -188,7 +203,7 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
 
     def _push(self, context: Tensor, z: Tensor) -> np.ndarray:
         """Targets from noise of shape (n, m), in the units of y."""
-        if self.result_ is None:
+        if self.constant_:
             return np.full(z.shape, self.y_mean_)
         out = []
         with torch.inference_mode():
@@ -205,7 +220,7 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         if len(y) != len(context):
             raise ValueError(f"FlowRegressor: {len(context)} rows, but {len(y)} targets")
         target = torch.from_numpy((y - self.y_mean_) / self.y_scale_)[:, None]
-        if self.result_ is None:
+        if self.constant_:
             z = np.where(y == self.y_mean_, 0.0, np.sign(y - self.y_mean_) * np.inf)
             return z, np.where(z == 0, np.inf, -np.inf)
         z, log_p = [], []
@@ -217,13 +232,18 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         return torch.cat(z).numpy(), torch.cat(log_p).numpy() - np.log(self.y_scale_)
 
 
-def _calibrated(flow: Flow, y: Tensor, context: Tensor) -> Flow:
-    """The flow with a last map of its noise, set so that held-out rows come out standard normal."""
+def _calibration(flow: Flow, y: Tensor, context: Tensor) -> Gaussianize | None:
+    """A map of the flow's noise after which held-out rows come out standard normal; None where they are too few."""
     if len(y) < FEWEST:
-        return flow
+        return None
     with torch.inference_mode():
         z, _ = flow.transform(y, flow.encode(context))
     last = Gaussianize(1).double()
     if z.std() > 0:
         last.initialize(z.clone())
+    return last
+
+
+def _calibrated(flow: Flow, last: Gaussianize) -> Flow:
+    """The flow with that map of its noise."""
     return copy.deepcopy(Flow(Chain(flow.transform, last), flow.base, flow.encoder)).eval()

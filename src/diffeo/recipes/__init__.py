@@ -1,5 +1,12 @@
 """Models of the literature, and how to save and load them."""
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+from diffeo.core import Density
 from diffeo.recipes.conditional import regression as regression
 from diffeo.recipes.continuous import ffjord as ffjord
 from diffeo.recipes.generic import autoregressive_flow as autoregressive_flow
@@ -32,3 +39,13 @@ from diffeo.recipes.tabular import nsf as nsf
 from diffeo.recipes.tabular import nsf_ar as nsf_ar
 from diffeo.recipes.tabular import realnvp as realnvp
 from diffeo.recipes.tabular import ttf as ttf
+
+
+class _Callable(ModuleType):
+    """`diffeo.recipes()` lists them, whether Python finds the function of that name or this package."""
+
+    def __call__(self, events: str | None = None) -> dict[str, Callable[..., Density]]:
+        return recipes(events)
+
+
+sys.modules[__name__].__class__ = _Callable

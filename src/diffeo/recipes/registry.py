@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from diffeo.core import Density
-from diffeo.core.density import RecipeCall
-from diffeo.storage import FORMAT, FORMAT_VERSION, from_json, read_tensors, to_json, write_tensors
+from diffeo.storage import FORMAT, FORMAT_VERSION, RecipeCall, from_json, read_tensors, to_json, write_tensors
 from diffeo.version import __version__
 
 P = ParamSpec("P")

@@ -204,7 +204,7 @@ def nsf(
     hidden: Sequence[int] = (128, 128),
     bins: int = 8,
     bound: float = 8.0,
-    components: int = 8,
+    components: int = 16,
     dropout: float = 0.0,
     residual: bool = False,
 ) -> Flow:
@@ -247,7 +247,7 @@ def nsf_ar(
     hidden: Sequence[int] = (128, 128),
     bins: int = 8,
     bound: float = 8.0,
-    components: int = 8,
+    components: int = 16,
     adjacency: Tensor | None = None,
     dropout: float = 0.0,
     residual: bool = False,

@@ -57,7 +57,8 @@ def fit_table(
         options: arguments of that recipe, such as `layers` or `hidden`.
         validation: share of rows held out, or held-out rows; None is a tenth, but 50 rows where these are at most a
             quarter: early stopping and percentiles go by them.
-        weights: weight of each row of `table`, ≥ 0, in training and, of the share held out, in validation.
+        weights: weight of each row of `table`, ≥ 0, in training and, of the share held out, in validation; where
+            `validation` is rows, those of `table` or a pair: of `table` and of `validation`.
         vocabulary: further rows whose categories the model should know (those of `validation` are known anyway).
         blur: standard deviation, in whitened units, of Gaussian noise added to the numbers in training, ≥ 0: densities
             stay finite and smooth at repeated values, which is what one wants of a score for outliers.
@@ -90,22 +91,20 @@ def fit_table(
         validation = as_pandas(validation, "fit_table: validation")
     name = find_table_recipe(recipe)
     parts = [table, *([validation] if isinstance(validation, pd.DataFrame) else [])]
-    mass = None if weights is None else as_rows("weights", weights, torch.float64).numpy()
-    if mass is not None and mass.shape != (len(table),):
-        raise ValueError(f"fit_table: expected a weight for each of {len(table)} rows, got shape {mass.shape}")
+    pair = weights if isinstance(weights, tuple) and len(parts) == 2 and len(weights) == 2 else (weights, None)
+    masses = [_masses(given, part) for given, part in zip(pair, parts, strict=False)]
     if missing == "drop":
         kept = [part.replace([np.inf, -np.inf], np.nan).notna().all(axis=1) for part in parts]
         parts = [part[rows] for part, rows in zip(parts, kept, strict=True)]
-        mass = None if mass is None else mass[kept[0].to_numpy()]
+        masses = [None if mass is None else mass[rows.to_numpy()] for mass, rows in zip(masses, kept, strict=True)]
     for part in parts:
         check_complete(part, hint='drop or fill those rows first, or pass missing="drop"')
-    masses: list[np.ndarray | None] = [mass, None]
     if len(parts) == 2:
         train, held = parts
     else:
         places = [index.numpy() for index in split(len(parts[0]), validation, seed)]  # type: ignore[arg-type]
         train, held = (parts[0].iloc[place] for place in places)
-        masses = [None if mass is None else mass[place] for place in places]
+        masses = [None if masses[0] is None else masses[0][place] for place in places]
     if len(train) < 2:
         raise ValueError(f"fit_table: expected at least 2 training rows, got {len(train)}")
     known = pd.concat([train, held, *([] if vocabulary is None else [vocabulary])])
@@ -166,6 +165,16 @@ def find_table_recipe(name: str) -> str:
 def table_recipes() -> list[str]:
     """Names of the recipes that can model the numbers of a table."""
     return list(recipes("vectors"))
+
+
+def _masses(weights: Any, rows: pd.DataFrame) -> np.ndarray | None:
+    """Weights as an array, one for each row."""
+    if weights is None:
+        return None
+    mass = as_rows("weights", weights, torch.float64).numpy()
+    if mass.shape != (len(rows),):
+        raise ValueError(f"fit_table: expected a weight for each of {len(rows)} rows, got shape {mass.shape}")
+    return mass
 
 
 def _is_number(values: pd.Series) -> bool:

@@ -95,8 +95,8 @@ class Schema:
         columns[len(columns) - len(names) : len(columns) - len(names)] = codes
         return np.column_stack(columns) if columns else np.zeros((len(table), 0))
 
-    def encode_given(self, table: pd.DataFrame) -> np.ndarray | None:
-        """The context, shape (n, context_width); None where nothing is given."""
+    def encode_given(self, table: pd.DataFrame, plain: bool = False) -> np.ndarray | None:
+        """The context, shape (n, context_width); None where nothing is given. `plain`: numbers without soft bounds."""
         for column in self.columns:
             if column.name in self.given and isinstance(column, Constant):
                 self.check(table, [column.name])
@@ -115,7 +115,7 @@ class Schema:
             if number is None:
                 parts.append(codes[:, None] == np.arange(len(column.levels)))  # type: ignore[union-attr]
             else:
-                parts.append(number.condition(codes)[:, None])
+                parts.append((codes if plain else number.condition(codes))[:, None])
         return np.concatenate(parts, 1).astype(np.float64)
 
     def impossible(self, table: pd.DataFrame) -> np.ndarray:

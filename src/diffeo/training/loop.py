@@ -78,7 +78,7 @@ class Loop:
         if not any(p.requires_grad for p in self.objective.parameters()):
             self.objective.to(self.fabric.device)  # nothing to learn beyond what `initialize` set
             if self.held is not None:
-                self.result.validation_loss, self.result.validation_stderr = self.evaluate()
+                self.result.validation_loss, self.result.validation_stderr, _ = self.evaluate()
             self.given.to(self.home).eval()
             return self.result
         self.model = self.fabric.setup_module(self.objective)
@@ -103,12 +103,12 @@ class Loop:
         try:
             if self.counts.step == 0 and self.held is not None:
                 with quietly():
-                    loss, stderr = self.evaluate()
+                    loss, stderr, losses = self.evaluate()
                 if not math.isfinite(loss):
                     raise ValueError(
                         f"fit: the held-out loss is {loss} before training; rows outside the support of the base?"
                     )
-                self._keep_best(loss, stderr)  # what `initialize` made may be hard to beat on a small table
+                self._keep_best(loss, stderr, losses)  # what `initialize` made may be hard to beat on a small table
             if self.result.compiled:
                 self._compile()
             shown = progress and self.fabric.global_rank == 0
@@ -221,11 +221,11 @@ class Loop:
 
     def _close_interval(self, bar: Progress, total: Tensor, since: float) -> bool:
         """Validate the averaged weights and keep them if they are the best; True when patience has run out."""
-        train_loss, held_loss, stderr = mean(self.fabric, total) / self.counts.counted, None, None
+        train_loss, held_loss, stderr, losses = mean(self.fabric, total) / self.counts.counted, None, None, None
         with self.average.applied():
             if self.held is not None:
-                held_loss, stderr = self.evaluate()
-            improved = self._keep_best(train_loss if held_loss is None else held_loss, stderr)
+                held_loss, stderr, losses = self.evaluate()
+            improved = self._keep_best(train_loss if held_loss is None else held_loss, stderr, losses)
         self.counts.waited = 0 if improved else self.counts.waited + 1
         self.result.steps, self.result.seconds = self.counts.step, self.counts.elapsed
         self.result.history.append(
@@ -242,16 +242,35 @@ class Loop:
         self.counts.total, self.counts.counted = 0.0, 0
         return self.plan.patience is not None and self.counts.waited >= self.plan.patience
 
-    def _keep_best(self, loss: float, stderr: float | None = None) -> bool:
-        # without held-out rows the last average is the best there is
-        if self.held is not None and not loss < self.counts.best_loss:
-            return False
-        self.state.best = {k: v.detach().clone() for k, v in self.objective.state_dict().items()}
-        self.counts.best_loss = loss
-        self.result.best_step = self.counts.step
-        if self.held is not None:
-            self.result.validation_loss, self.result.validation_stderr = loss, stderr
-        return True
+    def _keep_best(self, loss: float, stderr: float | None, losses: Tensor | None) -> bool:
+        """Keep the weights if they are better than those kept, by more than chance; True for the least loss so far.
+
+        The best of many evaluations is partly luck: on few held-out rows, weights that are no better than what
+        `initialize` made would win by it. Without held-out rows the last average is the best there is.
+        """
+        improved = losses is None or loss < self.counts.best_loss
+        self.counts.best_loss = min(loss, self.counts.best_loss) if losses is not None else loss
+        if losses is None or self.state.best is None or self._surely_better(losses):
+            self.state.best = {k: v.detach().clone() for k, v in self.objective.state_dict().items()}
+            self.state.losses, self.result.best_step = losses, self.counts.step
+            if losses is not None:
+                self.result.validation_loss, self.result.validation_stderr = loss, stderr
+        return improved
+
+    def _surely_better(self, losses: Tensor) -> bool:
+        """Whether the kept weights are worse on the held-out rows by more than a standard error of the difference."""
+        kept = self.state.losses
+        if kept is None:
+            return True
+        gain, w = kept - losses, self._held_weights(losses)
+        average = (w * gain).sum()
+        return of_the_first(self.fabric, bool(average > (w * w * (gain - average) ** 2).sum().sqrt()))
+
+    def _held_weights(self, losses: Tensor) -> Tensor:
+        """The weights of the held-out rows, which add up to one."""
+        weights = None if self.held is None else self.held.weights
+        w = torch.ones_like(losses) if weights is None else weights.cpu().double()
+        return w / w.sum()
 
     def _use_best(self) -> None:
         """The kept weights into the objective, and the objective back to where it came from."""
@@ -266,21 +285,20 @@ class Loop:
         return self.given
 
     @torch.no_grad()
-    def evaluate(self) -> tuple[float, float]:
-        """Mean loss of the held-out rows and its standard error, the same in every process."""
+    def evaluate(self) -> tuple[float, float, Tensor]:
+        """Mean loss of the held-out rows and its standard error, the same in every process; and each row's loss."""
         device, held = self.fabric.device, self.held
         if held is None:
             raise ValueError("fit: there are no held-out rows")
         self.objective.eval()
         score = self.objective if self.sharded else self.objective.forward  # past what is compiled: eager, any size
-        losses = [score(*move(batch, device)).cpu().double() for batch in held.blocks()]
+        blocks = [score(*move(batch, device)).cpu().double() for batch in held.blocks()]
         self.objective.train()
-        loss = torch.cat(losses)
-        w = torch.ones_like(loss) if held.weights is None else held.weights.cpu().double()
-        w = w / w.sum()
-        average = (w * loss).sum()
-        stderr = (w * w * (loss - average) ** 2).sum().sqrt()
-        return of_the_first(self.fabric, (float(average), float(stderr)))
+        losses = torch.cat(blocks)
+        w = self._held_weights(losses)
+        average = (w * losses).sum()
+        stderr = (w * w * (losses - average) ** 2).sum().sqrt()
+        return *of_the_first(self.fabric, (float(average), float(stderr))), losses
 
     def _raise_non_finite(self, failed_step: int, batch: Batch) -> None:
         index, rows = None, []

@@ -28,7 +28,7 @@ class Counts:
         step: optimiser steps taken.
         elapsed: seconds of training.
         waited: evaluations without improvement.
-        best_loss: of the kept weights.
+        best_loss: the least so far.
         total, counted: training loss since the last evaluation, and of how many steps.
     """
 
@@ -55,6 +55,7 @@ class State:
         self.result = result
         self.counts = Counts()
         self.best: dict[str, Tensor] | None = None
+        self.losses: Tensor | None = None  # of the held-out rows under the best
 
     def write(self, folder: Path, plan: Plan, data: dict[str, Any], sharded: bool, finished: bool) -> None:
         """Write the state to a folder; every process takes part."""
@@ -68,6 +69,7 @@ class State:
                 **checkpoints.with_prefix("model", self.objective.state_dict()),
                 **checkpoints.with_prefix("average", {str(i): t for i, t in enumerate(self.average.values)}),
                 **checkpoints.with_prefix("best", self.best or {}),
+                **checkpoints.with_prefix("held", {} if self.losses is None else {"losses": self.losses}),
                 **checkpoints.with_prefix("optimizer", moments),
                 **checkpoints.with_prefix("random", random),
             }
@@ -98,6 +100,7 @@ class State:
         parameters = self.average.parameters
         self.average.values = [place(averages[str(i)], p) for i, p in enumerate(parameters)]
         self.best = {k: place(t, here[k]) for k, t in best.items()} or None
+        self.losses = checkpoints.without_prefix("held", tensors).get("losses")
         checkpoints.restore_optimizer(self.optimizer, parameters, checkpoints.without_prefix("optimizer", tensors))
         self.counts = Counts(**{field.name: state[field.name] for field in fields(Counts)})
         self.result.__dict__.update({**state["result"], "resumed_steps": self.counts.step})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 
+import numpy as np
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
@@ -15,6 +17,8 @@ from diffeo.transforms.univariate import RationalQuadraticSpline
 
 ANCHORS = (4, 6, 10, 16, 31)  # numbers of quantiles to choose from
 CHOICE_ROWS = 20_000  # rows that choose among them
+FEW, COMPONENTS = 5, (1, 2, 4, 8, 16)  # columns for which mixtures of so many Gaussians are tried
+FEWEST, MIXTURE_ROWS = 100, 4_000  # rows that they need, and get at most
 
 
 class Gaussianize(Transform):
@@ -91,18 +95,24 @@ class Gaussianize(Transform):
             for column in rows.unbind(1)
         ]
         # bending every axis for its own sake may blur what the columns have in common; it must pay for all together
-        curves = bent if self._joint_log_prob(rows, bent) > self._joint_log_prob(rows, straight) else straight
+        some = rows[order[:CHOICE_ROWS]]
+        curves = bent if self._joint_log_prob(some, bent) > self._joint_log_prob(some, straight) else straight
         for i, (center, scale, theta) in enumerate(curves):
             self.center[i], self.scale[i], self.theta[i] = center, scale, theta.to(self.theta)
         self.initialized.fill_(True)
 
     def _joint_log_prob(self, rows: Tensor, curves: list[tuple[float, float, Tensor]]) -> float:
-        """Mean log-density of the rows, up to a constant, under these curves and a Gaussian copula."""
+        """Mean log-density of the rows, up to a constant, under these curves and what a base can be behind them.
+
+        That is a Gaussian; of few columns, where clusters and curves are seen as such, the best mixture of Gaussians.
+        """
         columns, volume = [], 0.0
         for column, (center, scale, theta) in zip(rows.unbind(1), curves, strict=True):
             z, logdet = self.spline((column - center) / scale, theta)
             columns.append(z)
             volume += float(logdet.mean()) - math.log(scale)
+        if 1 < len(columns) <= FEW and len(rows) >= FEWEST:
+            return volume + _mixture_log_prob(torch.stack(columns, 1)[:MIXTURE_ROWS].numpy())
         covariance = torch.stack(columns).cov(correction=0).reshape(len(columns), len(columns))
         ridge = 1e-6 * torch.eye(len(columns), dtype=rows.dtype)
         return volume - 0.5 * float(torch.linalg.slogdet(covariance + ridge)[1])
@@ -129,7 +139,6 @@ class Gaussianize(Transform):
 
     def _through_quantiles(self, column: Tensor, anchors: int) -> tuple[float, float, Tensor]:
         """Center, scale and spline parameters that map this many quantiles of the column to the normal's."""
-        import numpy as np
         from scipy.interpolate import PchipInterpolator
         from scipy.stats import norm
 
@@ -155,3 +164,20 @@ class Gaussianize(Transform):
         heights = np.diff([-bound, *knots, bound])
         slopes = 1 / np.maximum(curve.derivative()(knots), 1e-3)
         return center, scale, self.spline.params_for(*(torch.from_numpy(a) for a in (widths, heights, slopes)))
+
+
+def _mixture_log_prob(rows: np.ndarray) -> float:
+    """Mean log-density of every other row, up to the constant of a normal, under the best mixture of those between."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    learnt, unseen = rows[::2], rows[1::2]
+    scores: list[float] = []
+    for k in COMPONENTS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = GaussianMixture(k, reg_covar=1e-4, random_state=0).fit(learnt)
+        scores.append(float(model.score(unseen)))
+        if k > 2 and scores[-1] < scores[-2] < scores[-3]:
+            break
+    return max(scores) + 0.5 * rows.shape[1] * math.log(2 * math.pi)
