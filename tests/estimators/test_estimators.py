@@ -150,7 +150,7 @@ def test_the_detector_finds_and_explains():
     detector = diffeo.FlowOutlierDetector(
         contamination=0.02, max_epochs=15, layers=2, hidden=(32, 32), random_state=0
     ).fit(X)
-    assert abs((detector.predict(X) == -1).mean() - 0.02) < 0.005
+    assert abs((detector.predict(_rows(5000, seed=1)) == -1).mean() - 0.02) < 0.015
     assert np.allclose(detector.decision_function(X), detector.score_samples(X) - detector.offset_)
     odd = np.array([[2.0, 0.0, -0.5], [0.0, 6.0, 0.0]])  # the third coordinate of the first row should be near 4
     assert (detector.predict(odd) == -1).all()

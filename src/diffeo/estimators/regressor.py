@@ -221,7 +221,7 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
             raise ValueError(f"FlowRegressor: {len(context)} rows, but {len(y)} targets")
         target = torch.from_numpy((y - self.y_mean_) / self.y_scale_)[:, None]
         if self.constant_:
-            z = np.where(y == self.y_mean_, 0.0, np.sign(y - self.y_mean_) * np.inf)
+            z = np.where(y == self.y_mean_, 0.0, np.where(y > self.y_mean_, np.inf, -np.inf))
             return z, np.where(z == 0, np.inf, -np.inf)
         z, log_p = [], []
         with torch.inference_mode():
