@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import diffeo
-from diffeo.nets import MADE, MLP
+from diffeo.nets import MADE, MLP, ConvNet
 
 
 class TransformCase(NamedTuple):
@@ -50,6 +50,14 @@ def _unit(*shape: int) -> Callable[[], Tensor]:
 def _fitted(layer: diffeo.Transform, features: int) -> diffeo.Transform:
     layer.initialize(torch.randn(400, features) @ torch.randn(features, features) * 2 + 3)
     return layer
+
+
+def _stage(channels: int, context: int = 0) -> diffeo.Transform:
+    """A squeeze, a linear map of channels, and a coupling of them by convolutions."""
+    mask = torch.arange(4 * channels) < 2 * channels
+    net = ConvNet(2 * channels, 2 * channels, 2, hidden=4, blocks=channels - 1, context=context)
+    coupling = diffeo.Coupling(mask, net, diffeo.Affine(), dim=-3)
+    return diffeo.Chain(diffeo.Squeeze(channels=channels), diffeo.Conv1x1(4 * channels), coupling)
 
 
 def _univariate(univariate: Callable[[], diffeo.Univariate], x: Callable[[], Tensor]) -> TransformCase:
@@ -215,6 +223,18 @@ TRANSFORMS: dict[str, TransformCase] = {
         _seeded(lambda: _initialized(diffeo.Along(diffeo.Standardize(2), -3), 2, 2, 3)), _normal(6, 2, 2, 3)
     ),
     "Squeeze": TransformCase(lambda seed: diffeo.Squeeze(channels=2), _normal(6, 2, 2, 4)),
+    "Squeeze, checkerboard": TransformCase(
+        lambda seed: diffeo.Squeeze(channels=2, order="checkerboard"), _normal(6, 2, 2, 4)
+    ),
+    "Haar": TransformCase(lambda seed: diffeo.Haar(channels=2), _normal(6, 2, 2, 4)),
+    "Multiscale": TransformCase(
+        _seeded(lambda: diffeo.Multiscale(_stage(1), _stage(2), event=(1, 4, 4))), _normal(6, 1, 4, 4)
+    ),
+    "Multiscale, context": TransformCase(
+        _seeded(lambda: diffeo.Multiscale(_stage(1, 2), _stage(2, 2), event=(1, 4, 4))),
+        _normal(6, 1, 4, 4),
+        _normal(6, 2),
+    ),
     "Coupling of channels": TransformCase(
         _seeded(lambda: diffeo.Coupling(torch.tensor([True, False, False]), Pixels(1, 2, 2), diffeo.Affine(), dim=-3)),
         _normal(6, 3, 2, 2),
@@ -325,6 +345,16 @@ def _gaussian() -> diffeo.Flow:
 
 CONTEXT = torch.tensor([0.5, -1.0])
 
+CLASS = torch.tensor(1)
+
+
+def _image_flow(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Density:
+    flow = recipe((1, 4, 4), preset="tiny", hidden=4, levels=4, **options)
+    flow.initialize(torch.randint(4, (50, 1, 4, 4), generator=torch.Generator().manual_seed(0)),
+                    torch.arange(50) % 2 if "classes" in options else None)  # fmt: skip
+    return flow
+
+
 DENSITIES: dict[str, DensityCase] = {
     "Normal": DensityCase(lambda: diffeo.Normal(3)),
     "Normal of a scalar": DensityCase(lambda: diffeo.Normal(())),
@@ -367,6 +397,9 @@ DENSITIES: dict[str, DensityCase] = {
     "gaussianization, context": DensityCase(_small(diffeo.gaussianization, 2, components=3, context=2), CONTEXT),
     "gaussianization, layerwise": DensityCase(_small(diffeo.gaussianization, 3, layerwise=True)),
     "bnaf, context": DensityCase(_plain(diffeo.bnaf, 2, width=4, context=2), CONTEXT),
+    "glow": DensityCase(lambda: _image_flow(diffeo.glow, layers=2)),
+    "glow, classes": DensityCase(lambda: _image_flow(diffeo.glow, layers=1, classes=2), CLASS),
+    "realnvp_image": DensityCase(lambda: _image_flow(diffeo.realnvp_image, blocks=1)),
     "residual_flow": DensityCase(_small(diffeo.residual_flow, 2)),
     "ffjord, context": DensityCase(lambda: diffeo.ffjord(2, context=2, hidden=(16, 16)), CONTEXT),
     "Dequantized, variational": DensityCase(

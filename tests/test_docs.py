@@ -44,11 +44,20 @@ def test_readme_examples_run(tmp_path, monkeypatch):
     assert energy["result"].effective_sample_size > 0.5
 
 
+def test_the_page_on_pictures_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(blocks("docs/images.md")[0], names)
+    assert names["bits"].shape == (100,)
+    assert names["bold"].shape == (5, 1, 8, 8)
+    assert (tmp_path / "digits.png").exists()
+
+
 def test_every_public_name_has_an_api_page():
     listed = set(
         re.findall(r"^::: diffeo\.([\w.]+)$", "\n".join(p.read_text() for p in API.glob("*.md")), re.MULTILINE)
     )
-    modules = {"interop", "nets", "plotting", "tables", "testing", "training"}
+    modules = {"apps", "interop", "nets", "plotting", "tables", "testing", "training"}
     public = {name for name in dir(diffeo) if not name.startswith("_") and name[0].isalpha()}
     hidden = {n for n in public if isinstance(getattr(diffeo, n), ModuleType)} - modules
     hidden |= {"annotations", "Any", "TYPE_CHECKING", "import_module"}

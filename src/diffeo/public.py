@@ -31,6 +31,7 @@ from diffeo.densities import StudentT as StudentT
 from diffeo.densities import Uniform as Uniform
 from diffeo.densities import UniformSphere as UniformSphere
 from diffeo.densities import VonMisesFisherMixture as VonMisesFisherMixture
+from diffeo.densities import bits_per_dim as bits_per_dim
 from diffeo.files import load as load
 from diffeo.files import save as save
 from diffeo.kernels import compiled_kernels as compiled_kernels
@@ -41,6 +42,7 @@ from diffeo.recipes import coupling_flow as coupling_flow
 from diffeo.recipes import ffjord as ffjord
 from diffeo.recipes import gaussian as gaussian
 from diffeo.recipes import gaussianization as gaussianization
+from diffeo.recipes import glow as glow
 from diffeo.recipes import iaf as iaf
 from diffeo.recipes import maf as maf
 from diffeo.recipes import mixed as mixed
@@ -51,6 +53,7 @@ from diffeo.recipes import nsf_ar as nsf_ar
 from diffeo.recipes import planar as planar
 from diffeo.recipes import radial as radial
 from diffeo.recipes import realnvp as realnvp
+from diffeo.recipes import realnvp_image as realnvp_image
 from diffeo.recipes import recipe as recipe
 from diffeo.recipes import recipes as recipes
 from diffeo.recipes import regression as regression
@@ -72,8 +75,10 @@ from diffeo.transforms import Coupling as Coupling
 from diffeo.transforms import Elementwise as Elementwise
 from diffeo.transforms import ExpLinear as ExpLinear
 from diffeo.transforms import Gaussianize as Gaussianize
+from diffeo.transforms import Haar as Haar
 from diffeo.transforms import Householder as Householder
 from diffeo.transforms import LULinear as LULinear
+from diffeo.transforms import Multiscale as Multiscale
 from diffeo.transforms import Permute as Permute
 from diffeo.transforms import Planar as Planar
 from diffeo.transforms import Radial as Radial

@@ -10,7 +10,8 @@ import diffeo
 
 RECIPES = {name: build for name, build in diffeo.recipes().items() if build.__module__.startswith("diffeo.")}
 del RECIPES["mixed"], RECIPES["regression"]
-WRONG = {"features": (0, -1, 2.5), "layers": (-1, 1.5), "context": (-1,), "hidden": ((0,), (8, -1))}
+WRONG = {"features": (0, -1, 2.5), "layers": (-1, 1.5), "context": (-1,), "hidden": ((0,), (8, -1)),
+         "scales": (0, 1.5), "blocks": (0,), "classes": (-1, 2.5), "levels": (1, 2.5)}  # fmt: skip
 BOUNDED = [
     diffeo.RationalQuadraticSpline, diffeo.Affine, diffeo.SinhArcsinh, diffeo.Power, diffeo.MixtureCDF,
     diffeo.SumOfSquares, diffeo.Bernstein, diffeo.UnconstrainedMonotonic, diffeo.DeepSigmoidal, diffeo.DenseSigmoidal,
@@ -24,7 +25,8 @@ def test_recipes(name):
     taken = inspect.signature(RECIPES[name]).parameters
     for what, values in WRONG.items():
         for value in values if what in taken else ():
-            arguments = {"features": 2, **({"context": 1} if name == "regression" else {}), what: value}
+            first = {"shape": (1, 8, 8)} if "shape" in taken else {"features": 2}
+            arguments = {**first, **({"context": 1} if name == "regression" else {}), what: value}
             with pytest.raises(ValueError, match=f"{name}: {what}"):
                 RECIPES[name](**arguments)
 

@@ -1,6 +1,7 @@
 """Densities: bases for flows, and wrappers; everything public here is also `diffeo.<name>`."""
 
 from diffeo.densities.argmax import Argmax as Argmax
+from diffeo.densities.bits import bits_per_dim as bits_per_dim
 from diffeo.densities.categorical import Categorical as Categorical
 from diffeo.densities.conditional import ConditionalNormal as ConditionalNormal
 from diffeo.densities.dequantized import Dequantized as Dequantized

@@ -45,6 +45,8 @@ class Dequantized(Density):
         absent: for each position of the event, a vector, which position says that it holds nothing, by a value above
             0: noise then takes its place, within the bounds `low` and `high`; −1 where it always holds something.
         low, high: bounds of the positions, ±inf for none; they matter where something may be absent.
+        levels: how many values there are, 0 … levels − 1, at spacing 1: samples are kept among them, and training
+            values must be; None for no bounds.
         dequantizer: q, a density of vectors in the unit box with reparameterised samples, whose context is x and then
             the context, such as `diffeo.unit_box(D, context=D)`; None for uniform noise.
 
@@ -80,6 +82,7 @@ class Dequantized(Density):
         absent: Tensor | None = None,
         low: Tensor | None = None,
         high: Tensor | None = None,
+        levels: int | None = None,
     ):
         super().__init__()
         steps = torch.as_tensor(spacing, dtype=torch.get_default_dtype())
@@ -98,6 +101,9 @@ class Dequantized(Density):
             self.register_buffer("absent", absent, persistent=False)
             self.register_buffer("low", -none if low is None else low, persistent=False)
             self.register_buffer("high", none if high is None else high, persistent=False)
+        if levels is not None and (levels < 2 or not (steps == 1).all()):
+            raise ValueError(f"Dequantized: expected at least 2 levels at spacing 1, got {levels}")
+        self.levels = levels
         self._on_grid = bool((steps == 1).all())  # samples are integers
         self.event, self.event_ndim = density.event, density.event_ndim
         self._context_dims = density.context_dims()
@@ -144,7 +150,7 @@ class Dequantized(Density):
         noise: Tensor | None = None,
     ) -> Tensor:
         event = self.event_shape(context)
-        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        x = x if x.is_floating_point() else x.to(self.spacing.dtype)
         batch = joined(x.shape[: x.ndim - len(event)], context_batch(context, self._context_dims))
         log_q: Tensor | float = 0.0
         if noise is None and self.dequantizer is not None:
@@ -204,10 +210,17 @@ class Dequantized(Density):
         x = self.density.draw(shape, context, temperature, generator)
         spacing = self.spacing.to(x.dtype)
         steps = torch.where(spacing > 0, (x / torch.where(spacing > 0, spacing, 1.0)).floor() * spacing, x)
+        if self.levels is not None:  # a sample on the very edge may be rounded to the next level
+            steps = steps.clamp(0, self.levels - 1)
         return steps.long() if self._on_grid else steps
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
-        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        if self.levels is not None and not bool(((x >= 0) & (x < self.levels)).all()):
+            raise ValueError(
+                f"Dequantized: expected whole numbers 0 … {self.levels - 1}, got {x.min().item()} … {x.max().item()}; "
+                "is levels= right for these images?"
+            )
+        x = x if x.is_floating_point() else x.to(self.spacing.dtype)
         u = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
         if self.dequantizer is not None:
             self.dequantizer.initialize(u, joined_context(x, context))

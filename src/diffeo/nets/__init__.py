@@ -1,5 +1,7 @@
 """Plain networks for conditioners: `(x, context) -> params`, zero at the start."""
 
+from diffeo.nets.conv import ConvNet as ConvNet
+from diffeo.nets.conv import OneHot as OneHot
 from diffeo.nets.encoder import PiecewiseLinear as PiecewiseLinear
 from diffeo.nets.field import VectorField as VectorField
 from diffeo.nets.lipschitz import LipschitzMLP as LipschitzMLP

@@ -80,7 +80,8 @@ def _register(function: Callable[..., Density], events: str | None) -> Callable[
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         if function.__module__.startswith("diffeo."):
-            _check_sizes(name, bound.arguments)
+            left_open = {k for k, p in signature.parameters.items() if p.default is None and bound.arguments[k] is None}
+            _check_sizes(name, {k: v for k, v in bound.arguments.items() if k not in left_open})
         density = function(*args, **kwargs)
         density.recipe = RecipeCall(name, dict(bound.arguments))
         return density
@@ -91,6 +92,7 @@ def _register(function: Callable[..., Density], events: str | None) -> Callable[
 
 # the least that recipes take of what they count
 LEAST = {"features": 0, "layers": 0, "context": 0, "components": 0, "bins": 1, "degree": 1, "units": 1}
+LEAST |= {"scales": 1, "blocks": 1, "classes": 0, "levels": 2}  # of images
 
 
 def _check_sizes(name: str, arguments: Mapping[str, Any]) -> None:
@@ -103,6 +105,7 @@ def _check_sizes(name: str, arguments: Mapping[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
             raise ValueError(f"{name}: {what} must be a whole number of at least {least}, got {value!r}")
     hidden = arguments.get("hidden")
+    hidden = [hidden] if isinstance(hidden, Integral) and not isinstance(hidden, bool) else hidden
     if hidden is not None and not all(isinstance(n, Integral) and int(n) > 0 for n in hidden):
         raise ValueError(f"{name}: hidden must hold whole numbers of at least 1, got {hidden!r}")
 

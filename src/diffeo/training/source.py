@@ -24,6 +24,7 @@ Batch = tuple[Any, ...]
 Collate = Callable[[list[Any]], Any]
 WHOLE = slice(None)
 EVALUATED = 2**18  # numbers scored at once
+SHOWN = 1 << 22  # numbers of images or sequences in memory, at most, that data-dependent layers see
 INITIAL = 100_000  # rows that data-dependent layers see of a source that is not in memory
 
 
@@ -98,9 +99,11 @@ class Rows(Source):
             yield index, self.rows(index)
 
     def sample(self) -> Batch:
-        """All rows, each as often as its weight says (systematic resampling)."""
+        """All rows, each as often as its weight says (systematic resampling); of images evenly spread ones."""
         if self.weights is None:
-            return self.tensors
+            x = self.tensors[0]
+            n = min(len(x), max(1, SHOWN * len(x) // x.numel())) if x.ndim > 2 else len(x)
+            return self.tensors if n == len(x) else self.rows(torch.arange(n, device=x.device) * len(x) // n)
         mass = self.weights.double().cumsum(0)
         at = (torch.arange(len(self), dtype=torch.float64, device=mass.device) + 0.5) * (mass[-1] / len(self))
         return self.rows(torch.searchsorted(mass, at).clamp_max(len(self) - 1))

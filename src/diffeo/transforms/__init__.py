@@ -13,6 +13,7 @@ from diffeo.transforms.linear import LULinear as LULinear
 from diffeo.transforms.linear import TriangularLinear as TriangularLinear
 from diffeo.transforms.linear import qr_linear as qr_linear
 from diffeo.transforms.linear import svd_linear as svd_linear
+from diffeo.transforms.multiscale import Multiscale as Multiscale
 from diffeo.transforms.norm import ActNorm as ActNorm
 from diffeo.transforms.norm import Standardize as Standardize
 from diffeo.transforms.norm import Whiten as Whiten
@@ -23,6 +24,7 @@ from diffeo.transforms.planar import Sylvester as Sylvester
 from diffeo.transforms.regress import Regress as Regress
 from diffeo.transforms.reshape import Along as Along
 from diffeo.transforms.reshape import Conv1x1 as Conv1x1
+from diffeo.transforms.reshape import Haar as Haar
 from diffeo.transforms.reshape import Squeeze as Squeeze
 from diffeo.transforms.residual import Residual as Residual
 from diffeo.transforms.sphere import Sphere as Sphere

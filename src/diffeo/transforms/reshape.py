@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -115,15 +116,17 @@ class Conv1x1(Along):
 class Squeeze(Transform):
     """Blocks of pixels become channels: (C, H, W) to (C k², H / k, W / k); volume is preserved.
 
-    Channel c k² + i k + j of z holds channel c of x at rows i, i + k, … and columns j, j + k, …. A mask is folded in
-    the same way for the layers that follow.
+    Channel c k² + i k + j of z holds channel c of x at rows i, i + k, … and columns j, j + k, …. In checkerboard order
+    the dark fields of a board, those with i + j even, come first, so that a coupling of the first half of the channels
+    with the second is one over a checkerboard. A mask is folded in the same way for the layers that follow.
 
     Args:
         factor: k, at least 2.
         channels: C; None for any, where no mask tells pixels apart.
+        order: "channel", or "checkerboard", with a factor of 2.
 
     Raises:
-        ValueError: a smaller factor; sides that it does not divide; a mask of pixels without `channels`.
+        ValueError: a smaller factor; sides that it does not divide; a mask of pixels without `channels`; another order.
 
     "Density estimation using Real NVP" (Dinh et al., 2016), https://arxiv.org/abs/1605.08803
 
@@ -135,11 +138,15 @@ class Squeeze(Transform):
     event_ndim = event_ndim_out = 3
     domain = codomain = constraints.independent(constraints.real, 3)
 
-    def __init__(self, factor: int = 2, channels: int | None = None):
+    def __init__(self, factor: int = 2, channels: int | None = None, order: str = "channel"):
         super().__init__()
         if factor < 2:
             raise ValueError(f"Squeeze: expected a factor of at least 2, got {factor}")
-        self.factor, self.channels = factor, channels
+        if order not in ("channel", "checkerboard") or (order == "checkerboard" and factor != 2):
+            raise ValueError(
+                f"Squeeze: order must be 'channel', or 'checkerboard' with a factor of 2, got {order!r} and {factor}"
+            )
+        self.factor, self.channels, self.order = factor, channels, order
         self.event = (channels, None, None)
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
@@ -151,6 +158,9 @@ class Squeeze(Transform):
         check_event(z, (self._grown(self.channels), None, None), "Squeeze")
         self.input_shape(z.shape[-3:])
         k = self.factor
+        if self.order == "checkerboard":
+            first, last, second, third = z.chunk(4, -3)
+            z = torch.stack([first, second, third, last], -3).flatten(-4, -3)
         x = z.unflatten(-3, (-1, k, k)).movedim((-4, -3), (-3, -1))
         return x.flatten(-4, -3).flatten(-2, -1), z.new_zeros(z.shape[:-3])
 
@@ -181,7 +191,11 @@ class Squeeze(Transform):
     def _fold(self, x: Tensor) -> Tensor:
         k = self.factor
         x = x.unflatten(-1, (-1, k)).unflatten(-3, (-1, k))  # (…, C, H / k, k, W / k, k)
-        return x.movedim((-3, -1), (-4, -3)).flatten(-5, -3)
+        x = x.movedim((-3, -1), (-4, -3)).flatten(-4, -3)  # (…, C, k², H / k, W / k)
+        if self.order == "channel":
+            return x.flatten(-4, -3)
+        fields = x.unbind(-3)
+        return torch.cat([fields[0], fields[3], fields[1], fields[2]], -3)
 
     def _grown(self, channels: int | None) -> int | None:
         return None if channels is None else channels * self.factor**2
@@ -190,3 +204,71 @@ class Squeeze(Transform):
         if size is not None and size % self.factor:
             raise ValueError(f"Squeeze: a {side} of {size} cannot be divided into blocks of {self.factor}")
         return None if size is None else size // self.factor
+
+
+class Haar(Transform):
+    """Blocks of 2×2 pixels as their mean and three differences, orthonormally: (C, H, W) to (4 C, H / 2, W / 2).
+
+    z = ½ (a + b + c + d, a − b + c − d, a + b − c − d, a − b − c + d) of each block (a b; c d): the means of all
+    channels first, then the differences between columns, between rows, and across. Volume is preserved. A block that
+    a mask leaves out in part is only taken apart.
+
+    Args:
+        channels: C; None for any, where no mask tells pixels apart.
+
+    Raises:
+        ValueError: odd sides; a mask of pixels without `channels`.
+
+    Cost: sixteen products for each block and channel.
+
+    "Wavelet Flow: Fast Training of High Resolution Normalizing Flows" (Yu et al., 2020),
+    https://arxiv.org/abs/2010.13821
+
+    >>> import torch, diffeo
+    >>> diffeo.Haar()(torch.ones(5, 1, 4, 4))[0][0, :, 0, 0]
+    tensor([2., 0., 0., 0.])
+    """
+
+    event_ndim = event_ndim_out = 3
+    domain = codomain = constraints.independent(constraints.real, 3)
+    mix: Tensor
+
+    def __init__(self, channels: int | None = None):
+        super().__init__()
+        self.squeeze = Squeeze(channels=channels)
+        self.event = self.squeeze.event
+        signs = [[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
+        self.register_buffer("mix", torch.tensor(signs) / 2, persistent=False)
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        blocks = self.squeeze(x)[0].unflatten(-3, (-1, 4))
+        return self._mixed(blocks, context).transpose(-4, -3).flatten(-4, -3), x.new_zeros(x.shape[:-3])
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        self.input_shape(z.shape[-3:])
+        blocks = self._mixed(z.unflatten(-3, (4, -1)).transpose(-4, -3), context)  # its own inverse
+        return self.squeeze.inverse(blocks.flatten(-4, -3))[0], z.new_zeros(z.shape[:-3])
+
+    def output_shape(self, event: Event) -> Event:
+        return self.squeeze.output_shape(event)
+
+    def input_shape(self, event: Event) -> Event:
+        return self.squeeze.input_shape(event)
+
+    def map_context(self, context: Context) -> Context:
+        folded = self.squeeze.map_context(context)
+        mask = context_mask(folded)
+        if mask is None or folded is None or isinstance(folded, Tensor) or mask.shape[-3] == 1:
+            return folded
+        return {**folded, "mask": mask.unflatten(-3, (-1, 4)).transpose(-4, -3).flatten(-4, -3)}
+
+    def _mixed(self, blocks: Tensor, context: Context) -> Tensor:
+        mixed = torch.einsum("ij,...jhw->...ihw", self.mix.to(blocks.dtype), blocks)
+        mask = context_mask(self.squeeze.map_context(context))
+        if mask is None:
+            return mixed
+        if mask.shape[-3] > 1:
+            mask = mask.unflatten(-3, (-1, 4)).all(-3, keepdim=True)
+        else:
+            mask = mask.unsqueeze(-3)
+        return torch.where(mask, mixed, blocks)

@@ -1,0 +1,1 @@
+"""Applications: what people do with flows of images. Each stands by itself."""

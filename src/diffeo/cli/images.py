@@ -1,0 +1,336 @@
+"""`diffeo images`: flows of pictures, from a folder to samples, scores, interpolations and edits."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffeo.cli.app import MODEL, app, parse_duration
+
+images = typer.Typer(
+    name="images",
+    help="Flows of pictures: fit, score, sample, interpolate, edit, reconstruct.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(images)
+
+FEWEST = 20  # pictures
+HELD = 2000  # pictures at most that score, and that validate
+Model = Annotated[Path, typer.Argument(help="Model file, as `diffeo images fit` writes.", show_default=False)]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Picture to write: .png, or .gif for an animation.")]
+Size = Annotated[
+    int | None, typer.Option(help="Scale and crop to this side.", show_default="as they are", min=2, max=4096)
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and count them.")]
+Class = Annotated[str | None, typer.Option("--class", help="Class of the pictures.", show_default="each in turn")]
+Seed = Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)]
+
+
+@images.command(epilog="Example:  diffeo images fit photos/ -o photos.safetensors --size 32 --time-limit 15m")
+def fit(
+    pictures: Annotated[Path, typer.Argument(help="Folder of pictures, or an .npz file.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write.")] = Path("images.safetensors"),
+    recipe: Annotated[str, typer.Option(help="Which flow: glow or realnvp_image.")] = "glow",
+    preset: Annotated[str, typer.Option(help="Size of the flow: tiny, small or paper.")] = "small",
+    classes_from_folders: Annotated[
+        bool, typer.Option("--classes-from-folders", help="The folder of a picture is its class.")
+    ] = False,
+    size: Size = None,
+    levels: Annotated[int, typer.Option(help="Shades that are told apart.", min=2, max=256)] = 256,
+    skip_bad: SkipBad = False,
+    steps: Annotated[int | None, typer.Option(help="Training steps.", show_default="by size", min=1)] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures in a step.", min=1)] = 64,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
+) -> None:
+    """Fit a flow to pictures and print its bits per dimension on held-out ones beside simple baselines."""
+    import shutil
+
+    import numpy as np
+    import torch
+
+    import diffeo
+    from diffeo.apps.images import scores
+    from diffeo.cli.files import check_output
+    from diffeo.recipes import find_recipe, recipes
+
+    check_output(output, (MODEL,), pictures)
+    if recipe not in recipes("images"):
+        raise ValueError(f"--recipe: expected one of {', '.join(recipes('images'))}, got {recipe!r}")
+    seconds = None if time_limit is None else parse_duration(time_limit)
+    folder = output.with_name(output.name + ".ckpt")
+    if folder.exists() and not resume and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds an interrupted fit: add --resume to continue it, or delete the folder")
+    if resume and not folder.exists():
+        raise ValueError(f"{folder}: no interrupted fit to resume")
+    found = _read(pictures, size, classes_from_folders, skip_bad)
+    if len(found.images) < FEWEST:
+        what = f"{len(found.images)} picture{'s' * (len(found.images) != 1)}"
+        raise ValueError(f"{pictures}: {what}; a density needs at least {FEWEST}")
+    coarse = levels < 256 and int(found.images.max()) >= levels
+    x = _quantised(found.images, levels, coarse)
+    labels = found.labels if len(found.classes) > 1 else None
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
+    tenth = min(HELD, max(1, len(x) // 10))
+    test, validation, train = order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :]
+
+    def of(index: Any) -> tuple[Any, Any]:
+        return x[index], None if labels is None else labels[index]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        build = find_recipe(recipe)
+        model: Any = build(
+            tuple(x.shape[1:]), preset=preset, classes=0 if labels is None else len(found.classes), levels=levels
+        )
+    shape = "×".join(str(n) for n in x.shape[1:])
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{len(x)} pictures of {shape}, {levels} shades; {recipe}, {preset}: {count:,} parameters.", flush=True)
+    training: dict[str, Any] = {} if steps is None else {"steps": steps}
+    result = diffeo.fit(
+        model, *of(train), validation=of(validation), batch_size=batch_size, time_limit=seconds, seed=seed,
+        checkpoint=folder, resume=resume, **training,
+    )  # fmt: skip
+    bits = [_bits(model, *of(index), seed=seed) for index in (test, validation)]
+    held = torch.cat(bits)
+    notes = {"classes": list(found.classes) if labels is not None else [], "coarse": coarse, "held_out": held.tolist()}
+    diffeo.save(model, output, notes=notes)
+    shutil.rmtree(folder, ignore_errors=True)
+    why = {"steps": "as planned", "patience": "no better on held-out pictures", "time_limit": "time limit reached"}
+    print(f"{result.steps} steps on {len(train)} pictures in {result.seconds:.0f} s ({why[result.stopped]}).")
+    print(f"Bits per dimension of {len(test)} test pictures (lower is better):")
+    rows = [(recipe, float(bits[0].mean())), ("Gaussian", scores.gaussian_bits(x[train], x[test], seed))]
+    rows.append(("histogram", scores.histogram_bits(x[train], x[test], levels)))
+    for name, value in rows:
+        print(f"  {name:<16}{value:8.3f}")
+    print(f"Wrote {output}.")
+
+
+@images.command()
+def score(
+    model: Model,
+    pictures: Annotated[Path, typer.Argument(help="Folder, picture or .npz file.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="CSV to write.", show_default="standard output")
+    ] = None,
+    size: Size = None,
+    skip_bad: SkipBad = False,
+    seed: Seed = 0,
+) -> None:
+    """Write bits per dimension of each picture, and how it ranks among held-out ones.
+
+    percentile: share of held-out pictures that are at least as likely. typicality: share of them at least as far from
+    their median: small for pictures that are too unlikely, and for those that are too likely.
+    """
+    import torch
+
+    from diffeo.apps.images import typicality
+
+    density, notes = _load(model)
+    found = _read(pictures, size, False, skip_bad)
+    bits = _bits(density, _for(density, notes, found.images, model), None, seed)
+    ranked = typicality(bits, torch.tensor(notes["held_out"]))
+    target = sys.stdout if output is None else output.open("w", newline="")
+    try:
+        table = csv.writer(target, lineterminator="\n")
+        table.writerow(["picture", *ranked._fields])
+        for name, *values in zip(found.names, *(v.tolist() for v in ranked), strict=True):
+            table.writerow([name, *(f"{v:.4g}" for v in values)])
+    finally:
+        if output is not None:
+            target.close()
+
+
+@images.command()
+def sample(
+    model: Model,
+    output: Output = Path("samples.png"),
+    n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 36,
+    label: Class = None,
+    temperature: Annotated[float, typer.Option(help="Scales the noise; below 1 for plainer pictures.", min=0)] = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Draw pictures and write them as a grid."""
+    import torch
+
+    density, notes = _load(model)
+    labels = _labels(notes, label, n)
+    drawn = density.sample(n, labels, temperature=temperature, generator=torch.Generator().manual_seed(seed))
+    _write(density, drawn, output, columns=len(notes["classes"]) if label is None and notes["classes"] else None)
+
+
+@images.command()
+def interpolate(
+    model: Model,
+    a: Annotated[Path, typer.Argument(help="First picture.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Last picture.", show_default=False)],
+    output: Output = Path("interpolation.png"),
+    steps: Annotated[int, typer.Option(help="Pictures in a row.", min=2)] = 8,
+    label: Class = None,
+    size: Size = None,
+) -> None:
+    """Write pictures between two: a row as .png, an animation as .gif."""
+    from diffeo.apps import images as tools
+
+    density, notes = _load(model)
+    ends = [_for(density, notes, _read(path, size, False, False).images, model)[0] for path in (a, b)]
+    context = _one_label(density, notes, label, ends[0])
+    _write(density, tools.interpolate(density, *ends, steps=steps, context=context), output, columns=steps)
+
+
+@images.command()
+def edit(
+    model: Model,
+    picture: Annotated[Path, typer.Argument(help="Picture to change.", show_default=False)],
+    towards: Annotated[Path, typer.Option(help="Folder of pictures with the attribute.", show_default=False)],
+    away_from: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pictures without it.", show_default="the centre of all"),
+    ] = None,
+    amount: Annotated[float, typer.Option(help="How far, in units of the difference between the two.")] = 1.0,
+    output: Output = Path("edited.png"),
+    label: Class = None,
+    size: Size = None,
+) -> None:
+    """Write a picture moved towards an attribute that other pictures show."""
+    import torch
+
+    from diffeo.apps import images as tools
+
+    density, notes = _load(model)
+    x = _for(density, notes, _read(picture, size, False, False).images, model)[:1]
+    context = _one_label(density, notes, label, x[0])
+    with_it = _for(density, notes, _read(towards, size, False, False).images, model)
+
+    def mean(images: Any) -> Any:
+        many = None if context is None else context.expand(len(images))
+        return tools.encode(density, images, many).mean(0)
+
+    direction = mean(with_it)
+    if away_from is not None:
+        direction = direction - mean(_for(density, notes, _read(away_from, size, False, False).images, model))
+    given = None if context is None else context.expand(1)
+    _write(density, torch.cat([x, tools.edit(density, x, direction, amount, given)]), output)
+
+
+@images.command()
+def reconstruct(
+    model: Model,
+    pictures: Annotated[Path, typer.Argument(help="Folder, picture or .npz file.", show_default=False)],
+    output: Output = Path("reconstructed.png"),
+    size: Size = None,
+) -> None:
+    """Turn pictures into noise and back, write them, and print the largest difference: 0 where nothing is lost."""
+    from diffeo.apps import images as tools
+
+    density, notes = _load(model)
+    x = _for(density, notes, _read(pictures, size, False, False).images, model)[:64]
+    labels = _labels(notes, None, len(x))
+    back = tools.decode(density, tools.encode(density, x, labels), labels)
+    print(f"Largest difference over {len(x)} pictures: {int((back - x.long()).abs().max())} of {density.levels} shades")
+    _write(density, back, output)
+
+
+def _read(path: Path, size: int | None, by_folder: bool, skip_bad: bool) -> Any:
+    from diffeo.apps.images import read
+
+    found = read(path, size=size, by_folder=by_folder, skip_bad=skip_bad)
+    for line in found.skipped:
+        print(f"diffeo: left out: {line}", file=sys.stderr)
+    if found.skipped:
+        print(f"diffeo: {len(found.skipped)} files left out, {len(found.images)} used", file=sys.stderr)
+    return found
+
+
+def _load(path: Path) -> tuple[Any, dict[str, Any]]:
+    """A flow of pictures and its notes, or an error that says what the file is instead."""
+    import diffeo
+    from diffeo.recipes import read_notes
+
+    model = diffeo.load(path)
+    notes = read_notes(path)
+    if not isinstance(model, diffeo.Dequantized) or "held_out" not in notes:
+        raise ValueError(f"{path}: no flow of pictures, as `diffeo images fit` writes")
+    return model.eval(), notes
+
+
+def _quantised(images: Any, levels: int, coarse: bool) -> Any:
+    """Shades 0 … levels − 1: of 256, or as they are."""
+    return (images.int() * levels // 256).to(images.dtype) if coarse else images
+
+
+def _for(density: Any, notes: dict[str, Any], images: Any, model: Path) -> Any:
+    """Pictures as the model knows them: its size, its channels, its shades."""
+    channels, height, width = density.event
+    if images.shape[1] == 1 and channels == 3:
+        images = images.expand(-1, 3, -1, -1)
+    if tuple(images.shape[1:]) != (channels, height, width):
+        raise ValueError(
+            f"{model}: it knows pictures of {channels}×{height}×{width} (channels, height, width), not "
+            f"{'×'.join(str(n) for n in images.shape[1:])}" + (f"; try --size {height}" if height == width else "")
+        )
+    if not notes["coarse"] and int(images.max()) >= density.levels:
+        raise ValueError(f"{model}: it knows shades 0 … {density.levels - 1}, but these pictures go to {images.max()}")
+    return _quantised(images, density.levels, notes["coarse"])
+
+
+def _bits(density: Any, images: Any, labels: Any = None, seed: int = 0) -> Any:
+    """Bits per dimension; where classes are unknown, of the mixture of all of them."""
+    import math
+
+    import torch
+
+    import diffeo
+
+    classes = 0 if density.flow.encoder is None else density.flow.encoder.classes
+    if labels is not None or not classes:
+        return diffeo.bits_per_dim(density, images, labels, generator=torch.Generator().manual_seed(seed))
+    dims = math.prod(images.shape[1:]) * math.log(2)
+    each = [_bits(density, images, torch.full((len(images),), k), seed) for k in range(classes)]
+    return (math.log(classes) - torch.logsumexp(-dims * torch.stack(each), 0)) / dims
+
+
+def _labels(notes: dict[str, Any], name: str | None, n: int) -> Any:
+    """Labels of n pictures: of the class by that name, or of each in turn; None for a model without classes."""
+    import torch
+
+    classes = notes["classes"]
+    if not classes:
+        if name is not None:
+            raise ValueError(f"--class: the model knows no classes, got {name!r}")
+        return None
+    if name is None:
+        return torch.arange(n) % len(classes)
+    if name not in classes:
+        raise ValueError(f"--class: the model knows {', '.join(classes)}, got {name!r}")
+    return torch.full((n,), classes.index(name))
+
+
+def _one_label(density: Any, notes: dict[str, Any], name: str | None, image: Any) -> Any:
+    """The label of the class by that name, or of the class under which the picture is most likely."""
+    import torch
+
+    found = _labels(notes, name, 1)
+    if found is None or name is not None:
+        return None if found is None else found[0]
+    n = len(notes["classes"])
+    return _bits(density, image.expand(n, *image.shape), torch.arange(n)).argmin()
+
+
+def _write(density: Any, pictures: Any, output: Path, columns: int | None = None) -> None:
+    from diffeo.apps.images import grid, write
+
+    scale = max(1, 256 // (max(density.event[1:]) * (columns or round(len(pictures) ** 0.5) or 1)))
+    if output.suffix.lower() == ".gif":
+        write([grid(p[None], levels=density.levels, scale=max(1, 128 // density.event[1])) for p in pictures], output)
+    else:
+        write(grid(pictures, columns, density.levels, scale), output)
+    print(f"Wrote {output}.")

@@ -1,0 +1,187 @@
+"""Pictures: reading folders of every kind, and what people do with a trained flow, through the program too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import diffeo
+from diffeo.apps import images as tools
+from diffeo.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures")
+    found = load_digits()
+    for i, (image, label) in enumerate(zip(found.images[:300], found.target[:300], strict=True)):
+        if label < 3:
+            (path / "digits" / f"d{label}").mkdir(parents=True, exist_ok=True)
+            shades = (image * 255 / 16).round().astype(np.uint8)
+            Image.fromarray(shades).save(path / "digits" / f"d{label}" / f"{i:03}.png")
+    call = ["images", "fit", str(path / "digits"), "-o", str(path / "m.safetensors"), "--preset", "tiny"]
+    assert main([*call, "--classes-from-folders", "--levels", "16", "--steps", "40", "--batch-size", "32"]) == 0
+    return path
+
+
+def _damaged(path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+BAD = {
+    "cmyk.jpg": (lambda p: Image.new("CMYK", (8, 8)).save(p), "in CMYK"),
+    "deep.png": (lambda p: Image.new("I;16", (8, 8)).save(p), "of mode I;16"),
+    "text.png": (lambda p: p.write_text("no picture"), "no picture that can be read"),
+    "empty.png": (lambda p: p.write_bytes(b""), "no picture that can be read"),
+    "glass.png": (lambda p: Image.new("RGBA", (8, 8), (1, 2, 3, 99)).save(p), "partly transparent"),
+    "moves.gif": (
+        lambda p: Image.new("L", (8, 8)).save(p, save_all=True, append_images=[Image.new("L", (8, 8), 99)]),
+        "an animation of 2 pictures",
+    ),
+    "torn.png": (_damaged, "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_files_that_cannot_be_used_are_named_or_left_out(tmp_path, name, capsys):
+    make, message = BAD[name]
+    make(tmp_path / name)
+    for i in range(3):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+    with pytest.raises(ValueError, match=message) as error:
+        tools.read(tmp_path)
+    assert name in str(error.value)
+    found = tools.read(tmp_path, skip_bad=True)
+    assert len(found.images) == 3
+    assert len(found.skipped) == 1
+    assert main(["images", "fit", str(tmp_path), "-o", str(tmp_path / "m.safetensors"), "--skip-bad"]) == 2
+    assert "1 files left out, 3 used" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_sizes_channels_and_classes(tmp_path):
+    Image.new("L", (8, 10), 7).save(tmp_path / "grey.png")
+    Image.new("RGB", (8, 10), (1, 2, 3)).save(tmp_path / "colour.png")
+    found = tools.read(tmp_path)
+    assert found.images.shape == (2, 3, 10, 8)
+    assert found.names == ["colour.png", "grey.png"]
+    assert (found.images[1] == 7).all()
+    Image.new("L", (20, 10), 9).save(tmp_path / "wide.png")
+    with pytest.raises(ValueError, match="2 sizes"):
+        tools.read(tmp_path)
+    assert tools.read(tmp_path, size=4).images.shape == (3, 3, 4, 4)
+    with pytest.raises(ValueError, match="lies in no folder"):
+        tools.read(tmp_path, size=4, by_folder=True)
+    for empty in (tmp_path / "nowhere", tmp_path / "empty"):
+        if empty.name == "empty":
+            empty.mkdir()
+        with pytest.raises(ValueError, match=empty.name):
+            tools.read(empty)
+
+
+def test_arrays(tmp_path):
+    x = np.random.default_rng(0).integers(0, 255, (5, 6, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=x, labels=np.array(["b", "a", "b", "a", "a"]))
+    found = tools.read(tmp_path / "a.npz")
+    assert found.images.shape == (5, 3, 6, 4)
+    assert np.array_equal(found.images[0].permute(1, 2, 0), x[0])
+    assert found.classes == ["a", "b"]
+    assert found.labels.tolist() == [1, 0, 1, 0, 0]
+    np.savez(tmp_path / "b.npz", images=x.astype(float))
+    np.savez(tmp_path / "c.npz", other=x)
+    np.savez(tmp_path / "d.npz", images=x, labels=np.zeros(3))
+    for name, message in (("b", "uint8"), ("c", "images, x or X"), ("d", "labels of shape")):
+        with pytest.raises(ValueError, match=message):
+            tools.read(tmp_path / f"{name}.npz")
+
+
+def test_grids_and_files(tmp_path):
+    images = torch.arange(4).reshape(4, 1, 1, 1).expand(4, 1, 3, 3)
+    board = np.asarray(tools.grid(images, 2, levels=4))
+    assert board.shape == (8, 8)
+    assert [board[0, 0], board[0, 5], board[5, 0], board[5, 5]] == [0, 85, 170, 255]
+    tools.write([tools.grid(images[i : i + 1], levels=4) for i in range(4)], tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert picture.n_frames == 4
+    with pytest.raises(ValueError, match=r"\.png for one picture"):
+        tools.write(tools.grid(images), tmp_path / "a.tiff")
+
+
+def test_noise_is_a_vector_that_one_can_reckon_with():
+    found = load_digits()
+    x = torch.from_numpy(found.images[:60]).to(torch.uint8).unsqueeze(1)
+    model = diffeo.testing.perturbed(diffeo.glow((1, 8, 8), preset="tiny", layers=1, hidden=8, levels=17))
+    model.initialize(x)
+    z = tools.encode(model, x)
+    assert z.shape == (60, 64)
+    assert torch.equal(tools.decode(model, z), x.long())
+    between = tools.interpolate(model, x[0], x[1], 5)
+    assert torch.equal(between[0], x[0].long())
+    assert torch.equal(between[-1], x[1].long())
+    ink = x.float().mean((1, 2, 3))
+    direction = tools.attribute_direction(model, x, ink)
+    assert torch.equal(tools.edit(model, x, direction, 0.0), x.long())
+    more, less = (tools.edit(model, x, direction, a).float().mean() for a in (2.0, -2.0))
+    assert more > x.float().mean() > less
+    both = tools.attribute_direction(model, x, ink > ink.median())
+    halves = z[ink > ink.median()].mean(0) - z[ink <= ink.median()].mean(0)
+    assert torch.allclose(both, halves, atol=1e-4)
+    with pytest.raises(ValueError, match="of both kinds"):
+        tools.attribute_direction(model, x, torch.ones(60, dtype=torch.bool))
+
+
+def test_too_likely_is_untypical_too():
+    held = torch.linspace(2, 4, 101)
+    ranked = tools.typicality(torch.tensor([0.5, 3.0, 5.5]), held)
+    assert ranked.typicality.tolist() == pytest.approx([0.0, 100.0, 0.0], abs=1)
+    assert ranked.percentile.tolist() == pytest.approx([0.0, 50.0, 100.0], abs=1)
+
+
+def test_the_program_from_samples_to_edits(folder, tmp_path, capsys):
+    model, one = str(folder / "m.safetensors"), str(next((folder / "digits" / "d1").glob("*.png")))
+    zero = str(next((folder / "digits" / "d0").glob("*.png")))
+    for name, call in {
+        "s.png": ["sample", model, "-n", "9"],
+        "k.png": ["sample", model, "--class", "d2", "-n", "4", "--temperature", "0.5"],
+        "i.gif": ["interpolate", model, zero, one, "--steps", "4"],
+        "e.png": ["edit", model, one, "--towards", str(folder / "digits" / "d0"), "--away-from",
+                  str(folder / "digits" / "d1")],
+        "r.png": ["reconstruct", model, str(folder / "digits")],
+    }.items():  # fmt: skip
+        assert main(["images", *call, "-o", str(tmp_path / name)]) == 0
+        with Image.open(tmp_path / name) as picture:
+            picture.load()
+    assert "Largest difference over 64 pictures: 0 of 16 shades" in capsys.readouterr().out
+    assert main(["images", "score", model, str(folder / "digits" / "d1")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "picture,bits_per_dim,percentile,typicality"
+    assert all(0 < float(line.split(",")[1]) < 8 for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (["sample", "{m}", "--class", "d7"], "the model knows d0, d1, d2"),
+        (["sample", "{m}", "-o", "x.tiff"], "expected a .png"),
+        (["score", "{m}", "{wide}"], "try --size 8"),
+        (["score", "{table}", "{wide}"], "no flow of pictures"),
+        (["fit", "{wide}", "-o", "{out}"], "1 picture; a density needs at least 20"),
+        (["fit", "{digits}", "-o", "{out}", "--recipe", "nsf"], "expected one of glow"),
+        (["fit", "{digits}", "-o", "{out}", "--size", "9"], "cannot be halved 2 times"),
+    ],
+)
+def test_wrong_calls_in_one_line(folder, tmp_path, capsys, call, message):
+    Image.new("L", (20, 10), 9).save(tmp_path / "wide.png")
+    diffeo.save(diffeo.maf(2), tmp_path / "t.safetensors")
+    places = {
+        "m": folder / "m.safetensors", "wide": tmp_path / "wide.png", "table": tmp_path / "t.safetensors",
+        "digits": folder / "digits", "out": tmp_path / "o.safetensors",
+    }  # fmt: skip
+    assert main(["images", *(word.format(**places) for word in call)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert message in error
+    assert not (tmp_path / "o.safetensors").exists()

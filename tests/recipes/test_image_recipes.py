@@ -1,0 +1,136 @@
+"""Flows of images: bounds by hand, round trips, sizes, and a fit of digits that beats simple models."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import diffeo
+from diffeo.apps.images import gaussian_bits, histogram_bits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    found = load_digits()
+    return torch.from_numpy(found.images).to(torch.uint8).unsqueeze(1), torch.from_numpy(found.target)
+
+
+@pytest.mark.parametrize("recipe", [diffeo.glow, diffeo.realnvp_image])
+def test_bits_per_dimension_are_what_one_counts_by_hand(recipe, digits):
+    images = digits[0][:4]
+    model = recipe((1, 8, 8), preset="tiny", hidden=8, levels=17).double().eval()
+    model.initialize(digits[0][:100])
+    u = torch.rand(1, 4, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))[0]
+    x = images + u
+    low, high = -0.05 * 17, 1.05 * 17
+    share = (x - low) / (high - low)
+    logit = share.logit()
+    of_logit = -(share * (1 - share) * (high - low)).log().sum((1, 2, 3))
+    z, logdet = model.transform(x)
+    rest = model.transform.stages[0].parts[1:]
+    y, of_rest = diffeo.Chain(*rest)(logit)
+    half = y.shape[1] // 2
+    last, of_last = model.transform.stages[1](y[:, :half])
+    by_hand = of_logit + of_rest + of_last
+    assert torch.allclose(logdet, by_hand)
+    assert torch.allclose(z, torch.cat([y[:, half:].flatten(1), last.flatten(1)], 1))
+    nats = by_hand - 0.5 * z.square().sum(1) - 32 * math.log(2 * math.pi)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        found = diffeo.bits_per_dim(model, images.double(), generator=generator)
+    assert torch.allclose(found, -nats / (64 * math.log(2)))
+
+
+def test_more_samples_tighten_the_bound(digits):
+    model = diffeo.glow((1, 8, 8), preset="tiny", layers=1, hidden=8, levels=17)
+    model.initialize(digits[0][:500])
+    generator = torch.Generator().manual_seed(0)
+    one, many = (diffeo.bits_per_dim(model, digits[0][:200], None, k, generator).mean() for k in (1, 8))
+    assert many < one - 0.001
+
+
+def test_a_fit_of_digits_beats_simple_models_and_keeps_its_pictures(digits, tmp_path):
+    images, labels = digits
+    torch.manual_seed(0)
+    model = diffeo.glow((1, 8, 8), preset="tiny", levels=17, classes=10)
+    diffeo.fit(
+        model, images[:1500], labels[:1500], validation=(images[1500:1650], labels[1500:1650]),
+        steps=250, batch_size=64, lr=5e-3, progress=False,
+    )  # fmt: skip
+    test, of_test = images[1650:], labels[1650:]
+    bits = float(diffeo.bits_per_dim(model, test, of_test).mean())
+    assert bits < min(histogram_bits(images[:1500], test, 17), gaussian_bits(images[:1500], test)) - 0.05
+    wrong = float(diffeo.bits_per_dim(model, test, (of_test + 1) % 10).mean())
+    assert wrong > bits + 0.02  # the class is used
+    drawn = model.sample(20, torch.arange(20) % 10, generator=torch.Generator().manual_seed(0))
+    assert drawn.dtype == torch.long
+    assert drawn.min() >= 0
+    assert drawn.max() <= 16
+    diffeo.save(model, tmp_path / "m.safetensors")
+    again = diffeo.load(tmp_path / "m.safetensors")
+    assert torch.equal(again.sample(20, torch.arange(20) % 10, generator=torch.Generator().manual_seed(0)), drawn)
+    cold = model.sample(3, torch.tensor([1, 1, 1]), temperature=0.0)
+    assert torch.equal(cold[0], cold[1])
+
+
+def test_memory_is_flat_in_depth_and_gradients_are_the_same(digits):
+    images = digits[0][:16]
+    noise = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    saved, gradients = {}, {}
+    for layers in (2, 8):
+        for memory in ("store", "invert"):
+            torch.manual_seed(0)
+            model = diffeo.testing.perturbed(diffeo.glow((1, 8, 8), preset="tiny", layers=layers, hidden=8, levels=17))
+            model.transform.memory = memory
+            kept: dict[int, int] = {}
+
+            def pack(t, kept=kept):
+                kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+                return t
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                loss = model(images, noise=noise).mean()
+            loss.backward()
+            weights = sum(p.untyped_storage().nbytes() for p in model.parameters())
+            saved[layers, memory] = sum(kept.values()) - min(weights, sum(kept.values()))
+            gradients[layers, memory] = torch.cat([p.grad.flatten() for p in model.parameters()])
+        store, invert = gradients[layers, "store"], gradients[layers, "invert"]
+        assert torch.allclose(store, invert, rtol=1e-3, atol=1e-3 * float(store.abs().max()))
+    assert saved[8, "invert"] < 0.5 * saved[8, "store"]
+
+
+def test_published_size_of_glow():
+    model = diffeo.glow((3, 32, 32), preset="paper")
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(44.0e6, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: diffeo.glow((1, 9, 8)), "a height of 9 cannot be halved 2 times"),
+        (lambda: diffeo.glow((8, 8)), "shape"),
+        (lambda: diffeo.glow((1, 8, 8), preset="huge"), "preset must be one of"),
+        (lambda: diffeo.glow((1, 8, 8), hidden=0), "hidden"),
+        (lambda: diffeo.glow((1, 8, 8), levels=1), "levels"),
+        (lambda: diffeo.nets.ConvNet(0, 1, 2), "at least 1"),
+        (lambda: diffeo.Multiscale(event=(1, 8, 8)), "at least one stage"),
+        (lambda: diffeo.Multiscale(diffeo.Exp(), event=(1, 8, 8)), "no transform of images"),
+        (lambda: diffeo.Multiscale(diffeo.Squeeze(), event=(1, 7, 8)), "height of 7"),
+        (lambda: diffeo.Squeeze(3, order="checkerboard"), "order"),
+        (lambda: diffeo.nets.OneHot(0), "at least 1 class"),
+        (lambda: diffeo.bits_per_dim(diffeo.Normal(2), torch.zeros(2)), "batch of events"),
+        (lambda: diffeo.bits_per_dim(diffeo.Normal(2), torch.zeros(3, 2), samples=2), "Dequantized"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_shades_beyond_the_levels_are_refused_before_training(digits):
+    model = diffeo.glow((1, 8, 8), preset="tiny", layers=1, hidden=8, levels=8)
+    with pytest.raises(ValueError, match=r"0 … 7, got 0 … 16"):
+        diffeo.fit(model, digits[0], steps=1, progress=False)
