@@ -11,6 +11,8 @@ from pathlib import Path
 import continuous
 import density
 import energies
+import images
+import known
 import mixed
 import outliers
 import regression
@@ -34,6 +36,7 @@ SECTIONS = (
     density.peers_section,
     density.defaults_section,
     density.estimator_section,
+    known.section,
     outliers.section,
     regression.section,
     mixed.section,
@@ -47,6 +50,7 @@ SECTIONS = (
     energies.section,
     continuous.section,
     sphere.section,
+    images.section,
 )
 
 
