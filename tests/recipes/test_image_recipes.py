@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 import diffeo
 from diffeo.apps.images import gaussian_bits, histogram_bits
+from diffeo.training.compiling import wants_compile
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,13 @@ def test_shades_beyond_the_levels_are_refused_before_training(digits):
     model = diffeo.glow((1, 8, 8), preset="tiny", layers=1, hidden=8, levels=8)
     with pytest.raises(ValueError, match=r"0 … 7, got 0 … 16"):
         diffeo.fit(model, digits[0], steps=1, progress=False)
+    bright = digits[0] * 15  # bytes, among which 256 is 0
+    bright[0] = 255
+    all_shades = diffeo.glow((1, 8, 8), preset="tiny", layers=1, hidden=8)
+    assert diffeo.fit(all_shades, bright, steps=1, progress=False).steps == 1
+
+
+def test_long_fits_of_pictures_are_not_compiled_unasked():
+    model = diffeo.glow((1, 8, 8), preset="tiny", layers=1, hidden=8)
+    assert not wants_compile("auto", 1e6, model)
+    assert wants_compile(True, 1.0, model) == wants_compile("auto", 1e6, diffeo.nsf(2))  # where there is a compiler

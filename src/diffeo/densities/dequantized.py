@@ -215,11 +215,13 @@ class Dequantized(Density):
         return steps.long() if self._on_grid else steps
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
-        if self.levels is not None and not bool(((x >= 0) & (x < self.levels)).all()):
-            raise ValueError(
-                f"Dequantized: expected whole numbers 0 … {self.levels - 1}, got {x.min().item()} … {x.max().item()}; "
-                "is levels= right for these images?"
-            )
+        if self.levels is not None:
+            low, high = x.min().item(), x.max().item()  # as Python's numbers: 256 is 0 among bytes
+            if not (low >= 0 and high < self.levels):
+                raise ValueError(
+                    f"Dequantized: expected whole numbers 0 … {self.levels - 1}, got {low} … {high}; "
+                    "is levels= right for these images?"
+                )
         x = x if x.is_floating_point() else x.to(self.spacing.dtype)
         u = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
         if self.dequantizer is not None:

@@ -21,14 +21,16 @@ COUNTED = 8  # rows whose operations are counted
 LONG = 240.0  # seconds: a cold compiler takes up to a minute or two, and compiled steps less than half the time
 
 
-def wants_compile(compile: bool | str, seconds: float) -> bool:
+def wants_compile(compile: bool | str, seconds: float, objective: nn.Module) -> bool:
     """Whether to compile the training step; "auto" does so where even a slow compiler pays for itself.
 
-    It goes by the length of the fit as predicted from its size, not by a clock, so that equal fits take equal steps.
+    It goes by the length of the fit as predicted from its size, not by a clock, so that equal fits take equal steps. A
+    compiler has nothing to gain on convolutions, and takes minutes over many of them.
     """
     if compile not in (True, False, "auto"):
         raise ValueError(f"fit: compile must be True, False or 'auto', got {compile!r}")
-    return bool(compile) and (compile is True or seconds >= LONG) and has_compiler()
+    pays = seconds >= LONG and not any(isinstance(part, nn.Conv2d) for part in objective.modules())
+    return bool(compile) and (compile is True or pays) and has_compiler()
 
 
 def wants_loops(compile: bool | str, seconds: float) -> bool:

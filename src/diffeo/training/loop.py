@@ -67,7 +67,7 @@ class Loop:
             self.objective = copy.deepcopy(objective)  # since what is sharded stays so
 
         seconds = predicted_seconds(plan, objective, self.train, fabric.device.type, fabric.world_size)
-        compiles = wants_compile(compile, seconds) and is_traceable(objective) and not self.sharded
+        compiles = wants_compile(compile, seconds, objective) and is_traceable(objective) and not self.sharded
         self.loops = wants_loops(compile, seconds)
         self.result = FitResult(in_nats=objective.in_nats, compiled=compiles)
         self.gradients: CompiledGradients | None = None
