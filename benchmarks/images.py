@@ -115,6 +115,10 @@ def section() -> str:
             [r["recipe"], *("" if not c or no else f"{c[-1]:.3f}" for c, no in zip(cells, late, strict=True))]
         )
     cores = content["runs"][0]["cores"]
+    way = ""
+    if any(any(cells[1:]) for cells in reached):
+        table = markdown(["model", *(f"{t} min" for t in times)], reached)
+        way = f"On {HELD:,} held-out digits, after so many minutes:\n\n{table}\n\n"
     return f"""\
 ## Pictures: MNIST
 
@@ -124,11 +128,7 @@ levels of 256, over {SHOWN:,} test digits. The baselines are a Gaussian with shr
 
 {markdown(header, rows)}
 
-On {HELD:,} held-out digits, after so many minutes:
-
-{markdown(["model", *(f"{t} min" for t in times)], reached)}
-
-    python benchmarks/images.py
+{way}    python benchmarks/images.py
 """
 
 
