@@ -159,13 +159,17 @@ def test_the_program_from_samples_to_edits(folder, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "picture,bits_per_dim,percentile,typicality"
     assert all(0 < float(line.split(",")[1]) < 8 for line in lines[1:])
+    assert main(["images", "score", model, str(folder / "digits")]) == 0  # ranked by the same number: without classes
+    ranks = [float(line.split(",")[2]) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert 30 < np.mean(ranks) < 70
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (["sample", "{m}", "--class", "d7"], "the model knows d0, d1, d2"),
-        (["sample", "{m}", "-o", "x.tiff"], "expected a .png"),
+        (["sample", "{m}", "-o", "x.tiff"], "ends in .png or .gif"),
+        (["score", "{m}", "{digits}", "-o", "x.txt"], "ends in .csv"),
         (["score", "{m}", "{wide}"], "try --size 8"),
         (["score", "{table}", "{wide}"], "no flow of pictures"),
         (["fit", "{wide}", "-o", "{out}"], "1 picture; a density needs at least 20"),

@@ -12,7 +12,7 @@ import typer
 
 app = typer.Typer(
     name="diffeo",
-    help="Densities of tables: fit a normalizing flow, score rows, draw samples, report.",
+    help="Densities of tables and pictures: fit a normalizing flow, score, draw samples, report.",
     no_args_is_help=True,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
@@ -52,7 +52,7 @@ def main(args: list[str] | None = None) -> int:
         message = error.format_message()
     except OSError as error:
         message = ": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error)
-    except (ValueError, ArithmeticError, RuntimeError) as error:
+    except (ValueError, ArithmeticError, RuntimeError, ImportError) as error:
         message = str(error).removeprefix("fit: ") or type(error).__name__
     if message:
         print("diffeo: " + " ".join(message.split()), file=sys.stderr)
@@ -63,7 +63,7 @@ def main(args: list[str] | None = None) -> int:
 def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """Densities of tables: fit a normalizing flow, score rows, draw samples, report."""
+    """Densities of tables and pictures: fit a normalizing flow, score, draw samples, report."""
     if version:
         from diffeo.version import __version__
 

@@ -99,15 +99,15 @@ def fit(
         model, *of(train), validation=of(validation), batch_size=batch_size, time_limit=seconds, seed=seed,
         checkpoint=folder, resume=resume, **training,
     )  # fmt: skip
-    bits = [_bits(model, *of(index), seed=seed) for index in (test, validation)]
-    held = torch.cat(bits)
+    bits = _bits(model, *of(test), seed=seed)
+    held = _bits(model, x[torch.cat([test, validation])], seed=seed)  # without classes, as `score` has pictures
     notes = {"classes": list(found.classes) if labels is not None else [], "coarse": coarse, "held_out": held.tolist()}
     diffeo.save(model, output, notes=notes)
     shutil.rmtree(folder, ignore_errors=True)
     why = {"steps": "as planned", "patience": "no better on held-out pictures", "time_limit": "time limit reached"}
     print(f"{result.steps} steps on {len(train)} pictures in {result.seconds:.0f} s ({why[result.stopped]}).")
     print(f"Bits per dimension of {len(test)} test pictures (lower is better):")
-    rows = [(recipe, float(bits[0].mean())), ("Gaussian", scores.gaussian_bits(x[train], x[test], seed))]
+    rows = [(recipe, float(bits.mean())), ("Gaussian", scores.gaussian_bits(x[train], x[test], seed))]
     rows.append(("histogram", scores.histogram_bits(x[train], x[test], levels)))
     for name, value in rows:
         print(f"  {name:<16}{value:8.3f}")
@@ -133,20 +133,21 @@ def score(
     import torch
 
     from diffeo.apps.images import typicality
+    from diffeo.cli.files import check_output
+    from diffeo.storage import replacing
 
+    check_output(output, (".csv",), model, pictures)
     density, notes = _load(model)
     found = _read(pictures, size, False, skip_bad)
     bits = _bits(density, _for(density, notes, found.images, model), None, seed)
     ranked = typicality(bits, torch.tensor(notes["held_out"]))
-    target = sys.stdout if output is None else output.open("w", newline="")
-    try:
-        table = csv.writer(target, lineterminator="\n")
-        table.writerow(["picture", *ranked._fields])
-        for name, *values in zip(found.names, *(v.tolist() for v in ranked), strict=True):
-            table.writerow([name, *(f"{v:.4g}" for v in values)])
-    finally:
-        if output is not None:
-            target.close()
+    columns = zip(found.names, *(v.tolist() for v in ranked), strict=True)
+    rows = [["picture", *ranked._fields], *([name, *(f"{v:.4g}" for v in values)] for name, *values in columns)]
+    if output is None:
+        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        return
+    with replacing(output) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 @images.command()
@@ -161,6 +162,7 @@ def sample(
     """Draw pictures and write them as a grid."""
     import torch
 
+    _check_picture(output, model)
     density, notes = _load(model)
     labels = _labels(notes, label, n)
     drawn = density.sample(n, labels, temperature=temperature, generator=torch.Generator().manual_seed(seed))
@@ -180,6 +182,7 @@ def interpolate(
     """Write pictures between two: a row as .png, an animation as .gif."""
     from diffeo.apps import images as tools
 
+    _check_picture(output, model, a, b)
     density, notes = _load(model)
     ends = [_for(density, notes, _read(path, size, False, False).images, model)[0] for path in (a, b)]
     context = _one_label(density, notes, label, ends[0])
@@ -205,6 +208,7 @@ def edit(
 
     from diffeo.apps import images as tools
 
+    _check_picture(output, model, picture)
     density, notes = _load(model)
     x = _for(density, notes, _read(picture, size, False, False).images, model)[:1]
     context = _one_label(density, notes, label, x[0])
@@ -231,6 +235,7 @@ def reconstruct(
     """Turn pictures into noise and back, write them, and print the largest difference: 0 where nothing is lost."""
     from diffeo.apps import images as tools
 
+    _check_picture(output, model)
     density, notes = _load(model)
     x = _for(density, notes, _read(pictures, size, False, False).images, model)[:64]
     labels = _labels(notes, None, len(x))
@@ -248,6 +253,13 @@ def _read(path: Path, size: int | None, by_folder: bool, skip_bad: bool) -> Any:
     if found.skipped:
         print(f"diffeo: {len(found.skipped)} files left out, {len(found.images)} used", file=sys.stderr)
     return found
+
+
+def _check_picture(output: Path, *inputs: Path) -> None:
+    """Refuse a picture that could not be written, before any work."""
+    from diffeo.cli.files import check_output
+
+    check_output(output, (".png", ".gif"), *inputs)
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:

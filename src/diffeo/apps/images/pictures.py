@@ -89,8 +89,10 @@ def read(
 
 def _read_one(file: Path, size: int | None) -> np.ndarray:
     """One picture as (H, W, C), or an error that names it."""
-    from PIL import Image, UnidentifiedImageError
-
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise ImportError("pictures need Pillow: pip install 'diffeo[images]'") from None
     try:
         with Image.open(file) as picture:
             if getattr(picture, "n_frames", 1) > 1:
