@@ -78,9 +78,17 @@ def positive(value: float, what: str, owner: object) -> float:
     return value
 
 
-def as_event(event: int | Sequence[int | None]) -> Event:
-    """An event shape given as an int, or as a sequence in which None stands for any size."""
-    return (event,) if isinstance(event, int) else tuple(event)
+def as_event(event: int | Sequence[int | None], owner: object) -> Event:
+    """An event shape given as an int, or as a sequence in which None stands for any size; refused where it is empty."""
+    shape = tuple(event) if isinstance(event, Sequence) else (event,)
+    if not all(size is None or (size == round(size) and size >= 1) for size in shape):
+        raise ValueError(f"{type(owner).__name__}: expected whole numbers of at least 1 as event shape, got {event!r}")
+    return shape
+
+
+def as_fixed_event(event: int | Sequence[int], owner: object) -> Size:
+    """An event shape without free dims; an int stands for a vector."""
+    return Size(as_event(event, owner))  # pyright: ignore[reportArgumentType]
 
 
 def masked_event(event: Event, context: Context, who: str) -> Size:
@@ -97,10 +105,14 @@ def masked_event(event: Event, context: Context, who: str) -> Size:
     return Size([at if size is None else size for size, at in zip(event, sizes, strict=True)])
 
 
+def precise(t: Tensor) -> Tensor:
+    """t in at least float32, as log-dets and solvers need it."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
 def sum_event(t: Tensor, ndim: int) -> Tensor:
     """Sum over the last `ndim` dims, in at least float32; with `ndim = 0` only the dtype may change."""
-    if t.dtype in (torch.float16, torch.bfloat16):
-        t = t.float()
+    t = precise(t)
     return t.flatten(-ndim).sum(-1) if ndim else t
 
 
@@ -121,8 +133,8 @@ def wrap_angle(angle: Tensor) -> Tensor:
 
 
 def constant_logdet(value: Tensor, x: Tensor, event_ndim: int) -> Tensor:
-    """A log-det that does not depend on x, with the batch shape of x."""
-    return value.expand(x.shape[: x.ndim - event_ndim])
+    """A log-det that does not depend on x, with the batch shape of x, in at least float32."""
+    return precise(value).expand(x.shape[: x.ndim - event_ndim])
 
 
 def context_features(context: Context) -> Tensor | None:
@@ -231,7 +243,7 @@ def keep_masked(x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple
 
 def keep_rows(x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
     """As `keep_masked`, for a map that mixes the features of a vector: its mask covers whole rows, `(*batch, 1)`."""
-    mask = context_mask(context)
+    mask, logdet = context_mask(context), precise(logdet)
     if mask is None:
         return z, logdet
     if mask.shape[-1] != 1:

@@ -121,7 +121,7 @@ class Funnel(Density):
         v, rest = x[..., 0], x[..., 1:]
         n = rest.shape[-1]
         mouth = -0.5 * (v / self.scale) ** 2 - math.log(self.scale)
-        across = -0.5 * (rest.square().sum(-1) * (-v).exp() + n * v)
+        across = -0.5 * ((rest * (-v / 2).exp().unsqueeze(-1)).square().sum(-1) + n * v)
         return mouth + across - 0.5 * (n + 1) * math.log(2 * math.pi)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:

@@ -12,6 +12,8 @@ from diffeo.core.given import Given, Preimage
 from diffeo.core.transform import Transform
 from diffeo.functional import Context, Event, check_event, in_blocks, is_real, meet, show_event
 
+FAR = 1e9  # beyond it a density that overflows to NaN is zero; nearer, NaN says that the weights are wrong
+
 
 class Flow(Density):
     """A density whose samples are base samples pushed through the inverse of a transform.
@@ -88,7 +90,13 @@ class Flow(Density):
         context = self.encode(context)
         z, logdet = self.transform(x, context)
         log_base = self.base(z, self.transform.map_context(context))
-        return log_base + self._over_base_batch(logdet, log_base)
+        found = log_base + self._over_base_batch(logdet, log_base)
+        return torch.where(found.isnan() & self._is_far(x), -torch.inf, found)
+
+    def _is_far(self, x: Tensor) -> Tensor:
+        """Whether an event is so far out that layers may have overflowed, ∞ − ∞, on its way to noise."""
+        size = x.detach().abs()
+        return (size.flatten(-self.event_ndim).amax(-1) if self.event_ndim else size) > FAR
 
     def _check_input(self, x: Tensor) -> None:
         """Refuse what would otherwise fail deep inside: NumPy arrays, wrong shapes, another precision."""

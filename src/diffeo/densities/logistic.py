@@ -7,7 +7,7 @@ from torch import Generator, Size, Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density
-from diffeo.functional import Context, LogProb, as_size, check_event, context_mask, masked_sum
+from diffeo.functional import Context, LogProb, as_fixed_event, check_event, context_mask, masked_sum
 
 
 class Logistic(Density):
@@ -27,7 +27,7 @@ class Logistic(Density):
 
     def __init__(self, event: int | tuple[int, ...]):
         super().__init__()
-        self.register_buffer("origin", torch.zeros(as_size(event)), persistent=False)
+        self.register_buffer("origin", torch.zeros(as_fixed_event(event, self)), persistent=False)
         self.event = self.origin.shape
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:

@@ -14,7 +14,7 @@ from diffeo.functional import (
     Event,
     LogProb,
     as_event,
-    as_size,
+    as_fixed_event,
     check_event,
     context_mask,
     masked_event,
@@ -46,7 +46,7 @@ class Normal(Density):
 
     def __init__(self, event: int | Sequence[int | None]):
         super().__init__()
-        self.event = as_event(event)
+        self.event = as_event(event, self)
         self.register_buffer("origin", torch.zeros(()), persistent=False)
 
     def event_shape(self, context: Context = None) -> Size:
@@ -79,8 +79,8 @@ class DiagonalNormal(Density):
     def __init__(self, event: int | tuple[int, ...], bound: float = 8.0):
         super().__init__()
         self.bound = positive(bound, "bound", self)
-        self.loc = nn.Parameter(torch.zeros(as_size(event)))
-        self.log_scale = nn.Parameter(torch.zeros(as_size(event)))
+        self.loc = nn.Parameter(torch.zeros(as_fixed_event(event, self)))
+        self.log_scale = nn.Parameter(torch.zeros(as_fixed_event(event, self)))
         self.event = self.loc.shape
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:

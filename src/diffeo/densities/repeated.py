@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density
-from diffeo.functional import Context, LogProb, at_positions, check_event, context_mask, masked_event
+from diffeo.functional import Context, LogProb, as_event, at_positions, check_event, context_mask, masked_event
 
 
 class Repeated(Density):
@@ -37,7 +37,7 @@ class Repeated(Density):
         super().__init__()
         self.density = density
         self.event_ndim = density.event_ndim + 1
-        self.event = None if density.event is None else (count, *density.event)
+        self.event = None if density.event is None else (*as_event((count,), self), *density.event)
         self.exact, self.has_rsample = density.exact, density.has_rsample
         self._count = count
         self._reads = {**density.context_dims(), "mask": self.event_ndim}

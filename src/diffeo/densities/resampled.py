@@ -67,7 +67,9 @@ class Resampled(Density):
         log_last = (self.attempts - 1) * (F.logsigmoid(-raw).logsumexp(0) - math.log(POINTS))
         log_accept = F.logsigmoid(self.net(x).squeeze(-1))
         accepted = log_accept - log_chance + torch.log(-torch.expm1(log_last))
-        return self.proposal(x, context) + torch.logaddexp(accepted, log_last.expand_as(accepted))
+        proposed = self.proposal(x, context)
+        found = proposed + torch.logaddexp(accepted, log_last.expand_as(accepted))
+        return torch.where(proposed.isneginf(), proposed, found)  # where the net overflows, too
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
         event = self.event_shape()

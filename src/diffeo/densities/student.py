@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density
 from diffeo.densities.normal import standard_normal
-from diffeo.functional import Context, LogProb, as_size, check_event, context_mask, masked_sum
+from diffeo.functional import Context, LogProb, as_fixed_event, check_event, context_mask, masked_sum
 
 
 class StudentT(Density):
@@ -36,7 +36,7 @@ class StudentT(Density):
         super().__init__()
         if not df > 1:
             raise ValueError(f"StudentT: expected df > 1, got {df}")
-        self.raw_df = nn.Parameter(torch.full(as_size(event), (df - 1) + math.log(-math.expm1(1 - df))))
+        self.raw_df = nn.Parameter(torch.full(as_fixed_event(event, self), (df - 1) + math.log(-math.expm1(1 - df))))
         self.event = self.raw_df.shape
 
     @property

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Size, Tensor, nn
 
-from diffeo.functional import Context
+from diffeo.functional import Context, as_fixed_event
 from diffeo.kernels import perceptron
 from diffeo.kernels.compiling import signature
 from diffeo.kernels.inverse import MaskedRun
@@ -114,6 +114,7 @@ class MADE(Blockwise):
         residual: bool = False,
     ):
         super().__init__()
+        as_fixed_event((features, n_params), self)
         if residual and len(set(hidden)) > 1:
             raise ValueError(f"MADE: residual blocks need equal widths, got hidden={tuple(hidden)}")
         self.features, self.n_params, self.context, self.residual = features, n_params, context, residual

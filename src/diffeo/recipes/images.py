@@ -181,6 +181,9 @@ def _sizes(name: str, presets: dict[str, dict[str, int]], preset: str, **asked: 
     """The sizes of a preset, but for those asked for."""
     if preset not in presets:
         raise ValueError(f"{name}: preset must be one of {', '.join(presets)}, got {preset!r}")
+    wrong = {k: v for k, v in asked.items() if v is not None and not (isinstance(v, int) and v >= 1)}
+    if wrong:
+        raise ValueError(f"{name}: expected whole numbers of at least 1, got {wrong}")
     return {**presets[preset], **{k: v for k, v in asked.items() if v is not None}}
 
 

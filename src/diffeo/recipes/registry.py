@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -105,8 +105,8 @@ def _check_sizes(name: str, arguments: Mapping[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
             raise ValueError(f"{name}: {what} must be a whole number of at least {least}, got {value!r}")
     hidden = arguments.get("hidden")
-    hidden = [hidden] if isinstance(hidden, Integral) and not isinstance(hidden, bool) else hidden
-    if hidden is not None and not all(isinstance(n, Integral) and int(n) > 0 for n in hidden):
+    hidden = hidden if isinstance(hidden, Iterable) else [hidden]
+    if hidden != [None] and not all(isinstance(n, Integral) and int(n) > 0 for n in hidden):
         raise ValueError(f"{name}: hidden must hold whole numbers of at least 1, got {hidden!r}")
 
 

@@ -86,4 +86,5 @@ def _worst_row(state: State) -> Tensor:
     """Root mean square of each row's error, the largest of them: no row's solution depends on how easy others are."""
     x, *rest = state
     squares = torch.stack([x.square().sum(-1), *(part.square() for part in rest)]).sum(0)
-    return (squares / (x.shape[-1] + len(rest))).max().sqrt()
+    worst = (squares / (x.shape[-1] + len(rest))).flatten()
+    return torch.cat([worst, worst.new_zeros(1)]).max().sqrt()  # there may be no row

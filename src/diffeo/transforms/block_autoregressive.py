@@ -13,7 +13,7 @@ import math
 from itertools import pairwise
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform
@@ -21,11 +21,13 @@ from diffeo.functional import (
     Context,
     MappedVector,
     Vector,
+    as_fixed_event,
     check_event,
     context_mask,
     full_precision,
     joined,
     soft_clip,
+    sum_event,
     visible,
 )
 from diffeo.nets.mlp import require_context
@@ -68,7 +70,7 @@ class BlockAutoregressive(Transform):
         super().__init__()
         if width < 1 or layers < 1:
             raise ValueError(f"BlockAutoregressive: expected width >= 1 and layers >= 1, got {width} and {layers}")
-        self.event = Size((features,))
+        self.event = as_fixed_event(features, self)
         self.context, self.reverse = context, reverse
         widths = [1, *[width] * layers, 1]
         self.layers = nn.ModuleList(_BlockLinear(features, a, b) for a, b in pairwise(widths))
@@ -101,7 +103,7 @@ class BlockAutoregressive(Transform):
             found.append(x_i if masks is None else torch.where(masks[i], x_i, z_i))
             seen.append(x_i if masks is None else torch.where(masks[i], x_i, 0.0))
             changes.append(change if masks is None else torch.where(masks[i], change, 0.0))
-        return self._flip(torch.stack(found, -1)), torch.stack(changes, -1).sum(-1)
+        return self._flip(torch.stack(found, -1)), sum_event(torch.stack(changes, -1), 1)
 
     def _map(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """z and log ∂zᵢ/∂xᵢ, coordinates in the layer's own order."""
@@ -128,8 +130,8 @@ class BlockAutoregressive(Transform):
     def _keep(self, x: Tensor, z: Tensor, log_slope: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         mask = context_mask(context)
         if mask is None:
-            return z, log_slope.sum(-1)
-        return torch.where(mask, z, x), torch.where(mask, log_slope, 0.0).sum(-1)
+            return z, sum_event(log_slope, 1)
+        return torch.where(mask, z, x), sum_event(torch.where(mask, log_slope, 0.0), 1)
 
     def _flip(self, x: Tensor) -> Tensor:
         return x.flip(-1) if self.reverse else x

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform, Univariate
-from diffeo.functional import Context, as_size, check_event, context_mask, keep_masked, real_rows, sum_event
+from diffeo.functional import Context, as_fixed_event, check_event, context_mask, keep_masked, real_rows, sum_event
 
 
 class Elementwise(Transform):
@@ -30,7 +30,7 @@ class Elementwise(Transform):
 
     def __init__(self, univariate: Univariate, event: int | tuple[int, ...]):
         super().__init__()
-        self.event = shape = as_size(event)
+        self.event = shape = as_fixed_event(event, self)
         self.event_ndim = self.event_ndim_out = len(shape)
         self.univariate = univariate
         self.theta = nn.Parameter(torch.zeros(*shape, univariate.n_params))

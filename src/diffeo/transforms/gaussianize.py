@@ -7,11 +7,11 @@ import warnings
 
 import numpy as np
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, MappedVector, Vector, check_event, keep_masked, sum_event
+from diffeo.functional import Context, MappedVector, Vector, as_fixed_event, check_event, keep_masked, sum_event
 from diffeo.transforms.norm import training_rows
 from diffeo.transforms.univariate import RationalQuadraticSpline
 
@@ -62,7 +62,7 @@ class Gaussianize(Transform):
         super().__init__()
         if bins < 4:
             raise ValueError(f"Gaussianize: expected at least 4 bins, got {bins}")
-        self.event = Size((features,))
+        self.event = as_fixed_event(features, self)
         self.spline = RationalQuadraticSpline(bins, self.bound, min_width=1e-5, min_height=1e-4, min_slope=1e-4)
         self.theta = nn.Parameter(torch.zeros(features, self.spline.n_params))
         self.register_buffer("center", torch.zeros(features))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F  # noqa: N812
 
@@ -12,12 +12,15 @@ from diffeo.functional import (
     Context,
     MappedVector,
     Vector,
+    as_fixed_event,
     check_event,
     constant_logdet,
     full_precision,
     keep_rows,
     positive,
+    precise,
     soft_clip,
+    sum_event,
 )
 from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.univariate import Affine
@@ -48,7 +51,7 @@ class LULinear(Transform):
 
     def __init__(self, features: int, bound: float = 4.0):
         super().__init__()
-        self.event = Size((features,))
+        self.event = as_fixed_event(features, self)
         self.bound = positive(bound, "bound", self)
         self.weight = nn.Parameter(torch.zeros(features, features))  # L below the diagonal, U on and above it
         self.bias = nn.Parameter(torch.zeros(features))
@@ -59,16 +62,16 @@ class LULinear(Transform):
         lower, upper, log_scale = self._factors(x.dtype)
         with full_precision(x):
             z = F.linear(F.linear(x, upper), lower, self.bias.to(x.dtype))
-        return _rows_kept(x, z, log_scale.sum(), context)
+        return _rows_kept(x, z, sum_event(log_scale, 1), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "LULinear")
         lower, upper, log_scale = self._factors(z.dtype)
-        rows = (z - self.bias.to(z.dtype)).reshape(-1, z.shape[-1]).T
+        rows = precise(z - self.bias.to(z.dtype)).reshape(-1, z.shape[-1]).T
         with full_precision(z):
-            y = torch.linalg.solve_triangular(lower, rows, upper=False, unitriangular=True)
-            x = torch.linalg.solve_triangular(upper, y, upper=True).T.reshape(z.shape)
-        return _rows_kept(z, x, -log_scale.sum(), context)
+            y = torch.linalg.solve_triangular(precise(lower), rows, upper=False, unitriangular=True)
+            x = torch.linalg.solve_triangular(precise(upper), y, upper=True).T.reshape(z.shape).to(z.dtype)
+        return _rows_kept(z, x, -sum_event(log_scale, 1), context)
 
     def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         weight, eye = self.weight.to(dtype), self.eye.to(dtype)
@@ -99,7 +102,7 @@ class TriangularLinear(Transform):
 
     def __init__(self, features: int, upper: bool = True, bound: float = 4.0):
         super().__init__()
-        self.event = Size((features,))
+        self.event = as_fixed_event(features, self)
         self.upper, self.bound = upper, positive(bound, "bound", self)
         self.log_scale = nn.Parameter(torch.zeros(features))
         self.bias = nn.Parameter(torch.zeros(features))
@@ -113,15 +116,15 @@ class TriangularLinear(Transform):
         matrix, log_scale = self._matrix(x.dtype)
         with full_precision(x):
             z = F.linear(x, matrix, self.bias.to(x.dtype))
-        return _rows_kept(x, z, log_scale.sum(), context)
+        return _rows_kept(x, z, sum_event(log_scale, 1), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "TriangularLinear")
         matrix, log_scale = self._matrix(z.dtype)
-        rows = (z - self.bias.to(z.dtype)).reshape(-1, z.shape[-1]).T
+        rows = precise(z - self.bias.to(z.dtype)).reshape(-1, z.shape[-1]).T
         with full_precision(z):
-            x = torch.linalg.solve_triangular(matrix, rows, upper=self.upper).T.reshape(z.shape)
-        return _rows_kept(z, x, -log_scale.sum(), context)
+            x = torch.linalg.solve_triangular(precise(matrix), rows, upper=self.upper).T.reshape(z.shape).to(z.dtype)
+        return _rows_kept(z, x, -sum_event(log_scale, 1), context)
 
     def _matrix(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         log_scale = soft_clip(self.log_scale.to(dtype), self.bound)
@@ -152,7 +155,7 @@ class ExpLinear(Transform):
 
     def __init__(self, features: int, bound: float = 2.0):
         super().__init__()
-        self.event = Size((features,))
+        self.event = as_fixed_event(features, self)
         self.bound = positive(bound, "bound", self)
         self.weight = nn.Parameter(torch.zeros(features, features))
         self.bias = nn.Parameter(torch.zeros(features))
@@ -162,14 +165,14 @@ class ExpLinear(Transform):
         generator = soft_clip(self.weight.to(x.dtype), self.bound)
         with full_precision(x):
             z = F.linear(x, torch.linalg.matrix_exp(generator), self.bias.to(x.dtype))
-        return _rows_kept(x, z, generator.diagonal().sum(), context)
+        return _rows_kept(x, z, sum_event(generator.diagonal(), 1), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "ExpLinear")
         generator = soft_clip(self.weight.to(z.dtype), self.bound)
         with full_precision(z):
             x = F.linear(z - self.bias.to(z.dtype), torch.linalg.matrix_exp(-generator))
-        return _rows_kept(z, x, -generator.diagonal().sum(), context)
+        return _rows_kept(z, x, -sum_event(generator.diagonal(), 1), context)
 
 
 class Householder(Transform):
@@ -198,10 +201,10 @@ class Householder(Transform):
 
     def __init__(self, features: int, reflections: int | None = None):
         super().__init__()
+        self.event = as_fixed_event(features, self)
         n = features + features % 2 if reflections is None else reflections
         if n < 2 or n % 2:
             raise ValueError(f"Householder: expected an even, positive number of reflections, got {n}")
-        self.event = Size((features,))
         self.vectors = nn.Parameter(torch.randn(n // 2, features).repeat_interleave(2, 0))
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:

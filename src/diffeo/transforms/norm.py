@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform
@@ -13,9 +13,11 @@ from diffeo.functional import (
     Event,
     MappedVector,
     Vector,
+    as_fixed_event,
     check_event,
     full_precision,
     keep_masked,
+    precise,
     quartiles,
     real_rows,
     sum_event,
@@ -53,7 +55,7 @@ class Standardize(Transform):
 
     def __init__(self, features: int, robust: bool = False):
         super().__init__()
-        self.event = Size((features,))
+        self.event = as_fixed_event(features, self)
         self.robust = robust
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
@@ -114,7 +116,7 @@ class ActNorm(Transform):
 
     def __init__(self, features: int):
         super().__init__()
-        self.event = Size((features,))
+        self.event = as_fixed_event(features, self)
         self.bias = nn.Parameter(torch.zeros(features))
         self.log_scale = nn.Parameter(torch.zeros(features))
         self.register_buffer("initialized", torch.tensor(False))
@@ -175,7 +177,7 @@ class Whiten(Transform):
 
     def __init__(self, features: int):
         super().__init__()
-        self.event = Size((features,))
+        self.event = as_fixed_event(features, self)
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("factor", torch.eye(features))  # Cholesky factor of the shrunk correlations
@@ -185,7 +187,8 @@ class Whiten(Transform):
         check_event(x, self.event, "Whiten")
         rows = ((x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)).reshape(-1, x.shape[-1])
         with full_precision(x):
-            z = torch.linalg.solve_triangular(self.factor.to(x.dtype), rows.T, upper=False).T.reshape(x.shape)
+            z = torch.linalg.solve_triangular(precise(self.factor.to(x.dtype)), precise(rows).T, upper=False).T
+            z = z.reshape(x.shape).to(x.dtype)
         return _rows_kept(x, z, -self._log_volume(x.dtype), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
@@ -195,7 +198,8 @@ class Whiten(Transform):
         return _rows_kept(z, x, self._log_volume(z.dtype), context)
 
     def _log_volume(self, dtype: torch.dtype) -> Tensor:
-        return self.scale.to(dtype).log().sum() + self.factor.to(dtype).diagonal().log().sum()
+        scale, factor = self.scale.to(dtype), self.factor.to(dtype)
+        return sum_event(scale.log() + factor.diagonal().log(), 1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F  # noqa: N812
 
@@ -20,10 +20,13 @@ from diffeo.functional import (
     Context,
     MappedVector,
     Vector,
+    as_fixed_event,
     check_event,
     full_precision,
     joined,
     keep_rows,
+    precise,
+    sum_event,
 )
 from diffeo.nets import MLP
 from diffeo.solvers import invert_increasing
@@ -44,7 +47,7 @@ class LowRank(Transform):
 
     def __init__(self, features: int, start: Tensor, context: int):
         super().__init__()
-        self.event = Size((features,))
+        self.event = as_fixed_event(features, self)
         self.theta = nn.Parameter(start)
         self.net = MLP(0, len(start), context=context, hidden=()) if context else None
 
@@ -80,7 +83,7 @@ class Planar(LowRank):
     exact_inverse = False
 
     def __init__(self, features: int, context: int = 0):
-        w = F.normalize(torch.randn(features), dim=0)
+        w = F.normalize(torch.randn(as_fixed_event(features, self)), dim=0)
         super().__init__(features, torch.cat([torch.zeros(features), w, torch.zeros(1)]), context)
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
@@ -123,7 +126,7 @@ class Radial(LowRank):
     """
 
     def __init__(self, features: int, context: int = 0):
-        super().__init__(features, torch.cat([torch.randn(features), torch.zeros(2)]), context)
+        super().__init__(features, torch.cat([torch.randn(as_fixed_event(features, self)), torch.zeros(2)]), context)
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         middle, alpha, beta = self._unpack(x, context)
@@ -187,6 +190,7 @@ class Sylvester(LowRank):
         m = features if rank is None else rank
         if kind not in ORTHOGONAL:
             raise ValueError(f"Sylvester: kind must be one of {', '.join(ORTHOGONAL)}, got {kind!r}")
+        as_fixed_event(features, self)
         if not 1 <= m <= features:
             raise ValueError(f"Sylvester: expected a rank from 1 to {features}, got {m}")
         inner = m * (m - 1) // 2  # entries above a diagonal
@@ -230,7 +234,7 @@ class Sylvester(LowRank):
             h = ((r_tilde @ (z @ q).unsqueeze(-1)).squeeze(-1) + b).tanh()
             c = (r.diagonal(dim1=-2, dim2=-1) * r_tilde.diagonal(dim1=-2, dim2=-1)).expand_as(h)
             x = z + (r @ h.unsqueeze(-1)).squeeze(-1) @ q.mT
-            return keep_rows(z, x, torch.log1p(c * (1 - h * h)).sum(-1), context)
+            return keep_rows(z, x, sum_event(torch.log1p(c * (1 - h * h)), 1), context)
 
     def _unpack(self, v: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         m, inner = self.rank, self._inner
@@ -249,7 +253,7 @@ class Sylvester(LowRank):
     def _orthonormal(self, dtype: torch.dtype) -> Tensor:
         columns = self.columns.to(dtype)
         if self.kind == "orthogonal":
-            return torch.linalg.qr(columns)[0]
+            return torch.linalg.qr(precise(columns))[0].to(dtype)
         if self.kind == "householder":
             q = torch.eye(len(columns), self.rank, dtype=dtype, device=columns.device)
             for v in columns.unbind(-1):

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, MappedVector, Vector, check_event, keep_masked, real_rows, sum_event
+from diffeo.functional import (
+    Context,
+    MappedVector,
+    Vector,
+    as_fixed_event,
+    check_event,
+    keep_masked,
+    real_rows,
+    sum_event,
+)
 from diffeo.nets.mlp import require_context
 from diffeo.transforms.norm import training_rows
 
@@ -40,7 +49,7 @@ class Regress(Transform):
 
     def __init__(self, features: int, context: int):
         super().__init__()
-        self.event = Size((features,))
+        self.event = as_fixed_event(features, self)
         self.context = context
         self.weight = nn.Parameter(torch.zeros(features, context))
         self.register_buffer("initialized", torch.tensor(False))

@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, Event, at_positions, check_event, context_mask, declared_reads, sum_event
+from diffeo.functional import (
+    Context,
+    Event,
+    at_positions,
+    check_event,
+    constant_logdet,
+    context_mask,
+    declared_reads,
+    sum_event,
+)
 from diffeo.transforms.linear import LULinear
 
 
@@ -152,7 +161,7 @@ class Squeeze(Transform):
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(x, self.event, "Squeeze")
         self.output_shape(x.shape[-3:])
-        return self._fold(x), x.new_zeros(x.shape[:-3])
+        return self._fold(x), constant_logdet(x.new_zeros(()), x, 3)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(z, (self._grown(self.channels), None, None), "Squeeze")
@@ -162,7 +171,7 @@ class Squeeze(Transform):
             first, last, second, third = z.chunk(4, -3)
             z = torch.stack([first, second, third, last], -3).flatten(-4, -3)
         x = z.unflatten(-3, (-1, k, k)).movedim((-4, -3), (-3, -1))
-        return x.flatten(-4, -3).flatten(-2, -1), z.new_zeros(z.shape[:-3])
+        return x.flatten(-4, -3).flatten(-2, -1), constant_logdet(z.new_zeros(()), z, 3)
 
     def output_shape(self, event: Event) -> Event:
         c, h, w = event
@@ -242,12 +251,13 @@ class Haar(Transform):
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         blocks = self.squeeze(x)[0].unflatten(-3, (-1, 4))
-        return self._mixed(blocks, context).transpose(-4, -3).flatten(-4, -3), x.new_zeros(x.shape[:-3])
+        z = self._mixed(blocks, context).transpose(-4, -3).flatten(-4, -3)
+        return z, constant_logdet(x.new_zeros(()), x, 3)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         self.input_shape(z.shape[-3:])
         blocks = self._mixed(z.unflatten(-3, (4, -1)).transpose(-4, -3), context)  # its own inverse
-        return self.squeeze.inverse(blocks.flatten(-4, -3))[0], z.new_zeros(z.shape[:-3])
+        return self.squeeze.inverse(blocks.flatten(-4, -3))[0], constant_logdet(z.new_zeros(()), z, 3)
 
     def output_shape(self, event: Event) -> Event:
         return self.squeeze.output_shape(event)

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, MappedVector, Vector, check_event, full_precision, keep_rows
+from diffeo.functional import (
+    Context,
+    MappedVector,
+    Vector,
+    as_fixed_event,
+    check_event,
+    full_precision,
+    keep_rows,
+    precise,
+)
 from diffeo.nets import LipschitzMLP
 from diffeo.solvers import solve_residual
 
@@ -54,7 +63,7 @@ class Residual(Transform):
 
     def __init__(self, features: int, *, context: int = 0, hidden: Sequence[int] = (128, 128), lipschitz: float = 0.97):
         super().__init__()
-        self.event = Size((features,))
+        self.event = as_fixed_event(features, self)
         self.net = LipschitzMLP(features, context=context, hidden=hidden, lipschitz=lipschitz)
         self.exact_logdet = self.traceable = features <= EXACT
 
@@ -77,7 +86,9 @@ class Residual(Transform):
             for _ in range(2 if torch.is_grad_enabled() else 0):
                 # Newton steps that autograd sees, dx = (I + J)⁻¹ (dz − ∂g/∂θ dθ): two are right to third order
                 g, push = self.net.linearize(x, context)
-                x = x - torch.linalg.solve(self._jacobian(push, g), (x + g - z).unsqueeze(-1)).squeeze(-1)
+                x = x - torch.linalg.solve(self._jacobian(push, g), precise(x + g - z).unsqueeze(-1)).squeeze(-1).to(
+                    x.dtype
+                )
             g, push = self.net.linearize(x, context)
             return keep_rows(z, x, -_logdet(self._jacobian(push, g)), context)
 
@@ -85,7 +96,7 @@ class Residual(Transform):
     def _jacobian(push: Callable[[Tensor], Tensor], g: Tensor) -> Tensor:
         """I + J, of shape (*batch, D, D)."""
         eye = torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)
-        return eye + push(eye.expand(*g.shape[:-1], -1, -1))
+        return precise(eye + push(eye.expand(*g.shape[:-1], -1, -1)))
 
 
 def _logdet(matrix: Tensor) -> Tensor:

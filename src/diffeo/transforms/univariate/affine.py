@@ -32,11 +32,13 @@ class Affine(Univariate):
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         shift, log_scale = self._unpack(context)
-        return x * log_scale.exp() + shift, log_scale.expand_as(x)
+        z = x * log_scale.exp() + shift
+        return z, log_scale.expand_as(z)
 
     def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         shift, log_scale = self._unpack(context)
-        return (z - shift) * (-log_scale).exp(), -log_scale.expand_as(z)
+        x = (z - shift) * (-log_scale).exp()
+        return x, -log_scale.expand_as(x)
 
     def _unpack(self, context: Context) -> tuple[Tensor, Tensor]:
         shift, s = unbind_last(self.params(context))
@@ -65,11 +67,13 @@ class LocationScale(Univariate):
 
     def forward(self, x: Scalars, context: Context = None) -> MappedScalars:
         location, log_scale = self._unpack(context)
-        return (x - location) * (-log_scale).exp(), -log_scale.expand_as(x)
+        z = (x - location) * (-log_scale).exp()
+        return z, -log_scale.expand_as(z)
 
     def inverse(self, z: Scalars, context: Context = None) -> MappedScalars:
         location, log_scale = self._unpack(context)
-        return z * log_scale.exp() + location, log_scale.expand_as(z)
+        x = z * log_scale.exp() + location
+        return x, log_scale.expand_as(x)
 
     def _unpack(self, context: Context) -> tuple[Tensor, Tensor]:
         location, s = unbind_last(self.params(context))

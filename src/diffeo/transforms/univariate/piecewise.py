@@ -280,4 +280,5 @@ def _bin(v: Tensor, starts: Tensor) -> Tensor:
 
 def _take(values: Tensor, k: Tensor) -> Tensor:
     """The k-th of the values of each scalar."""
-    return values.expand(*k.shape, -1).gather(-1, k.unsqueeze(-1)).squeeze(-1)
+    values, k = torch.broadcast_tensors(values, k.unsqueeze(-1))
+    return values.gather(-1, k[..., :1]).squeeze(-1)
