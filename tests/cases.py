@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import diffeo
-from diffeo.nets import MADE, MLP, ConvNet
+from diffeo.nets import MADE, MLP, CausalTransformer, ConvNet, Guided
 
 
 class TransformCase(NamedTuple):
@@ -58,6 +58,21 @@ def _stage(channels: int, context: int = 0) -> diffeo.Transform:
     net = ConvNet(2 * channels, 2 * channels, 2, hidden=4, blocks=channels - 1, context=context)
     coupling = diffeo.Coupling(mask, net, diffeo.Affine(), dim=-3)
     return diffeo.Chain(diffeo.Squeeze(channels=channels), diffeo.Conv1x1(4 * channels), coupling)
+
+
+def _transformer(univariate: diffeo.Univariate, context: int, **options) -> diffeo.Transform:
+    net = CausalTransformer(2, univariate.n_params, 3, width=8, heads=2, layers=1, context=context, **options)
+    return diffeo.Autoregressive(Guided(net, 0.5) if options else net, univariate, dim=-2, event_ndim=2)
+
+
+def _attention() -> diffeo.Transform:
+    net = ConvNet(1, 1, 2, hidden=4, blocks=1, heads=2, size=(2, 3), concat=True)
+    return diffeo.Coupling(torch.tensor([True, False]), net, diffeo.Affine(), dim=-3)
+
+
+def _injection() -> diffeo.Transform:
+    net = ConvNet(0, 2, 2, hidden=4, map=("features", 3))
+    return diffeo.Coupling(torch.zeros(2, dtype=torch.bool), net, diffeo.Affine(), dim=-3)
 
 
 def _univariate(univariate: Callable[[], diffeo.Univariate], x: Callable[[], Tensor]) -> TransformCase:
@@ -226,6 +241,17 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Squeeze, checkerboard": TransformCase(
         lambda seed: diffeo.Squeeze(channels=2, order="checkerboard"), _normal(6, 2, 2, 4)
     ),
+    "Checkerboard": TransformCase(lambda seed: diffeo.Checkerboard(channels=2), _normal(6, 2, 2, 4)),
+    "Reshape": TransformCase(lambda seed: diffeo.Reshape((2, 3), (6,)), _normal(6, 2, 3)),
+    "Patches": TransformCase(lambda seed: diffeo.Patches(2, (2, 4, 2)), _normal(6, 2, 4, 2)),
+    "Autoregressive, transformer": TransformCase(
+        _seeded(lambda: _transformer(diffeo.Affine(), 2)), _normal(6, 3, 2), _normal(6, 2)
+    ),
+    "Autoregressive, transformer, reversed, guided": TransformCase(
+        _seeded(lambda: _transformer(diffeo.Affine(), 2, reverse=True)), _normal(6, 3, 2), _normal(6, 2)
+    ),
+    "Coupling, attention": TransformCase(_seeded(_attention), _normal(6, 2, 2, 3)),
+    "Coupling of all by a map": TransformCase(_seeded(_injection), _normal(6, 2, 2, 3), _normal(6, 3, 2, 3)),
     "Haar": TransformCase(lambda seed: diffeo.Haar(channels=2), _normal(6, 2, 2, 4)),
     "Multiscale": TransformCase(
         _seeded(lambda: diffeo.Multiscale(_stage(1), _stage(2), event=(1, 4, 4))), _normal(6, 1, 4, 4)
@@ -349,9 +375,18 @@ CLASS = torch.tensor(1)
 
 
 def _image_flow(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Density:
-    flow = recipe((1, 4, 4), preset="tiny", hidden=4, levels=4, **options)
-    flow.initialize(torch.randint(4, (50, 1, 4, 4), generator=torch.Generator().manual_seed(0)),
-                    torch.arange(50) % 2 if "classes" in options else None)  # fmt: skip
+    small = options.pop("small", False)
+    options = {name: value for name, value in {"hidden": 4, **options}.items() if value is not None}
+    flow = recipe((1, 4, 4), preset="tiny", levels=4, **options)
+    images = torch.randint(4, (50, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    context = torch.arange(50) % 2 if "classes" in options else images[..., ::2, ::2] if small else None
+    flow.initialize(images, context)
+    return flow
+
+
+def _noisy() -> diffeo.Density:
+    flow = diffeo.tarflow((1, 2, 2), preset="tiny", width=8, noise=0.5, levels=4)
+    flow.denoise, flow.levels = False, None  # as a density of what is not rounded
     return flow
 
 
@@ -400,6 +435,15 @@ DENSITIES: dict[str, DensityCase] = {
     "glow": DensityCase(lambda: _image_flow(diffeo.glow, layers=2)),
     "glow, classes": DensityCase(lambda: _image_flow(diffeo.glow, layers=1, classes=2), CLASS),
     "realnvp_image": DensityCase(lambda: _image_flow(diffeo.realnvp_image, blocks=1)),
+    "nice_image": DensityCase(lambda: _image_flow(diffeo.nice_image, layers=2)),
+    "flowpp": DensityCase(lambda: _image_flow(diffeo.flowpp, blocks=1, heads=2)),
+    "tarflow, classes": DensityCase(lambda: _image_flow(diffeo.tarflow, hidden=None, width=8, classes=2), CLASS),
+    "tarflow, noise": DensityCase(lambda: _noisy()),
+    "srflow": DensityCase(
+        lambda: _image_flow(diffeo.srflow, scale=2, scales=1, layers=1, features=4, blocks=1, small=True),
+        torch.tensor([[[0.0, 3.0], [1.0, 2.0]]]),
+    ),
+    "Noisy": DensityCase(lambda: diffeo.Noisy(diffeo.Normal(2), 0.5, denoise=False)),
     "residual_flow": DensityCase(_small(diffeo.residual_flow, 2)),
     "ffjord, context": DensityCase(lambda: diffeo.ffjord(2, context=2, hidden=(16, 16)), CONTEXT),
     "Dequantized, variational": DensityCase(

@@ -24,6 +24,7 @@ from diffeo.densities import DiagonalNormal as DiagonalNormal
 from diffeo.densities import GaussianMixture as GaussianMixture
 from diffeo.densities import Logistic as Logistic
 from diffeo.densities import Mixed as Mixed
+from diffeo.densities import Noisy as Noisy
 from diffeo.densities import Normal as Normal
 from diffeo.densities import Repeated as Repeated
 from diffeo.densities import Resampled as Resampled
@@ -40,6 +41,7 @@ from diffeo.recipes import bernstein as bernstein
 from diffeo.recipes import bnaf as bnaf
 from diffeo.recipes import coupling_flow as coupling_flow
 from diffeo.recipes import ffjord as ffjord
+from diffeo.recipes import flowpp as flowpp
 from diffeo.recipes import gaussian as gaussian
 from diffeo.recipes import gaussianization as gaussianization
 from diffeo.recipes import glow as glow
@@ -48,6 +50,7 @@ from diffeo.recipes import maf as maf
 from diffeo.recipes import mixed as mixed
 from diffeo.recipes import naf as naf
 from diffeo.recipes import nice as nice
+from diffeo.recipes import nice_image as nice_image
 from diffeo.recipes import nsf as nsf
 from diffeo.recipes import nsf_ar as nsf_ar
 from diffeo.recipes import planar as planar
@@ -60,7 +63,9 @@ from diffeo.recipes import regression as regression
 from diffeo.recipes import residual_flow as residual_flow
 from diffeo.recipes import sos as sos
 from diffeo.recipes import sphere as sphere
+from diffeo.recipes import srflow as srflow
 from diffeo.recipes import sylvester as sylvester
+from diffeo.recipes import tarflow as tarflow
 from diffeo.recipes import torus as torus
 from diffeo.recipes import ttf as ttf
 from diffeo.recipes import unaf as unaf
@@ -69,6 +74,7 @@ from diffeo.transforms import ActNorm as ActNorm
 from diffeo.transforms import Along as Along
 from diffeo.transforms import Autoregressive as Autoregressive
 from diffeo.transforms import BlockAutoregressive as BlockAutoregressive
+from diffeo.transforms import Checkerboard as Checkerboard
 from diffeo.transforms import Continuous as Continuous
 from diffeo.transforms import Conv1x1 as Conv1x1
 from diffeo.transforms import Coupling as Coupling
@@ -79,10 +85,12 @@ from diffeo.transforms import Haar as Haar
 from diffeo.transforms import Householder as Householder
 from diffeo.transforms import LULinear as LULinear
 from diffeo.transforms import Multiscale as Multiscale
+from diffeo.transforms import Patches as Patches
 from diffeo.transforms import Permute as Permute
 from diffeo.transforms import Planar as Planar
 from diffeo.transforms import Radial as Radial
 from diffeo.transforms import Regress as Regress
+from diffeo.transforms import Reshape as Reshape
 from diffeo.transforms import Residual as Residual
 from diffeo.transforms import SphereToCylinder as SphereToCylinder
 from diffeo.transforms import Squeeze as Squeeze

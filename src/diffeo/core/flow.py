@@ -10,7 +10,7 @@ from torch.distributions.constraints import Constraint
 from diffeo.core.density import Density
 from diffeo.core.given import Given, Preimage
 from diffeo.core.transform import Transform
-from diffeo.functional import Context, Event, check_event, in_blocks, is_real, meet, show_event
+from diffeo.functional import Context, Event, check_event, declared_reads, in_blocks, is_real, meet, show_event
 
 FAR = 1e9  # beyond it a density that overflows to NaN is zero; nearer, NaN says that the weights are wrong
 
@@ -69,8 +69,9 @@ class Flow(Density):
         return Size(self.transform.input_shape(self.base.event_shape(context)))  # pyright: ignore[reportArgumentType]
 
     def context_dims(self) -> dict[str, int]:
-        own = getattr(self.encoder, "reads", None)  # the encoder is what reads the context as it comes
-        return {**super().context_dims(), **(own or {})}
+        inner = {"features": 1, **declared_reads(self.transform), **declared_reads(self.base)}
+        own = {} if self.encoder is None else declared_reads(self.encoder)  # it reads the context as it comes
+        return {**inner, **own, "mask": self.event_ndim}
 
     @property
     def support(self) -> Constraint:

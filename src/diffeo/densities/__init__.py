@@ -8,6 +8,7 @@ from diffeo.densities.dequantized import Dequantized as Dequantized
 from diffeo.densities.logistic import Logistic as Logistic
 from diffeo.densities.mixed import Mixed as Mixed
 from diffeo.densities.mixture import GaussianMixture as GaussianMixture
+from diffeo.densities.noisy import Noisy as Noisy
 from diffeo.densities.normal import DiagonalNormal as DiagonalNormal
 from diffeo.densities.normal import Normal as Normal
 from diffeo.densities.repeated import Repeated as Repeated

@@ -47,8 +47,9 @@ class Dequantized(Density):
         low, high: bounds of the positions, ±inf for none; they matter where something may be absent.
         levels: how many values there are, 0 … levels − 1, at spacing 1: samples are kept among them, and training
             values must be; None for no bounds.
-        dequantizer: q, a density of vectors in the unit box with reparameterised samples, whose context is x and then
-            the context, such as `diffeo.unit_box(D, context=D)`; None for uniform noise.
+        dequantizer: q, a density of events in the unit box with reparameterised samples; for vectors its context is x
+            and then the context, as in `diffeo.unit_box(D, context=D)`, for images `{"image": x}`; None for uniform
+            noise.
 
     Raises:
         ValueError: no positive spacing; a dequantizer beside continuous positions, or without reparameterised samples.
@@ -154,7 +155,7 @@ class Dequantized(Density):
         batch = joined(x.shape[: x.ndim - len(event)], context_batch(context, self._context_dims))
         log_q: Tensor | float = 0.0
         if noise is None and self.dequantizer is not None:
-            rows = joined_context(x.expand(*batch, *event), context)
+            rows = self._beside(x.expand(*batch, *event), context)
             noise, log_q = self.dequantizer.sample_and_log_prob((samples, *batch), rows, generator=generator)
         elif noise is None:
             noise = torch.rand((samples, *batch, *event), dtype=x.dtype, device=x.device, generator=generator)
@@ -225,8 +226,14 @@ class Dequantized(Density):
         x = x if x.is_floating_point() else x.to(self.spacing.dtype)
         u = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
         if self.dequantizer is not None:
-            self.dequantizer.initialize(u, joined_context(x, context))
+            self.dequantizer.initialize(u, self._beside(x, context))
         self.density.initialize(self.place(x, u)[0], context)
+
+    def _beside(self, x: Tensor, context: Context) -> Context:
+        """x as the context of the density of its noise: a vector with the context beside it, or an image."""
+        if self.event_ndim > 1:
+            return {"image": x}
+        return joined_context(x, context)
 
 
 def joined_context(x: Tensor, context: Context) -> Tensor:

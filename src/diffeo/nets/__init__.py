@@ -3,9 +3,13 @@
 from diffeo.nets.conv import ConvNet as ConvNet
 from diffeo.nets.conv import OneHot as OneHot
 from diffeo.nets.encoder import PiecewiseLinear as PiecewiseLinear
+from diffeo.nets.features import ImageFeatures as ImageFeatures
+from diffeo.nets.features import LowResolution as LowResolution
 from diffeo.nets.field import VectorField as VectorField
 from diffeo.nets.lipschitz import LipschitzMLP as LipschitzMLP
 from diffeo.nets.made import MADE as MADE
 from diffeo.nets.mlp import MLP as MLP
 from diffeo.nets.mlp import PeriodicMLP as PeriodicMLP
 from diffeo.nets.scaler import ContextScaler as ContextScaler
+from diffeo.nets.transformer import CausalTransformer as CausalTransformer
+from diffeo.nets.transformer import Guided as Guided

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from diffeo.functional import Context, context_features, joined
+from diffeo.functional import Context, context_features, entries, joined
+from diffeo.kernels.dispatch import is_traced
+from diffeo.nets.attention import attend
 from diffeo.nets.mlp import require_context
 
 
@@ -14,24 +16,35 @@ class ConvNet(nn.Module):
     """A convolutional net whose output is zero at the start, as a conditioner of channels.
 
     A 3×3 convolution enters, then either a 1×1 convolution follows, as in Glow, or `blocks` gated residual blocks, as
-    in Flow++; a 3×3 convolution gives the parameters. A context is added, through a linear map, to every place of the
-    hidden layers.
+    in Flow++, each with self-attention over all positions if asked for; a 3×3 convolution gives the parameters. A
+    context vector is added, through a linear map, to every place of the hidden layers; a context map is put beside
+    x_a.
 
     Args:
-        channels: of x_a, at least 1.
+        channels: of x_a; 0 where a map alone sets the parameters.
         out: channels of x_b.
         n_params: of each element of x_b.
         hidden: channels of the hidden layers, at least 1.
         blocks: gated residual blocks; 0 for one 1×1 convolution.
-        context: width of the context; 0 for none.
+        heads: of self-attention after each block; 0 for none.
+        size: (H, W) of x, which attention needs for its learned positions.
+        concat: whether blocks use elu of (h, −h), twice as wide, as Flow++ does, instead of silu.
+        dropout: inside blocks, in [0, 1).
+        context: width of a context vector; 0 for none.
+        map: (entry, channels) of a context map `(*batch, channels, H, W)`; None for none.
 
     Returns:
         Parameters of shape `(*batch, out, H, W, n_params)`.
 
-    Cost: O(hidden · (9 · channels + hidden + 9 · out · n_params)) for each place.
+    Raises:
+        ValueError: sizes outside these; heads that do not divide `hidden`, or without `size`.
+
+    Cost: O(hidden · (9 · channels + hidden + 9 · out · n_params)) for each place; O(9 · hidden²) for each block;
+    attention, O(H · W · hidden).
 
     "Glow: Generative Flow with Invertible 1x1 Convolutions" (Kingma and Dhariwal, 2018),
-    https://arxiv.org/abs/1807.03039
+    https://arxiv.org/abs/1807.03039; "Flow++: Improving Flow-Based Generative Models with Variational Dequantization
+    and Architecture Design" (Ho et al., 2019), https://arxiv.org/abs/1902.00275
 
     >>> import torch, diffeo
     >>> net = diffeo.nets.ConvNet(2, 2, n_params=2, hidden=8)
@@ -39,38 +52,80 @@ class ConvNet(nn.Module):
     torch.Size([5, 2, 4, 4, 2])
     """
 
-    def __init__(self, channels: int, out: int, n_params: int, *, hidden: int = 64, blocks: int = 0, context: int = 0):
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        n_params: int,
+        *,
+        hidden: int = 64,
+        blocks: int = 0,
+        heads: int = 0,
+        size: tuple[int, int] | None = None,
+        concat: bool = False,
+        dropout: float = 0.0,
+        context: int = 0,
+        map: tuple[str, int] | None = None,
+    ):
         super().__init__()
-        if min(channels, out, n_params, hidden) < 1 or blocks < 0 or context < 0:
+        seen = channels + (map[1] if map else 0)
+        if min(seen, out, n_params, hidden) < 1 or min(channels, blocks, context) < 0:
             raise ValueError(
                 "ConvNet: expected at least 1 channel, output, parameter and hidden channel, and no negative size, got "
                 f"channels={channels}, out={out}, n_params={n_params}, hidden={hidden}, blocks={blocks}, "
-                f"context={context}"
+                f"context={context}, map={map}"
             )
-        self.out, self.n_params, self.context = out, n_params, context
-        self.enter = nn.Conv2d(channels, hidden, 3, padding=1)
-        self.inner = nn.ModuleList(
-            [GatedBlock(hidden, context) for _ in range(blocks)] if blocks else [Pointwise(hidden, context)]
-        )
+        self.out, self.n_params, self.context, self.map = out, n_params, context, map
+        self.reads = {**({"features": 1} if context else {}), **({map[0]: 3} if map else {})}
+        self.enter = nn.Conv2d(seen, hidden, 3, padding=1)
+        inner: list[nn.Module] = [] if blocks else [Pointwise(hidden, context)]
+        for _ in range(blocks):
+            inner.append(GatedBlock(hidden, context, concat=concat, dropout=dropout))
+            if heads:
+                inner.append(AttentionBlock(hidden, heads))
+        self.inner = nn.ModuleList(inner)
+        if heads and (size is None or hidden % heads):
+            raise ValueError(
+                f"ConvNet: attention needs a size (H, W) and heads that divide hidden, got {size}, {heads} and {hidden}"
+            )
+        self.place = nn.Parameter(0.01 * torch.randn(hidden, *size)) if heads and size else None
         self.leave = nn.Conv2d(hidden, out * n_params, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # pyright: ignore[reportArgumentType] (it has one)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        batch, given = x.shape[:-3], None
+        batch, given, beside = x.shape[:-3], None, None
         if self.context:
             given = require_context(context, self.context, "ConvNet").to(x.dtype)
             batch = joined(batch, given.shape[:-1])
-            given = given.expand(*batch, -1).reshape(-1, self.context)
-        h = self.enter(x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:]))
+        if self.map:
+            beside = require_map(context, *self.map, "ConvNet").to(x.dtype)
+            batch = joined(batch, beside.shape[:-3])
+            x = torch.cat([t.expand(*batch, *t.shape[-3:]) for t in (x, beside)], -3)
+        given = None if given is None else given.expand(*batch, -1).reshape(-1, self.context)
+        h = self.enter(_channels_last(x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:])))
         for layer in self.inner:
-            h = layer(h, given)
-        params = self.leave(F.silu(h)).unflatten(1, (self.out, self.n_params)).movedim(2, -1)
+            h = layer(h, self.place if isinstance(layer, AttentionBlock) else given)
+        params = self.leave(F.relu(h)).unflatten(1, (self.out, self.n_params)).movedim(2, -1)
         return params.reshape(*batch, *params.shape[1:])
 
 
+def require_map(context: Context, entry: str, channels: int, who: str) -> Tensor:
+    """The map of a context, which must have so many channels."""
+    found = entries(context).get(entry)
+    if found is None or found.shape[-3] != channels:
+        got = "none" if found is None else f"shape {tuple(found.shape)}"
+        raise ValueError(f"{who}: expected a context map {entry!r} with {channels} channels, got {got}")
+    return found
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """x in the layout in which convolutions of few channels run several times faster on a CPU."""
+    return x if is_traced() else x.to(memory_format=torch.channels_last)
+
+
 class Pointwise(nn.Module):
-    """h ↦ W silu(h + V c), at every place."""
+    """h ↦ W relu(h + V c), at every place."""
 
     def __init__(self, hidden: int, context: int):
         super().__init__()
@@ -78,27 +133,59 @@ class Pointwise(nn.Module):
         self.given = nn.Linear(context, hidden, bias=False) if context else None
 
     def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
-        return self.mix(F.silu(_shifted(h, self.given, context)))
+        return self.mix(F.relu(_shifted(h, self.given, context)))
 
 
 class GatedBlock(nn.Module):
-    """h ↦ h + a · σ(b), (a, b) from a 3×3 and a 1×1 convolution of silu(h), the context in between; then normalised.
+    """h ↦ h + a · σ(b), (a, b) from a 3×3 and a 1×1 convolution of φ(h), the context in between; then normalised.
 
     "Flow++: Improving Flow-Based Generative Models with Variational Dequantization and Architecture Design" (Ho et
     al., 2019), https://arxiv.org/abs/1902.00275
     """
 
-    def __init__(self, hidden: int, context: int):
+    def __init__(self, hidden: int, context: int, *, concat: bool = False, dropout: float = 0.0):
         super().__init__()
-        self.near = nn.Conv2d(hidden, hidden, 3, padding=1)
-        self.mix = nn.Conv2d(hidden, 2 * hidden, 1)
+        self.bend = _concat_elu if concat else F.silu
+        wide = 2 * hidden if concat else hidden
+        self.near = nn.Conv2d(wide, hidden, 3, padding=1)
+        self.mix = nn.Conv2d(wide, 2 * hidden, 1)
         self.given = nn.Linear(context, hidden, bias=False) if context else None
+        self.dropout = nn.Dropout(dropout)
         self.norm = nn.GroupNorm(1, hidden)
 
     def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
-        inner = F.silu(_shifted(self.near(F.silu(h)), self.given, context))
-        value, gate = self.mix(inner).chunk(2, 1)  # F.glu has no second derivative under vmap
-        return self.norm(h + value * gate.sigmoid())
+        inner = self.bend(_shifted(self.near(self.bend(h)), self.given, context))
+        return self.norm(_gated(h, self.mix(self.dropout(inner))))
+
+
+class AttentionBlock(nn.Module):
+    """h ↦ h + a · σ(b), (a, b) from what each place gathers from all others by multi-head attention; then normalised.
+
+    Places are told apart by learned positions, `place`. "Flow++" (Ho et al., 2019), https://arxiv.org/abs/1902.00275
+    """
+
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.ask = nn.Conv2d(hidden, 3 * hidden, 1)
+        self.mix = nn.Conv2d(hidden, 2 * hidden, 1)
+        self.norm = nn.GroupNorm(1, hidden)
+
+    def forward(self, h: Tensor, place: Tensor) -> Tensor:
+        asked = self.ask(h + place).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
+        query, key, value = asked.unbind(1)  # (n, heads, places, hidden / heads)
+        seen = attend(query, key, value)
+        return self.norm(_gated(h, self.mix(seen.transpose(-1, -2).reshape(h.shape))))
+
+
+def _gated(h: Tensor, change: Tensor) -> Tensor:
+    """h + a · σ(b), the two halves of the change."""
+    value, gate = change.chunk(2, 1)  # F.glu has no second derivative under vmap
+    return h + value * gate.sigmoid()
+
+
+def _concat_elu(h: Tensor) -> Tensor:
+    return F.elu(torch.cat([h, -h], 1))
 
 
 def _shifted(h: Tensor, given: nn.Linear | None, context: Tensor | None) -> Tensor:
@@ -111,6 +198,7 @@ class OneHot(nn.Module):
 
     Args:
         classes: their number, at least 1; labels are 0 … classes − 1.
+        drop: chance, in [0, 1), that a label is left out in training, as zeros: what `Guided` layers learn from.
 
     >>> import torch, diffeo
     >>> diffeo.nets.OneHot(3)(torch.tensor([0, 2]))
@@ -118,11 +206,11 @@ class OneHot(nn.Module):
             [0., 0., 1.]])
     """
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int, drop: float = 0.0):
         super().__init__()
-        if classes < 1:
-            raise ValueError(f"OneHot: expected at least 1 class, got {classes}")
-        self.classes = classes
+        if classes < 1 or not 0 <= drop < 1:
+            raise ValueError(f"OneHot: expected at least 1 class and 0 <= drop < 1, got {classes} and {drop}")
+        self.classes, self.drop = classes, drop
         self.reads = {"features": 0}  # a label is a scalar
         self.register_buffer("labels", torch.arange(classes), persistent=False)
 
@@ -133,4 +221,6 @@ class OneHot(nn.Module):
         if label is None:
             raise ValueError(f"OneHot: expected class labels 0 … {self.classes - 1} as context, got none")
         found = (label.unsqueeze(-1) == self.labels).to(torch.get_default_dtype())
+        if self.training and self.drop:
+            found = found * (torch.rand(label.shape, device=label.device) >= self.drop).unsqueeze(-1)
         return found if context is None or isinstance(context, Tensor) else {**context, "features": found}

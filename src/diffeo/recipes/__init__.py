@@ -11,8 +11,12 @@ from diffeo.recipes.conditional import regression as regression
 from diffeo.recipes.continuous import ffjord as ffjord
 from diffeo.recipes.generic import autoregressive_flow as autoregressive_flow
 from diffeo.recipes.generic import coupling_flow as coupling_flow
+from diffeo.recipes.images import flowpp as flowpp
 from diffeo.recipes.images import glow as glow
+from diffeo.recipes.images import nice_image as nice_image
 from diffeo.recipes.images import realnvp_image as realnvp_image
+from diffeo.recipes.images import srflow as srflow
+from diffeo.recipes.images import tarflow as tarflow
 from diffeo.recipes.low_rank import planar as planar
 from diffeo.recipes.low_rank import radial as radial
 from diffeo.recipes.low_rank import sylvester as sylvester

@@ -23,8 +23,11 @@ from diffeo.transforms.planar import Radial as Radial
 from diffeo.transforms.planar import Sylvester as Sylvester
 from diffeo.transforms.regress import Regress as Regress
 from diffeo.transforms.reshape import Along as Along
+from diffeo.transforms.reshape import Checkerboard as Checkerboard
 from diffeo.transforms.reshape import Conv1x1 as Conv1x1
 from diffeo.transforms.reshape import Haar as Haar
+from diffeo.transforms.reshape import Patches as Patches
+from diffeo.transforms.reshape import Reshape as Reshape
 from diffeo.transforms.reshape import Squeeze as Squeeze
 from diffeo.transforms.residual import Residual as Residual
 from diffeo.transforms.sphere import Sphere as Sphere

@@ -148,6 +148,8 @@ class Autoregressive(Conditioned):
         x = torch.stack(xs).unflatten(1, batch) if batch else torch.stack(xs).squeeze(1)
         x = x if self.net.rank is None else x.index_select(0, self.net.rank)
         logdet = torch.stack(logdets).sum(0).reshape(batch)
+        if emitted[0] is None:
+            return x.movedim(0, self.dim), logdet, None
         aux = tree_map(lambda *of_steps: torch.stack(of_steps, 1).unflatten(0, batch or (1,)), *emitted)
         return x.movedim(0, self.dim), logdet, aux if batch else tree_map(lambda t: t.squeeze(0), aux)
 

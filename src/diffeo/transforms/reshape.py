@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
 from diffeo.functional import (
     Context,
     Event,
+    as_fixed_event,
     at_positions,
     check_event,
     constant_logdet,
@@ -215,6 +217,77 @@ class Squeeze(Transform):
         return None if size is None else size // self.factor
 
 
+class Checkerboard(Transform):
+    """The dark fields of a board as one half of the channels, the light ones as the other: (C, H, W) to (2C, H, W / 2).
+
+    Dark are pixels with i + j even. A coupling of one half of the channels with the other is then one over a
+    checkerboard, whose conditioner sees rows at full height. Volume is preserved; a mask is folded in the same way.
+
+    Args:
+        channels: C; None for any, where no mask tells pixels apart.
+
+    Raises:
+        ValueError: an odd width; a mask of pixels without `channels`.
+
+    "Density estimation using Real NVP" (Dinh et al., 2016), https://arxiv.org/abs/1605.08803
+
+    >>> import torch, diffeo
+    >>> diffeo.Checkerboard()(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))[0].flatten()
+    tensor([1., 4., 2., 3.])
+    """
+
+    event_ndim = event_ndim_out = 3
+    domain = codomain = constraints.independent(constraints.real, 3)
+
+    def __init__(self, channels: int | None = None):
+        super().__init__()
+        self.channels = channels
+        self.event = (channels, None, None)
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(x, self.event, "Checkerboard")
+        self.output_shape(x.shape[-3:])
+        return self._fold(x), constant_logdet(x.new_zeros(()), x, 3)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(z, (None if self.channels is None else 2 * self.channels, None, None), "Checkerboard")
+        self.input_shape(z.shape[-3:])
+        x = self._turned(torch.stack(z.chunk(2, -3), -1)).flatten(-2)
+        return x, constant_logdet(z.new_zeros(()), z, 3)
+
+    def output_shape(self, event: Event) -> Event:
+        c, h, w = event
+        if w is not None and w % 2:
+            raise ValueError(f"Checkerboard: a width of {w} cannot be halved")
+        return None if c is None else 2 * c, h, None if w is None else w // 2
+
+    def input_shape(self, event: Event) -> Event:
+        c, h, w = event
+        if c is not None and c % 2:
+            raise ValueError(f"Checkerboard: {c} channels are not two halves")
+        return None if c is None else c // 2, h, None if w is None else 2 * w
+
+    def map_context(self, context: Context) -> Context:
+        mask = context_mask(context)
+        if mask is None or context is None or isinstance(context, Tensor) or mask.shape[-3:] == (1, 1, 1):
+            return context
+        c, h, w = mask.shape[-3:]
+        if c == 1 and self.channels is None:
+            raise ValueError("Checkerboard: a mask of pixels needs Checkerboard(channels=…)")
+        if h == 1 and w > 1:
+            raise ValueError("Checkerboard: a mask of columns must have all rows, as they alternate")
+        whole = mask.expand(*mask.shape[:-3], self.channels or c, h, 2 if w == 1 else w)
+        return {**context, "mask": self._fold(whole)}
+
+    def _fold(self, x: Tensor) -> Tensor:
+        return torch.cat(self._turned(x.unflatten(-1, (-1, 2))).unbind(-1), -3)
+
+    def _turned(self, pairs: Tensor) -> Tensor:
+        """Pairs of neighbours (…, H, W / 2, 2), those of odd rows the other way round."""
+        odd = torch.arange(pairs.shape[-3], device=pairs.device) % 2 == 1
+        return torch.where(odd[:, None, None], pairs.flip(-1), pairs)
+
+
 class Haar(Transform):
     """Blocks of 2×2 pixels as their mean and three differences, orthonormally: (C, H, W) to (4 C, H / 2, W / 2).
 
@@ -282,3 +355,110 @@ class Haar(Transform):
         else:
             mask = mask.unsqueeze(-3)
         return torch.where(mask, mixed, blocks)
+
+
+class Reshape(Transform):
+    """The same numbers as an event of another shape; volume is preserved.
+
+    Args:
+        source: the event shape of x.
+        target: that of z, with as many numbers.
+
+    Raises:
+        ValueError: shapes with different numbers of elements.
+
+    >>> import torch, diffeo
+    >>> diffeo.Reshape((2, 3), (6,))(torch.zeros(5, 2, 3))[0].shape
+    torch.Size([5, 6])
+    """
+
+    def __init__(self, source: Sequence[int], target: Sequence[int]):
+        super().__init__()
+        if math.prod(source) != math.prod(target):
+            raise ValueError(f"Reshape: {tuple(source)} and {tuple(target)} hold different numbers of elements")
+        self.source, self.target = as_fixed_event(source, self), as_fixed_event(target, self)
+        self.event = self.source
+        self.event_ndim, self.event_ndim_out = len(self.event), len(self.target)
+        self.domain = constraints.independent(constraints.real, self.event_ndim)
+        self.codomain = constraints.independent(constraints.real, self.event_ndim_out)
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(x, self.event, "Reshape")
+        z = x.reshape(*x.shape[: x.ndim - self.event_ndim], *self.target)
+        return z, constant_logdet(x.new_zeros(()), x, self.event_ndim)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(z, self.target, "Reshape")
+        x = z.reshape(*z.shape[: z.ndim - self.event_ndim_out], *self.source)
+        return x, constant_logdet(z.new_zeros(()), z, self.event_ndim_out)
+
+    def output_shape(self, event: Event) -> Event:
+        return self.target
+
+    def input_shape(self, event: Event) -> Event:
+        return self.source
+
+    def map_context(self, context: Context) -> Context:
+        mask = context_mask(context)
+        if mask is None or context is None or isinstance(context, Tensor):
+            return context
+        batch = mask.shape[: mask.ndim - self.event_ndim]
+        return {**context, "mask": mask.expand(*batch, *self.source).reshape(*batch, *self.target)}
+
+
+class Patches(Transform):
+    """Square patches of an image as a sequence of vectors: (C, H, W) to (H W / k², C k²), row by row.
+
+    Args:
+        size: k, the side of a patch, at least 1.
+        event: (C, H, W).
+
+    Raises:
+        ValueError: sides that k does not divide.
+
+    "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale" (Dosovitskiy et al., 2020),
+    https://arxiv.org/abs/2010.11929
+
+    >>> import torch, diffeo
+    >>> diffeo.Patches(2, (1, 8, 8))(torch.zeros(5, 1, 8, 8))[0].shape
+    torch.Size([5, 16, 4])
+    """
+
+    event_ndim, event_ndim_out = 3, 2
+    domain, codomain = constraints.independent(constraints.real, 3), constraints.independent(constraints.real, 2)
+
+    def __init__(self, size: int, event: tuple[int, int, int]):
+        super().__init__()
+        self.event = self.source = as_fixed_event(event, self)
+        channels, height, width = self.source
+        if size < 1 or height % size or width % size:
+            raise ValueError(f"Patches: {height}×{width} images do not divide into patches of {size}×{size}")
+        self.size, self.grid = size, (height // size, width // size)
+        self.target = Size((self.grid[0] * self.grid[1], channels * size * size))
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(x, self.event, "Patches")
+        return self._cut(x), constant_logdet(x.new_zeros(()), x, 3)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(z, self.target, "Patches")
+        x = z.unflatten(-1, (-1, self.size, self.size)).unflatten(-4, self.grid)  # (rows, columns, C, k, k)
+        x = x.movedim((-3, -5, -2, -4, -1), (-5, -4, -3, -2, -1))
+        return x.flatten(-2, -1).flatten(-3, -2), constant_logdet(z.new_zeros(()), z, 2)
+
+    def output_shape(self, event: Event) -> Event:
+        return self.target
+
+    def input_shape(self, event: Event) -> Event:
+        return self.source
+
+    def map_context(self, context: Context) -> Context:
+        mask = context_mask(context)
+        if mask is None or context is None or isinstance(context, Tensor):
+            return context
+        return {**context, "mask": self._cut(mask.expand(*mask.shape[:-3], *self.source))}
+
+    def _cut(self, x: Tensor) -> Tensor:
+        x = x.unflatten(-2, (self.grid[0], -1)).unflatten(-1, (self.grid[1], -1))  # (C, rows, k, columns, k)
+        x = x.movedim((-4, -2, -5, -3, -1), (-5, -4, -3, -2, -1))
+        return x.flatten(-3, -1).flatten(-3, -2)

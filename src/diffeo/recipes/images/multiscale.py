@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from diffeo.core import Chain, Flow, Inverse, Transform
 from diffeo.densities import Dequantized, Normal
-from diffeo.nets import ConvNet, OneHot
+from diffeo.recipes.images.parts import coupling, image_shape, labels, preset_sizes, real_line
 from diffeo.recipes.registry import recipe
-from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Coupling, Multiscale, Squeeze, Unconstrain
+from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Multiscale, Shift, Squeeze
 
 GLOW = {
     "tiny": {"scales": 2, "layers": 4, "hidden": 32},
@@ -22,7 +20,11 @@ REALNVP = {
     "small": {"scales": 2, "blocks": 2, "hidden": 48},
     "paper": {"scales": 3, "blocks": 8, "hidden": 64},
 }
-MARGIN = 0.05  # of the range of values on either side, so that the logit stays tame at its ends
+NICE = {
+    "tiny": {"scales": 1, "layers": 4, "hidden": 24},
+    "small": {"scales": 2, "layers": 6, "hidden": 64},
+    "paper": {"scales": 2, "layers": 8, "hidden": 256},
+}
 
 
 @recipe(events="images")
@@ -68,7 +70,7 @@ def glow(
     >>> flow.sample(5).shape
     torch.Size([5, 1, 8, 8])
     """
-    sizes = _sizes("glow", GLOW, preset, scales=scales, layers=layers, hidden=hidden)
+    sizes = preset_sizes("glow", GLOW, preset, scales=scales, layers=layers, hidden=hidden)
 
     def stage(channels: int) -> list[Transform]:
         parts: list[Transform] = [Squeeze(channels=channels)]
@@ -76,7 +78,7 @@ def glow(
             parts += [
                 Along(ActNorm(4 * channels), -3),
                 Conv1x1(4 * channels),
-                _coupling(4 * channels, i % 2 == 0, sizes["hidden"], 0, classes),
+                coupling(4 * channels, i % 2 == 0, Affine(bound=2.0), hidden=sizes["hidden"], context=classes),
             ]
         return parts
 
@@ -124,7 +126,9 @@ def realnvp_image(
     >>> flow(torch.zeros(5, 1, 8, 8, dtype=torch.uint8)).shape
     torch.Size([5])
     """
-    sizes = _sizes("realnvp_image", REALNVP, preset, scales=scales, blocks=blocks, hidden=hidden)
+    sizes = preset_sizes("realnvp_image", REALNVP, preset, scales=scales, blocks=blocks, hidden=hidden)
+
+    conditioner = {"hidden": sizes["hidden"], "blocks": sizes["blocks"]}
 
     def stage(channels: int) -> list[Transform]:
         board = Squeeze(channels=channels, order="checkerboard")
@@ -134,11 +138,65 @@ def realnvp_image(
             for parts in (pixels, folded):
                 parts += [
                     Along(ActNorm(4 * channels), -3),
-                    _coupling(4 * channels, i % 2 == 0, sizes["hidden"], sizes["blocks"], classes),
+                    coupling(4 * channels, i % 2 == 0, Affine(bound=2.0), context=classes, **conditioner),
                 ]
         return [board, *pixels, Inverse(board), Squeeze(channels=channels), *folded]
 
     return _multiscale("realnvp_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels)
+
+
+@recipe(events="images")
+def nice_image(
+    shape: Sequence[int],
+    *,
+    preset: str = "small",
+    scales: int | None = None,
+    layers: int | None = None,
+    hidden: int | None = None,
+    classes: int = 0,
+    levels: int = 256,
+) -> Dequantized:
+    """NICE for images: additive couplings over a checkerboard, with convolutions, at one scale or several.
+
+    Only an activation norm in front of each coupling and the conditional prior change volumes. Whole numbers get
+    uniform noise and the logit, as in `glow`.
+
+    Args:
+        shape: (C, H, W) of the images.
+        preset: "tiny", "small" or "paper", which set the next three where these are None.
+        scales: how often the sides are halved, at least 1.
+        layers: couplings at each scale.
+        hidden: channels of the conditioners.
+        classes: number of classes, whose labels 0 … classes − 1 are the context; 0 for none.
+        levels: of the values 0 … levels − 1.
+
+    Returns:
+        A `Dequantized` flow; it takes and gives images of whole numbers.
+
+    Raises:
+        ValueError: an unknown preset; sides that cannot be halved so often.
+
+    Cost: one pass for a bound on the log-probability, one for a sample.
+
+    "NICE: Non-linear Independent Components Estimation" (Dinh et al., 2014), https://arxiv.org/abs/1410.8516
+
+    >>> import torch, diffeo
+    >>> flow = diffeo.nice_image((1, 8, 8), preset="tiny", levels=17)
+    >>> flow.sample(5).shape
+    torch.Size([5, 1, 8, 8])
+    """
+    sizes = preset_sizes("nice_image", NICE, preset, scales=scales, layers=layers, hidden=hidden)
+
+    def stage(channels: int) -> list[Transform]:
+        parts: list[Transform] = [Squeeze(channels=channels, order="checkerboard")]
+        for i in range(sizes["layers"]):
+            parts += [
+                Along(ActNorm(4 * channels), -3),
+                coupling(4 * channels, i % 2 == 0, Shift(), hidden=sizes["hidden"], context=classes),
+            ]
+        return parts
+
+    return _multiscale("nice_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels)
 
 
 def _multiscale(
@@ -151,51 +209,22 @@ def _multiscale(
     levels: int,
 ) -> Dequantized:
     """Stages of channels that grow, each but the last with a conditional prior for the half that leaves."""
-    event = _image_shape(name, shape, scales)
-    margin = MARGIN * levels
-    low, high = [-margin] * event[0], [levels + margin] * event[0]
-    first: list[Transform] = [Along(Unconstrain(low, high), -3)]
+    event = image_shape(name, shape, scales)
+    first: list[Transform] = [real_line(event[0], levels)]
     stages: list[Transform] = []
     channels = event[0]
     for i in range(scales):
         last = i == scales - 1
-        prior = Along(ActNorm(4 * channels), -3) if last else _coupling(4 * channels, True, hidden, 0, classes)
+        prior = (
+            Along(ActNorm(4 * channels), -3)
+            if last
+            else coupling(4 * channels, True, Affine(bound=2.0), hidden=hidden, context=classes)
+        )
         stages.append(Chain(*first, *stage(channels), prior))
         first, channels = [], 2 * channels
     flow = Flow(
         Multiscale(*stages, event=event),
         Normal(event[0] * event[1] * event[2]),
-        OneHot(classes) if classes else None,
+        labels(classes),
     )
     return Dequantized(flow, levels=levels)
-
-
-def _coupling(channels: int, first: bool, hidden: int, blocks: int, classes: int) -> Coupling:
-    """An affine coupling in which one half of the channels sets the other."""
-    mask = (torch.arange(channels) < channels // 2) == first
-    net = ConvNet(channels // 2, channels // 2, Affine.n_params, hidden=hidden, blocks=blocks, context=classes)
-    return Coupling(mask, net, Affine(bound=2.0), dim=-3)
-
-
-def _sizes(name: str, presets: dict[str, dict[str, int]], preset: str, **asked: int | None) -> dict[str, int]:
-    """The sizes of a preset, but for those asked for."""
-    if preset not in presets:
-        raise ValueError(f"{name}: preset must be one of {', '.join(presets)}, got {preset!r}")
-    wrong = {k: v for k, v in asked.items() if v is not None and not (isinstance(v, int) and v >= 1)}
-    if wrong:
-        raise ValueError(f"{name}: expected whole numbers of at least 1, got {wrong}")
-    return {**presets[preset], **{k: v for k, v in asked.items() if v is not None}}
-
-
-def _image_shape(name: str, shape: Sequence[int], scales: int) -> tuple[int, int, int]:
-    """(C, H, W), whose sides can be halved at every scale."""
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"{name}: expected the shape (C, H, W) of an image, got {tuple(shape)}")
-    channels, height, width = (int(n) for n in shape)
-    for side, size in (("height", height), ("width", width)):
-        if size % 2**scales:
-            raise ValueError(
-                f"{name}: a {side} of {size} cannot be halved {scales} times; pad or crop the images to a multiple of "
-                f"{2**scales}, or ask for fewer scales"
-            )
-    return channels, height, width
