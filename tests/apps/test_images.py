@@ -173,7 +173,7 @@ def test_the_program_from_samples_to_edits(folder, tmp_path, capsys):
         (["score", "{m}", "{wide}"], "try --size 8"),
         (["score", "{table}", "{wide}"], "no flow of pictures"),
         (["fit", "{wide}", "-o", "{out}"], "1 picture; a density needs at least 20"),
-        (["fit", "{digits}", "-o", "{out}", "--recipe", "nsf"], "expected one of glow"),
+        (["fit", "{digits}", "-o", "{out}", "--recipe", "nsf"], "expected one of flowpp"),
         (["fit", "{digits}", "-o", "{out}", "--size", "9"], "cannot be halved 2 times"),
     ],
 )
@@ -189,3 +189,83 @@ def test_wrong_calls_in_one_line(folder, tmp_path, capsys, call, message):
     assert len(error.splitlines()) == 1
     assert message in error
     assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_flips_and_shifts_move_pictures_in_training_only():
+    objective = tools.Augmented(diffeo.nice_image((1, 4, 4), preset="tiny"), flips=True, shifts=1)
+    x = torch.arange(16.0).reshape(1, 1, 4, 4).expand(200, -1, -1, -1)
+    moved = objective.moved(x)
+    assert len(moved.unique(dim=0)) == 2 * 9
+    assert (moved == x.flip(-1)).all((1, 2, 3)).any()
+    only = tools.Augmented(objective.density, flips=True).moved(x)
+    assert {tuple(p.flatten().tolist()) for p in only} == {tuple(p.flatten().tolist()) for p in (x[0], x[0].flip(-1))}
+    with pytest.raises(ValueError, match="shifts >= 0"):
+        tools.Augmented(objective.density, shifts=-1)
+    with pytest.raises(ValueError, match="not those of the context"):
+        tools.fit(diffeo.srflow((1, 8, 8), preset="tiny"), x, x[..., :2, :2], flips=True)
+
+
+def test_sheets_of_samples_appear_and_do_not_change_the_fit(tmp_path):
+    images = torch.randint(4, (120, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    weights = []
+    for folder in (None, tmp_path / "sheets"):
+        torch.manual_seed(0)
+        model = diffeo.nice_image((1, 4, 4), preset="tiny", hidden=4, layers=2, levels=4)
+        tools.fit(model, images, shifts=1, samples_dir=folder, epochs=2, batch_size=20, progress=False)
+        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+    sheets = sorted((tmp_path / "sheets").iterdir())
+    assert sheets
+    with Image.open(sheets[0]) as sheet:
+        assert sheet.mode == "L"
+
+
+def test_enlarged_pictures_shrink_to_what_they_came_from():
+    torch.manual_seed(0)
+    model = diffeo.srflow((3, 16, 16), scale=4, preset="tiny")
+    large = torch.randint(256, (40, 3, 16, 16))
+    small = tools.shrink(large, 4)
+    assert small.shape == (40, 3, 4, 4)
+    diffeo.fit(model, large, small, steps=3, progress=False)
+    drawn = tools.upscale(model, small[:2], 3)
+    assert drawn.shape == (3, 2, 3, 16, 16)
+    assert (drawn[0] != drawn[1]).any()
+    again = tools.shrink(drawn.flatten(0, 1), 4).reshape(3, 2, 3, 4, 4)
+    assert (again - small[:2]).float().square().mean() < 2.0  # of 256 levels: above 45 dB
+    likeliest = tools.upscale(model, small[:2], 2, temperature=0.0)
+    assert torch.equal(likeliest[0], likeliest[1])
+    with pytest.raises(ValueError, match="does not enlarge"):
+        tools.upscale(diffeo.nice_image((1, 8, 8), preset="tiny"), small)
+
+
+def test_guidance_makes_a_flow_of_its_own():
+    model = diffeo.testing.perturbed(diffeo.tarflow((1, 4, 4), preset="tiny", width=16, classes=3, levels=4))
+    x, y = torch.randint(4, (5, 1, 4, 4)), torch.tensor([0, 1, 2, 0, 1])
+    pushed = tools.guided(model, 2.0)
+    assert torch.allclose(tools.guided(model, 0.0).flow(x + 0.5, y), model.flow(x + 0.5, y))
+    assert not torch.allclose(pushed.flow(x + 0.5, y), model.flow(x + 0.5, y))
+    z = tools.encode(pushed, x, y)
+    assert torch.equal(tools.decode(pushed, z, y), x)
+    with pytest.raises(ValueError, match="no autoregressive layers"):
+        tools.guided(diffeo.glow((1, 4, 4), preset="tiny"))
+
+
+def test_the_program_enlarges_pictures(folder, tmp_path, capsys):
+    model, sheet = tmp_path / "up.safetensors", tmp_path / "up.png"
+    call = ["images", "fit", str(folder / "digits"), "-o", str(model), "--recipe", "srflow", "--scale", "2"]
+    assert main([*call, "--preset", "tiny", "--steps", "3"]) == 0
+    small = tools.shrink(tools.read(folder / "digits").images[:2], 2)
+    (tmp_path / "small").mkdir()
+    for i, image in enumerate(small):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "small" / f"{i}.png")
+    assert main(["images", "upscale", str(model), str(tmp_path / "small"), "-n", "3", "-o", str(sheet)]) == 0
+    with Image.open(sheet) as picture:
+        assert picture.width > 4 * 8
+    assert main(["images", "score", str(model), str(folder / "digits" / "d0")]) == 0
+    capsys.readouterr()
+    assert main(["images", "sample", str(model)]) != 0
+    assert "use `diffeo images upscale`" in capsys.readouterr().err
+    assert main(["images", "upscale", str(folder / "m.safetensors"), str(tmp_path / "small")]) != 0
+    assert "does not enlarge" in capsys.readouterr().err
+    assert main([*call, "--flips"]) != 0
+    assert "cannot flip or shift" in capsys.readouterr().err

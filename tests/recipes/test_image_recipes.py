@@ -145,3 +145,47 @@ def test_long_fits_of_pictures_are_not_compiled_unasked():
     model = diffeo.glow((1, 8, 8), preset="tiny", layers=1, hidden=8)
     assert not wants_compile("auto", 1e6, model)
     assert wants_compile(True, 1.0, model) == wants_compile("auto", 1e6, diffeo.nsf(2))  # where there is a compiler
+
+
+def test_published_size_of_flowpp():
+    model = diffeo.flowpp((3, 32, 32), preset="paper")
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(31_443_440, rel=0.01)
+
+
+@pytest.mark.parametrize("components", [0, 3])
+def test_sweeps_and_cache_draw_the_same_pictures(components):
+    torch.manual_seed(0)
+    model = diffeo.tarflow((1, 8, 8), preset="tiny", width=16, blocks=2, components=components, classes=2, levels=17)
+    model = diffeo.testing.perturbed(model).eval()
+    flow, labels = model.flow, torch.tensor([0, 1, 1, 0])
+    z = flow.base.sample(4, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        one_by_one = flow.transform.inverse(z, flow.encode(labels))[0]
+        for layer in flow.transform.modules():
+            if isinstance(layer, diffeo.Autoregressive):
+                layer.sweeps, layer.tolerance = 16, 1e-6
+        swept = flow.transform.inverse(z, flow.encode(labels))[0]
+    assert torch.allclose(one_by_one, swept, atol=1e-4)  # in 17 levels
+    assert torch.allclose(flow.transform(swept, flow.encode(labels))[0], z, atol=1e-3)
+
+
+def test_each_novelty_of_flowpp_can_be_switched_off():
+    sizes = {}
+    for off in ("mixture", "attention", "variational"):
+        model = diffeo.flowpp((1, 8, 8), preset="tiny", levels=17, **{off: False})
+        sizes[off] = sum(p.numel() for p in model.parameters())
+        assert (model.dequantizer is None) is (off == "variational")
+    assert max(sizes.values()) < sum(p.numel() for p in diffeo.flowpp((1, 8, 8), preset="tiny").parameters())
+
+
+def test_noise_is_taken_from_samples():
+    torch.manual_seed(0)
+    spikes = torch.tensor([3.0, 13.0])[torch.randint(2, (2000,))].reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    model = diffeo.tarflow((1, 2, 2), preset="tiny", width=16, patch=1, noise=0.2, components=4, levels=17)
+    diffeo.fit(model, spikes.to(torch.uint8), steps=300, batch_size=256, lr=5e-3, progress=False)
+    spread = {}
+    for denoise in (True, False):
+        model.denoise, model.levels = denoise, None
+        drawn = model.sample(500, generator=torch.Generator().manual_seed(0))
+        spread[denoise] = float(torch.minimum((drawn - 3).abs(), (drawn - 13).abs()).mean())
+    assert spread[True] < 0.75 * spread[False]

@@ -13,7 +13,7 @@ from diffeo.cli.app import MODEL, app, parse_duration
 
 images = typer.Typer(
     name="images",
-    help="Flows of pictures: fit, score, sample, interpolate, edit, reconstruct.",
+    help="Flows of pictures: fit, score, sample, interpolate, edit, reconstruct, upscale.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -35,7 +35,9 @@ Seed = Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)]
 def fit(
     pictures: Annotated[Path, typer.Argument(help="Folder of pictures, or an .npz file.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write.")] = Path("images.safetensors"),
-    recipe: Annotated[str, typer.Option(help="Which flow: glow or realnvp_image.")] = "glow",
+    recipe: Annotated[
+        str, typer.Option(help="Which flow: glow, realnvp_image, nice_image, flowpp, tarflow, or srflow to upscale.")
+    ] = "glow",
     preset: Annotated[str, typer.Option(help="Size of the flow: tiny, small or paper.")] = "small",
     classes_from_folders: Annotated[
         bool, typer.Option("--classes-from-folders", help="The folder of a picture is its class.")
@@ -48,6 +50,12 @@ def fit(
         str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures in a step.", min=1)] = 64,
+    flips: Annotated[bool, typer.Option("--flips", help="Mirror pictures left to right by chance.")] = False,
+    shifts: Annotated[int, typer.Option(help="Move pictures by up to so many pixels by chance.", min=0)] = 0,
+    samples_dir: Annotated[
+        Path | None, typer.Option(help="Folder for sheets of samples as it goes.", show_default="none")
+    ] = None,
+    scale: Annotated[int, typer.Option(help="By how much srflow enlarges pictures: 2, 4 or 8.", min=2)] = 4,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
@@ -58,7 +66,8 @@ def fit(
     import torch
 
     import diffeo
-    from diffeo.apps.images import scores
+    from diffeo.apps.images import fit as fit_images
+    from diffeo.apps.images import scores, shrink
     from diffeo.cli.files import check_output
     from diffeo.recipes import find_recipe, recipes
 
@@ -77,7 +86,10 @@ def fit(
         raise ValueError(f"{pictures}: {what}; a density needs at least {FEWEST}")
     coarse = levels < 256 and int(found.images.max()) >= levels
     x = _quantised(found.images, levels, coarse)
-    labels = found.labels if len(found.classes) > 1 else None
+    enlarges = recipe == "srflow"
+    if enlarges and (classes_from_folders or flips or shifts):
+        raise ValueError("--recipe srflow: it knows no classes, and cannot flip or shift the small pictures along")
+    labels = shrink(x, scale, levels) if enlarges else found.labels if len(found.classes) > 1 else None
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
     tenth = min(HELD, max(1, len(x) // 10))
     test, validation, train = order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :]
@@ -88,20 +100,23 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         build = find_recipe(recipe)
-        model: Any = build(
-            tuple(x.shape[1:]), preset=preset, classes=0 if labels is None else len(found.classes), levels=levels
-        )
+        what = {"scale": scale} if enlarges else {"classes": 0 if labels is None else len(found.classes)}
+        model: Any = build(tuple(x.shape[1:]), preset=preset, levels=levels, **what)
     shape = "×".join(str(n) for n in x.shape[1:])
     count = sum(p.numel() for p in model.parameters())
     print(f"{len(x)} pictures of {shape}, {levels} shades; {recipe}, {preset}: {count:,} parameters.", flush=True)
     training: dict[str, Any] = {} if steps is None else {"steps": steps}
-    result = diffeo.fit(
+    result = fit_images(
         model, *of(train), validation=of(validation), batch_size=batch_size, time_limit=seconds, seed=seed,
-        checkpoint=folder, resume=resume, **training,
+        checkpoint=folder, resume=resume, flips=flips, shifts=shifts, samples_dir=samples_dir, **training,
     )  # fmt: skip
     bits = _bits(model, *of(test), seed=seed)
     held = _bits(model, x[torch.cat([test, validation])], seed=seed)  # without classes, as `score` has pictures
-    notes = {"classes": list(found.classes) if labels is not None else [], "coarse": coarse, "held_out": held.tolist()}
+    notes = {
+        "classes": list(found.classes) if labels is not None and not enlarges else [],
+        "coarse": coarse,
+        "held_out": held.tolist(),
+    }
     diffeo.save(model, output, notes=notes)
     shutil.rmtree(folder, ignore_errors=True)
     why = {"steps": "as planned", "patience": "no better on held-out pictures", "time_limit": "time limit reached"}
@@ -163,7 +178,7 @@ def sample(
     import torch
 
     _check_picture(output, model)
-    density, notes = _load(model)
+    density, notes = _load(model, "sample")
     labels = _labels(notes, label, n)
     drawn = density.sample(n, labels, temperature=temperature, generator=torch.Generator().manual_seed(seed))
     _write(density, drawn, output, columns=len(notes["classes"]) if label is None and notes["classes"] else None)
@@ -183,7 +198,7 @@ def interpolate(
     from diffeo.apps import images as tools
 
     _check_picture(output, model, a, b)
-    density, notes = _load(model)
+    density, notes = _load(model, "interpolate")
     ends = [_for(density, notes, _read(path, size, False, False).images, model)[0] for path in (a, b)]
     context = _one_label(density, notes, label, ends[0])
     _write(density, tools.interpolate(density, *ends, steps=steps, context=context), output, columns=steps)
@@ -209,7 +224,7 @@ def edit(
     from diffeo.apps import images as tools
 
     _check_picture(output, model, picture)
-    density, notes = _load(model)
+    density, notes = _load(model, "edit")
     x = _for(density, notes, _read(picture, size, False, False).images, model)[:1]
     context = _one_label(density, notes, label, x[0])
     with_it = _for(density, notes, _read(towards, size, False, False).images, model)
@@ -236,12 +251,39 @@ def reconstruct(
     from diffeo.apps import images as tools
 
     _check_picture(output, model)
-    density, notes = _load(model)
+    density, notes = _load(model, "reconstruct")
     x = _for(density, notes, _read(pictures, size, False, False).images, model)[:64]
     labels = _labels(notes, None, len(x))
     back = tools.decode(density, tools.encode(density, x, labels), labels)
     print(f"Largest difference over {len(x)} pictures: {int((back - x.long()).abs().max())} of {density.levels} shades")
     _write(density, back, output)
+
+
+@images.command()
+def upscale(
+    model: Model,
+    pictures: Annotated[Path, typer.Argument(help="Small picture, or a folder of them.", show_default=False)],
+    output: Output = Path("upscaled.png"),
+    n: Annotated[int, typer.Option("-n", help="How many large pictures of each.", min=1)] = 5,
+    temperature: Annotated[float, typer.Option(help="Scales the noise; 0 for the likeliest picture.", min=0)] = 0.8,
+    size: Size = None,
+    seed: Seed = 0,
+) -> None:
+    """Write large pictures that small ones may have come from: a row for each, beside its bicubic enlargement."""
+    import torch
+
+    from diffeo.apps import images as tools
+    from diffeo.nets.features import enlarged
+
+    _check_picture(output, model, pictures)
+    density, notes = _load(model, "upscale")
+    scale, (channels, height, width) = density.flow.encoder.scale, density.event
+    known = (channels, height // scale, width // scale)
+    small = _for(density, notes, _read(pictures, size, False, False).images, model, known)
+    drawn = tools.upscale(density, small, n, temperature=temperature, generator=torch.Generator().manual_seed(seed))
+    plain = enlarged(small.float(), scale).round().clamp(0, density.levels - 1).long()
+    rows = torch.cat([plain[None], drawn]).transpose(0, 1).flatten(0, 1)
+    _write(density, rows, output, columns=n + 1)
 
 
 def _read(path: Path, size: int | None, by_folder: bool, skip_bad: bool) -> Any:
@@ -262,15 +304,21 @@ def _check_picture(output: Path, *inputs: Path) -> None:
     check_output(output, (".png", ".gif"), *inputs)
 
 
-def _load(path: Path) -> tuple[Any, dict[str, Any]]:
+def _load(path: Path, command: str = "score") -> tuple[Any, dict[str, Any]]:
     """A flow of pictures and its notes, or an error that says what the file is instead."""
     import diffeo
+    from diffeo.nets import LowResolution
     from diffeo.recipes import read_notes
 
     model = diffeo.load(path)
     notes = read_notes(path)
     if not isinstance(model, diffeo.Dequantized) or "held_out" not in notes:
         raise ValueError(f"{path}: no flow of pictures, as `diffeo images fit` writes")
+    enlarges = isinstance(model.flow.encoder, LowResolution)
+    if command == "upscale" and not enlarges:
+        raise ValueError(f"{path}: this flow does not enlarge pictures; fit one by --recipe srflow")
+    if command not in ("upscale", "score") and enlarges:
+        raise ValueError(f"{path}: this flow enlarges pictures; use `diffeo images upscale`")
     return model.eval(), notes
 
 
@@ -279,9 +327,9 @@ def _quantised(images: Any, levels: int, coarse: bool) -> Any:
     return (images.int() * levels // 256).to(images.dtype) if coarse else images
 
 
-def _for(density: Any, notes: dict[str, Any], images: Any, model: Path) -> Any:
-    """Pictures as the model knows them: its size, its channels, its shades."""
-    channels, height, width = density.event
+def _for(density: Any, notes: dict[str, Any], images: Any, model: Path, shape: Any = None) -> Any:
+    """Pictures as the model knows them: its size, or another shape, its channels, its shades."""
+    channels, height, width = density.event if shape is None else shape
     if images.shape[1] == 1 and channels == 3:
         images = images.expand(-1, 3, -1, -1)
     if tuple(images.shape[1:]) != (channels, height, width):
@@ -301,8 +349,13 @@ def _bits(density: Any, images: Any, labels: Any = None, seed: int = 0) -> Any:
     import torch
 
     import diffeo
+    from diffeo.apps.images import shrink
+    from diffeo.nets import LowResolution, OneHot
 
-    classes = 0 if density.flow.encoder is None else density.flow.encoder.classes
+    encoder = density.flow.encoder
+    if isinstance(encoder, LowResolution) and labels is None:
+        labels = shrink(images, encoder.scale, density.levels)
+    classes = encoder.classes if isinstance(encoder, OneHot) else 0
     if labels is not None or not classes:
         return diffeo.bits_per_dim(density, images, labels, generator=torch.Generator().manual_seed(seed))
     dims = math.prod(images.shape[1:]) * math.log(2)

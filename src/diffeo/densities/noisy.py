@@ -6,8 +6,9 @@ import math
 
 import torch
 from torch import Generator, Size, Tensor
+from torch.distributions.constraints import Constraint
 
-from diffeo.core import Density
+from diffeo.core import Density, Flow
 from diffeo.densities.normal import standard_normal
 from diffeo.functional import Context, LogProb, context_batch, joined
 
@@ -49,12 +50,14 @@ class Noisy(Density):
         self.event_ndim, self.event = density.event_ndim, density.event
 
     @property
-    def support(self) -> torch.distributions.constraints.Constraint:
+    def support(self) -> Constraint:
         return self.density.support
 
     @property
-    def flow(self) -> Density:
-        """The density of noisy events."""
+    def flow(self) -> Flow:
+        """The flow of noisy events."""
+        if not isinstance(self.density, Flow):
+            raise ValueError(f"Noisy: {type(self.density).__name__} is no Flow, so it has no transform or base")
         return self.density
 
     def event_shape(self, context: Context = None) -> Size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ def fit(
     checkpoint_every: float = 10.0,
     resume: bool = False,
     progress: bool = True,
+    on_evaluation: Callable[[FitResult], object] | None = None,
 ) -> FitResult:
     """Train a flow by maximum likelihood (or minimise any objective) in place.
 
@@ -92,6 +94,8 @@ def fit(
         resume: continue the fit in that folder to the same result (an empty folder starts afresh, a finished one is
             loaded).
         progress: show a bar where stderr is a terminal.
+        on_evaluation: called with the result so far after each evaluation, while the flow holds the averaged weights:
+            for samples, plots or logs as it goes. It does not disturb the random numbers of the fit.
 
     Returns:
         A `FitResult`.
@@ -189,7 +193,7 @@ def fit(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reaches all of them
         torch.manual_seed(seed + fabric.global_rank)
         try:
-            run = Loop(fabric, objective, train, held, kept, plan, compile, folder, checkpoint_every)
+            run = Loop(fabric, objective, train, held, kept, plan, compile, folder, checkpoint_every, on_evaluation)
             run.counts.elapsed = time.monotonic() - began
             result = run.go(continued, progress)
         except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,11 @@ class Loop:
         compile: bool | str,
         folder: Path | None,
         checkpoint_every: float,
+        on_evaluation: Callable[[FitResult], object] | None = None,
     ):
         self.fabric, self.objective, self.plan = fabric, objective, plan
         self.given = objective  # what the caller holds
+        self.on_evaluation = on_evaluation
         self.folder, self.checkpoint_every = folder, checkpoint_every
         self.kept = kept  # numbers of the training rows in the caller's data
         self.home = next((t.device for t in (*objective.parameters(), *objective.buffers())), torch.device("cpu"))
@@ -226,21 +228,31 @@ class Loop:
             if self.held is not None:
                 held_loss, stderr, losses = self.evaluate()
             improved = self._keep_best(train_loss if held_loss is None else held_loss, stderr, losses)
+            self.result.steps, self.result.seconds = self.counts.step, self.counts.elapsed
+            self.result.history.append(
+                {
+                    "step": self.counts.step,
+                    "epoch": self.counts.step / self.plan.steps_per_epoch,
+                    "train_loss": train_loss,
+                    "validation_loss": held_loss,
+                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "seconds": round(self.counts.elapsed, 3),
+                }
+            )
+            self._tell()
         self.counts.waited = 0 if improved else self.counts.waited + 1
-        self.result.steps, self.result.seconds = self.counts.step, self.counts.elapsed
-        self.result.history.append(
-            {
-                "step": self.counts.step,
-                "epoch": self.counts.step / self.plan.steps_per_epoch,
-                "train_loss": train_loss,
-                "validation_loss": held_loss,
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "seconds": round(self.counts.elapsed, 3),
-            }
-        )
         bar.report(train_loss, held_loss, self.counts.counted / max(1e-9, time.monotonic() - since))
         self.counts.total, self.counts.counted = 0.0, 0
         return self.plan.patience is not None and self.counts.waited >= self.plan.patience
+
+    def _tell(self) -> None:
+        """Let the caller look at the result so far, and at the weights."""
+        if self.on_evaluation is None or self.fabric.global_rank != 0:
+            return
+        self.objective.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            self.on_evaluation(self.result)
+        self.objective.train()
 
     def _keep_best(self, loss: float, stderr: float | None, losses: Tensor | None) -> bool:
         """Keep the weights if they are better than those kept, by more than chance; True for the least loss so far.

@@ -1,5 +1,6 @@
 """Flows of pictures: reading folders of them, scores, samples, interpolation, edits, and pages that show them."""
 
+from diffeo.apps.images.guidance import guided as guided
 from diffeo.apps.images.latents import attribute_direction as attribute_direction
 from diffeo.apps.images.latents import decode as decode
 from diffeo.apps.images.latents import edit as edit
@@ -9,7 +10,11 @@ from diffeo.apps.images.pictures import Pictures as Pictures
 from diffeo.apps.images.pictures import grid as grid
 from diffeo.apps.images.pictures import read as read
 from diffeo.apps.images.pictures import write as write
+from diffeo.apps.images.resolution import shrink as shrink
+from diffeo.apps.images.resolution import upscale as upscale
 from diffeo.apps.images.scores import Scores as Scores
 from diffeo.apps.images.scores import gaussian_bits as gaussian_bits
 from diffeo.apps.images.scores import histogram_bits as histogram_bits
 from diffeo.apps.images.scores import typicality as typicality
+from diffeo.apps.images.training import Augmented as Augmented
+from diffeo.apps.images.training import fit as fit

@@ -10,27 +10,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffeo.densities import Dequantized
+from diffeo.densities import Dequantized, Noisy
 from diffeo.functional import Context
 
 
 @torch.no_grad()
-def encode(model: Dequantized, images: Tensor, context: Context = None) -> Tensor:
-    """z of pictures of whole numbers, at the centres of their cells, shape (n, D)."""
-    x = images.to(model.spacing.dtype) + 0.5
+def encode(model: Dequantized | Noisy, images: Tensor, context: Context = None) -> Tensor:
+    """z of pictures of whole numbers, at the centres of their cells where they have some, shape (n, D)."""
     flow = model.flow
+    x = images.to(next(flow.parameters()).dtype)
+    x = x + 0.5 if isinstance(model, Dequantized) else x
     return flow.transform(x, flow.encode(context))[0]
 
 
 @torch.no_grad()
-def decode(model: Dequantized, z: Tensor, context: Context = None) -> Tensor:
+def decode(model: Dequantized | Noisy, z: Tensor, context: Context = None) -> Tensor:
     """Pictures of whole numbers from z, shape (n, C, H, W)."""
     flow = model.flow
-    x = flow.transform.inverse(z, flow.encode(context))[0].floor()
+    x = flow.transform.inverse(z, flow.encode(context))[0]
+    x = x.floor() if isinstance(model, Dequantized) else x.round()
     return (x if model.levels is None else x.clamp(0, model.levels - 1)).long()
 
 
-def interpolate(model: Dequantized, a: Tensor, b: Tensor, steps: int = 8, context: Context = None) -> Tensor:
+def interpolate(model: Dequantized | Noisy, a: Tensor, b: Tensor, steps: int = 8, context: Context = None) -> Tensor:
     """Pictures between two, along an arc of z, the two themselves included; shape (steps, C, H, W).
 
     z_t = (sin((1 − t) ω) z_a + sin(t ω) z_b) / sin ω, with ω the angle between the two: unlike a straight line, it
@@ -52,7 +54,7 @@ def interpolate(model: Dequantized, a: Tensor, b: Tensor, steps: int = 8, contex
     return decode(model, z, many)
 
 
-def attribute_direction(model: Dequantized, images: Tensor, labels: Tensor, context: Context = None) -> Tensor:
+def attribute_direction(model: Dequantized | Noisy, images: Tensor, labels: Tensor, context: Context = None) -> Tensor:
     """The direction in z from pictures without an attribute to those with it: the difference of their means, (D,).
 
     Args:
@@ -73,7 +75,7 @@ def attribute_direction(model: Dequantized, images: Tensor, labels: Tensor, cont
 
 
 def edit(
-    model: Dequantized, images: Tensor, direction: Tensor, amount: float | Tensor, context: Context = None
+    model: Dequantized | Noisy, images: Tensor, direction: Tensor, amount: float | Tensor, context: Context = None
 ) -> Tensor:
     """Pictures moved along a direction of z: decode(encode(x) + amount · direction), shape (n, C, H, W)."""
     return decode(model, encode(model, images, context) + torch.as_tensor(amount) * direction, context)

@@ -1,0 +1,105 @@
+"""Training flows of pictures: flips and shifts, and sheets of samples as it goes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffeo.apps.images.pictures import grid, write
+from diffeo.core import Density, Objective
+from diffeo.functional import Context
+from diffeo.training import FitResult
+from diffeo.training import fit as fit_density
+
+DRAWN = 36  # pictures of a sheet
+
+
+class Augmented(Objective):
+    """Maximum likelihood of pictures that are flipped and shifted anew at every step; held-out ones stay as they are.
+
+    Args:
+        density: of pictures.
+        flips: whether each picture is mirrored left to right with a chance of one half.
+        shifts: pixels by which it is moved at most, in either direction; its border is repeated.
+
+    Raises:
+        ValueError: negative shifts.
+    """
+
+    def __init__(self, density: Density, *, flips: bool = False, shifts: int = 0):
+        super().__init__()
+        if shifts < 0:
+            raise ValueError(f"Augmented: expected shifts >= 0, got {shifts}")
+        self.density, self.flips, self.shifts = density, flips, shifts
+
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        return -self.density(self.moved(x) if self.training else x, context)
+
+    def moved(self, x: Tensor) -> Tensor:
+        """The pictures (n, C, H, W), each flipped and shifted by chance."""
+        n, _, height, width = x.shape
+        rows, columns = (torch.arange(size, device=x.device).expand(n, size) for size in (height, width))
+        if self.flips:
+            columns = torch.where(torch.rand(n, 1, device=x.device) < 0.5, columns, columns.flip(-1))
+        if self.shifts:
+            by = torch.randint(-self.shifts, self.shifts + 1, (2, n, 1), device=x.device)
+            rows, columns = (rows + by[0]).clamp(0, height - 1), (columns + by[1]).clamp(0, width - 1)
+        image = torch.arange(n, device=x.device)[:, None, None]
+        return x.movedim(1, -1)[image, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
+def fit(
+    model: Density,
+    images: Any,
+    context: Any = None,
+    *,
+    flips: bool = False,
+    shifts: int = 0,
+    samples_dir: str | os.PathLike[str] | None = None,
+    temperature: float = 0.8,
+    **training: Any,
+) -> FitResult:
+    """`diffeo.fit` for pictures, with flips and shifts, and a sheet of samples after every evaluation.
+
+    Args:
+        model: a density of pictures, such as `diffeo.glow`.
+        images: (n, C, H, W), whole numbers.
+        context: labels, or what else the model reads.
+        flips, shifts: as of `Augmented`.
+        samples_dir: folder for `00001000.png` and so on, samples after that many steps; None for none.
+        temperature: of these samples.
+        **training: as of `diffeo.fit`.
+
+    Raises:
+        ValueError: flips or shifts beside a context of pictures, which would have to move along; what `diffeo.fit`
+            refuses.
+
+    >>> import torch, diffeo
+    >>> from diffeo.apps.images import fit
+    >>> model = diffeo.nice_image((1, 4, 4), preset="tiny", levels=4)
+    >>> fit(model, torch.randint(4, (60, 1, 4, 4)), flips=True, epochs=1, progress=False).steps
+    4
+    """
+    moved = flips or shifts
+    if moved and context is not None and torch.as_tensor(context).ndim > 2:
+        raise ValueError("fit: flips and shifts move the pictures, but not those of the context")
+    objective = Augmented(model, flips=flips, shifts=shifts) if moved else model
+    if samples_dir is None:
+        return fit_density(objective, images, context, **training)
+    folder = Path(samples_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = None if context is None else torch.as_tensor(context)[:DRAWN]
+
+    def draw(result: FitResult) -> None:
+        generator = torch.Generator().manual_seed(0)
+        drawn = model.sample(
+            DRAWN if shown is None else len(shown), shown, temperature=temperature, generator=generator
+        )
+        levels: Any = getattr(model, "levels", None) or 256
+        write(grid(drawn, levels=levels), folder / f"{result.steps:08d}.png")
+
+    return fit_density(objective, images, context, on_evaluation=draw, **training)
