@@ -11,6 +11,7 @@ from pathlib import Path
 import continuous
 import density
 import energies
+import image_uses
 import images
 import known
 import mixed
@@ -51,6 +52,7 @@ SECTIONS = (
     continuous.section,
     sphere.section,
     images.section,
+    image_uses.section,
 )
 
 

@@ -166,7 +166,6 @@ def test_sweeps_and_cache_draw_the_same_pictures(components):
                 layer.sweeps, layer.tolerance = 16, 1e-6
         swept = flow.transform.inverse(z, flow.encode(labels))[0]
     assert torch.allclose(one_by_one, swept, atol=1e-4)  # in 17 levels
-    assert torch.allclose(flow.transform(swept, flow.encode(labels))[0], z, atol=1e-3)
 
 
 def test_each_novelty_of_flowpp_can_be_switched_off():

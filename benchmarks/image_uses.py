@@ -1,0 +1,737 @@
+"""What flows of pictures are used for: super-resolution, sampling, classes, edits, anomalies; and their speed.
+
+    python benchmarks/image_uses.py [--parts speed sampling srflow ablation classes editing anomalies]
+
+Parts that are done are kept in results/image_uses.json, so that an interrupted run goes on; a part named is done anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+import diffeo
+from diffeo.apps.images import attribute_direction, edit, guided, shrink, typicality, upscale
+from diffeo.nets.features import enlarged
+from results import RESULTS, load, markdown, save, short
+from tables import data_root
+
+RESULT = RESULTS / "image_uses.json"
+TRAIN_PHOTOS = ("astronaut", "coffee", "rocket", "retina", "hubble_deep_field", "motorcycle", "china.jpg")
+TEST_PHOTOS = ("chelsea", "flower.jpg")
+CROP, SCALE, ROUNDS = 32, 4, 15
+SEEDS = (0, 1, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=[], choices=PARTS)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training, in each part that trains")
+    options = parser.parse_args()
+    content = load(RESULT, {})
+    for part in options.parts or [part for part in PARTS if part not in content]:
+        print(part, flush=True)
+        content = {**load(RESULT, {}), part: {**PARTS[part](60 * options.minutes), "cores": os.cpu_count()}}
+        save(RESULT, content)
+        print(content[part], flush=True)
+
+
+def mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with np.load(data_root() / "images" / "mnist.npz") as file:
+        x, test = (torch.from_numpy(file[name]).unsqueeze(1) for name in ("x_train", "x_test"))
+        return x, torch.from_numpy(file["y_train"]).long(), test, torch.from_numpy(file["y_test"]).long()
+
+
+def timed(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
+    """Milliseconds of each call, interleaved: median and quartiles."""
+    for call in calls.values():
+        call()
+    took: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            took[name].append(1e3 * (time.perf_counter() - began))
+    found = {}
+    for name, values in took.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        found[name] = {"median": middle, "low": low, "high": high}
+    return found
+
+
+# speed ---------------------------------------------------------------------------------------------------------------
+
+LEVELS_GLOW, STEPS_GLOW, HIDDEN_GLOW, BATCH = 2, 8, 64, 64
+
+
+def normflows_glow(shape: tuple[int, int, int]) -> nn.Module:
+    """normflows' Glow as its example builds it: blocks of three convolutions, a split prior, class-free bases."""
+    import normflows as nf
+
+    channels, height, width = shape
+    bases, merges, flows = [], [], []
+    for i in range(LEVELS_GLOW):
+        kept = channels * 2 ** (LEVELS_GLOW + 1 - i)
+        flows.append(
+            [
+                *(nf.flows.GlowBlock(kept, HIDDEN_GLOW, split_mode="channel", scale=True) for _ in range(STEPS_GLOW)),
+                nf.flows.Squeeze(),
+            ]
+        )
+        side = 2 ** (LEVELS_GLOW - i)
+        if i > 0:
+            merges.append(nf.flows.Merge())
+            latent = (kept // 2, height // side, width // side)
+        else:
+            latent = (kept, height // side, width // side)
+        bases.append(nf.distributions.DiagGaussian(latent, trainable=False))
+    return nf.MultiscaleFlow(bases, flows, merges, class_cond=False)
+
+
+def freia_glow(shape: tuple[int, int, int]) -> nn.Module:
+    """The same steps in FrEIA; all latents stay, as its graphs have them."""
+    import FrEIA.framework as ff
+    import FrEIA.modules as fm
+
+    def net(channels_in: int, channels_out: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(channels_in, HIDDEN_GLOW, 3, padding=1), nn.ReLU(), nn.Conv2d(HIDDEN_GLOW, HIDDEN_GLOW, 1),
+            nn.ReLU(), nn.Conv2d(HIDDEN_GLOW, channels_out, 3, padding=1),
+        )  # fmt: skip
+
+    nodes = [ff.InputNode(*shape)]
+    outputs = []
+    for level in range(LEVELS_GLOW):
+        nodes.append(ff.Node(nodes[-1], fm.IRevNetDownsampling, {}))
+        for _ in range(STEPS_GLOW // 2):  # each of its coupling blocks is two couplings
+            nodes.append(ff.Node(nodes[-1], fm.ActNorm, {}))
+            nodes.append(ff.Node(nodes[-1], fm.Fixed1x1Conv, {"M": _orthogonal(shape[0] * (4 if level == 0 else 8))}))
+            nodes.append(ff.Node(nodes[-1], fm.RNVPCouplingBlock, {"subnet_constructor": net}))
+        if level < LEVELS_GLOW - 1:
+            nodes.append(ff.Node(nodes[-1], fm.Split, {}))
+            outputs.append(ff.OutputNode(nodes[-1].out1))
+            nodes.append(ff.Node(nodes[-1].out0, fm.PermuteRandom, {"seed": 0}))
+    outputs.append(ff.OutputNode(nodes[-1]))
+    return ff.GraphINN(nodes + outputs)
+
+
+def _orthogonal(n: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(0)))[0]
+
+
+def speed(_: float) -> dict[str, Any]:
+    """A training step and sampling of the same Glow, in one run; and memory and time of `memory="invert"`."""
+    shape, count = (1, 28, 28), 64
+    x = mnist()[0][:BATCH]
+    y = (x + 0.5) / 256
+    torch.manual_seed(0)
+    ours = diffeo.glow(shape, scales=LEVELS_GLOW, layers=STEPS_GLOW, hidden=HIDDEN_GLOW)
+    ours.initialize(x)
+    peers: dict[str, Any] = {"normflows": normflows_glow(shape), "FrEIA": freia_glow(shape)}
+    with torch.no_grad():
+        peers["normflows"].log_prob(y, None)  # its activation norms start from the first batch
+        z, _ = peers["FrEIA"](y)
+    losses = {
+        "diffeo": lambda: -ours(x).mean(),
+        "normflows": lambda: -peers["normflows"].log_prob(y, None).mean(),
+        "FrEIA": lambda: _freia_loss(peers["FrEIA"], y),
+    }
+    optimizers = {
+        name: torch.optim.Adam(m.parameters(), 1e-4, fused=True) for name, m in {"diffeo": ours, **peers}.items()
+    }
+
+    def step(name: str) -> None:
+        optimizers[name].zero_grad()
+        losses[name]().backward()
+        optimizers[name].step()
+
+    @torch.no_grad()
+    def sample_freia() -> None:
+        peers["FrEIA"]([torch.randn_like(t) for t in z], rev=True)
+
+    @torch.no_grad()
+    def sample_normflows() -> None:
+        peers["normflows"].sample(count)
+
+    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in {"diffeo": ours, **peers}.items()}
+    steps = timed({name: (lambda name=name: step(name)) for name in losses})
+    samples = timed({"diffeo": lambda: ours.sample(count), "normflows": sample_normflows, "FrEIA": sample_freia})
+    memory = []
+    for layers in (8, 16, 32, 64):
+        row: dict[str, Any] = {"layers": layers}
+        calls = {}
+        for policy in ("store", "invert"):
+            torch.manual_seed(0)
+            model = diffeo.glow((1, 16, 16), scales=1, layers=layers, hidden=32)
+            some = x[:32, :, 6:22, 6:22]
+            model.initialize(some)
+            model.transform.memory = policy
+            row[f"{policy}_mib"] = _saved_bytes(lambda model=model, some=some: model(some)) / 2**20
+            calls[policy] = lambda model=model, some=some: (-model(some).mean()).backward()
+        took = timed(calls, 5)
+        row["time_ratio"] = took["invert"]["median"] / took["store"]["median"]
+        memory.append(row)
+    return {"parameters": sizes, "step_ms": steps, "sample_ms": samples, "memory": memory, "batch": BATCH}
+
+
+def _freia_loss(model: Any, y: Tensor) -> Tensor:
+    z, logdet = model(y)
+    return (0.5 * sum(t.flatten(1).square().sum(1) for t in z) - logdet).mean()
+
+
+def _saved_bytes(forward: Callable[[], Tensor]) -> int:
+    """Bytes of all tensors that a forward pass keeps for the backward pass."""
+    storages: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        keep = forward()
+    del keep
+    return sum(storages.values())
+
+
+# tarflow -------------------------------------------------------------------------------------------------------------
+
+
+def train_tarflow(seconds: float, **options: Any) -> Any:
+    """A class-conditional TarFlow of MNIST in a frame of 32×32: 8×8 patches of 4×4."""
+    x, y, *_ = mnist()
+    torch.manual_seed(0)
+    model = diffeo.tarflow((1, 32, 32), patch=4, width=96, blocks=4, layers=2, heads=4, classes=10, **options)
+    x = F.pad(x, (2, 2, 2, 2))
+    diffeo.fit(
+        model, x[2000:], y[2000:], validation=(x[:500], y[:500]), batch_size=128, lr=1.5e-3, time_limit=seconds,
+        epochs=1000, progress=False,
+    )  # fmt: skip
+    return model.eval()
+
+
+@torch.no_grad()
+def naive_inverse(layer: Any, z: Tensor, context: Any) -> Tensor:
+    """The inverse of an autoregressive layer without a cache: a whole pass of the net for every position."""
+    x = torch.zeros_like(z)
+    for position in layer.net.order.tolist():
+        params = layer.net(x, context)
+        step = layer.net.rank[position]
+        x[..., position, :] = layer.univariate.inverse(z[..., position, :], params[..., step, :, :])[0]
+    return x
+
+
+@torch.no_grad()
+def sampling(seconds: float) -> dict[str, Any]:
+    """Cache and Jacobi sweeps against the naive loop, on 8×8 grids of patches; the same noise, the same pictures."""
+    with torch.enable_grad():
+        model = train_tarflow(seconds / 2)
+    flow, count = model.flow, 16
+    context = flow.encode(torch.arange(count) % 10)
+    z = flow.base.sample(count, generator=torch.Generator().manual_seed(0))
+    layers = [part for part in flow.transform.modules() if isinstance(part, diffeo.Autoregressive)]
+
+    def naive() -> Tensor:
+        x = z
+        for part in reversed(list(flow.transform.parts)):
+            x = naive_inverse(part, x, context) if part in layers else part.inverse(x, context)[0]
+        return x
+
+    def swept(sweeps: int) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            for layer in layers:
+                layer.sweeps, layer.tolerance = sweeps, 1e-6
+            return flow.transform.inverse(z, context)[0]
+
+        return run
+
+    calls = {"naive": naive, "cache": swept(0), "Jacobi": swept(64)}
+    images = {name: call() for name, call in calls.items()}
+    apart = {name: float((images[name] - images["naive"]).abs().max()) / 256 for name in ("cache", "Jacobi")}
+    return {"pictures": count, "ms": timed(calls, 3), "largest_difference": apart}
+
+
+# classes -------------------------------------------------------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    """A small convolutional classifier; its last hidden layer are the features of the Fréchet distance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 49, 128), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x.float() / 255))
+
+
+def train_classifier(x: Tensor, y: Tensor, epochs: int = 4) -> Classifier:
+    torch.manual_seed(0)
+    model = Classifier()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    total = epochs * (len(x) // 128)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=total)
+    for _ in range(epochs):
+        for index in torch.randperm(len(x)).split(128)[: total // epochs]:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[index]), y[index]).backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance between Gaussians fitted to two sets of features."""
+    from scipy.linalg import sqrtm
+
+    (m, s), (n, t) = ((v.double().mean(0).numpy(), np.cov(v.double().numpy().T)) for v in (a, b))
+    root = sqrtm(s @ t)
+    return float(np.square(m - n).sum() + np.trace(s + t - 2 * root.real))
+
+
+@torch.no_grad()
+def classes(seconds: float) -> dict[str, Any]:
+    """How often a classifier of real digits recognises the wanted class, and Fréchet distances in its features."""
+    from sklearn.decomposition import PCA
+    from sklearn.mixture import GaussianMixture
+
+    x, y, test, wanted = mnist()
+    with torch.enable_grad():
+        classifier = train_classifier(x, y)
+        tarflow = train_tarflow(seconds, noise=0.1)
+        torch.manual_seed(0)
+        glow = diffeo.glow((1, 28, 28), classes=10)
+        diffeo.fit(
+            glow, x[2000:], y[2000:], validation=(x[:500], y[:500]), batch_size=64, lr=2e-3, time_limit=seconds,
+            epochs=1000, progress=False,
+        )  # fmt: skip
+    label = torch.arange(1000) % 10
+    generator = torch.Generator().manual_seed(0)
+    inner = slice(2, 30)
+    drawn = {
+        "real digits": test,
+        **{
+            f"tarflow, guidance {w:g}": guided(tarflow, w).sample(1000, label, generator=generator)[..., inner, inner]
+            for w in (0.0, 1.0, 2.0)
+        },
+        **{f"glow, temperature {t}": glow.sample(1000, label, temperature=t, generator=generator) for t in (0.8, 1.0)},
+    }
+    rows = PCA(50, random_state=0).fit(x[:10000].flatten(1).numpy())
+    low = rows.transform(x[:10000].flatten(1).numpy())
+    mixed = GaussianMixture(30, random_state=0, reg_covar=1.0).fit(low).sample(1000)[0]
+    drawn["Gaussian mixture of 30 in 50 components"] = torch.from_numpy(
+        rows.inverse_transform(mixed).round().clip(0, 255)
+    ).reshape(-1, 1, 28, 28)
+    real = classifier.features(test.float() / 255)
+    found = {}
+    for name, images in drawn.items():
+        want = wanted if name == "real digits" else label
+        hits = (classifier(images).argmax(1) == want).double().mean()
+        told = name != "Gaussian mixture of 30 in 50 components"
+        found[name] = {
+            "recognised": float(hits) if told else None,
+            "frechet": frechet(classifier.features(images.float() / 255), real) if name != "real digits" else 0.0,
+        }
+    return {"samples": found, "seconds": seconds}
+
+
+# ablation ------------------------------------------------------------------------------------------------------------
+
+
+def ablation(seconds: float) -> dict[str, Any]:
+    """Flow++ on 8×8 digits, each novelty switched off in turn: the same steps, three seeds."""
+    from sklearn.datasets import load_digits
+
+    images = torch.from_numpy(load_digits().images).to(torch.uint8).unsqueeze(1)
+    rows = {}
+    for name in ("whole", "mixture", "attention", "variational"):
+        bits = []
+        for seed in SEEDS:
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+            test, held, train = order.split([300, 150, len(order) - 450])
+            torch.manual_seed(seed)
+            off = {} if name == "whole" else {name: False}
+            model = diffeo.flowpp((1, 8, 8), preset="tiny", dropout=0.1, levels=17, **off)
+            diffeo.fit(
+                model, images[train], validation=images[held], batch_size=64, steps=700, lr=2e-3, seed=seed,
+                progress=False,
+            )  # fmt: skip
+            generator = torch.Generator().manual_seed(0)
+            bits.append(float(diffeo.bits_per_dim(model, images[test], samples=8, generator=generator).mean()))
+        rows[name if name == "whole" else f"without {name}"] = bits
+        print(name, bits, flush=True)
+    return {"bits_per_dim": rows}
+
+
+# editing -------------------------------------------------------------------------------------------------------------
+
+
+def inked(images: Tensor, thickness: Tensor, slant: Tensor) -> Tensor:
+    """Digits with strokes made thicker or thinner and slanted, (n, 1, 28, 28) of uint8."""
+    x = images.float() / 255
+    theta = torch.zeros(len(x), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1.0
+    theta[:, 0, 1] = slant
+    x = F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+    blurred = F.avg_pool2d(x, 3, 1, 1)
+    shifted = blurred + 0.25 * thickness[:, None, None, None]
+    return (255 * ((shifted - 0.35) * 4).sigmoid() * (blurred > 0.02)).round().clamp(0, 255).to(torch.uint8)
+
+
+class Reader(nn.Module):
+    """A regressor that reads thickness and slant off a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Classifier()
+        self.net.head = nn.Linear(128, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def editing(seconds: float) -> dict[str, Any]:
+    """Moves along an attribute's direction, as read by a regressor: what is wanted, and how much the other leaks."""
+    from scipy.stats import spearmanr
+
+    x, *_ = mnist()
+    x = x[:12000]
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(len(x), 2, generator=generator) * 2 - 1
+    images = inked(x, truth[:, 0], 0.5 * truth[:, 1])
+    torch.manual_seed(0)
+    reader = Reader()
+    optimizer = torch.optim.Adam(reader.parameters(), 1e-3)
+    for _ in range(4):
+        for index in torch.randperm(10000).split(128):
+            optimizer.zero_grad()
+            F.mse_loss(reader(images[index]), truth[index]).backward()
+            optimizer.step()
+    reader.eval()
+    model = diffeo.glow((1, 28, 28), preset="tiny")
+    diffeo.fit(
+        model, images[:11000], validation=images[11000:11500], batch_size=64, lr=2e-3, time_limit=seconds, epochs=1000,
+        progress=False,
+    )  # fmt: skip
+    fresh, amounts = images[11500:11700], torch.linspace(-1, 1, 9)
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        error = (reader(images[11500:]) - truth[11500:]).square().mean(0).sqrt()
+        known = truth[:10000]
+        for k, name in enumerate(("thickness", "slant")):
+            direction = attribute_direction(model, images[:10000], known[:, k])
+            read = torch.stack([reader(edit(model, fresh, direction, float(a))) for a in amounts])  # (9, n, 2)
+            mean = read.mean(1)
+            slope = ((amounts[:, None] * (mean - mean.mean(0))).sum(0)) / amounts.square().sum()
+            each = [float(spearmanr(amounts, read[:, i, k])[0]) for i in range(len(fresh))]
+            found[name] = {
+                "rank_correlation": float(spearmanr(amounts, mean[:, k])[0]),
+                "rank_correlation_of_each_median": statistics.median(each),
+                "slope": float(slope[k]),
+                "leak": float((slope[1 - k] / slope[k]).abs()),
+                "reader_rmse": float(error[k]),
+            }
+    return found
+
+
+# anomalies -----------------------------------------------------------------------------------------------------------
+
+
+def anomalies(seconds: float) -> dict[str, Any]:
+    """AUROC of likelihood, typicality and likelihood ratio: MNIST against Frey faces, inverted and shuffled digits."""
+    import zlib
+
+    from sklearn.metrics import roc_auc_score
+
+    inner = slice(4, 24)
+    x, _, test, _ = mnist()
+    x, test = x[..., inner, inner], test[:2000, :, inner, inner]
+    with np.load(data_root() / "images" / "freyfaces.npz") as file:
+        faces = torch.from_numpy(file["x"])[:, None, 4:24]
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.argsort(torch.rand(len(test), 400, generator=generator), 1)
+    strange = {
+        "Frey faces": faces,
+        "inverted digits": 255 - test,
+        "shuffled digits": test.flatten(1).gather(1, pixels).reshape(test.shape),
+    }
+    torch.manual_seed(0)
+    model = diffeo.glow((1, 20, 20), preset="tiny")
+    diffeo.fit(
+        model, x[4000:], validation=x[:500], batch_size=64, lr=2e-3, time_limit=seconds, epochs=1000, progress=False
+    )
+
+    def bits(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return diffeo.bits_per_dim(model, images, generator=torch.Generator().manual_seed(0))
+
+    def packed(images: Tensor) -> Tensor:
+        """Bits per number of a general compressor: the complexity that a ratio takes out."""
+        return torch.tensor([8 * len(zlib.compress(i.numpy().tobytes(), 9)) / i.numel() for i in images])
+
+    held, ordinary = bits(x[:2000]), bits(test)
+    ordinary_ratio = ordinary - packed(test)
+    found = {}
+    for name, images in strange.items():
+        theirs = bits(images)
+        label = np.r_[np.zeros(len(test)), np.ones(len(images))]
+        scores = {
+            "likelihood": torch.cat([ordinary, theirs]),
+            "typicality": -typicality(torch.cat([ordinary, theirs]), held).typicality,
+            "likelihood ratio": torch.cat([ordinary_ratio, theirs - packed(images)]),
+        }
+        found[name] = {what: float(roc_auc_score(label, s)) for what, s in scores.items()}
+    return {"auroc": found, "bits_of_digits": float(ordinary.mean())}
+
+
+# super-resolution ----------------------------------------------------------------------------------------------------
+
+
+def photographs(names: tuple[str, ...], generator: torch.Generator, count: int) -> Tensor:
+    """Random crops of photographs that come with scikit-image and scikit-learn, as many of each."""
+    import skimage.data
+    from sklearn.datasets import load_sample_image
+
+    crops = []
+    for name in names:
+        if name.endswith(".jpg"):
+            photo = load_sample_image(name)
+        elif name == "motorcycle":
+            photo = skimage.data.stereo_motorcycle()[0]
+        else:
+            photo = getattr(skimage.data, name)()
+        photo = torch.from_numpy(np.array(photo)[..., :3]).permute(2, 0, 1)
+        rows = torch.randint(photo.shape[1] - CROP + 1, (count,), generator=generator)
+        columns = torch.randint(photo.shape[2] - CROP + 1, (count,), generator=generator)
+        crops += [photo[:, i : i + CROP, j : j + CROP] for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
+    return torch.stack(crops)[torch.randperm(len(crops), generator=generator)]
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB, mean over pictures."""
+    error = (a.double() - b.double()).square().mean((-1, -2, -3)).clamp_min(1e-2)
+    return float((10 * torch.log10(255.0**2 / error)).mean())
+
+
+def spectrum(images: Tensor) -> Tensor:
+    """Mean logarithm of power in rings of equal frequency."""
+    power = torch.fft.fft2(images.double() - images.double().mean((-1, -2), keepdim=True)).abs().square()
+    frequency = torch.fft.fftfreq(CROP).abs()
+    radius = (frequency[:, None].square() + frequency.square()).sqrt()
+    ring = (radius * CROP).round().long().clamp_max(CROP // 2)
+    rings = torch.zeros(CROP // 2 + 1).double()
+    for r in range(1, CROP // 2 + 1):
+        rings[r] = power[..., ring == r].mean()
+    return rings[1:].log10()
+
+
+def srflow(seconds: float) -> dict[str, Any]:
+    """Photographs 4×: the flow against bicubic enlargement and the same encoder trained by absolute error."""
+    generator = torch.Generator().manual_seed(0)
+    train, test = photographs(TRAIN_PHOTOS, generator, 1500), photographs(TEST_PHOTOS, generator, 100)
+    small, small_test = shrink(train, SCALE), shrink(test, SCALE)
+    torch.manual_seed(0)
+    model = diffeo.srflow((3, CROP, CROP), scale=SCALE)
+    encoder = model.flow.encoder
+    plain = type(encoder)(3, scale=SCALE, scales=2, features=32, blocks=2)
+    _train_plain(plain, train, small, seconds)
+    diffeo.fit(
+        model, train[300:], small[300:], validation=(train[:300], small[:300]), batch_size=64, lr=1e-3,
+        time_limit=seconds, epochs=1000, progress=False,
+    )  # fmt: skip
+    model.eval()
+    with torch.no_grad():
+        bicubic = enlarged(small_test.float(), SCALE).round().clamp(0, 255)
+        by_l1 = ((plain(small_test)["guess"] + 1) * 127.5).round().clamp(0, 255)
+        likeliest = upscale(model, small_test, 1, temperature=0.0)[0]
+        drawn = upscale(model, small_test, 8, temperature=0.8, generator=torch.Generator().manual_seed(0))
+        raw = upscale(
+            model, small_test, 1, temperature=0.8, consistent=False, generator=torch.Generator().manual_seed(0)
+        )[0]
+        bits = diffeo.bits_per_dim(model, test, small_test, generator=torch.Generator().manual_seed(0))
+    truth = spectrum(test)
+    spread = drawn.double().std(0).mean((-1, -2, -3))
+    return {
+        "psnr": {
+            "bicubic": psnr(bicubic, test),
+            "encoder by L1": psnr(by_l1, test),
+            "flow, temperature 0": psnr(likeliest, test),
+            "flow, temperature 0.8": psnr(drawn[0], test),
+            "flow, mean of 8": psnr(drawn.double().mean(0), test),
+        },
+        "psnr_shrunk_again": {
+            "temperature 0": psnr(shrink(likeliest, SCALE), small_test),
+            "temperature 0.8": psnr(shrink(drawn[0], SCALE), small_test),
+            "temperature 0.8, not corrected": psnr(shrink(raw, SCALE), small_test),
+        },
+        "pixel_spread": {"least": float(spread.min()), "mean": float(spread.mean())},
+        "spectrum_distance": {
+            "bicubic": float((spectrum(bicubic) - truth).abs().mean()),
+            "encoder by L1": float((spectrum(by_l1) - truth).abs().mean()),
+            "flow, temperature 0.8": float((spectrum(drawn[0]) - truth).abs().mean()),
+        },
+        "bits_per_dim": float(bits.mean()),
+        "outside": float(((raw == 0) | (raw == 255)).double().mean()),
+        "seconds": seconds,
+    }
+
+
+def _train_plain(encoder: Any, large: Tensor, small: Tensor, seconds: float) -> None:
+    """The encoder's guess by absolute error, for half as long as the flow: it takes a fraction of its step."""
+    optimizer = torch.optim.Adam(encoder.parameters(), 1e-3)
+    began, limit = time.monotonic(), seconds / 2
+    while (spent := time.monotonic() - began) < limit:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * spent / limit))
+        index = torch.randint(300, len(large), (64,))
+        optimizer.zero_grad()
+        F.l1_loss(encoder(small[index])["guess"], large[index].float() / 127.5 - 1).backward()
+        optimizer.step()
+    encoder.eval()
+
+
+def section() -> str:
+    """Each part that was measured."""
+    content = load(RESULT, {})
+    told = {
+        "speed": _told_speed, "sampling": _told_sampling, "srflow": _told_srflow, "ablation": _told_ablation,
+        "classes": _told_classes, "editing": _told_editing, "anomalies": _told_anomalies,
+    }  # fmt: skip
+    parts = [tell(content[name]) for name, tell in told.items() if name in content]
+    if not parts:
+        return ""
+    text = "\n\n".join(parts)
+    return f"## Pictures: what they are used for\n\n{text}\n\n    python benchmarks/image_uses.py\n"
+
+
+def _told_speed(r: dict[str, Any]) -> str:
+    rows = []
+    for name, size in r["parameters"].items():
+        cells = []
+        for kind in ("step_ms", "sample_ms"):
+            t = r[kind][name]
+            ratio = t["median"] / r[kind]["diffeo"]["median"]
+            cells.append(f"{short(t['median'])} ({short(t['low'])} – {short(t['high'])}); {ratio:.2f}×")
+        rows.append([name, f"{size:,}", *cells])
+    memory = [
+        [m["layers"], f"{m['store_mib']:.1f}", f"{m['invert_mib']:.1f}", f"{m['time_ratio']:.2f}×"] for m in r["memory"]
+    ]
+    return f"""\
+**Speed.** The same Glow, {LEVELS_GLOW} scales of {STEPS_GLOW} steps and {HIDDEN_GLOW} channels, on {r["batch"]}
+pictures of 28×28; median of {ROUNDS} interleaved rounds on {r["cores"]} shared cores in ms (quartiles), and as a
+multiple of ours.
+
+{markdown(["library", "parameters", "training step", "64 samples"], rows)}
+
+What a forward pass keeps for the backward pass, 32 pictures of 16×16, in MiB, by policy, and what `memory="invert"`
+costs in time, forward and backward:
+
+{markdown(["steps of flow", "store", "invert", "time"], memory)}"""
+
+
+def _told_sampling(r: dict[str, Any]) -> str:
+    naive = r["ms"]["naive"]["median"]
+    rows = [
+        [
+            name,
+            short(t["median"]),
+            f"{naive / t['median']:.1f}×",
+            "" if name == "naive" else f"{r['largest_difference'][name]:.0e}",
+        ]
+        for name, t in r["ms"].items()
+    ]
+    return f"""\
+**TarFlow's samples**, {r["pictures"]} pictures of 8×8 patches, a trained model: in ms, by how much faster than a whole
+pass of the net for every patch, and the largest difference from it, as a share of the range of values.
+
+{markdown(["", "ms", "faster", "difference"], rows)}"""
+
+
+def _told_srflow(r: dict[str, Any]) -> str:
+    quality = [[name, f"{value:.2f}"] for name, value in r["psnr"].items()]
+    again = "; ".join(f"{name} {value:.1f}" for name, value in r["psnr_shrunk_again"].items())
+    far = "; ".join(f"{name} {value:.2f}" for name, value in r["spectrum_distance"].items())
+    spread = r["pixel_spread"]
+    return f"""\
+**Super-resolution**, 4×, 32×32 crops of photographs, tested on photographs that were not trained on;
+{r["seconds"] / 60:.0f} minutes, half of that for the encoder by absolute error. PSNR in dB:
+
+{markdown(["", "dB"], quality)}
+
+Shrunk again, against the small picture, in dB: {again}. Spread of eight samples at temperature 0.8, in levels: mean
+{spread["mean"]:.1f}, least of any crop {spread["least"]:.2f}. Distance of the radial spectrum from the true one, in
+decades: {far}. Values at the ends of the range before correction: {100 * r["outside"]:.1f} %."""
+
+
+def _told_ablation(r: dict[str, Any]) -> str:
+    rows = [
+        [name, *(f"{b:.3f}" for b in bits), f"{statistics.mean(bits):.3f}"] for name, bits in r["bits_per_dim"].items()
+    ]
+    return f"""\
+**Flow++ on 8×8 digits**, each novelty switched off in turn, 700 steps, bits per dimension of 300 test digits with eight
+samples of the noise:
+
+{markdown(["", *(f"seed {s}" for s in SEEDS), "mean"], rows)}"""
+
+
+def _told_classes(r: dict[str, Any]) -> str:
+    rows = [
+        [name, "" if v["recognised"] is None else f"{100 * v['recognised']:.1f} %", f"{v['frechet']:.1f}"]
+        for name, v in r["samples"].items()
+    ]
+    return f"""\
+**Samples of classes**, MNIST, {r["seconds"] / 60:.0f} minutes of training each: how often a classifier of real digits
+sees the wanted class, and the Fréchet distance from the test digits in its features.
+
+{markdown(["", "recognised", "Fréchet distance"], rows)}"""
+
+
+def _told_editing(r: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{v['rank_correlation']:.3f}", f"{v['rank_correlation_of_each_median']:.3f}", f"{v['leak']:.2f}"]
+        for name, v in r.items()
+        if name != "cores"
+    ]
+    return f"""\
+**Edits**, digits with thickness and slant made by hand, as read by a regressor: rank correlation of the move with the
+attribute, in the mean of 200 digits and for the median digit, and how much the other attribute changes, as a share.
+
+{markdown(["", "in the mean", "median digit", "leak"], rows)}"""
+
+
+def _told_anomalies(r: dict[str, Any]) -> str:
+    names = ["likelihood", "typicality", "likelihood ratio"]
+    rows = [[what, *(f"{scores[name]:.3f}" for name in names)] for what, scores in r["auroc"].items()]
+    return f"""\
+**Anomalies**, a model of MNIST cropped to 20×20 ({r["bits_of_digits"]:.2f} bits per dimension): AUROC. The ratio is
+against zlib's length of the picture.
+
+{markdown(["against test digits", *names], rows)}"""
+
+
+PARTS: dict[str, Callable[[float], dict[str, Any]]] = {
+    "speed": speed,
+    "sampling": sampling,
+    "srflow": srflow,
+    "ablation": ablation,
+    "classes": classes,
+    "editing": editing,
+    "anomalies": anomalies,
+}
+
+
+if __name__ == "__main__":
+    main()
