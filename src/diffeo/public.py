@@ -16,6 +16,7 @@ from diffeo.core import Inverse as Inverse
 from diffeo.core import Objective as Objective
 from diffeo.core import Transform as Transform
 from diffeo.core import Univariate as Univariate
+from diffeo.densities import Aligned as Aligned
 from diffeo.densities import Argmax as Argmax
 from diffeo.densities import Categorical as Categorical
 from diffeo.densities import ConditionalNormal as ConditionalNormal
@@ -33,6 +34,7 @@ from diffeo.densities import Uniform as Uniform
 from diffeo.densities import UniformSphere as UniformSphere
 from diffeo.densities import VonMisesFisherMixture as VonMisesFisherMixture
 from diffeo.densities import bits_per_dim as bits_per_dim
+from diffeo.densities import monotonic_alignment as monotonic_alignment
 from diffeo.files import load as load
 from diffeo.files import save as save
 from diffeo.kernels import compiled_kernels as compiled_kernels
@@ -45,6 +47,7 @@ from diffeo.recipes import flowpp as flowpp
 from diffeo.recipes import gaussian as gaussian
 from diffeo.recipes import gaussianization as gaussianization
 from diffeo.recipes import glow as glow
+from diffeo.recipes import glow_tts as glow_tts
 from diffeo.recipes import iaf as iaf
 from diffeo.recipes import maf as maf
 from diffeo.recipes import mixed as mixed
@@ -80,6 +83,7 @@ from diffeo.transforms import Conv1x1 as Conv1x1
 from diffeo.transforms import Coupling as Coupling
 from diffeo.transforms import Elementwise as Elementwise
 from diffeo.transforms import ExpLinear as ExpLinear
+from diffeo.transforms import Fold as Fold
 from diffeo.transforms import Gaussianize as Gaussianize
 from diffeo.transforms import Haar as Haar
 from diffeo.transforms import Householder as Householder

@@ -12,7 +12,7 @@ import typer
 
 app = typer.Typer(
     name="diffeo",
-    help="Densities of tables and pictures: fit a normalizing flow, score, draw samples, report.",
+    help="Densities of tables, pictures and speech: fit a normalizing flow, score, draw samples, report.",
     no_args_is_help=True,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
@@ -63,7 +63,7 @@ def main(args: list[str] | None = None) -> int:
 def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """Densities of tables and pictures: fit a normalizing flow, score, draw samples, report."""
+    """Densities of tables, pictures and speech: fit a normalizing flow, score, draw samples, report."""
     if version:
         from diffeo.version import __version__
 

@@ -37,6 +37,7 @@ from diffeo.recipes.registry import recipes as recipes
 from diffeo.recipes.registry import save as save
 from diffeo.recipes.residual import residual_flow as residual_flow
 from diffeo.recipes.rows import mixed as mixed
+from diffeo.recipes.speech import glow_tts as glow_tts
 from diffeo.recipes.tabular import gaussian as gaussian
 from diffeo.recipes.tabular import iaf as iaf
 from diffeo.recipes.tabular import maf as maf

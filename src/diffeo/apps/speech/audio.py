@@ -1,0 +1,184 @@
+"""Sound as mel spectrograms and back, and sound files.
+
+A mel spectrogram is log(max(M |STFT|, 1e−5)): a Hann window of `window` samples every `hop`, frames centred, mirrored
+ends, and M the triangles of Slaney's mel scale, each of unit area.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from diffeo.storage import replacing
+
+FLOOR = 1e-5  # of magnitudes, before the logarithm
+
+
+class Mel(NamedTuple):
+    """How sound becomes a mel spectrogram.
+
+    Attributes:
+        rate: samples in a second.
+        window: samples of a window.
+        hop: samples from frame to frame.
+        mels: features of a frame.
+        low, high: edges of the bands, in Hz.
+    """
+
+    rate: int = 16000
+    window: int = 1024
+    hop: int = 256
+    mels: int = 80
+    low: float = 0.0
+    high: float = 8000.0
+
+    @classmethod
+    def of(cls, rate: int) -> Mel:
+        """For sound of that rate: windows of 64 ms every 12.5 ms, 40 mels below 11 kHz and 80 from there on."""
+        window = 2 ** round(math.log2(0.064 * rate))
+        return cls(rate, window, round(0.0125 * rate), 40 if rate < 11_000 else 80, 0.0, rate / 2)
+
+
+def to_mel(audio: Tensor, settings: Mel) -> Tensor:
+    """Mel spectrogram (*batch, T, mels) of sound (*batch, N) in [−1, 1], T = 1 + N // hop.
+
+    Raises:
+        ValueError: sound shorter than half a window.
+
+    >>> import torch
+    >>> to_mel(torch.zeros(16000), Mel()).shape
+    torch.Size([63, 80])
+    """
+    if audio.shape[-1] <= settings.window // 2:
+        raise ValueError(f"to_mel: {audio.shape[-1]} samples are too few for windows of {settings.window}")
+    magnitude = _stft(audio.reshape(-1, audio.shape[-1]), settings).abs()  # (rows, bins, T)
+    mel = (mel_matrix(settings).to(magnitude) @ magnitude).clamp_min(FLOOR).log().mT
+    return mel.reshape(*audio.shape[:-1], *mel.shape[1:])
+
+
+def from_mel(mel: Tensor, settings: Mel, *, rounds: int = 60, seed: int = 0) -> Tensor:
+    """Sound (*batch, N) whose mel spectrogram is close to this one: magnitudes by least squares, phases by Griffin-Lim.
+
+    Args:
+        mel: (*batch, T, mels).
+        settings: those of the spectrogram.
+        rounds: of the fast Griffin-Lim algorithm.
+        seed: of the first phases.
+
+    "Signal Estimation from Modified Short-Time Fourier Transform" (Griffin and Lim, 1984),
+    https://doi.org/10.1109/TASSP.1984.1164317; "A Fast Griffin-Lim Algorithm" (Perraudin et al., 2013),
+    https://doi.org/10.1109/WASPAA.2013.6701851
+    """
+    flat = mel.reshape(-1, *mel.shape[-2:]).mT.exp()
+    matrix = mel_matrix(settings).to(flat)
+    magnitude = (torch.linalg.pinv(matrix) @ flat).clamp_min(0)
+    for _ in range(30):  # towards nonnegative magnitudes: multiplicative steps
+        magnitude = (magnitude + 1e-8) * (matrix.mT @ flat) / (matrix.mT @ (matrix @ magnitude) + 1e-8)
+    generator = torch.Generator().manual_seed(seed)
+    phase = 2 * math.pi * torch.rand(magnitude.shape, generator=generator).to(magnitude)
+    guess = torch.polar(magnitude, phase)
+    last = torch.zeros_like(guess)
+    for _ in range(rounds):
+        again = _stft(_istft(guess, settings), settings)[..., : guess.shape[-1]]
+        ahead = again + 0.99 * (again - last)  # the momentum of the fast algorithm
+        last = again
+        guess = magnitude * ahead / ahead.abs().clamp_min(1e-9)
+    audio = _istft(guess, settings)
+    return audio.reshape(*mel.shape[:-2], -1)
+
+
+@lru_cache(maxsize=8)
+def mel_matrix(settings: Mel) -> Tensor:
+    """(mels, window / 2 + 1): triangles of unit area between neighbouring centres on Slaney's mel scale."""
+    low, high = _hz_to_mel(settings.low), _hz_to_mel(settings.high)
+    corners = np.array([_mel_to_hz(m) for m in np.linspace(low, high, settings.mels + 2)])
+    bins = np.linspace(0, settings.rate / 2, settings.window // 2 + 1)
+    rising = (bins - corners[:-2, None]) / np.diff(corners)[:-1, None]
+    falling = (corners[2:, None] - bins) / np.diff(corners)[1:, None]
+    triangles = np.maximum(0, np.minimum(rising, falling)) * (2 / (corners[2:] - corners[:-2]))[:, None]
+    return torch.from_numpy(triangles).float()
+
+
+def _hz_to_mel(hz: float) -> float:
+    """Linear below 1,000 Hz, logarithmic above."""
+    return hz / (200 / 3) if hz < 1000 else 15 + math.log(hz / 1000) * 27 / math.log(6.4)
+
+
+def _mel_to_hz(mel: float) -> float:
+    return mel * 200 / 3 if mel < 15 else 1000 * math.exp((mel - 15) * math.log(6.4) / 27)
+
+
+def _stft(audio: Tensor, settings: Mel) -> Tensor:
+    window = torch.hann_window(settings.window, dtype=audio.dtype, device=audio.device)
+    return torch.stft(audio, settings.window, settings.hop, window=window, pad_mode="reflect", return_complex=True)
+
+
+def _istft(spectrum: Tensor, settings: Mel) -> Tensor:
+    window = torch.hann_window(settings.window, dtype=spectrum.real.dtype, device=spectrum.device)
+    return torch.istft(spectrum, settings.window, settings.hop, window=window)
+
+
+def read_audio(path: str | os.PathLike[str], rate: int | None = None) -> tuple[Tensor, int, list[str]]:
+    """Sound of a file as (N,) in [−1, 1], its rate, and what was changed: channels mixed, another rate.
+
+    Raises:
+        ValueError: a file that is missing, damaged or no sound; NaN samples.
+    """
+    soundfile = _soundfile()
+    path, notes = Path(path), []
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        found, own = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise ValueError(f"{path}: no sound that can be read ({error})") from None
+    if not np.isfinite(found).all():
+        raise ValueError(f"{path}: it holds samples that are not finite")
+    if found.shape[1] > 1:
+        notes.append(f"{found.shape[1]} channels were mixed to one")
+    audio = found.mean(1)
+    if rate is not None and own != rate:
+        import soxr
+
+        audio = soxr.resample(audio, own, rate)
+        notes.append(f"resampled from {own} to {rate} Hz")
+    return torch.from_numpy(np.ascontiguousarray(audio)), rate or own, notes
+
+
+def write_audio(audio: Tensor, path: str | os.PathLike[str], rate: int) -> None:
+    """Write (N,) in [−1, 1] as 16-bit sound; louder sound is scaled down. The file appears whole or not at all.
+
+    Raises:
+        ValueError: an ending that names no format of sound; samples that are not finite.
+    """
+    soundfile, path = _soundfile(), Path(path)
+    known = path.suffix[1:].upper()
+    if known not in soundfile.available_formats():
+        raise ValueError(f"{path}: expected .wav, .flac or .ogg, got {path.suffix or 'no ending'!r}")
+    if not bool(audio.isfinite().all()):
+        raise ValueError(f"{path}: the sound holds samples that are not finite")
+    audio = audio.detach().cpu() / audio.detach().abs().max().clamp_min(1.0).cpu()
+    with replacing(path) as temporary:
+        soundfile.write(temporary, audio.numpy(), rate, format=known)
+
+
+def pad_frames(mel: Tensor, multiple: int) -> Tensor:
+    """The spectrogram (T, mels) with its last frame repeated up to a multiple."""
+    missing = -len(mel) % multiple
+    return F.pad(mel.mT.unsqueeze(0), (0, missing), mode="replicate")[0].mT if missing else mel
+
+
+def _soundfile():
+    try:
+        import soundfile
+    except ImportError:
+        raise ImportError("sound needs soundfile and soxr: pip install 'diffeo[speech]'") from None
+    return soundfile

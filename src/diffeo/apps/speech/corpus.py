@@ -1,0 +1,132 @@
+"""Recordings and their texts: reading a corpus, and what is wrong with it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffeo.apps.speech.audio import Mel, read_audio, to_mel
+
+SHORTEST, LONGEST = 0.1, 20.0  # seconds of a clip
+SILENT, CLIPPED = 1e-3, 0.002  # loudest sample of a silent clip; share of samples at the ends of a clipped one
+
+
+class Clip(NamedTuple):
+    """A recording, what is said in it, and by whom."""
+
+    path: Path
+    text: str
+    speaker: str = ""
+
+
+def read_corpus(path: str | os.PathLike[str]) -> list[Clip]:
+    """The clips of a folder in the LJSpeech convention, or of a table.
+
+    A folder holds `metadata.csv` with lines id|text or id|text|normalised text, and `wavs/id.wav`. A table (.csv) has
+    the columns path, text and perhaps speaker; paths are relative to the table.
+
+    Raises:
+        ValueError: neither; lines that cannot be read; no clip. Missing recordings are found by `check_corpus`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        table = path / "metadata.csv"
+        if not table.is_file():
+            raise ValueError(f"{path}: expected metadata.csv and wavs/, or a .csv with the columns path and text")
+        clips = []
+        for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
+            fields = line.split("|")
+            if len(fields) not in (2, 3):
+                raise ValueError(f"{table}: line {number} has {len(fields)} fields, expected id|text|normalised")
+            clips.append(Clip(path / "wavs" / f"{fields[0]}.wav", fields[-1].strip()))
+    elif path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            if not {"path", "text"} <= set(rows.fieldnames or ()):
+                raise ValueError(f"{path}: expected the columns path and text, got {', '.join(rows.fieldnames or ())}")
+            clips = [
+                Clip(path.parent / row["path"], (row["text"] or "").strip(), row.get("speaker") or "") for row in rows
+            ]
+    else:
+        raise ValueError(f"{path}: no such file or folder")
+    if not clips:
+        raise ValueError(f"{path}: no clips")
+    return clips
+
+
+def symbols_of(texts: Sequence[str]) -> list[str]:
+    """The letters and signs of all texts, in order."""
+    return sorted(set("".join(letters(text) for text in texts)))
+
+
+def letters(text: str) -> str:
+    """A text in lower case, accents kept, with single spaces."""
+    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+
+
+def encode_text(text: str, symbols: Sequence[str]) -> Tensor:
+    """Numbers 1, 2, … of the letters of a text.
+
+    Raises:
+        ValueError: no letters, or some that the voice does not know, named.
+    """
+    plain = letters(text)
+    if not plain:
+        raise ValueError("the text is empty")
+    unknown = sorted(set(plain) - set(symbols))
+    if unknown:
+        hint = " (write numbers as words)" if any(c.isdigit() for c in unknown) else ""
+        raise ValueError(f"the voice does not know {', '.join(map(repr, unknown))}, which its corpus never shows{hint}")
+    return torch.tensor([symbols.index(c) + 1 for c in plain])
+
+
+def check_corpus(clips: Sequence[Clip], settings: Mel | None = None, together: int = 2) -> list[str]:
+    """What is wrong with a corpus, a line each: nothing where it can be trained on.
+
+    Recordings that are missing, unreadable, silent, clipped, too short or too long; texts that are empty or longer than
+    their recordings; signs that occur once or twice; sounds at several rates.
+    """
+    found: list[str] = []
+    rates: Counter[int] = Counter()
+    signs: Counter[str] = Counter()
+    for clip in clips:
+        try:
+            audio, rate, notes = read_audio(clip.path)
+        except ValueError as error:
+            found.append(str(error))
+            continue
+        rates[rate] += 1
+        text = letters(clip.text)
+        signs.update(text)
+        mel = settings or Mel.of(rate)
+        seconds, loudest = len(audio) / rate, float(audio.abs().max()) if len(audio) else 0.0
+        frames = (1 + len(audio) * mel.rate // rate // mel.hop) // together
+        problems = [
+            (not text, "no text"),
+            (seconds < SHORTEST, f"{seconds:.2f} seconds, expected at least {SHORTEST}"),
+            (seconds > LONGEST, f"{seconds:.1f} seconds, expected at most {LONGEST:.0f}"),
+            (loudest < SILENT, "silence"),
+            (float((audio.abs() > 0.999).float().mean()) > CLIPPED if len(audio) else False, "clipped"),
+            (len(text) > frames, f"{len(text)} letters in {frames} steps of sound: is this the text?"),
+        ]
+        found += [f"{clip.path}: {what}" for wrong, what in problems if wrong]
+        found += [f"{clip.path}: {note}" for note in notes]
+    if len(rates) > 1:
+        found.append("recordings at several rates: " + ", ".join(f"{n} at {rate} Hz" for rate, n in rates.items()))
+    rare = sorted(sign for sign, n in signs.items() if n < 3)
+    if rare:
+        found.append(f"signs that occur once or twice: {' '.join(map(repr, rare))}")
+    return found
+
+
+def mels_of(clips: Sequence[Clip], settings: Mel) -> list[Tensor]:
+    """The mel spectrograms (T, mels) of clips."""
+    return [to_mel(read_audio(clip.path, settings.rate)[0], settings) for clip in clips]

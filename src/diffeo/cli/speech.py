@@ -1,0 +1,256 @@
+"""`diffeo speech`: a voice from recordings and their texts, what it says, and where each letter is said."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffeo.cli.app import MODEL, app, parse_duration
+
+speech = typer.Typer(
+    name="speech",
+    help="Voices: check a corpus, fit, say, align.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(speech)
+
+FEWEST, HELD = 20, 200  # clips of a corpus; clips at most that validate
+SOUND = (".wav", ".flac", ".ogg")
+Corpus = Annotated[
+    Path, typer.Argument(help="Folder with metadata.csv and wavs/, or a .csv of path,text,speaker.", show_default=False)
+]
+Voice = Annotated[Path, typer.Argument(help="Voice file, as `diffeo speech fit` writes.", show_default=False)]
+Speaker = Annotated[str | None, typer.Option(help="Who speaks.", show_default="the first")]
+
+
+@speech.command()
+def check(corpus: Corpus) -> None:
+    """List what is wrong with a corpus: recordings, texts, rates, rare signs."""
+    from diffeo.apps.speech import check_corpus, read_corpus
+
+    clips = read_corpus(corpus)
+    problems = check_corpus(clips)
+    for line in problems:
+        print(line)
+    print(f"{len(clips)} clips, {len(problems)} remarks.")
+
+
+@speech.command(epilog="Example:  diffeo speech fit LJSpeech-1.1/ -o voice.safetensors --time-limit 2h")
+def fit(
+    corpus: Corpus,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Voice file to write.")] = Path("voice.safetensors"),
+    preset: Annotated[str, typer.Option(help="Size of the flow: tiny, small or paper.")] = "small",
+    rate: Annotated[int | None, typer.Option(help="Samples in a second.", show_default="of the first clip")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.", show_default="by size", min=1)] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Clips in a step.", min=1)] = 32,
+    samples_dir: Annotated[
+        Path | None, typer.Option(help="Folder for a sentence, spoken as training goes.", show_default="none")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out clips that cannot be used.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
+) -> None:
+    """Train a voice (Glow-TTS) and print its nats per mel number on held-out clips."""
+    import shutil
+
+    import torch
+
+    import diffeo
+    from diffeo.apps import speech as tools
+    from diffeo.cli.files import check_output
+    from diffeo.recipes.speech import GLOW_TTS
+
+    check_output(output, (MODEL,), corpus)
+    if preset not in GLOW_TTS:
+        raise ValueError(f"--preset: expected one of {', '.join(GLOW_TTS)}, got {preset!r}")
+    seconds = None if time_limit is None else parse_duration(time_limit)
+    folder = output.with_name(output.name + ".ckpt")
+    if folder.exists() and not resume and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds an interrupted fit: add --resume to continue it, or delete the folder")
+    if resume and not folder.exists():
+        raise ValueError(f"{folder}: no interrupted fit to resume")
+    if samples_dir is not None:
+        samples_dir.mkdir(parents=True, exist_ok=True)
+    clips = tools.read_corpus(corpus)
+    settings = tools.Mel.of(rate or tools.read_audio(clips[0].path)[1])
+    usable, mels = _usable(clips, settings, skip_bad)
+    if len(usable) < FEWEST:
+        raise ValueError(f"{corpus}: {len(usable)} clips; a voice needs at least {FEWEST}")
+    symbols = tools.symbols_of([clip.text for clip in usable])
+    speakers = sorted({clip.speaker for clip in usable})
+    texts = [tools.encode_text(clip.text, symbols) for clip in usable]
+    order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(seed)).tolist()
+    tenth = min(HELD, max(1, len(order) // 10))
+    several = len(speakers) > 1
+
+    def of(index: list[int]) -> Any:
+        who = [speakers.index(usable[i].speaker) for i in index] if several else None
+        return tools.Spoken([mels[i] for i in index], [texts[i] for i in index], who)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        flow = diffeo.glow_tts(settings.mels, len(symbols), preset=preset, speakers=len(speakers) if several else 0)
+    hours = sum(len(mel) for mel in mels) * settings.hop / settings.rate / 60
+    count = sum(p.numel() for p in flow.parameters())
+    print(
+        f"{len(usable)} clips, {hours:.1f} minutes at {settings.rate} Hz, {len(speakers)} speaker"
+        f"{'s' * several}, {len(symbols)} signs; glow_tts, {preset}: {count:,} parameters.",
+        flush=True,
+    )
+    notes = {"symbols": symbols, "speakers": speakers, "mel": list(settings)}
+    shown = usable[order[0]]
+
+    def speak(result: Any) -> None:
+        if samples_dir is not None:
+            who = speakers.index(shown.speaker) if several else None
+            mel = tools.say(flow, tools.encode_text(shown.text, symbols), speaker=who)
+            tools.write_audio(tools.from_mel(mel, settings), samples_dir / f"{result.steps:08d}.wav", settings.rate)
+
+    training: dict[str, Any] = {} if steps is None else {"steps": steps}
+    result = diffeo.fit(
+        tools.Voice(flow), of(order[tenth:]), validation=of(order[:tenth]), collate=tools.join, batch_size=batch_size,
+        time_limit=seconds, seed=seed, lr=2e-3, checkpoint=folder, resume=resume, on_evaluation=speak,
+        **training,
+    )  # fmt: skip
+    diffeo.save(flow, output, notes=notes)
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{result.steps} steps on {len(order) - tenth} clips in {result.seconds:.0f} s.")
+    print(f"Held-out loss, nats per mel number and error of durations: {result.validation_loss:.3f}")
+    print(f"Wrote {output}. Say something:  diffeo speech say {output} {shown.text!r} -o out.wav")
+
+
+@speech.command()
+def say(
+    voice: Voice,
+    text: Annotated[str, typer.Argument(help="What to say.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Sound file to write.")] = Path("out.wav"),
+    tempo: Annotated[float, typer.Option(help="Above 1 for faster speech.", min=0.1, max=10)] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Scales the noise; 0 for the plainest way.", min=0)] = 0.667,
+    speaker: Speaker = None,
+    seed: Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)] = 0,
+) -> None:
+    """Speak a text."""
+    import torch
+
+    from diffeo.apps import speech as tools
+    from diffeo.cli.files import check_output
+
+    check_output(output, SOUND, voice)
+    flow, notes, settings = _load(voice)
+    symbols = tools.encode_text(text, notes["symbols"])
+    who = _who(notes, speaker)
+    generator = torch.Generator().manual_seed(seed)
+    mel = tools.say(flow, symbols, speaker=who, tempo=tempo, temperature=temperature, generator=generator)
+    audio = tools.from_mel(mel, settings, seed=seed)
+    tools.write_audio(audio, output, settings.rate)
+    print(f"Wrote {output}, {len(audio) / settings.rate:.2f} s.")
+
+
+@speech.command()
+def align(
+    voice: Voice,
+    corpus: Corpus,
+    output: Annotated[Path, typer.Option("-o", "--output", help="CSV to write.")] = Path("alignment.csv"),
+    grids: Annotated[
+        Path | None, typer.Option("--textgrids", help="Folder for a TextGrid of each clip.", show_default="none")
+    ] = None,
+) -> None:
+    """Write when each letter of each clip begins and ends."""
+    import csv
+
+    from diffeo.apps import speech as tools
+    from diffeo.cli.files import check_output
+    from diffeo.storage import replacing
+
+    check_output(output, (".csv",), voice, corpus)
+    flow, notes, settings = _load(voice)
+    clips = tools.read_corpus(corpus)
+    rows = []
+    for clip in clips:
+        mel = tools.mels_of([clip], settings)[0]
+        symbols = tools.encode_text(clip.text, notes["symbols"])
+        who = _who(notes, clip.speaker or None)
+        try:
+            frames = tools.align(flow, mel, symbols, who)
+        except ValueError as error:
+            raise ValueError(f"{clip.path}: {error}") from None
+        ends = (frames.cumsum(0) * settings.hop / settings.rate).tolist()
+        letters = [notes["symbols"][i - 1] for i in symbols.tolist()]
+        spans = list(zip(letters, [0.0, *ends[:-1]], ends, strict=True))
+        rows += [[clip.path.name, letter, f"{a:.4f}", f"{b:.4f}"] for letter, a, b in spans]
+        if grids is not None:
+            grids.mkdir(parents=True, exist_ok=True)
+            with replacing(grids / f"{clip.path.stem}.TextGrid") as path:
+                path.write_text(_text_grid(spans), encoding="utf-8")
+    with replacing(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([["clip", "letter", "begin", "end"], *rows])
+    print(f"Wrote {output}, {len(clips)} clips.")
+
+
+def _usable(clips: list[Any], settings: Any, skip_bad: bool) -> tuple[list[Any], list[Any]]:
+    """Clips that can be trained on and their spectrograms; an error that names the first that cannot."""
+    from diffeo.apps import speech as tools
+
+    found, mels, left_out = [], [], 0
+    for clip in clips:
+        try:
+            mel = tools.mels_of([clip], settings)[0]
+            length = len(tools.letters(clip.text))
+            if not 1 <= length <= (len(mel) + 1) // 2:
+                raise ValueError(f"{clip.path}: {length} letters in {(len(mel) + 1) // 2} steps of sound")
+        except ValueError as error:
+            message = str(error) if str(clip.path) in str(error) else f"{clip.path}: {error}"
+            if not skip_bad:
+                raise ValueError(f"{message} (--skip-bad leaves such clips out)") from None
+            print(f"diffeo: left out: {message}", file=sys.stderr)
+            left_out += 1
+            continue
+        found.append(clip)
+        mels.append(mel)
+    if left_out:
+        print(f"diffeo: {left_out} clips left out, {len(found)} used", file=sys.stderr)
+    return found, mels
+
+
+def _load(path: Path) -> tuple[Any, dict[str, Any], Any]:
+    """A voice, its notes and how it hears, or an error that says what the file is instead."""
+    import diffeo
+    from diffeo.apps.speech import Mel
+    from diffeo.recipes import read_notes
+
+    flow, notes = diffeo.load(path), read_notes(path)
+    if "symbols" not in notes or "mel" not in notes:
+        raise ValueError(f"{path}: no voice, as `diffeo speech fit` writes")
+    return flow.eval(), notes, Mel(*notes["mel"])
+
+
+def _who(notes: dict[str, Any], name: str | None) -> int | None:
+    """The number of a speaker; None for one voice."""
+    speakers = notes["speakers"]
+    if name is not None and name not in speakers:
+        known = ", ".join(filter(None, speakers)) or "one speaker without a name"
+        raise ValueError(f"--speaker: the voice knows {known}, got {name!r}")
+    if len(speakers) == 1:
+        return None
+    return 0 if name is None else speakers.index(name)
+
+
+def _text_grid(spans: list[tuple[str, float, float]]) -> str:
+    """An interval tier, as Praat reads it."""
+    end = spans[-1][2]
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0", f"xmax = {end:.4f}"]
+    lines += ["tiers? <exists>", "size = 1", "item []:", "    item [1]:", '        class = "IntervalTier"']
+    lines += ['        name = "letters"', "        xmin = 0", f"        xmax = {end:.4f}"]
+    lines.append(f"        intervals: size = {len(spans)}")
+    for i, (letter, a, b) in enumerate(spans, 1):
+        text = letter.replace('"', '""')
+        lines += [f"        intervals [{i}]:", f"            xmin = {a:.4f}", f"            xmax = {b:.4f}"]
+        lines.append(f'            text = "{text}"')
+    return "\n".join(lines) + "\n"

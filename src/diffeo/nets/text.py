@@ -1,0 +1,145 @@
+"""Encoders of text: a transformer that knows how far letters are apart."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from diffeo.functional import Context, as_fixed_event, entries
+
+
+class TextEncoder(nn.Module):
+    """Letters as means of frames, one for each letter, and how long each letter lasts.
+
+    Convolutions and relative-position attention over the letters; durations are predicted from what these found, which
+    learns nothing from the durations' errors.
+
+    Args:
+        symbols: how many there are, numbered 1 … symbols; 0 is padding.
+        features: of a frame.
+        width: of the letters' vectors; `heads` divide it.
+        layers: of attention.
+        heads: of attention.
+        window: how many letters away attention tells apart.
+        speakers: how many there are; their vectors become the entry `"features"`, of width `width`. 0 for one voice.
+        dropout: in [0, 1).
+
+    Returns:
+        The context with `"means"`, (*batch, L, features); `"log_durations"`, (*batch, L), in frames; `"text"` as it
+        came; and `"features"` where there are speakers.
+
+    Raises:
+        ValueError: sizes outside these; no text, or symbols and speakers that are not there.
+
+    "Glow-TTS: A Generative Flow for Text-to-Speech via Monotonic Alignment Search" (Kim et al., 2020),
+    https://arxiv.org/abs/2005.11129; "Self-Attention with Relative Position Representations" (Shaw et al., 2018),
+    https://arxiv.org/abs/1803.02155
+
+    >>> import torch, diffeo
+    >>> encoder = diffeo.nets.TextEncoder(30, 8, width=16, heads=2)
+    >>> encoder({"text": torch.tensor([[3, 1, 4], [1, 5, 0]])})["means"].shape
+    torch.Size([2, 3, 8])
+    """
+
+    def __init__(
+        self,
+        symbols: int,
+        features: int,
+        *,
+        width: int = 96,
+        layers: int = 3,
+        heads: int = 2,
+        window: int = 4,
+        speakers: int = 0,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        as_fixed_event((symbols, features, width, layers, heads, window), self)
+        if width % heads or speakers < 0:
+            raise ValueError(f"TextEncoder: expected heads that divide width, speakers >= 0; got {heads}, {speakers}")
+        self.reads = {"text": 1, "speaker": 0}
+        self.symbols, self.speakers = symbols, speakers
+        self.letters = nn.Embedding(symbols + 1, width, padding_idx=0)
+        nn.init.normal_(self.letters.weight, std=width**-0.5)
+        self.enter = nn.ModuleList(ConvNorm(width, width, dropout) for _ in range(3))
+        self.layers = nn.ModuleList(RelativeLayer(width, heads, window, dropout) for _ in range(layers))
+        self.leave = nn.Linear(width, features)
+        self.voice = nn.Embedding(speakers, width) if speakers else None
+        self.pace = nn.ModuleList([ConvNorm(width, width, dropout), ConvNorm(width, width, dropout)])
+        self.duration = nn.Linear(width, 1)
+
+    def forward(self, context: Context) -> Context:
+        given = dict(entries(context))
+        text = given.get("text")
+        if text is None:
+            raise ValueError('TextEncoder: expected a context {"text": …} of symbols 1, 2, …, and 0 for padding')
+        batch, text = text.shape[:-1], text.reshape(-1, text.shape[-1]).long()
+        real = (text > 0).unsqueeze(-1)
+        h = self.letters(text) * math.sqrt(self.letters.embedding_dim)
+        voice = None
+        if self.voice is not None:
+            if "speaker" not in given:
+                raise ValueError(f'TextEncoder: expected the entry "speaker", 0 … {self.speakers - 1}, got none')
+            voice = F.normalize(self.voice(given["speaker"].long().expand(batch).reshape(-1)), dim=-1)
+            given["features"] = voice.reshape(*batch, -1)
+        for layer in self.enter:
+            h = h + layer(h, real)
+        for layer in self.layers:
+            h = layer(h, real)
+        if voice is not None:
+            h = h + voice.unsqueeze(-2)
+        pace = h.detach()
+        for layer in self.pace:
+            pace = layer(pace, real)
+        means, durations = self.leave(h), self.duration(pace).squeeze(-1)
+        return {
+            **given,
+            "means": means.reshape(*batch, *means.shape[1:]),
+            "log_durations": durations.reshape(*batch, -1),
+        }
+
+
+class ConvNorm(nn.Module):
+    """Dropout of layer norm of relu of a convolution over five letters, padding left out."""
+
+    def __init__(self, into: int, out: int, dropout: float):
+        super().__init__()
+        self.conv, self.norm, self.dropout = nn.Conv1d(into, out, 5, padding=2), nn.LayerNorm(out), nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, real: Tensor) -> Tensor:
+        return self.dropout(self.norm(self.conv(torch.where(real, h, 0.0).mT).mT.relu()))
+
+
+class RelativeLayer(nn.Module):
+    """Attention that knows distances up to a window, and convolutions, each added and normalised."""
+
+    def __init__(self, width: int, heads: int, window: int, dropout: float):
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.ask, self.answer = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        size = width // heads
+        self.far_keys = nn.Parameter(size**-0.5 * torch.randn(2 * window + 1, size))
+        self.far_values = nn.Parameter(size**-0.5 * torch.randn(2 * window + 1, size))
+        self.wide, self.back = nn.Conv1d(width, 4 * width, 3, padding=1), nn.Conv1d(4 * width, width, 3, padding=1)
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, real: Tensor) -> Tensor:
+        h = self.norms[0](h + self.dropout(self._attended(h, real)))
+        inner = self.wide(torch.where(real, h, 0.0).mT).relu()
+        inner = self.back(torch.where(real.mT, inner, 0.0)).mT
+        return self.norms[1](h + self.dropout(inner))
+
+    def _attended(self, h: Tensor, real: Tensor) -> Tensor:
+        query, key, value = self.ask(h).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2).unbind(0)
+        n = h.shape[-2]
+        steps = torch.arange(n, device=h.device)
+        apart = (steps - steps[:, None]).clamp(-self.window, self.window) + self.window  # beyond the window, its end
+        scores = query @ key.mT + torch.einsum("bhqd,qkd->bhqk", query, self.far_keys[apart])
+        scores = (scores / math.sqrt(query.shape[-1])).masked_fill(~real.mT.unsqueeze(1), -1e4)
+        share = self.dropout(scores.softmax(-1))
+        seen = share @ value + torch.einsum("bhqk,qkd->bhqd", share, self.far_values[apart])
+        return self.answer(seen.transpose(-3, -2).flatten(-2))
