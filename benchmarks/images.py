@@ -104,7 +104,7 @@ def run(images: torch.Tensor, test: torch.Tensor, folder: Path, recipe: str, min
 
 
 def run_normflows(images: torch.Tensor, test: torch.Tensor, minutes: float) -> dict:
-    """normflows' Glow of the size of our `small`, by Adam with a cosine of the time, the last weights."""
+    """normflows' Glow of the size of our `small`, by Adam with a cosine of the time; the average of its weights."""
     torch.manual_seed(0)
     model = normflows_glow((1, 28, 28))
     low, high = -0.05 * 256, 1.05 * 256
@@ -117,6 +117,8 @@ def run_normflows(images: torch.Tensor, test: torch.Tensor, minutes: float) -> d
     with torch.no_grad():
         nats(train[:256])  # its activation norms start from the first batch
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema)
     generator = torch.Generator().manual_seed(0)
     began, limit, steps, spent, curve = time.monotonic(), 60 * minutes, 0, 0.0, []
     while spent < limit:
@@ -127,10 +129,12 @@ def run_normflows(images: torch.Tensor, test: torch.Tensor, minutes: float) -> d
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
+        average.update_parameters(model)
         steps, spent = steps + 1, time.monotonic() - began
         if steps % 500 == 0:
             with torch.no_grad():
                 curve.append([round(spent / 60, 2), float(-nats(held).mean()) / (DIMS * math.log(2))])
+    model.load_state_dict(average.module.state_dict())
     with torch.no_grad():
         bits = torch.cat([-nats(x) for x in test.split(500)]) / (DIMS * math.log(2))
     return {

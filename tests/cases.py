@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import diffeo
-from diffeo.nets import MADE, MLP, CausalTransformer, ConvNet, Guided
+from diffeo.nets import MADE, MLP, CausalTransformer, ConvNet, Guided, WaveNet
 
 
 class TransformCase(NamedTuple):
@@ -73,6 +73,11 @@ def _attention() -> diffeo.Transform:
 def _injection() -> diffeo.Transform:
     net = ConvNet(0, 2, 2, hidden=4, map=("features", 3))
     return diffeo.Coupling(torch.zeros(2, dtype=torch.bool), net, diffeo.Affine(), dim=-3)
+
+
+def _spoken() -> diffeo.Transform:
+    net = WaveNet(1, 1, 2, hidden=4, layers=2, kernel=3, context=3)
+    return diffeo.Coupling(torch.tensor([True, False]), net, diffeo.Affine(), dim=-1, event_ndim=2)
 
 
 def _univariate(univariate: Callable[[], diffeo.Univariate], x: Callable[[], Tensor]) -> TransformCase:
@@ -241,6 +246,8 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Squeeze, checkerboard": TransformCase(
         lambda seed: diffeo.Squeeze(channels=2, order="checkerboard"), _normal(6, 2, 2, 4)
     ),
+    "Fold": TransformCase(lambda seed: diffeo.Fold(2, 3), _normal(6, 4, 3)),
+    "Coupling of frames, WaveNet": TransformCase(_seeded(_spoken), _normal(6, 4, 2), _normal(6, 3)),
     "Checkerboard": TransformCase(lambda seed: diffeo.Checkerboard(channels=2), _normal(6, 2, 2, 4)),
     "Reshape": TransformCase(lambda seed: diffeo.Reshape((2, 3), (6,)), _normal(6, 2, 3)),
     "Patches": TransformCase(lambda seed: diffeo.Patches(2, (2, 4, 2)), _normal(6, 2, 4, 2)),

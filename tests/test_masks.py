@@ -76,6 +76,12 @@ FRAMES = {  # events of frames, of any number
         -1,
         2,
     ),
+    "WaveNet": lambda: diffeo.Coupling(
+        torch.tensor([True, False, True]),
+        diffeo.nets.WaveNet(2, 1, 2, hidden=4, layers=2),
+        diffeo.Affine(),
+        event_ndim=2,
+    ),
     "vectors in a chain": lambda: diffeo.Chain(diffeo.Along(diffeo.ActNorm(3), -1, 2), diffeo.LULinear(3)),
 }
 

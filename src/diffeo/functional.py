@@ -83,7 +83,7 @@ def as_event(event: int | Sequence[int | None], owner: object) -> Event:
     shape = tuple(event) if isinstance(event, Sequence) else (event,)
     if not all(size is None or (size == round(size) and size >= 1) for size in shape):
         raise ValueError(f"{type(owner).__name__}: expected whole numbers of at least 1 as event shape, got {event!r}")
-    return shape
+    return tuple(None if size is None else int(size) for size in shape)
 
 
 def as_fixed_event(event: int | Sequence[int], owner: object) -> Size:

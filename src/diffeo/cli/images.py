@@ -55,7 +55,9 @@ def fit(
     samples_dir: Annotated[
         Path | None, typer.Option(help="Folder for sheets of samples as it goes.", show_default="none")
     ] = None,
-    scale: Annotated[int, typer.Option(help="By how much srflow enlarges pictures: 2, 4 or 8.", min=2)] = 4,
+    scale: Annotated[
+        int | None, typer.Option(help="By how much srflow enlarges pictures: 2, 4 or 8.", show_default="4", min=2)
+    ] = None,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
@@ -86,10 +88,14 @@ def fit(
         raise ValueError(f"{pictures}: {what}; a density needs at least {FEWEST}")
     coarse = levels < 256 and int(found.images.max()) >= levels
     x = _quantised(found.images, levels, coarse)
-    enlarges = recipe == "srflow"
+    enlarges, by = recipe == "srflow", scale or 4
+    if scale is not None and not enlarges:
+        raise ValueError("--scale: only --recipe srflow enlarges pictures")
+    if enlarges and (by & (by - 1) or any(side % by for side in x.shape[2:])):
+        raise ValueError(f"--scale {by}: expected 2, 4 or 8, which divides the sides {x.shape[2]} and {x.shape[3]}")
     if enlarges and (classes_from_folders or flips or shifts):
         raise ValueError("--recipe srflow: it knows no classes, and cannot flip or shift the small pictures along")
-    labels = shrink(x, scale, levels) if enlarges else found.labels if len(found.classes) > 1 else None
+    labels = shrink(x, by, levels) if enlarges else found.labels if len(found.classes) > 1 else None
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
     tenth = min(HELD, max(1, len(x) // 10))
     test, validation, train = order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :]
@@ -100,7 +106,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         build = find_recipe(recipe)
-        what = {"scale": scale} if enlarges else {"classes": 0 if labels is None else len(found.classes)}
+        what = {"scale": by} if enlarges else {"classes": 0 if labels is None else len(found.classes)}
         model: Any = build(tuple(x.shape[1:]), preset=preset, levels=levels, **what)
     shape = "×".join(str(n) for n in x.shape[1:])
     count = sum(p.numel() for p in model.parameters())
@@ -265,7 +271,7 @@ def upscale(
     pictures: Annotated[Path, typer.Argument(help="Small picture, or a folder of them.", show_default=False)],
     output: Output = Path("upscaled.png"),
     n: Annotated[int, typer.Option("-n", help="How many large pictures of each.", min=1)] = 5,
-    temperature: Annotated[float, typer.Option(help="Scales the noise; 0 for the likeliest picture.", min=0)] = 0.8,
+    temperature: Annotated[float, typer.Option(help="Scales the noise; 0 for the plainest picture.", min=0)] = 0.8,
     size: Size = None,
     seed: Seed = 0,
 ) -> None:

@@ -65,6 +65,8 @@ class Flow(Density):
         return event if event is not None and len(event) == self.event_ndim else None
 
     def event_shape(self, context: Context = None) -> Size:
+        if self.event is not None and None not in self.event:
+            return Size(self.event)  # pyright: ignore[reportArgumentType]
         context = self.transform.map_context(self.encode(context))
         return Size(self.transform.input_shape(self.base.event_shape(context)))  # pyright: ignore[reportArgumentType]
 

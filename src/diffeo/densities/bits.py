@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from diffeo.core import Density
 from diffeo.densities.dequantized import Dequantized
+from diffeo.densities.noisy import Noisy
 from diffeo.functional import Context, rows_of_block
 
 NUMBERS = 1 << 20  # of images scored at once
@@ -39,7 +40,7 @@ def bits_per_dim(
         Shape (n,).
 
     Raises:
-        ValueError: images of another shape; more than one sample where there is no noise.
+        ValueError: images of another shape; a `Noisy` density; more than one sample where there is no noise.
 
     Cost: `samples` passes of the density.
 
@@ -51,6 +52,10 @@ def bits_per_dim(
     ndim = density.event_ndim
     if images.ndim != ndim + 1:
         raise ValueError(f"bits_per_dim: expected a batch of events of {ndim} dims, got {tuple(images.shape)}")
+    if isinstance(density, Noisy):
+        raise ValueError(
+            "bits_per_dim: a Noisy density is of pictures with Gaussian noise, which has no bits; noise=0 has"
+        )
     noisy = isinstance(density, Dequantized)
     if samples != 1 and not noisy:
         raise ValueError("bits_per_dim: only Dequantized densities take several samples of their noise")

@@ -216,17 +216,11 @@ class Dequantized(Density):
         return steps.long() if self._on_grid else steps
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
-        if self.levels is not None:
-            low, high = x.min().item(), x.max().item()  # as Python's numbers: 256 is 0 among bytes
-            if not (low >= 0 and high < self.levels):
-                raise ValueError(
-                    f"Dequantized: expected whole numbers 0 … {self.levels - 1}, got {low} … {high}; "
-                    "is levels= right for these images?"
-                )
+        check_levels(x, self.levels, "Dequantized")
         x = x if x.is_floating_point() else x.to(self.spacing.dtype)
         u = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
         if self.dequantizer is not None:
-            self.dequantizer.initialize(u, self._beside(x, context))
+            self.dequantizer.initialize(u.clamp(EDGE, 1 - EDGE), self._beside(x, context))
         self.density.initialize(self.place(x, u)[0], context)
 
     def _beside(self, x: Tensor, context: Context) -> Context:
@@ -234,6 +228,17 @@ class Dequantized(Density):
         if self.event_ndim > 1:
             return {"image": x}
         return joined_context(x, context)
+
+
+def check_levels(x: Tensor, levels: int | None, who: str) -> None:
+    """Refuse training values that are no whole numbers 0 … levels − 1."""
+    if levels is None or not x.numel():
+        return
+    low, high = x.min().item(), x.max().item()  # as Python's numbers: 256 is 0 among bytes
+    if not (low >= 0 and high < levels) or (x.is_floating_point() and bool((x != x.round()).any())):
+        raise ValueError(
+            f"{who}: expected whole numbers 0 … {levels - 1}, got {low} … {high}; is levels= right for these images?"
+        )
 
 
 def joined_context(x: Tensor, context: Context) -> Tensor:

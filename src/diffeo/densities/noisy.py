@@ -9,6 +9,7 @@ from torch import Generator, Size, Tensor
 from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density, Flow
+from diffeo.densities.dequantized import check_levels
 from diffeo.densities.normal import standard_normal
 from diffeo.functional import Context, LogProb, context_batch, joined
 
@@ -85,14 +86,15 @@ class Noisy(Density):
         if not self.denoise:
             x = y + temperature * self.noise * standard_normal(y.shape, y, generator)
         else:
-            with torch.enable_grad():
-                seen = y.detach().requires_grad_()
+            with torch.inference_mode(False), torch.enable_grad():
+                seen = y.detach().clone().requires_grad_()
                 gradient = torch.autograd.grad(self.density(seen, context).sum(), seen)[0]
             x = y + self.noise**2 * gradient
         return x if self.levels is None else x.round().clamp(0, self.levels - 1).long()
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
-        """Set the density from training rows with noise."""
+        """Set the density from training rows with noise; refuses values that are none of the levels."""
+        check_levels(x, self.levels, "Noisy")
         self.density.initialize(self._with_noise(x, 1, torch.Generator(x.device).manual_seed(0))[0], context)
 
     def _with_noise(self, x: Tensor, samples: int, generator: Generator | None) -> Tensor:

@@ -69,6 +69,8 @@ class ConvNet(nn.Module):
     ):
         super().__init__()
         seen = channels + (map[1] if map else 0)
+        if heads and not blocks:
+            raise ValueError("ConvNet: attention follows blocks, of which there are none")
         if min(seen, out, n_params, hidden) < 1 or min(channels, blocks, context) < 0:
             raise ValueError(
                 "ConvNet: expected at least 1 channel, output, parameter and hidden channel, and no negative size, got "
@@ -213,14 +215,20 @@ class OneHot(nn.Module):
         self.classes, self.drop = classes, drop
         self.reads = {"features": 0}  # a label is a scalar
         self.register_buffer("labels", torch.arange(classes), persistent=False)
+        self.register_buffer("one", torch.ones(()), persistent=False)  # in the precision of the weights beside
 
     labels: Tensor
+    one: Tensor
 
     def forward(self, context: Context) -> Context:
         label = context_features(context)
         if label is None:
             raise ValueError(f"OneHot: expected class labels 0 … {self.classes - 1} as context, got none")
-        found = (label.unsqueeze(-1) == self.labels).to(torch.get_default_dtype())
+        if not is_traced() and bool(((label < 0) | (label >= self.classes)).any()):
+            raise ValueError(
+                f"OneHot: expected class labels 0 … {self.classes - 1}, got {label.min().item()} … {label.max().item()}"
+            )
+        found = (label.unsqueeze(-1) == self.labels).to(self.one.dtype)
         if self.training and self.drop:
             found = found * (torch.rand(label.shape, device=label.device) >= self.drop).unsqueeze(-1)
         return found if context is None or isinstance(context, Tensor) else {**context, "features": found}

@@ -95,7 +95,8 @@ def fit(
             loaded).
         progress: show a bar where stderr is a terminal.
         on_evaluation: called with the result so far after each evaluation, while the flow holds the averaged weights:
-            for samples, plots or logs as it goes. It does not disturb the random numbers of the fit.
+            for samples, plots or logs as it goes. It does not disturb the random numbers of the fit; its time counts
+            towards `time_limit`. Not where weights are spread over processes.
 
     Returns:
         A `FitResult`.
@@ -170,6 +171,10 @@ def fit(
         fabric.launch()
         if mean(fabric, torch.tensor(float(continued), device=fabric.device)) not in (0, 1):
             raise ValueError(f"fit: not all processes see the checkpoint in {str(folder)!r}; use a folder they share")
+    if on_evaluation is not None and isinstance(fabric.strategy, ModelParallelStrategy):
+        raise ValueError(
+            "fit: on_evaluation sees the flow, whose weights are spread over processes; use another strategy"
+        )
     if drawn:
         batch_size = len(train)
         steps = DRAWN_STEPS if steps is None and epochs is None else steps

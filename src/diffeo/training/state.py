@@ -123,4 +123,5 @@ def identify_data(objective: Objective, train: Source, held: Source | None) -> d
     """What tells flows and data apart: shapes of the state, number of rows, and what the sources say of theirs."""
     shapes = {k: tuple(v.shape) for k, v in objective.state_dict().items()}
     values = " ".join(source.fingerprint for source in (train, held) if source is not None)
-    return {"flow": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16], "rows": len(train), "values": values}
+    told = repr((shapes, objective.extra_repr()))  # and how an objective changes its rows
+    return {"flow": hashlib.sha256(told.encode()).hexdigest()[:16], "rows": len(train), "values": values}

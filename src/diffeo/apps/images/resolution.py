@@ -10,7 +10,7 @@ from diffeo.densities import Dequantized
 from diffeo.nets import LowResolution
 from diffeo.nets.features import enlarged
 
-ROUNDS = 8  # corrections of the small picture
+ROUNDS = 50  # corrections of the small picture, at most
 
 
 def shrink(images: Tensor, scale: int, levels: int = 256) -> Tensor:
@@ -47,22 +47,39 @@ def upscale(
         model: of `diffeo.srflow`.
         small: (…, C, h, w), whole numbers.
         n: how many of each.
-        temperature: of the noise; 0 for the likeliest picture.
-        consistent: whether each is corrected until, shrunk again, it is the small picture but for rounding.
+        temperature: of the noise; 0 for its mode, the plainest picture.
+        consistent: whether each is `corrected`.
         generator: of the noise.
 
     Raises:
-        ValueError: another model.
+        ValueError: another model; small pictures of another size or number of channels.
     """
     encoder, levels = encoder_of(model), model.levels or 256
+    channels, height, width = model.event_shape()
+    if tuple(small.shape[-3:]) != (channels, height // encoder.scale, width // encoder.scale):
+        raise ValueError(
+            f"upscale: expected small pictures of {channels}×{height // encoder.scale}×{width // encoder.scale} "
+            f"(channels, height, width), got {tuple(small.shape[-3:])}"
+        )
     large = model.sample((n, *small.shape[:-3]), small, temperature=temperature, generator=generator)
     if not consistent:
         return large
-    x = large.float().reshape(-1, *large.shape[-3:])
-    wanted = small.float().expand(n, *small.shape).reshape(-1, *small.shape[-3:])
+    wanted = small.expand(n, *small.shape).reshape(-1, *small.shape[-3:])
+    return corrected(large.reshape(-1, *large.shape[-3:]), wanted, encoder.scale, levels).reshape(large.shape)
+
+
+def corrected(large: Tensor, small: Tensor, scale: int, levels: int = 256) -> Tensor:
+    """Large pictures (n, C, H, W) changed until they shrink to the small ones, as far as their range of values allows.
+
+    What is missing of the small picture is enlarged and added, until no number is off by half a level or 50 times.
+    """
+    x = large.float()
     for _ in range(ROUNDS):
-        x = (x + enlarged(wanted - _shrunk(x, encoder.scale), encoder.scale)).clamp(0, levels - 1)
-    return x.round().long().reshape(large.shape)
+        missing = small.float() - _shrunk(x, scale)
+        if float(missing.abs().max()) < 0.5:
+            break
+        x = (x + enlarged(missing, scale)).clamp(0, levels - 1)
+    return x.round().long()
 
 
 def _shrunk(x: Tensor, scale: int) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from diffeo.apps.images.pictures import grid, write
 from diffeo.core import Density, Objective
@@ -36,6 +38,9 @@ class Augmented(Objective):
             raise ValueError(f"Augmented: expected shifts >= 0, got {shifts}")
         self.density, self.flips, self.shifts = density, flips, shifts
 
+    def extra_repr(self) -> str:
+        return f"flips={self.flips}, shifts={self.shifts}"
+
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return -self.density(self.moved(x) if self.training else x, context)
 
@@ -61,6 +66,7 @@ def fit(
     shifts: int = 0,
     samples_dir: str | os.PathLike[str] | None = None,
     temperature: float = 0.8,
+    on_evaluation: Callable[[FitResult], object] | None = None,
     **training: Any,
 ) -> FitResult:
     """`diffeo.fit` for pictures, with flips and shifts, and a sheet of samples after every evaluation.
@@ -72,11 +78,12 @@ def fit(
         flips, shifts: as of `Augmented`.
         samples_dir: folder for `00001000.png` and so on, samples after that many steps; None for none.
         temperature: of these samples.
+        on_evaluation: called after each evaluation, and after the sheet.
         **training: as of `diffeo.fit`.
 
     Raises:
-        ValueError: flips or shifts beside a context of pictures, which would have to move along; what `diffeo.fit`
-            refuses.
+        ValueError: flips or shifts beside a context of pictures, which would have to move along; pictures that
+            cannot be drawn; what `diffeo.fit` refuses.
 
     >>> import torch, diffeo
     >>> from diffeo.apps.images import fit
@@ -84,22 +91,26 @@ def fit(
     >>> fit(model, torch.randint(4, (60, 1, 4, 4)), flips=True, epochs=1, progress=False).steps
     4
     """
-    moved = flips or shifts
-    if moved and context is not None and torch.as_tensor(context).ndim > 2:
+    moved, leaves = flips or shifts, tree_leaves(context)
+    if moved and any(torch.as_tensor(leaf).ndim > 2 for leaf in leaves if leaf is not None):
         raise ValueError("fit: flips and shifts move the pictures, but not those of the context")
     objective = Augmented(model, flips=flips, shifts=shifts) if moved else model
     if samples_dir is None:
-        return fit_density(objective, images, context, **training)
-    folder = Path(samples_dir)
+        return fit_density(objective, images, context, on_evaluation=on_evaluation, **training)
+    folder, levels = Path(samples_dir), getattr(model, "levels", None) or 256
     folder.mkdir(parents=True, exist_ok=True)
-    shown = None if context is None else torch.as_tensor(context)[:DRAWN]
+    shape = torch.Size(n or 1 for n in model.event or ())
+    grid(torch.zeros(1, *shape, dtype=torch.long), levels=levels)  # what cannot be drawn is refused before training
+    shown = None if context is None else tree_map(lambda t: torch.as_tensor(t)[:DRAWN], context)
+    count = DRAWN if shown is None else len(tree_leaves(shown)[0])
 
     def draw(result: FitResult) -> None:
-        generator = torch.Generator().manual_seed(0)
-        drawn = model.sample(
-            DRAWN if shown is None else len(shown), shown, temperature=temperature, generator=generator
-        )
-        levels: Any = getattr(model, "levels", None) or 256
+        device = next(model.parameters()).device
+        given = None if shown is None else tree_map(lambda t: t.to(device), shown)
+        generator = torch.Generator(device).manual_seed(0)
+        drawn = model.sample(count, given, temperature=temperature, generator=generator)
         write(grid(drawn, levels=levels), folder / f"{result.steps:08d}.png")
+        if on_evaluation is not None:
+            on_evaluation(result)
 
     return fit_density(objective, images, context, on_evaluation=draw, **training)

@@ -163,7 +163,8 @@ def nice_image(
 
     Args:
         shape: (C, H, W) of the images.
-        preset: "tiny", "small" or "paper", which set the next three where these are None.
+        preset: "tiny", "small" or "paper" (of that size; the paper has dense nets), which set the next three where
+            these are None.
         scales: how often the sides are halved, at least 1.
         layers: couplings at each scale.
         hidden: channels of the conditioners.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def preset_sizes(name: str, presets: Mapping[str, dict[str, int]], preset: str, 
     """The sizes of a preset, but for those asked for."""
     if preset not in presets:
         raise ValueError(f"{name}: preset must be one of {', '.join(presets)}, got {preset!r}")
-    wrong = {k: v for k, v in asked.items() if v is not None and not (isinstance(v, int) and v >= 1)}
+    wrong = {k: v for k, v in asked.items() if v is not None and not (isinstance(v, Integral) and v >= 1)}
     if wrong:
         raise ValueError(f"{name}: expected whole numbers of at least 1, got {wrong}")
     return {**presets[preset], **{k: v for k, v in asked.items() if v is not None}}

@@ -56,7 +56,8 @@ def srflow(
         levels: of the values 0 … levels − 1.
 
     Returns:
-        A `Dequantized` flow; `sample(context=small, temperature=0.8)` are large images, `temperature=0` the likeliest.
+        A `Dequantized` flow; `sample(context=small, temperature=0.8)` are large images, `temperature=0` that of
+        the mode of the noise.
 
     Raises:
         ValueError: an unknown preset; sides that cannot be halved so often or divided by `scale`.
@@ -74,6 +75,8 @@ def srflow(
     asked = {"scales": scales, "layers": layers, "hidden": hidden, "features": features, "blocks": blocks}
     sizes = preset_sizes("srflow", SRFLOW, preset, **asked)
     event = image_shape("srflow", shape, sizes["scales"])
+    if scale < 2 or scale & (scale - 1):
+        raise ValueError(f"srflow: expected a scale of 2, 4, 8, …, got {scale}")
     if event[1] % scale or event[2] % scale:
         raise ValueError(f"srflow: {event[1]}×{event[2]} images cannot be {scale} times as large as others")
     encoder = LowResolution(

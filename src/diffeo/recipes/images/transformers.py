@@ -60,7 +60,7 @@ def tarflow(
         A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers.
 
     Raises:
-        ValueError: an unknown preset; sides that `patch` does not divide; negative noise.
+        ValueError: an unknown preset; sides that `patch` does not divide; negative noise, or a chance outside [0, 1).
 
     Cost: one pass for a density. A sample runs through the patches of each layer one by one, with a cache, each a
     token's cost; or in sweeps over all of them where the layers' `sweeps` is set.
@@ -75,8 +75,8 @@ def tarflow(
     asked = {"patch": patch, "width": width, "blocks": blocks, "layers": layers, "heads": heads}
     sizes = preset_sizes("tarflow", TARFLOW, preset, **asked)
     event = image_shape("tarflow", shape, 0)
-    if not noise >= 0:
-        raise ValueError(f"tarflow: expected noise >= 0, got {noise}")
+    if not noise >= 0 or not 0 <= drop < 1:
+        raise ValueError(f"tarflow: expected noise >= 0 and 0 <= drop < 1, got {noise} and {drop}")
     patches = Patches(sizes["patch"], event)
     positions, features = patches.target
     univariate = MixtureCDF(components) if components else Affine()

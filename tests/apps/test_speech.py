@@ -1,0 +1,209 @@
+"""Speech: spectrograms, corpora with everything wrong, and a voice that learns, speaks and aligns."""
+
+from __future__ import annotations
+
+import csv
+import wave
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import diffeo
+from diffeo.apps import speech as tools
+from diffeo.cli import main
+
+RATE = 8000
+LETTERS = {"a": 300.0, "e": 700.0, "o": 1500.0}  # a made-up language: each letter is a tone
+
+
+def spoken(text, rng, rate=RATE):
+    """A text as tones, each as long as chance has it; and how long."""
+    lengths = rng.integers(600, 1400, len(text))
+    parts = [0.4 * np.sin(2 * np.pi * LETTERS[c] * np.arange(n) / rate) for c, n in zip(text, lengths, strict=True)]
+    return np.concatenate(parts) + 0.003 * rng.normal(size=lengths.sum()), lengths
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
+    (folder / "wavs").mkdir()
+    lines = []
+    for i in range(60):
+        text = "".join(rng.choice(list(LETTERS), rng.integers(3, 6)))
+        soundfile.write(folder / "wavs" / f"c{i:02}.wav", spoken(text, rng)[0], RATE)
+        lines.append(f"c{i:02}|{text.upper()}|{text}")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def voice(corpus):
+    path = corpus.parent / "voice.safetensors"
+    call = ["speech", "fit", str(corpus), "-o", str(path), "--preset", "tiny", "--steps", "150", "--batch-size", "16"]
+    assert main([*call, "--samples-dir", str(corpus.parent / "sheets")]) == 0
+    return path
+
+
+def test_the_mel_matrix_is_that_of_its_formula():
+    settings = tools.Mel.of(16000)
+    matrix = diffeo.apps.speech.audio.mel_matrix(settings)
+    assert settings == tools.Mel(16000, 1024, 200, 80, 0.0, 8000.0)
+    width = settings.rate / settings.window
+    assert torch.allclose(matrix.sum(1) * width, torch.ones(80), atol=0.15)  # triangles of unit area, sampled
+    peaks = matrix.argmax(1) * width
+    assert (peaks[1:] >= peaks[:-1]).all()
+    low = peaks[peaks < 900]
+    assert torch.allclose(low.diff(), torch.full((len(low) - 1,), 37.2), atol=2 * width)  # linear below 1,000 Hz
+
+
+def test_a_tone_lies_in_its_band_and_comes_back():
+    settings = tools.Mel.of(RATE)
+    tone = 0.5 * torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / RATE)
+    mel = tools.to_mel(tone, settings)
+    assert mel.shape == (81, 40)
+    band = diffeo.apps.speech.audio.mel_matrix(settings)[:, 64].argmax()  # bin 64 of 512 is 1,000 Hz
+    assert (mel[5:-5].argmax(1) == band).all()
+    back = tools.from_mel(mel, settings)
+    spectrum = torch.fft.rfft(back[1000:7000] * torch.hann_window(6000)).abs()
+    assert abs(int(spectrum.argmax()) * RATE / 6000 - 1000) < 40
+    again = tools.to_mel(back, settings)
+    assert float((again - mel)[5:-5, band].abs().mean()) < 0.3
+    both = tools.to_mel(torch.stack([tone, 0.1 * tone]), settings)
+    assert torch.allclose(both[0], mel, atol=1e-4)
+    with pytest.raises(ValueError, match="too few"):
+        tools.to_mel(torch.zeros(100), settings)
+
+
+def test_files_of_sound(tmp_path):
+    stereo = np.stack([np.ones(4000), -0.5 * np.ones(4000)], 1) * 0.4
+    soundfile.write(tmp_path / "s.wav", stereo, 16000)
+    audio, rate, notes = tools.read_audio(tmp_path / "s.wav", 8000)
+    assert (rate, len(audio)) == (8000, 2000)
+    assert abs(float(audio[500:1500].mean()) - 0.1) < 0.01
+    assert notes == ["2 channels were mixed to one", "resampled from 16000 to 8000 Hz"]
+    tools.write_audio(torch.linspace(-2, 2, 800), tmp_path / "o.wav", 8000)
+    with wave.open(str(tmp_path / "o.wav")) as file:
+        assert file.getframerate() == 8000
+    assert float(tools.read_audio(tmp_path / "o.wav")[0].abs().max()) <= 1.0
+    (tmp_path / "bad.wav").write_bytes(b"RIFF")
+    soundfile.write(tmp_path / "nan.wav", np.full(4000, np.nan), 8000, subtype="FLOAT")
+    for name, message in (("bad.wav", "no sound that can be read"), ("nan.wav", "not finite"), ("no.wav", "no such")):
+        with pytest.raises(ValueError, match=message):
+            tools.read_audio(tmp_path / name)
+    with pytest.raises(ValueError, match=r"expected \.wav"):
+        tools.write_audio(torch.zeros(10), tmp_path / "o.txt", 8000)
+
+
+def test_a_check_names_everything_that_is_wrong(tmp_path):
+    rng = np.random.default_rng(0)
+    made = {
+        "good": (spoken("aeo", rng)[0], "aeo"),
+        "silent": (np.zeros(8000), "aeo"),
+        "clipped": (np.sign(np.sin(np.arange(8000.0))), "aeo"),
+        "short": (0.3 * np.ones(1), "a"),
+        "much": (spoken("a", rng)[0], "aeo" * 30),
+        "mute": (spoken("aeo", rng)[0], ""),
+    }
+    rows = [["path", "text", "speaker"], ["gone.wav", "aeo", "x"]]
+    for name, (audio, text) in made.items():
+        soundfile.write(tmp_path / f"{name}.wav", audio, RATE)
+        rows.append([f"{name}.wav", text, "x"])
+    with (tmp_path / "clips.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    clips = tools.read_corpus(tmp_path / "clips.csv")
+    found = "\n".join(tools.check_corpus(clips))
+    for name, what in {
+        "gone": "no such file", "silent": "silence", "clipped": "clipped", "short": "0.00 seconds",
+        "much": "90 letters in", "mute": "no text",
+    }.items():  # fmt: skip
+        assert any(f"{name}.wav" in line and what in line for line in found.splitlines()), (name, found)
+    assert "good.wav" not in found
+    with pytest.raises(ValueError, match="expected the columns path and text"):
+        (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+        tools.read_corpus(tmp_path / "other.csv")
+    with pytest.raises(ValueError, match=r"expected metadata\.csv"):
+        tools.read_corpus(tmp_path)
+
+
+def test_a_voice_says_a_text_and_hears_where_its_letters_are(voice, corpus, tmp_path, capsys):
+    out = tmp_path / "out.wav"
+    assert main(["speech", "say", str(voice), "aeo", "-o", str(out), "--temperature", "0"]) == 0
+    slow = tmp_path / "slow.wav"
+    assert main(["speech", "say", str(voice), "aeo", "-o", str(slow), "--tempo", "0.5"]) == 0
+    seconds = [len(tools.read_audio(p)[0]) / RATE for p in (out, slow)]
+    assert seconds[1] > 1.6 * seconds[0]
+    assert main(["speech", "say", str(voice), "aeo", "-o", str(tmp_path / "again.wav"), "--temperature", "0"]) == 0
+    assert out.read_bytes() == (tmp_path / "again.wav").read_bytes()
+    assert list((corpus.parent / "sheets").glob("*.wav"))
+    # true boundaries of fresh clips, against those of a uniform alignment
+    rng = np.random.default_rng(5)
+    flow, notes = diffeo.load(voice).eval(), diffeo.recipes.read_notes(voice)
+    settings = tools.Mel(*notes["mel"])
+    wrong, uniform = [], []
+    for _ in range(10):
+        text = "".join(rng.permutation(list("aeo")))
+        audio, lengths = spoken(text, rng)
+        mel = tools.to_mel(torch.from_numpy(audio).float(), settings)
+        frames = tools.align(flow, mel, tools.encode_text(text, notes["symbols"]))
+        ends, truth = frames.cumsum(0).numpy()[:-1] * settings.hop, lengths.cumsum()[:-1]
+        wrong.append(np.abs(ends - truth).mean())
+        uniform.append(np.abs(np.arange(1, 3) / 3 * lengths.sum() - truth).mean())
+    assert np.mean(wrong) < np.mean(uniform)
+    table, grids = tmp_path / "a.csv", tmp_path / "grids"
+    assert main(["speech", "align", str(voice), str(corpus), "-o", str(table), "--textgrids", str(grids)]) == 0
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["clip"] for row in rows} == {f"c{i:02}.wav" for i in range(60)}
+    assert all(float(row["begin"]) < float(row["end"]) for row in rows)
+    assert 'class = "IntervalTier"' in (grids / "c00.TextGrid").read_text()
+    assert main(["speech", "check", str(corpus)]) == 0
+    assert "60 clips, 0 remarks" in capsys.readouterr().out
+
+
+def test_alone_and_in_a_batch_a_clip_has_the_same_density():
+    flow = diffeo.testing.perturbed(
+        diffeo.glow_tts(6, 9, preset="tiny", hidden=8, width=8, blocks=2, speakers=3)
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    mels = [torch.randn(n, 6, generator=generator) for n in (8, 6, 4)]
+    texts = [torch.tensor([1, 2, 3]), torch.tensor([4, 5]), torch.tensor([7])]
+    data = tools.Spoken(mels, texts, [0, 1, 2])
+    x, context = tools.join([data[i] for i in range(3)])
+    found = flow(torch.where(context["mask"], x, 9.0), context)
+    for i in range(3):
+        alone = tools.join([data[i]])
+        assert torch.allclose(found[i], flow(*alone)[0], atol=1e-4)
+    with pytest.raises(ValueError, match="clip 0: 3 letters in 2 steps"):
+        tools.Spoken([mels[2]], [texts[0]])
+    objective = tools.Voice(flow)
+    assert objective(x, context).shape == (3,)
+
+
+WRONG = [
+    (["say", "{voice}", ""], "the text is empty"),
+    (["say", "{voice}", "aex"], "does not know 'x'"),
+    (["say", "{voice}", "ae 7"], "write numbers as words"),
+    (["say", "{voice}", "ae", "--speaker", "me"], "--speaker: the voice knows"),
+    (["say", "{voice}", "ae", "-o", "{tmp}/x.txt"], "ends in .wav"),
+    (["say", "{tmp}/none.safetensors", "ae"], "no such file"),
+    (["fit", "{tmp}/none"], "no such file or folder"),
+    (["fit", "{corpus}", "-o", "{tmp}/v.safetensors", "--preset", "huge"], "--preset"),
+    (["align", "{voice}", "{tmp}"], "expected metadata.csv"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG)
+def test_wrong_calls_in_one_line(voice, corpus, tmp_path, capsys, call, message):
+    filled = [part.format(voice=voice, corpus=corpus, tmp=tmp_path) for part in call]
+    capsys.readouterr()
+    assert main(["speech", *filled]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_published_size_of_glow_tts():
+    model = diffeo.glow_tts(80, 148, preset="paper")
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(28.6e6, rel=0.02)
