@@ -116,7 +116,7 @@ def fit(
     training: dict[str, Any] = {} if steps is None else {"steps": steps}
     result = diffeo.fit(
         tools.Voice(flow), of(order[tenth:]), validation=of(order[:tenth]), collate=tools.join, batch_size=batch_size,
-        time_limit=seconds, seed=seed, lr=2e-3, checkpoint=folder, resume=resume, on_evaluation=speak,
+        time_limit=seconds, seed=seed, lr=4e-3, checkpoint=folder, resume=resume, on_evaluation=speak,
         **training,
     )  # fmt: skip
     diffeo.save(flow, output, notes=notes)
