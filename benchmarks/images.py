@@ -155,7 +155,7 @@ def section() -> str:
         return ""
     rows = [
         [
-            r["model"] + ("'s Glow" if r["model"] == "normflows" else ""),
+            r["model"] + ("' Glow" if r["model"] == "normflows" else ""),
             ", ".join(f"{k}={v}" for k, v in r["options"].items()),
             f"{r['parameters']:,}",
             f"{r['seconds'] / 60:.0f}",

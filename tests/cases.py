@@ -24,7 +24,7 @@ class TransformCase(NamedTuple):
 
 class DensityCase(NamedTuple):
     build: Callable[[], diffeo.Density]
-    context: Tensor | None = None
+    context: Tensor | dict[str, Tensor] | None = None
 
 
 def _seeded(build: Callable[[], diffeo.Transform]) -> Callable[[int], diffeo.Transform]:
@@ -380,6 +380,13 @@ CONTEXT = torch.tensor([0.5, -1.0])
 
 CLASS = torch.tensor(1)
 
+LETTERS = {
+    "means": torch.tensor([[-1.0], [2.0]]),
+    "text": torch.tensor([1, 2]),
+    "durations": torch.tensor([1, 1]),
+    "mask": torch.ones(2, 1, dtype=torch.bool),
+}
+
 
 def _image_flow(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Density:
     small = options.pop("small", False)
@@ -450,6 +457,7 @@ DENSITIES: dict[str, DensityCase] = {
         lambda: _image_flow(diffeo.srflow, scale=2, scales=1, layers=1, features=4, blocks=1, small=True),
         torch.tensor([[[0.0, 3.0], [1.0, 2.0]]]),
     ),
+    "Aligned": DensityCase(lambda: diffeo.Aligned(1), LETTERS),
     "Noisy": DensityCase(lambda: diffeo.Noisy(diffeo.Normal(2), 0.5, denoise=False)),
     "residual_flow": DensityCase(_small(diffeo.residual_flow, 2)),
     "ffjord, context": DensityCase(lambda: diffeo.ffjord(2, context=2, hidden=(16, 16)), CONTEXT),

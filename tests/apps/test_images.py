@@ -269,3 +269,33 @@ def test_the_program_enlarges_pictures(folder, tmp_path, capsys):
     assert "does not enlarge" in capsys.readouterr().err
     assert main([*call, "--flips"]) != 0
     assert "cannot flip or shift" in capsys.readouterr().err
+
+
+def test_a_fit_with_other_augmentation_is_another_fit(tmp_path):
+    images = torch.randint(4, (60, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+
+    def model():
+        return diffeo.nice_image((1, 4, 4), preset="tiny", hidden=4, layers=2, levels=4)
+
+    options = {"epochs": 1, "progress": False, "checkpoint": tmp_path / "fit"}
+    seen = []
+    tools.fit(model(), images, flips=True, samples_dir=tmp_path / "s", on_evaluation=seen.append, **options)
+    assert seen
+    assert list((tmp_path / "s").iterdir())
+    with pytest.raises(ValueError, match="made with other data"):
+        tools.fit(model(), images, shifts=1, resume=True, **options)
+
+
+def test_what_cannot_be_drawn_is_refused_before_training(tmp_path):
+    model = diffeo.nice_image((2, 4, 4), preset="tiny", hidden=4, layers=2, levels=4)
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        tools.fit(model, torch.randint(4, (60, 2, 4, 4)), samples_dir=tmp_path / "s", steps=1, progress=False)
+    assert not model.flow.transform.stages[0].parts[2].transform.initialized
+
+
+def test_labels_that_no_class_has_are_refused():
+    model = diffeo.glow((1, 4, 4), preset="tiny", classes=3, levels=4)
+    with pytest.raises(ValueError, match="expected class labels 0 … 2, got -1 … 3"):
+        model.sample(2, torch.tensor([3, -1]))
+    wide = model.double()
+    assert wide.flow.given(torch.tensor(1)).sample().dtype == torch.float64

@@ -26,7 +26,8 @@ def test_recipes(name):
     for what, values in WRONG.items():
         for value in values if what in taken else ():
             first = {"shape": (1, 8, 8)} if "shape" in taken else {"features": 2}
-            arguments = {**first, **({"context": 1} if name == "regression" else {}), what: value}
+            beside = {"symbols": 3} if "symbols" in taken else {}
+            arguments = {**first, **beside, what: value}
             with pytest.raises(ValueError, match=f"{name}: {what}"):
                 RECIPES[name](**arguments)
 

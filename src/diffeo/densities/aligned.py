@@ -65,10 +65,11 @@ def monotonic_alignment(scores: Tensor, letters: Tensor, frames: Tensor) -> Tens
 
 
 class Aligned(Density):
-    """Frames z of letters in order: z_t ~ N(mean of the letter of frame t, 1), with the likeliest alignment.
+    """Frames z of letters in order: z_t ~ N(mean of the letter of frame t, 1).
 
-    log p(z) = max over alignments of Σ_t log N(z_t; m_{l(t)}, 1), a bound from below on the sum over all alignments,
-    whose prior is left out. Which frames belong to a letter is `monotonic_alignment`; or it is given, by durations.
+    log p(z) = Σ_t log N(z_t; m_{l(t)}, 1), where l(t) is the letter of frame t. Which frames belong to a letter is
+    given, by durations, or is the likeliest of all alignments, by `monotonic_alignment`: then the value is the greatest
+    of many densities, which is what voices are trained by, and no density itself.
 
     The context holds `"means"`, (*batch, L, C), and `"text"`, (*batch, L), 0 where a letter is padding; `"mask"`,
     (*batch, T, 1), where a frame is; and perhaps `"durations"`, (*batch, L) whole numbers of frames: samples need them.
@@ -90,7 +91,6 @@ class Aligned(Density):
     tensor(-11.0273)
     """
 
-    exact = False
     has_rsample = False
 
     def __init__(self, features: int):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -49,3 +50,13 @@ def autoregressive(
         )
         parts += [Autoregressive(net, deepcopy(univariate)), *([LULinear(features)] if mix and free else [])]
     return parts
+
+
+def preset_sizes(name: str, presets: Mapping[str, dict[str, int]], preset: str, **asked: int | None) -> dict[str, int]:
+    """The sizes of a preset, but for those asked for."""
+    if preset not in presets:
+        raise ValueError(f"{name}: preset must be one of {', '.join(presets)}, got {preset!r}")
+    wrong = {k: v for k, v in asked.items() if v is not None and not (isinstance(v, Integral) and v >= 1)}
+    if wrong:
+        raise ValueError(f"{name}: expected whole numbers of at least 1, got {wrong}")
+    return {**presets[preset], **{k: v for k, v in asked.items() if v is not None}}

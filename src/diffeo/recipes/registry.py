@@ -92,12 +92,12 @@ def _register(function: Callable[..., Density], events: str | None) -> Callable[
 
 # the least that recipes take of what they count
 LEAST = {"features": 0, "layers": 0, "context": 0, "components": 0, "bins": 1, "degree": 1, "units": 1}
-OF_IMAGES = {"scales": 1, "blocks": 1, "classes": 0, "levels": 2}
+STRUCTURED = {"scales": 1, "blocks": 1, "classes": 0, "levels": 2}
 
 
 def _check_sizes(name: str, arguments: Mapping[str, Any]) -> None:
     """Refuse numbers of features, layers and so on that are none, before a layer fails on them."""
-    for what, least in {**LEAST, **(OF_IMAGES if _events.get(name) == "images" else {})}.items():
+    for what, least in {**LEAST, **(STRUCTURED if _events.get(name) in ("images", "sequences") else {})}.items():
         if what not in arguments:
             continue
         value = arguments[what]

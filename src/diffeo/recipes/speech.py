@@ -7,6 +7,7 @@ import torch
 from diffeo.core import Chain, Flow, Transform
 from diffeo.densities import Aligned
 from diffeo.nets import TextEncoder, WaveNet
+from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import ActNorm, Affine, Along, Coupling, Fold, LULinear, Standardize
 
@@ -55,7 +56,7 @@ def glow_tts(
         dropout: in [0, 1).
 
     Returns:
-        A `Flow`; its log-density is that of the likeliest alignment.
+        A `Flow`; without `"durations"` its log-density is that of the likeliest alignment.
 
     Raises:
         ValueError: an unknown preset; sizes outside these.
@@ -72,9 +73,7 @@ def glow_tts(
     torch.Size([])
     """
     asked = {"blocks": blocks, "hidden": hidden, "layers": layers, "width": width, "attention": attention}
-    if preset not in GLOW_TTS:
-        raise ValueError(f"glow_tts: preset must be one of {', '.join(GLOW_TTS)}, got {preset!r}")
-    sizes = {**GLOW_TTS[preset], **{k: v for k, v in asked.items() if v is not None}}
+    sizes = preset_sizes("glow_tts", GLOW_TTS, preset, **asked)
     folded = TOGETHER * features
     parts: list[Transform] = [Along(Standardize(features), -1, 2), Fold(TOGETHER, features)]
     mask = torch.arange(folded) < folded // 2

@@ -88,8 +88,8 @@ def fit(
     >>> import torch, diffeo
     >>> from diffeo.apps.images import fit
     >>> model = diffeo.nice_image((1, 4, 4), preset="tiny", levels=4)
-    >>> fit(model, torch.randint(4, (60, 1, 4, 4)), flips=True, epochs=1, progress=False).steps
-    4
+    >>> fit(model, torch.randint(4, (60, 1, 4, 4)), flips=True, steps=3, progress=False).steps
+    3
     """
     moved, leaves = flips or shifts, tree_leaves(context)
     if moved and any(torch.as_tensor(leaf).ndim > 2 for leaf in leaves if leaf is not None):

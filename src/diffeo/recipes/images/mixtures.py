@@ -8,7 +8,8 @@ from typing import Any
 from diffeo.core import Chain, Flow, Inverse, Transform, Univariate
 from diffeo.densities import Dequantized, Normal
 from diffeo.nets import ImageFeatures
-from diffeo.recipes.images.parts import coupling, image_shape, labels, preset_sizes, real_line
+from diffeo.recipes.images.parts import coupling, image_shape, labels, real_line
+from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import ActNorm, Affine, Along, Checkerboard, Conv1x1, Logit, MixtureCDF, Reshape, Squeeze
 

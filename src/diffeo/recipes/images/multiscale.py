@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from diffeo.core import Chain, Flow, Inverse, Transform
 from diffeo.densities import Dequantized, Normal
-from diffeo.recipes.images.parts import coupling, image_shape, labels, preset_sizes, real_line
+from diffeo.recipes.images.parts import coupling, image_shape, labels, real_line
+from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Multiscale, Shift, Squeeze
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from numbers import Integral
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,16 +12,6 @@ from diffeo.nets import ConvNet, OneHot
 from diffeo.transforms import Along, Coupling, Unconstrain
 
 MARGIN = 0.05  # of the range of values on either side, so that the logit stays tame at its ends
-
-
-def preset_sizes(name: str, presets: Mapping[str, dict[str, int]], preset: str, **asked: int | None) -> dict[str, int]:
-    """The sizes of a preset, but for those asked for."""
-    if preset not in presets:
-        raise ValueError(f"{name}: preset must be one of {', '.join(presets)}, got {preset!r}")
-    wrong = {k: v for k, v in asked.items() if v is not None and not (isinstance(v, Integral) and v >= 1)}
-    if wrong:
-        raise ValueError(f"{name}: expected whole numbers of at least 1, got {wrong}")
-    return {**presets[preset], **{k: v for k, v in asked.items() if v is not None}}
 
 
 def image_shape(name: str, shape: Sequence[int], scales: int) -> tuple[int, int, int]:

@@ -12,7 +12,8 @@ from diffeo.densities import Dequantized, Normal
 from diffeo.functional import Context
 from diffeo.nets import ConvNet, LowResolution
 from diffeo.nets.conv import require_map
-from diffeo.recipes.images.parts import coupling, image_shape, preset_sizes
+from diffeo.recipes.images.parts import coupling, image_shape
+from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Coupling, Multiscale, Shift, Squeeze, Standardize
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from diffeo.core import Chain, Flow, Transform
 from diffeo.densities import Dequantized, Noisy, Normal
 from diffeo.nets import CausalTransformer
-from diffeo.recipes.images.parts import image_shape, labels, preset_sizes, real_line
+from diffeo.recipes.images.parts import image_shape, labels, real_line
+from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import Affine, Along, Autoregressive, MixtureCDF, Patches, Reshape, Standardize
 
