@@ -63,9 +63,10 @@ def test_every_public_name_has_an_api_page():
     hidden |= {"annotations", "Any", "TYPE_CHECKING", "import_module"}
     assert {n for n in public - hidden if n not in listed and not any(x.startswith(f"{n}.") for x in listed)} == set()
     for name in listed:
-        value = diffeo
+        value, path = diffeo, "diffeo"
         for part in name.split("."):
-            value = getattr(value, part, None) or importlib.import_module(f"diffeo.{part}")
+            path = f"{path}.{part}"
+            value = getattr(value, part, None) or importlib.import_module(path)
 
 
 def test_the_tutorials_are_executed():
