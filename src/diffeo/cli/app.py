@@ -92,6 +92,16 @@ def program() -> str:
     return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
+def checkpoint_of(output: Path, resume: bool) -> Path:
+    """The folder beside a model file that holds its fit until it is done; refused where it does not fit `--resume`."""
+    folder = output.with_name(output.name + ".ckpt")
+    if folder.exists() and not resume and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds an interrupted fit: add --resume to continue it, or delete the folder")
+    if resume and not folder.exists():
+        raise ValueError(f"{folder}: no interrupted fit to resume")
+    return folder
+
+
 def parse_duration(text: str) -> float:
     """Seconds of a duration such as 90, 90s, 5m or 1.5h."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffeo.cli.app import MODEL, Decimal, Header, Missing, Separator, app, parse_duration, program
+from diffeo.cli.app import MODEL, Decimal, Header, Missing, Separator, app, checkpoint_of, parse_duration, program
 
 FEWEST = 20  # rows
 
@@ -74,11 +74,7 @@ def fit(
     seconds = None if time_limit is None else parse_duration(time_limit)
     if missing not in ("error", "drop"):
         raise ValueError(f"--missing: expected error or drop, got {missing!r}")
-    folder = output.with_name(output.name + ".ckpt")
-    if folder.exists() and not resume and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds an interrupted fit: add --resume to continue it, or delete the folder")
-    if resume and not folder.exists():
-        raise ValueError(f"{folder}: no interrupted fit to resume")
+    folder = checkpoint_of(output, resume)
     with opened(table) as path:
         frame = read_table(path, dialect, text={name for name, k in kinds.items() if k == "text"})
     frame = _chosen(frame, table, given or [], drop or [], list(kinds), weights, missing)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffeo.cli.app import MODEL, app, parse_duration
+from diffeo.cli.app import MODEL, app, checkpoint_of, parse_duration
 
 images = typer.Typer(
     name="images",
@@ -77,11 +77,7 @@ def fit(
     if recipe not in recipes("images"):
         raise ValueError(f"--recipe: expected one of {', '.join(recipes('images'))}, got {recipe!r}")
     seconds = None if time_limit is None else parse_duration(time_limit)
-    folder = output.with_name(output.name + ".ckpt")
-    if folder.exists() and not resume and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds an interrupted fit: add --resume to continue it, or delete the folder")
-    if resume and not folder.exists():
-        raise ValueError(f"{folder}: no interrupted fit to resume")
+    folder = checkpoint_of(output, resume)
     found = _read(pictures, size, classes_from_folders, skip_bad)
     if len(found.images) < FEWEST:
         what = f"{len(found.images)} picture{'s' * (len(found.images) != 1)}"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffeo.cli.app import MODEL, app, parse_duration
+from diffeo.cli.app import MODEL, app, checkpoint_of, parse_duration
 
 speech = typer.Typer(
     name="speech",
@@ -71,11 +71,7 @@ def fit(
     if preset not in GLOW_TTS:
         raise ValueError(f"--preset: expected one of {', '.join(GLOW_TTS)}, got {preset!r}")
     seconds = None if time_limit is None else parse_duration(time_limit)
-    folder = output.with_name(output.name + ".ckpt")
-    if folder.exists() and not resume and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds an interrupted fit: add --resume to continue it, or delete the folder")
-    if resume and not folder.exists():
-        raise ValueError(f"{folder}: no interrupted fit to resume")
+    folder = checkpoint_of(output, resume)
     if samples_dir is not None:
         samples_dir.mkdir(parents=True, exist_ok=True)
     clips = tools.read_corpus(corpus)
