@@ -69,7 +69,7 @@ def fit(
 
     import diffeo
     from diffeo.apps.images import fit as fit_images
-    from diffeo.apps.images import scores, shrink
+    from diffeo.apps.images import picture_bits, scores, shrink
     from diffeo.cli.files import check_output
     from diffeo.recipes import find_recipe, recipes
 
@@ -112,8 +112,8 @@ def fit(
         model, *of(train), validation=of(validation), batch_size=batch_size, time_limit=seconds, seed=seed,
         checkpoint=folder, resume=resume, flips=flips, shifts=shifts, samples_dir=samples_dir, **training,
     )  # fmt: skip
-    bits = _bits(model, *of(test), seed=seed)
-    held = _bits(model, x[torch.cat([test, validation])], seed=seed)  # without classes, as `score` has pictures
+    bits = picture_bits(model, *of(test), seed=seed)
+    held = picture_bits(model, x[torch.cat([test, validation])], seed=seed)  # without classes, as `score` has pictures
     notes = {
         "classes": list(found.classes) if labels is not None and not enlarges else [],
         "coarse": coarse,
@@ -149,14 +149,14 @@ def score(
     """
     import torch
 
-    from diffeo.apps.images import typicality
+    from diffeo.apps.images import picture_bits, typicality
     from diffeo.cli.files import check_output
     from diffeo.storage import replacing
 
     check_output(output, (".csv",), model, pictures)
     density, notes = _load(model)
     found = _read(pictures, size, False, skip_bad)
-    bits = _bits(density, _for(density, notes, found.images, model), None, seed)
+    bits = picture_bits(density, _for(density, notes, found.images, model), None, seed)
     ranked = typicality(bits, torch.tensor(notes["held_out"]))
     columns = zip(found.names, *(v.tolist() for v in ranked), strict=True)
     rows = [["picture", *ranked._fields], *([name, *(f"{v:.4g}" for v in values)] for name, *values in columns)]
@@ -344,27 +344,6 @@ def _for(density: Any, notes: dict[str, Any], images: Any, model: Path, shape: A
     return _quantised(images, density.levels, notes["coarse"])
 
 
-def _bits(density: Any, images: Any, labels: Any = None, seed: int = 0) -> Any:
-    """Bits per dimension; where classes are unknown, of the mixture of all of them."""
-    import math
-
-    import torch
-
-    import diffeo
-    from diffeo.apps.images import shrink
-    from diffeo.nets import LowResolution, OneHot
-
-    encoder = density.flow.encoder
-    if isinstance(encoder, LowResolution) and labels is None:
-        labels = shrink(images, encoder.scale, density.levels)
-    classes = encoder.classes if isinstance(encoder, OneHot) else 0
-    if labels is not None or not classes:
-        return diffeo.bits_per_dim(density, images, labels, generator=torch.Generator().manual_seed(seed))
-    dims = math.prod(images.shape[1:]) * math.log(2)
-    each = [_bits(density, images, torch.full((len(images),), k), seed) for k in range(classes)]
-    return (math.log(classes) - torch.logsumexp(-dims * torch.stack(each), 0)) / dims
-
-
 def _labels(notes: dict[str, Any], name: str | None, n: int) -> Any:
     """Labels of n pictures: of the class by that name, or of each in turn; None for a model without classes."""
     import torch
@@ -385,11 +364,13 @@ def _one_label(density: Any, notes: dict[str, Any], name: str | None, image: Any
     """The label of the class by that name, or of the class under which the picture is most likely."""
     import torch
 
+    from diffeo.apps.images import picture_bits
+
     found = _labels(notes, name, 1)
     if found is None or name is not None:
         return None if found is None else found[0]
     n = len(notes["classes"])
-    return _bits(density, image.expand(n, *image.shape), torch.arange(n)).argmin()
+    return picture_bits(density, image.expand(n, *image.shape), torch.arange(n)).argmin()
 
 
 def _write(density: Any, pictures: Any, output: Path, columns: int | None = None) -> None:

@@ -15,6 +15,7 @@ from diffeo.apps.images.resolution import upscale as upscale
 from diffeo.apps.images.scores import Scores as Scores
 from diffeo.apps.images.scores import gaussian_bits as gaussian_bits
 from diffeo.apps.images.scores import histogram_bits as histogram_bits
+from diffeo.apps.images.scores import picture_bits as picture_bits
 from diffeo.apps.images.scores import typicality as typicality
 from diffeo.apps.images.training import Augmented as Augmented
 from diffeo.apps.images.training import fit as fit

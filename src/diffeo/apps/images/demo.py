@@ -17,7 +17,16 @@ import torch
 from sklearn.datasets import load_digits
 
 import diffeo
-from diffeo.apps.images import attribute_direction, edit, gaussian_bits, grid, histogram_bits, interpolate, typicality
+from diffeo.apps.images import (
+    attribute_direction,
+    edit,
+    gaussian_bits,
+    grid,
+    histogram_bits,
+    interpolate,
+    picture_bits,
+    typicality,
+)
 from diffeo.storage import replacing
 
 LEVELS, CLASSES, HELD = 17, 10, 200
@@ -69,7 +78,12 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
     page = _page(rows, sections, len(train), result.steps, time.monotonic() - began)
     with replacing(folder / "index.html") as path:
         path.write_text(page)
-    diffeo.save(model, folder / "digits.safetensors")
+    notes = {  # as `diffeo images` reads them: pictures of 256 shades, and what held-out ones score
+        "classes": [str(k) for k in range(CLASSES)],
+        "coarse": True,
+        "held_out": picture_bits(model, images[torch.cat([test, validation])]).tolist(),
+    }
+    diffeo.save(model, folder / "digits.safetensors", notes=notes)
     for name, value in rows:
         print(f"  {name:<32}{value:7.3f} bits per dimension")
     print(f"Wrote {folder / 'index.html'}.")

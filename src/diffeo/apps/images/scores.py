@@ -8,6 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffeo.apps.images.resolution import shrink
+from diffeo.densities import Dequantized, bits_per_dim
+from diffeo.nets import LowResolution, OneHot
+
 
 class Scores(NamedTuple):
     """Of each picture.
@@ -42,6 +46,21 @@ def typicality(bits: Tensor, held_out: Tensor) -> Scores:
         share * (held_out[None] <= bits[:, None]).sum(1).to(bits.dtype),
         share * (far[None] >= here[:, None]).sum(1).to(bits.dtype),
     )
+
+
+def picture_bits(model: Dequantized, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
+    """Bits per dimension of pictures; where classes are unknown, of the mixture of all of them.
+
+    A model that enlarges pictures is given them, shrunk.
+    """
+    encoder = model.flow.encoder
+    if isinstance(encoder, LowResolution) and labels is None:
+        labels = shrink(images, encoder.scale, model.levels or 256)
+    if labels is not None or not isinstance(encoder, OneHot):
+        return bits_per_dim(model, images, labels, generator=torch.Generator().manual_seed(seed))
+    dims = math.prod(images.shape[1:]) * math.log(2)
+    each = [picture_bits(model, images, torch.full((len(images),), k), seed) for k in range(encoder.classes)]
+    return (math.log(encoder.classes) - torch.logsumexp(-dims * torch.stack(each), 0)) / dims
 
 
 def histogram_bits(train: Tensor, test: Tensor, levels: int) -> float:
