@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import diffeo
-from diffeo.nets import MADE, MLP, CausalTransformer, ConvNet, Guided, WaveNet
+from diffeo.nets import MADE, MLP, CausalTransformer, ConvNet, Guided, LipschitzConvNet, LipschitzMLP, WaveNet
 
 
 class TransformCase(NamedTuple):
@@ -300,11 +300,21 @@ TRANSFORMS: dict[str, TransformCase] = {
         _normal(6, 2),
         _normal(6, 2),
     ),
-    "Residual": TransformCase(_seeded(lambda: diffeo.Residual(3, hidden=(16, 16))), _normal(6, 3)),
+    "Residual": TransformCase(_seeded(lambda: diffeo.Residual(LipschitzMLP(3, hidden=(16, 16)))), _normal(6, 3)),
     "Residual, context": TransformCase(
-        _seeded(lambda: diffeo.Residual(2, context=2, hidden=(16,), lipschitz=0.9)), _normal(6, 2), _normal(6, 2)
+        _seeded(lambda: diffeo.Residual(LipschitzMLP(2, context=2, hidden=(16,), lipschitz=0.9))),
+        _normal(6, 2),
+        _normal(6, 2),
     ),
-    "Residual of many features": TransformCase(_seeded(lambda: diffeo.Residual(18, hidden=(24,))), _normal(6, 18)),
+    "Residual of many features": TransformCase(
+        _seeded(lambda: diffeo.Residual(LipschitzMLP(18, hidden=(24,)))), _normal(6, 18)
+    ),
+    "Residual of images": TransformCase(
+        _seeded(lambda: diffeo.Residual(LipschitzConvNet(2, hidden=4))), _normal(4, 2, 2, 3)
+    ),
+    "Residual of images, context": TransformCase(
+        _seeded(lambda: diffeo.Residual(LipschitzConvNet(1, hidden=4, context=2))), _normal(4, 1, 3, 2), _normal(4, 2)
+    ),
     "Continuous": TransformCase(_seeded(lambda: _continuous(3, 0, rtol=1e-8, atol=1e-8)), lambda: _normal(6, 3)()),
     "Continuous, rk4, context": TransformCase(
         _seeded(lambda: _continuous(2, 2, method="rk4", steps=16)), _normal(6, 2), _normal(6, 2)
@@ -450,6 +460,8 @@ DENSITIES: dict[str, DensityCase] = {
     "glow, classes": DensityCase(lambda: _image_flow(diffeo.glow, layers=1, classes=2), CLASS),
     "realnvp_image": DensityCase(lambda: _image_flow(diffeo.realnvp_image, blocks=1)),
     "nice_image": DensityCase(lambda: _image_flow(diffeo.nice_image, layers=2)),
+    "residual_image": DensityCase(lambda: _image_flow(diffeo.residual_image, layers=1)),
+    "residual_image, classes": DensityCase(lambda: _image_flow(diffeo.residual_image, layers=1, classes=2), CLASS),
     "flowpp": DensityCase(lambda: _image_flow(diffeo.flowpp, blocks=1, heads=2)),
     "tarflow, classes": DensityCase(lambda: _image_flow(diffeo.tarflow, hidden=None, width=8, classes=2), CLASS),
     "tarflow, noise": DensityCase(lambda: _noisy()),

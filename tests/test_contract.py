@@ -134,7 +134,7 @@ def test_maps_keep_their_precision_under_autocast():
         diffeo.Elementwise(diffeo.UnconstrainedMonotonic(4, (8,)), 3),
         diffeo.BlockAutoregressive(3, 4),
         diffeo.Sylvester(3, kind="householder"),
-        diffeo.Residual(3, hidden=(16,)),
+        diffeo.Residual(diffeo.nets.LipschitzMLP(3, hidden=(16,))),
         diffeo.Conv1x1(3),
     ]:
         t, rows = diffeo.testing.perturbed(t), x if t.event_ndim == 1 else torch.randn(4, 3, 4, 4)

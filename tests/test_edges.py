@@ -108,7 +108,7 @@ EMPTY = [
     lambda n: diffeo.Radial(n),
     lambda n: diffeo.Sylvester(n),
     lambda n: diffeo.BlockAutoregressive(n, 4),
-    lambda n: diffeo.Residual(n),
+    lambda n: diffeo.nets.LipschitzMLP(n),
     lambda n: diffeo.Elementwise(diffeo.Affine(), n),
     lambda n: diffeo.Normal(n),
     lambda n: diffeo.Logistic(n),

@@ -241,14 +241,17 @@ def keep_masked(x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple
     return torch.where(mask, z, x), torch.where(mask, logdet, 0.0)
 
 
-def keep_rows(x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-    """As `keep_masked`, for a map that mixes the features of a vector: its mask covers whole rows, `(*batch, 1)`."""
+def keep_rows(x: Tensor, z: Tensor, logdet: Tensor, context: Context, ndim: int = 1) -> tuple[Tensor, Tensor]:
+    """As `keep_masked`, for a map that mixes all numbers of an event: its mask covers whole events, `(*batch, 1)`."""
     mask, logdet = context_mask(context), precise(logdet)
     if mask is None:
         return z, logdet
-    if mask.shape[-1] != 1:
-        raise ValueError(f"a map that mixes the features needs a mask with last dim 1, got {tuple(mask.shape)}")
-    return torch.where(mask, z, x), torch.where(mask.squeeze(-1), logdet, 0.0)
+    if mask.ndim < ndim or mask.shape[mask.ndim - ndim :].numel() != 1:
+        raise ValueError(
+            f"a map that mixes the features needs a mask with last {'dim' if ndim == 1 else f'{ndim} dims'} 1, got "
+            f"{tuple(mask.shape)}"
+        )
+    return torch.where(mask, z, x), torch.where(mask.reshape(mask.shape[: mask.ndim - ndim]), logdet, 0.0)
 
 
 def visible(x: Tensor, context: Context) -> Tensor:

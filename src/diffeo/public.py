@@ -64,6 +64,7 @@ from diffeo.recipes import recipe as recipe
 from diffeo.recipes import recipes as recipes
 from diffeo.recipes import regression as regression
 from diffeo.recipes import residual_flow as residual_flow
+from diffeo.recipes import residual_image as residual_image
 from diffeo.recipes import sos as sos
 from diffeo.recipes import sphere as sphere
 from diffeo.recipes import srflow as srflow

@@ -19,7 +19,7 @@ def digits():
     return torch.from_numpy(found.images).to(torch.uint8).unsqueeze(1), torch.from_numpy(found.target)
 
 
-@pytest.mark.parametrize("recipe", [diffeo.glow, diffeo.realnvp_image])
+@pytest.mark.parametrize("recipe", [diffeo.glow, diffeo.realnvp_image, diffeo.residual_image])
 def test_bits_per_dimension_are_what_one_counts_by_hand(recipe, digits):
     images = digits[0][:4]
     model = recipe((1, 8, 8), preset="tiny", hidden=8, levels=17).double().eval()

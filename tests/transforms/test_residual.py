@@ -12,7 +12,7 @@ from diffeo.testing import perturbed
 @pytest.fixture
 def layer():
     torch.manual_seed(0)
-    return perturbed(diffeo.Residual(20, hidden=(32,), lipschitz=0.8))
+    return perturbed(diffeo.Residual(diffeo.nets.LipschitzMLP(20, hidden=(32,), lipschitz=0.8)))
 
 
 def test_estimates_of_the_logdet_have_the_right_mean(layer):

@@ -36,7 +36,10 @@ def fit(
     pictures: Annotated[Path, typer.Argument(help="Folder of pictures, or an .npz file.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write.")] = Path("images.safetensors"),
     recipe: Annotated[
-        str, typer.Option(help="Which flow: glow, realnvp_image, nice_image, flowpp, tarflow, or srflow to upscale.")
+        str,
+        typer.Option(
+            help="Which flow: glow, realnvp_image, nice_image, residual_image, flowpp, tarflow, or srflow to upscale."
+        ),
     ] = "glow",
     preset: Annotated[str, typer.Option(help="Size of the flow: tiny, small or paper.")] = "small",
     classes_from_folders: Annotated[

@@ -6,6 +6,7 @@ from diffeo.nets.encoder import PiecewiseLinear as PiecewiseLinear
 from diffeo.nets.features import ImageFeatures as ImageFeatures
 from diffeo.nets.features import LowResolution as LowResolution
 from diffeo.nets.field import VectorField as VectorField
+from diffeo.nets.lipschitz import LipschitzConvNet as LipschitzConvNet
 from diffeo.nets.lipschitz import LipschitzMLP as LipschitzMLP
 from diffeo.nets.made import MADE as MADE
 from diffeo.nets.mlp import MLP as MLP

@@ -15,6 +15,7 @@ from diffeo.recipes.images import flowpp as flowpp
 from diffeo.recipes.images import glow as glow
 from diffeo.recipes.images import nice_image as nice_image
 from diffeo.recipes.images import realnvp_image as realnvp_image
+from diffeo.recipes.images import residual_image as residual_image
 from diffeo.recipes.images import srflow as srflow
 from diffeo.recipes.images import tarflow as tarflow
 from diffeo.recipes.low_rank import planar as planar

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffeo.core import Flow, Transform
+from diffeo.nets import LipschitzMLP
 from diffeo.recipes.parts import flow
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import ActNorm, Residual, Whiten
@@ -28,7 +29,8 @@ def residual_flow(
         hidden: widths of the hidden layers of each g.
         lipschitz: constant of each g, in (0, 1).
 
-    Cost: a density takes D passes of each network (estimated while training where D > 16); a sample a fixed-point
+    Cost: a density takes D passes of each network (estimated while training where D > 16, and
+    always where D > 256); a sample a fixed-point
     iteration for each layer.
 
     "Residual Flows for Invertible Generative Modeling" (Chen et al., 2019), https://arxiv.org/abs/1906.02735
@@ -39,5 +41,6 @@ def residual_flow(
     """
     parts: list[Transform] = [Whiten(features)]
     for _ in range(layers):
-        parts += [Residual(features, context=context, hidden=hidden, lipschitz=lipschitz), ActNorm(features)]
+        net = LipschitzMLP(features, context=context, hidden=hidden, lipschitz=lipschitz)
+        parts += [Residual(net), ActNorm(features)]
     return flow(features, context, parts)
