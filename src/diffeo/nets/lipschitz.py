@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffeo.functional import Context, Event, as_fixed_event
+from diffeo.functional import Context, Event, as_fixed_event, precise
 from diffeo.nets.mlp import require_context
 
 BEND = 0.7  # β at the start, over √width
@@ -93,7 +93,8 @@ class Contraction(nn.Module, ABC):
         scaled: list[Tensor] = []
         for layer in self.layers:
             weight: Tensor = layer.weight.to(dtype)  # pyright: ignore
-            scaled.append(weight * (self.share / self.bound(weight).clamp_min(self.share)))
+            fraction = self.share / self.bound(precise(weight)).clamp_min(self.share)
+            scaled.append(weight * fraction.to(dtype))
         return scaled
 
     def _bend(self, h: Tensor, i: int) -> tuple[Tensor, Tensor]:
