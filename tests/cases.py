@@ -13,7 +13,19 @@ import torch
 from torch import Tensor
 
 import diffeo
-from diffeo.nets import MADE, MLP, CausalTransformer, ConvNet, Guided, LipschitzConvNet, LipschitzMLP, WaveNet
+from diffeo.nets import (
+    MADE,
+    MLP,
+    Beside,
+    CausalTransformer,
+    CausalWaveNet,
+    ConvNet,
+    Guided,
+    LipschitzConvNet,
+    LipschitzMLP,
+    RowWaveNet,
+    WaveNet,
+)
 
 
 class TransformCase(NamedTuple):
@@ -78,6 +90,30 @@ def _injection() -> diffeo.Transform:
 def _spoken() -> diffeo.Transform:
     net = WaveNet(1, 1, 2, hidden=4, layers=2, kernel=3, context=3)
     return diffeo.Coupling(torch.tensor([True, False]), net, diffeo.Affine(), dim=-1, event_ndim=2)
+
+
+def _samples() -> diffeo.Transform:
+    net = CausalWaveNet(1, 2, hidden=4, layers=2)
+    return diffeo.Autoregressive(net, diffeo.Affine(bound=1.0), dim=-2, event_ndim=2)
+
+
+def _rows() -> diffeo.Transform:
+    net = RowWaveNet(3, 2, hidden=4, layers=2, order=torch.tensor([2, 0, 1]), beside=Beside("features", 2, 2.0))
+    return diffeo.Autoregressive(net, diffeo.Affine(bound=1.0), dim=-1, event_ndim=2)
+
+
+def _beside() -> diffeo.Transform:
+    net = WaveNet(1, 1, 2, hidden=4, layers=2, kernel=3, beside=Beside("features", 2, 2.0, -0.25))
+    return diffeo.Coupling(torch.tensor([True, False]), net, diffeo.Affine(), dim=-1, event_ndim=2)
+
+
+def _partial() -> diffeo.Transform:
+    inner = diffeo.Along(diffeo.LULinear(2), -1, 2)
+    return diffeo.Partial(inner, torch.tensor([True, False, True]))
+
+
+def _sound(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Density:
+    return recipe(0, 1, preset="tiny", hidden=4, layers=2, **options)
 
 
 def _univariate(univariate: Callable[[], diffeo.Univariate], x: Callable[[], Tensor]) -> TransformCase:
@@ -248,6 +284,10 @@ TRANSFORMS: dict[str, TransformCase] = {
     ),
     "Fold": TransformCase(lambda seed: diffeo.Fold(2, 3), _normal(6, 4, 3)),
     "Coupling of frames, WaveNet": TransformCase(_seeded(_spoken), _normal(6, 4, 2), _normal(6, 3)),
+    "Autoregressive of samples, WaveNet": TransformCase(_seeded(_samples), _normal(6, 4, 1)),
+    "Autoregressive of rows, WaveNet": TransformCase(_seeded(_rows), _normal(6, 4, 3), _normal(6, 3, 2)),
+    "Coupling of frames beside others, WaveNet": TransformCase(_seeded(_beside), _normal(6, 4, 2), _normal(6, 3, 2)),
+    "Partial": TransformCase(_seeded(_partial), _normal(6, 4, 3)),
     "Checkerboard": TransformCase(lambda seed: diffeo.Checkerboard(channels=2), _normal(6, 2, 2, 4)),
     "Reshape": TransformCase(lambda seed: diffeo.Reshape((2, 3), (6,)), _normal(6, 2, 3)),
     "Patches": TransformCase(lambda seed: diffeo.Patches(2, (2, 4, 2)), _normal(6, 2, 4, 2)),
@@ -398,6 +438,9 @@ LETTERS = {
 }
 
 
+SAMPLES = {"mask": torch.ones(2, 1, dtype=torch.bool)}
+
+
 def _image_flow(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Density:
     small = options.pop("small", False)
     options = {name: value for name, value in {"hidden": 4, **options}.items() if value is not None}
@@ -470,6 +513,10 @@ DENSITIES: dict[str, DensityCase] = {
         torch.tensor([[[0.0, 3.0], [1.0, 2.0]]]),
     ),
     "Aligned": DensityCase(lambda: diffeo.Aligned(1), LETTERS),
+    "waveflow": DensityCase(lambda: _sound(diffeo.waveflow, height=2, flows=2), SAMPLES),
+    "waveglow": DensityCase(lambda: _sound(diffeo.waveglow, group=2, flows=1), SAMPLES),
+    "wavenet": DensityCase(lambda: _sound(diffeo.wavenet), SAMPLES),
+    "parallel_wavenet": DensityCase(lambda: _sound(diffeo.parallel_wavenet, flows=2), SAMPLES),
     "Noisy": DensityCase(lambda: diffeo.Noisy(diffeo.Normal(2), 0.5, denoise=False)),
     "residual_flow": DensityCase(_small(diffeo.residual_flow, 2)),
     "ffjord, context": DensityCase(lambda: diffeo.ffjord(2, context=2, hidden=(16, 16)), CONTEXT),

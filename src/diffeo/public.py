@@ -34,7 +34,6 @@ from diffeo.densities import Uniform as Uniform
 from diffeo.densities import UniformSphere as UniformSphere
 from diffeo.densities import VonMisesFisherMixture as VonMisesFisherMixture
 from diffeo.densities import bits_per_dim as bits_per_dim
-from diffeo.densities import monotonic_alignment as monotonic_alignment
 from diffeo.files import load as load
 from diffeo.files import save as save
 from diffeo.kernels import compiled_kernels as compiled_kernels
@@ -56,6 +55,7 @@ from diffeo.recipes import nice as nice
 from diffeo.recipes import nice_image as nice_image
 from diffeo.recipes import nsf as nsf
 from diffeo.recipes import nsf_ar as nsf_ar
+from diffeo.recipes import parallel_wavenet as parallel_wavenet
 from diffeo.recipes import planar as planar
 from diffeo.recipes import radial as radial
 from diffeo.recipes import realnvp as realnvp
@@ -74,6 +74,11 @@ from diffeo.recipes import torus as torus
 from diffeo.recipes import ttf as ttf
 from diffeo.recipes import unaf as unaf
 from diffeo.recipes import unit_box as unit_box
+from diffeo.recipes import waveflow as waveflow
+from diffeo.recipes import waveglow as waveglow
+from diffeo.recipes import wavenet as wavenet
+from diffeo.solvers import alignment_posteriors as alignment_posteriors
+from diffeo.solvers import monotonic_alignment as monotonic_alignment
 from diffeo.transforms import ActNorm as ActNorm
 from diffeo.transforms import Along as Along
 from diffeo.transforms import Autoregressive as Autoregressive
@@ -90,6 +95,7 @@ from diffeo.transforms import Haar as Haar
 from diffeo.transforms import Householder as Householder
 from diffeo.transforms import LULinear as LULinear
 from diffeo.transforms import Multiscale as Multiscale
+from diffeo.transforms import Partial as Partial
 from diffeo.transforms import Patches as Patches
 from diffeo.transforms import Permute as Permute
 from diffeo.transforms import Planar as Planar
@@ -124,6 +130,7 @@ if TYPE_CHECKING:
     from diffeo.tables import TableDensity as TableDensity
     from diffeo.tables import fit_table as fit_table
     from diffeo.training import CompiledGradients as CompiledGradients
+    from diffeo.training import Distillation as Distillation
     from diffeo.training import FitResult as FitResult
     from diffeo.training import FlowMatching as FlowMatching
     from diffeo.training import ForwardKL as ForwardKL
@@ -143,6 +150,7 @@ if TYPE_CHECKING:
 _LATER = {
     "BatchScorer": "diffeo.batches",
     "CompiledGradients": "diffeo.training",
+    "Distillation": "diffeo.training",
     "FlowMatching": "diffeo.training",
     "ForwardKL": "diffeo.training",
     "RegularizedLikelihood": "diffeo.training",

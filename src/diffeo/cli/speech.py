@@ -1,4 +1,4 @@
-"""`diffeo speech`: a voice from recordings and their texts, what it says, and where each letter is said."""
+"""`diffeo speech`: voices and vocoders from recordings, what they say, and where each letter is said."""
 
 from __future__ import annotations
 
@@ -12,28 +12,35 @@ from diffeo.cli.app import MODEL, app, checkpoint_of, parse_duration
 
 speech = typer.Typer(
     name="speech",
-    help="Voices: check a corpus, fit, say, align.",
+    help="Voices: check a corpus, fit, say, align; vocoders.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(speech)
 
+VOCODERS = ("waveglow", "waveflow")
 FEWEST, HELD = 20, 200  # clips of a corpus; clips at most that validate
 SOUND = (".wav", ".flac", ".ogg")
 Corpus = Annotated[
     Path, typer.Argument(help="Folder with metadata.csv and wavs/, or a .csv of path,text,speaker.", show_default=False)
 ]
 Voice = Annotated[Path, typer.Argument(help="Voice file, as `diffeo speech fit` writes.", show_default=False)]
+Reading = Annotated[
+    str, typer.Option(help="How texts are read: letters, or phonemes of a language of espeak-ng, such as en-us.")
+]
+Vocoder = Annotated[Path, typer.Argument(help="Vocoder file, as `diffeo speech vocoder` writes.", show_default=False)]
+Rate = Annotated[int | None, typer.Option(help="Samples in a second.", show_default="of the first clip")]
+Seed = Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)]
 Speaker = Annotated[str | None, typer.Option(help="Who speaks.", show_default="the first")]
 
 
 @speech.command()
-def check(corpus: Corpus) -> None:
+def check(corpus: Corpus, reading: Reading = "letters") -> None:
     """List what is wrong with a corpus: recordings, texts, rates, rare signs."""
     from diffeo.apps.speech import check_corpus, read_corpus
 
     clips = read_corpus(corpus)
-    problems = check_corpus(clips)
+    problems = check_corpus(clips, reading=reading)
     for line in problems:
         print(line)
     print(f"{len(clips)} clips, {len(problems)} remarks.")
@@ -44,7 +51,8 @@ def fit(
     corpus: Corpus,
     output: Annotated[Path, typer.Option("-o", "--output", help="Voice file to write.")] = Path("voice.safetensors"),
     preset: Annotated[str, typer.Option(help="Size of the flow: tiny, small or paper.")] = "small",
-    rate: Annotated[int | None, typer.Option(help="Samples in a second.", show_default="of the first clip")] = None,
+    reading: Reading = "letters",
+    rate: Rate = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.", show_default="by size", min=1)] = None,
     time_limit: Annotated[
         str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
@@ -54,7 +62,7 @@ def fit(
         Path | None, typer.Option(help="Folder for a sentence, spoken as training goes.", show_default="none")
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out clips that cannot be used.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)] = 0,
+    seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
     """Train a voice (Glow-TTS) and print its nats per mel number on held-out clips."""
@@ -65,7 +73,7 @@ def fit(
     import diffeo
     from diffeo.apps import speech as tools
     from diffeo.cli.files import check_output
-    from diffeo.recipes.speech import GLOW_TTS
+    from diffeo.recipes.speech.acoustic import GLOW_TTS
 
     check_output(output, (MODEL,), corpus)
     if preset not in GLOW_TTS:
@@ -76,19 +84,24 @@ def fit(
         samples_dir.mkdir(parents=True, exist_ok=True)
     clips = tools.read_corpus(corpus)
     settings = tools.Mel.of(rate or tools.read_audio(clips[0].path)[1])
-    usable, mels = _usable(clips, settings, skip_bad)
+    usable, mels = _usable(clips, settings, skip_bad, reading)
     if len(usable) < FEWEST:
         raise ValueError(f"{corpus}: {len(usable)} clips; a voice needs at least {FEWEST}")
-    symbols = tools.symbols_of([clip.text for clip in usable])
+    symbols = tools.symbols_of([tools.units_of(clip.text, reading) for clip in usable])
     speakers = sorted({clip.speaker for clip in usable})
-    texts = [tools.encode_text(clip.text, symbols) for clip in usable]
+    texts = [tools.encode_text(clip.text, symbols, reading) for clip in usable]
     order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(seed)).tolist()
     tenth = min(HELD, max(1, len(order) // 10))
     several = len(speakers) > 1
+    voices = [speakers.index(clip.speaker) for clip in usable] if several else None
+    print("Aligning letters and recordings.", flush=True)
+    durations = tools.forced_alignment(mels, texts, voices)
 
     def of(index: list[int]) -> Any:
-        who = [speakers.index(usable[i].speaker) for i in index] if several else None
-        return tools.Spoken([mels[i] for i in index], [texts[i] for i in index], who)
+        who = None if voices is None else [voices[i] for i in index]
+        return tools.Spoken(
+            [mels[i] for i in index], [texts[i] for i in index], who, durations=[durations[i] for i in index]
+        )
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -100,13 +113,13 @@ def fit(
         f"{'s' * several}, {len(symbols)} signs; glow_tts, {preset}: {count:,} parameters.",
         flush=True,
     )
-    notes = {"symbols": symbols, "speakers": speakers, "mel": list(settings)}
+    notes = {"symbols": symbols, "reading": reading, "speakers": speakers, "mel": list(settings)}
     shown = usable[order[0]]
 
     def speak(result: Any) -> None:
         if samples_dir is not None:
             who = speakers.index(shown.speaker) if several else None
-            mel = tools.say(flow, tools.encode_text(shown.text, symbols), speaker=who)
+            mel = tools.say(flow, tools.encode_text(shown.text, symbols, reading), speaker=who)
             tools.write_audio(tools.from_mel(mel, settings), samples_dir / f"{result.steps:08d}.wav", settings.rate)
 
     training: dict[str, Any] = {} if steps is None else {"steps": steps}
@@ -130,7 +143,11 @@ def say(
     tempo: Annotated[float, typer.Option(help="Above 1 for faster speech.", min=0.1, max=10)] = 1.0,
     temperature: Annotated[float, typer.Option(help="Scales the noise; 0 for the plainest way.", min=0)] = 0.667,
     speaker: Speaker = None,
-    seed: Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)] = 0,
+    vocoder: Annotated[
+        Path | None,
+        typer.Option(help="Vocoder file that makes the sound.", show_default="the algorithm of Griffin and Lim"),
+    ] = None,
+    seed: Seed = 0,
 ) -> None:
     """Speak a text."""
     import torch
@@ -140,11 +157,15 @@ def say(
 
     check_output(output, SOUND, voice)
     flow, notes, settings = _load(voice)
-    symbols = tools.encode_text(text, notes["symbols"])
+    sounding = None if vocoder is None else _load_vocoder(vocoder, settings)[0]
+    symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
     who = _who(notes, speaker)
     generator = torch.Generator().manual_seed(seed)
     mel = tools.say(flow, symbols, speaker=who, tempo=tempo, temperature=temperature, generator=generator)
-    audio = tools.from_mel(mel, settings, seed=seed)
+    if sounding is None:
+        audio = tools.from_mel(mel, settings, seed=seed)
+    else:
+        audio = tools.vocode(sounding, mel, settings, generator=generator)
     tools.write_audio(audio, output, settings.rate)
     print(f"Wrote {output}, {len(audio) / settings.rate:.2f} s.")
 
@@ -171,7 +192,7 @@ def align(
     rows = []
     for clip in clips:
         mel = tools.mels_of([clip], settings)[0]
-        symbols = tools.encode_text(clip.text, notes["symbols"])
+        symbols = tools.encode_text(clip.text, notes["symbols"], notes["reading"])
         who = _who(notes, clip.speaker or None)
         try:
             frames = tools.align(flow, mel, symbols, who)
@@ -190,7 +211,111 @@ def align(
     print(f"Wrote {output}, {len(clips)} clips.")
 
 
-def _usable(clips: list[Any], settings: Any, skip_bad: bool) -> tuple[list[Any], list[Any]]:
+@speech.command(epilog="Example:  diffeo speech vocoder LJSpeech-1.1/ -o vocoder.safetensors --time-limit 2h")
+def vocoder(
+    corpus: Corpus,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Vocoder file to write.")] = Path(
+        "vocoder.safetensors"
+    ),
+    system: Annotated[str, typer.Option(help="Which flow: waveglow or waveflow.")] = "waveglow",
+    preset: Annotated[str, typer.Option(help="Size of the flow: tiny, small or paper.")] = "tiny",
+    rate: Rate = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.", show_default="by size", min=1)] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Segments in a step.", min=1)] = 8,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
+) -> None:
+    """Train a vocoder, which makes sound of spectrograms, and print its nats a sample on held-out clips."""
+    import shutil
+
+    import torch
+
+    import diffeo
+    from diffeo.apps import speech as tools
+    from diffeo.cli.files import check_output
+
+    check_output(output, (MODEL,), corpus)
+    if system not in VOCODERS:
+        raise ValueError(f"--system: expected {' or '.join(VOCODERS)}, got {system!r}")
+    if preset not in ("tiny", "small", "paper"):
+        raise ValueError(f"--preset: expected one of tiny, small, paper, got {preset!r}")
+    seconds = None if time_limit is None else parse_duration(time_limit)
+    folder = checkpoint_of(output, resume)
+    clips = tools.read_corpus(corpus)
+    settings = tools.Mel.of(rate or tools.read_audio(clips[0].path)[1])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        flow = getattr(diffeo, system)(settings.mels, settings.hop, preset=preset)
+    sounds = [tools.read_audio(clip.path, settings.rate)[0] for clip in clips]
+    order = torch.randperm(len(sounds), generator=torch.Generator().manual_seed(seed)).tolist()
+    tenth = min(HELD, max(1, len(order) // 10))
+    if len(order) < 2:
+        raise ValueError(f"{corpus}: a vocoder needs at least 2 clips, one of them to validate")
+
+    def of(index: list[int]) -> Any:
+        return tools.Sounds([sounds[i] for i in index], settings, multiple=tools.multiple_of(flow), seed=seed)
+
+    train, held = of(order[tenth:]), of(order[:tenth])
+    count = sum(p.numel() for p in flow.parameters())
+    print(f"{len(clips)} clips at {settings.rate} Hz, {len(train)} segments; {system}, {preset}: {count:,} parameters.")
+    training: dict[str, Any] = {} if steps is None else {"steps": steps}
+    result = diffeo.fit(
+        tools.Vocoder(flow), train, validation=held, batch_size=batch_size, time_limit=seconds, seed=seed, lr=2e-3,
+        checkpoint=folder, resume=resume, **training,
+    )  # fmt: skip
+    diffeo.save(flow, output, notes={"vocoder": system, "mel": list(settings)})
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{result.steps} steps in {result.seconds:.0f} s. Held-out nats a sample: {result.validation_loss:.3f}")
+    print(f"Wrote {output}. Hear a recording through it:  diffeo speech resynthesize {output} {clips[0].path}")
+
+
+@speech.command()
+def resynthesize(
+    vocoder: Vocoder,
+    sound: Annotated[Path, typer.Argument(help="Recording.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Sound file to write.")] = Path("out.wav"),
+    temperature: Annotated[float, typer.Option(help="Scales the noise.", min=0)] = 0.8,
+    seed: Seed = 0,
+) -> None:
+    """Make a recording's sound anew from its spectrogram."""
+    import torch
+
+    from diffeo.apps import speech as tools
+    from diffeo.cli.files import check_output
+
+    check_output(output, SOUND, vocoder, sound)
+    flow, settings = _load_vocoder(vocoder)
+    audio, _, notes = tools.read_audio(sound, settings.rate)
+    for note in notes:
+        print(f"diffeo: {sound}: {note}", file=sys.stderr)
+    try:
+        mel = tools.to_mel(audio, settings)
+    except ValueError as error:
+        raise ValueError(f"{sound}: {error}") from None
+    made = tools.vocode(flow, mel, settings, temperature=temperature, generator=torch.Generator().manual_seed(seed))
+    tools.write_audio(made, output, settings.rate)
+    print(f"Wrote {output}, {len(made) / settings.rate:.2f} s.")
+
+
+def _load_vocoder(path: Path, settings: Any = None) -> tuple[Any, Any]:
+    """A vocoder and how it hears, which must be as a voice does; or an error that says what the file is instead."""
+    import diffeo
+    from diffeo.apps.speech import Mel
+    from diffeo.recipes import read_notes
+
+    flow, notes = diffeo.load(path), read_notes(path)
+    if "vocoder" not in notes:
+        raise ValueError(f"{path}: no vocoder, as `diffeo speech vocoder` writes")
+    own = Mel(*notes["mel"])
+    if settings is not None and own != settings:
+        raise ValueError(f"{path}: it makes sound of {own}, the voice gives {settings}; train one at the voice's rate")
+    return flow.eval(), own
+
+
+def _usable(clips: list[Any], settings: Any, skip_bad: bool, reading: str) -> tuple[list[Any], list[Any]]:
     """Clips that can be trained on and their spectrograms; an error that names the first that cannot."""
     from diffeo.apps import speech as tools
 
@@ -198,7 +323,7 @@ def _usable(clips: list[Any], settings: Any, skip_bad: bool) -> tuple[list[Any],
     for clip in clips:
         try:
             mel = tools.mels_of([clip], settings)[0]
-            length = len(tools.letters(clip.text))
+            length = len(tools.units_of(clip.text, reading))
             if not 1 <= length <= (len(mel) + 1) // 2:
                 raise ValueError(f"{clip.path}: {length} letters in {(len(mel) + 1) // 2} steps of sound")
         except ValueError as error:

@@ -173,10 +173,14 @@ class Chain(Transform):
         else:
             super().compile_direction(direction)
 
+    @property
+    def wants_rows(self) -> bool:
+        return any(part.wants_rows for part in self._transforms())
+
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
         parts = list(self._transforms())
-        wanting = [i for i, part in enumerate(parts) if type(part).initialize is not Transform.initialize]
+        wanting = [i for i, part in enumerate(parts) if part.wants_rows]
         for i in range(wanting[-1] + 1 if wanting else 0):
             parts[i].initialize(x, context)
             if i < wanting[-1]:

@@ -66,6 +66,11 @@ class Transform(nn.Module, ABC):
     def initialize(self, x: Tensor, context: Context = None) -> None:
         """Set what depends on data from a batch of training rows; once, before training."""
 
+    @property
+    def wants_rows(self) -> bool:
+        """Whether `initialize` sets anything."""
+        return type(self).initialize is not Transform.initialize
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile both directions, in place; see `Density.compile`."""
         for direction in OTHER:

@@ -1,7 +1,6 @@
 """Densities: bases for flows, and wrappers; everything public here is also `diffeo.<name>`."""
 
 from diffeo.densities.aligned import Aligned as Aligned
-from diffeo.densities.aligned import monotonic_alignment as monotonic_alignment
 from diffeo.densities.argmax import Argmax as Argmax
 from diffeo.densities.bits import bits_per_dim as bits_per_dim
 from diffeo.densities.categorical import Categorical as Categorical

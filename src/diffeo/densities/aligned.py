@@ -1,4 +1,4 @@
-"""Frames that follow letters in order: the base of Glow-TTS, and its search for the alignment."""
+"""Frames that follow letters in order: the base of Glow-TTS."""
 
 from __future__ import annotations
 
@@ -10,58 +10,7 @@ from torch import Generator, Size, Tensor
 from diffeo.core import Density
 from diffeo.densities.normal import standard_normal
 from diffeo.functional import Context, LogProb, check_event, context_mask, entries, masked_event
-
-
-@torch.no_grad()
-def monotonic_alignment(scores: Tensor, letters: Tensor, frames: Tensor) -> Tensor:
-    """How many frames each letter gets in the alignment of the greatest total score, without gradient.
-
-    The first frame belongs to the first letter, the last to the last, and each frame to the letter of the frame before
-    or to the next one: every letter gets at least one frame. Dynamic programming over frames, all rows at once.
-
-    Args:
-        scores: (n, L, T), of frame t at letter l.
-        letters, frames: (n,), how many of L and T are real; the rest is padding.
-
-    Returns:
-        (n, L) whole numbers that add up to `frames`; 0 for padding.
-
-    Raises:
-        ValueError: a row without letters, or with more letters than frames.
-
-    Cost: O(L · T) for each row, T steps for the batch, and as many back.
-
-    "Glow-TTS: A Generative Flow for Text-to-Speech via Monotonic Alignment Search" (Kim et al., 2020),
-    https://arxiv.org/abs/2005.11129
-
-    >>> import torch
-    >>> scores = torch.tensor([[[0.0, 0.0, -9.0, -9.0], [-9.0, -9.0, 0.0, 0.0]]])
-    >>> monotonic_alignment(scores, torch.tensor([2]), torch.tensor([4]))
-    tensor([[2, 2]])
-    """
-    n, most, steps = scores.shape
-    wrong = (letters > frames) | (letters < 1)
-    if bool(wrong.any()):
-        i = int(wrong.nonzero()[0, 0])
-        raise ValueError(
-            f"monotonic_alignment: row {i} has {int(letters[i])} letters and {int(frames[i])} frames; every letter "
-            "needs a frame of its own (is the text that of the clip, or the clip too short?)"
-        )
-    best = scores.new_full((n, most), -torch.inf)
-    best[:, 0] = scores[:, 0, 0]
-    nothing = scores.new_full((n, 1), -torch.inf)
-    advanced: list[Tensor] = [torch.zeros(n, most, dtype=torch.bool, device=scores.device)]
-    for t in range(1, steps):
-        before = torch.cat([nothing, best[:, :-1]], 1)
-        advanced.append(before > best)
-        best = torch.maximum(before, best) + scores[:, :, t]
-    row, at = torch.arange(n, device=scores.device), letters - 1
-    found = scores.new_zeros(n, most, dtype=torch.long)
-    for t in range(steps - 1, -1, -1):
-        here = (t < frames).long()
-        found[row, at] += here
-        at = at - (advanced[t][row, at] & here.bool()).long()
-    return found
+from diffeo.solvers import monotonic_alignment
 
 
 class Aligned(Density):

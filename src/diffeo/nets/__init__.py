@@ -6,6 +6,7 @@ from diffeo.nets.encoder import PiecewiseLinear as PiecewiseLinear
 from diffeo.nets.features import ImageFeatures as ImageFeatures
 from diffeo.nets.features import LowResolution as LowResolution
 from diffeo.nets.field import VectorField as VectorField
+from diffeo.nets.frames import MelEncoder as MelEncoder
 from diffeo.nets.lipschitz import LipschitzConvNet as LipschitzConvNet
 from diffeo.nets.lipschitz import LipschitzMLP as LipschitzMLP
 from diffeo.nets.made import MADE as MADE
@@ -15,4 +16,7 @@ from diffeo.nets.scaler import ContextScaler as ContextScaler
 from diffeo.nets.text import TextEncoder as TextEncoder
 from diffeo.nets.transformer import CausalTransformer as CausalTransformer
 from diffeo.nets.transformer import Guided as Guided
+from diffeo.nets.wavenet import Beside as Beside
+from diffeo.nets.wavenet import CausalWaveNet as CausalWaveNet
+from diffeo.nets.wavenet import RowWaveNet as RowWaveNet
 from diffeo.nets.wavenet import WaveNet as WaveNet

@@ -39,6 +39,10 @@ from diffeo.recipes.registry import save as save
 from diffeo.recipes.residual import residual_flow as residual_flow
 from diffeo.recipes.rows import mixed as mixed
 from diffeo.recipes.speech import glow_tts as glow_tts
+from diffeo.recipes.speech import parallel_wavenet as parallel_wavenet
+from diffeo.recipes.speech import waveflow as waveflow
+from diffeo.recipes.speech import waveglow as waveglow
+from diffeo.recipes.speech import wavenet as wavenet
 from diffeo.recipes.tabular import gaussian as gaussian
 from diffeo.recipes.tabular import iaf as iaf
 from diffeo.recipes.tabular import maf as maf

@@ -1,7 +1,17 @@
 """Numerical solvers behind the maps that have no closed form."""
 
+from diffeo.solvers.alignment import alignment_posteriors, alignment_total, monotonic_alignment
 from diffeo.solvers.fixed_point import solve_residual
 from diffeo.solvers.ode import Integrator
 from diffeo.solvers.roots import UnsolvedError, invert_increasing, solve_increasing
 
-__all__ = ["Integrator", "UnsolvedError", "invert_increasing", "solve_increasing", "solve_residual"]
+__all__ = [
+    "Integrator",
+    "UnsolvedError",
+    "alignment_posteriors",
+    "alignment_total",
+    "invert_increasing",
+    "monotonic_alignment",
+    "solve_increasing",
+    "solve_residual",
+]

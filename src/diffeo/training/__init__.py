@@ -4,6 +4,7 @@ from diffeo.training.compiling import CompiledGradients as CompiledGradients
 from diffeo.training.continuous import FlowMatching as FlowMatching
 from diffeo.training.continuous import RegularizedLikelihood as RegularizedLikelihood
 from diffeo.training.diagnosis import NonFiniteError as NonFiniteError
+from diffeo.training.distillation import Distillation as Distillation
 from diffeo.training.fitting import fit as fit
 from diffeo.training.importance_weights import Importance as Importance
 from diffeo.training.importance_weights import importance as importance

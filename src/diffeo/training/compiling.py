@@ -29,7 +29,7 @@ def wants_compile(compile: bool | str, seconds: float, objective: nn.Module) -> 
     """
     if compile not in (True, False, "auto"):
         raise ValueError(f"fit: compile must be True, False or 'auto', got {compile!r}")
-    pays = seconds >= LONG and not any(isinstance(part, nn.Conv2d) for part in objective.modules())
+    pays = seconds >= LONG and not any(isinstance(part, nn.Conv1d | nn.Conv2d) for part in objective.modules())
     return bool(compile) and (compile is True or pays) and has_compiler()
 
 

@@ -24,7 +24,7 @@ Batch = tuple[Any, ...]
 Collate = Callable[[list[Any]], Any]
 WHOLE = slice(None)
 EVALUATED = 2**18  # numbers scored at once
-SHOWN = 1 << 22  # numbers of images or sequences in memory, at most, that data-dependent layers see
+SHOWN = 1 << 22  # numbers of images or sequences, at most, that data-dependent layers see
 INITIAL = 100_000  # rows that data-dependent layers see of a source that is not in memory
 
 
@@ -153,7 +153,10 @@ class Examples(Source):
             yield index[part], self.rows(index[part])
 
     def sample(self) -> Batch:
-        return self.rows(torch.arange(min(len(self), INITIAL)))
+        """Examples evenly spread; of images and sequences as many as hold `SHOWN` numbers."""
+        x = self.rows(torch.zeros(1, dtype=torch.long))[0]
+        n = min(len(self), INITIAL if x.ndim <= 2 else max(1, SHOWN // x[0].numel()))
+        return self.rows(torch.arange(n) * len(self) // n)
 
     def hold_out(self, share: float, seed: int) -> tuple[Examples, Examples | None, Tensor]:
         kept, held = (

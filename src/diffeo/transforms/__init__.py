@@ -1,5 +1,8 @@
 """Bijections; everything public here is also `diffeo.<name>`."""
 
+from diffeo.transforms.along import Along as Along
+from diffeo.transforms.along import Conv1x1 as Conv1x1
+from diffeo.transforms.along import Partial as Partial
 from diffeo.transforms.autoregressive import Autoregressive as Autoregressive
 from diffeo.transforms.block_autoregressive import BlockAutoregressive as BlockAutoregressive
 from diffeo.transforms.conditioned import Conditioned as Conditioned
@@ -22,9 +25,7 @@ from diffeo.transforms.planar import Planar as Planar
 from diffeo.transforms.planar import Radial as Radial
 from diffeo.transforms.planar import Sylvester as Sylvester
 from diffeo.transforms.regress import Regress as Regress
-from diffeo.transforms.reshape import Along as Along
 from diffeo.transforms.reshape import Checkerboard as Checkerboard
-from diffeo.transforms.reshape import Conv1x1 as Conv1x1
 from diffeo.transforms.reshape import Haar as Haar
 from diffeo.transforms.reshape import Patches as Patches
 from diffeo.transforms.reshape import Reshape as Reshape

@@ -109,6 +109,10 @@ class Multiscale(Transform):
             total = logdet if total is None else total + logdet
         return x, total  # pyright: ignore[reportReturnType] (there is a stage)
 
+    @property
+    def wants_rows(self) -> bool:
+        return any(stage.wants_rows for stage in self._transforms())
+
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
         for i, stage in enumerate(self._transforms()):

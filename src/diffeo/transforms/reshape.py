@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Size, Tensor
@@ -14,114 +14,10 @@ from diffeo.functional import (
     Context,
     Event,
     as_fixed_event,
-    at_positions,
     check_event,
     constant_logdet,
     context_mask,
-    declared_reads,
-    sum_event,
 )
-from diffeo.transforms.linear import LULinear
-
-
-class Along(Transform):
-    """A transform of vectors along one dim of larger events, the same at every position: z_p = f(x_p).
-
-    log|det ∂z/∂x| = Σ_p log|det ∂z_p/∂x_p|, over all positions p that the mask leaves. Channels of images, features of
-    sequences: `Along(ActNorm(3), -3)`, `Along(LULinear(8), -1, 2)`.
-
-    Args:
-        transform: of vectors (`event_ndim` 1), such as a norm, a linear map, a coupling of its coordinates.
-        dim: the dim that it runs along, counted from the end; −3 for the channels of an image.
-        event_ndim: dims of the whole event, at least −dim, which is the default; the other dims may have any size.
-
-    Raises:
-        ValueError: another kind of transform; a dim that the event does not have.
-
-    Cost: that of the transform, at every position.
-
-    >>> import torch, diffeo
-    >>> diffeo.Along(diffeo.LULinear(3), -3)(torch.ones(5, 3, 4, 4))[1].shape
-    torch.Size([5])
-    """
-
-    def __init__(self, transform: Transform, dim: int, event_ndim: int | None = None):
-        super().__init__()
-        ndim = -dim if event_ndim is None else event_ndim
-        if not -ndim <= dim < 0:
-            raise ValueError(f"Along: expected a dim from −{ndim} to −1, got {dim}")
-        if transform.event_ndim != 1 or transform.event_ndim_out != 1:
-            raise ValueError(f"Along: expected a transform of vectors, got {type(transform).__name__}")
-        self.transform, self.dim = transform, dim
-        self.event_ndim = self.event_ndim_out = ndim
-        self._reads = declared_reads(transform)
-        self.event = self._whole(transform.event)
-        self.domain = constraints.independent(transform.domain, ndim - transform.domain.event_dim)
-        self.codomain = constraints.independent(transform.codomain, ndim - transform.codomain.event_dim)
-        self.exact_inverse, self.exact_logdet = transform.exact_inverse, transform.exact_logdet
-        self.traceable, self.stepwise = transform.traceable, transform.stepwise
-
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        return self._everywhere(self.transform, x, context)
-
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        return self._everywhere(self.transform.inverse, z, context)
-
-    def initialize(self, x: Tensor, context: Context = None) -> None:
-        self.transform.initialize(x.movedim(self.dim, -1), self._context(context))
-
-    def output_shape(self, event: Event) -> Event:
-        return self._replaced(event, self.transform.output_shape((event[self.dim],)))
-
-    def input_shape(self, event: Event) -> Event:
-        return self._replaced(event, self.transform.input_shape((event[self.dim],)))
-
-    def compile_direction(self, direction: str) -> None:
-        self.transform.compile_direction(direction)
-
-    def _everywhere(
-        self, direction: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Context
-    ) -> tuple[Tensor, Tensor]:
-        check_event(x, (None,) * self.event_ndim if self.event is None else self.event, type(self).__name__)
-        z, logdet = direction(x.movedim(self.dim, -1), self._context(context))
-        return z.movedim(-1, self.dim), sum_event(logdet, self.event_ndim - 1)
-
-    def _context(self, context: Context) -> Context:
-        """The context at each position, its mask with `dim` last."""
-        wide, mask = at_positions(context, self._reads, self.event_ndim - 1), context_mask(context)
-        if mask is None or isinstance(wide, Tensor) or wide is None:
-            return wide
-        return {**wide, "mask": mask.movedim(self.dim, -1)}
-
-    def _whole(self, vector: Event | None) -> Event | None:
-        return None if vector is None else self._replaced((None,) * self.event_ndim, vector)
-
-    def _replaced(self, event: Event, vector: Event) -> Event:
-        place = len(event) + self.dim
-        return (*event[:place], *vector, *event[place + 1 :])
-
-
-class Conv1x1(Along):
-    """A linear map of the channels, the same at every place of an image: the invertible 1×1 convolution.
-
-    log|det| = H · W · log|det W|, for events of shape (C, H, W) with any H and W; `Along` with an `LULinear`.
-
-    Args:
-        channels: C.
-        linear: the map; default `LULinear(channels)`.
-
-    Cost: O(C²) for each place in either direction.
-
-    "Glow: Generative Flow with Invertible 1x1 Convolutions" (Kingma and Dhariwal, 2018),
-    https://arxiv.org/abs/1807.03039
-
-    >>> import torch, diffeo
-    >>> diffeo.Conv1x1(3)(torch.ones(5, 3, 4, 4))[1].shape
-    torch.Size([5])
-    """
-
-    def __init__(self, channels: int, linear: Transform | None = None):
-        super().__init__(LULinear(channels) if linear is None else linear, -3)
 
 
 class Squeeze(Transform):

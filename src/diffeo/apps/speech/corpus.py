@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from diffeo.apps.speech.audio import Mel, read_audio, to_mel
+from diffeo.apps.speech.text import LETTERS, units_of
 
 SHORTEST, LONGEST = 0.1, 20.0  # seconds of a clip
 SILENT, CLIPPED = 1e-3, 0.002  # loudest sample of a silent clip; share of samples at the ends of a clipped one
@@ -62,33 +61,9 @@ def read_corpus(path: str | os.PathLike[str]) -> list[Clip]:
     return clips
 
 
-def symbols_of(texts: Sequence[str]) -> list[str]:
-    """The letters and signs of all texts, in order."""
-    return sorted(set("".join(letters(text) for text in texts)))
-
-
-def letters(text: str) -> str:
-    """A text in lower case, accents kept, with single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
-
-
-def encode_text(text: str, symbols: Sequence[str]) -> Tensor:
-    """Numbers 1, 2, … of the letters of a text.
-
-    Raises:
-        ValueError: no letters, or some that the voice does not know, named.
-    """
-    plain = letters(text)
-    if not plain:
-        raise ValueError("the text is empty")
-    unknown = sorted(set(plain) - set(symbols))
-    if unknown:
-        hint = " (write numbers as words)" if any(c.isdigit() for c in unknown) else ""
-        raise ValueError(f"the voice does not know {', '.join(map(repr, unknown))}, which its corpus never shows{hint}")
-    return torch.tensor([symbols.index(c) + 1 for c in plain])
-
-
-def check_corpus(clips: Sequence[Clip], settings: Mel | None = None, together: int = 2) -> list[str]:
+def check_corpus(
+    clips: Sequence[Clip], settings: Mel | None = None, together: int = 2, reading: str = LETTERS
+) -> list[str]:
     """What is wrong with a corpus, a line each: nothing where it can be trained on.
 
     Recordings that are missing, unreadable, silent, clipped, too short or too long; texts that are empty or longer than
@@ -104,7 +79,7 @@ def check_corpus(clips: Sequence[Clip], settings: Mel | None = None, together: i
             found.append(str(error))
             continue
         rates[rate] += 1
-        text = letters(clip.text)
+        text = units_of(clip.text, reading)
         signs.update(text)
         mel = settings or Mel.of(rate)
         seconds, loudest = len(audio) / rate, float(audio.abs().max()) if len(audio) else 0.0

@@ -26,14 +26,21 @@ class Spoken(Dataset[Example]):
         texts: (L,) symbols 1, 2, … each.
         speakers: numbers, or None for one voice.
         together: frames of which lengths are made a multiple, by repeating the last one.
+        durations: (L,) steps of each letter, as `forced_alignment` finds them; None to search for them in training.
 
     Raises:
         ValueError: a text with more letters than steps of its spectrogram, by number.
     """
 
     def __init__(
-        self, mels: Sequence[Tensor], texts: Sequence[Tensor], speakers: Sequence[int] | None = None, together: int = 2
+        self,
+        mels: Sequence[Tensor],
+        texts: Sequence[Tensor],
+        speakers: Sequence[int] | None = None,
+        together: int = 2,
+        durations: Sequence[Tensor] | None = None,
     ):
+        self.durations = durations
         self.mels = [pad_frames(mel, together) for mel in mels]
         self.texts = list(texts)
         self.speakers = None if speakers is None else [torch.tensor(n) for n in speakers]
@@ -48,7 +55,8 @@ class Spoken(Dataset[Example]):
 
     def __getitem__(self, i: int) -> Example:
         speaker = {} if self.speakers is None else {"speaker": self.speakers[i]}
-        return self.mels[i], {"text": self.texts[i], **speaker}
+        durations = {} if self.durations is None else {"durations": self.durations[i]}
+        return self.mels[i], {"text": self.texts[i], **speaker, **durations}
 
 
 def join(examples: Sequence[Example]) -> Example:
@@ -58,6 +66,8 @@ def join(examples: Sequence[Example]) -> Example:
     mel = pad([mel for mel, _ in examples], batch_first=True)
     mask = (torch.arange(mel.shape[1]) < lengths[:, None]).unsqueeze(-1)
     context = {"text": pad([c["text"] for _, c in examples], batch_first=True), "mask": mask}
+    if "durations" in examples[0][1]:
+        context["durations"] = pad([c["durations"] for _, c in examples], batch_first=True)
     if "speaker" in examples[0][1]:
         context["speaker"] = torch.stack([c["speaker"] for _, c in examples])
     return mel, context

@@ -1,0 +1,81 @@
+"""Texts as symbols: the letters as they are written, or the phonemes that espeak-ng reads in them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+LETTERS = "letters"  # how a text is read, if not by the phonemes of a language
+
+
+def units_of(text: str, reading: str = LETTERS) -> list[str]:
+    """What a text is made of, in order.
+
+    Args:
+        text: any; an empty one gives an empty list.
+        reading: "letters", in lower case, accents kept, with single spaces; or a language of espeak-ng, such as
+            "en-us": its phonemes, in which numbers and abbreviations are spoken out.
+
+    Raises:
+        ValueError: a language that espeak-ng does not have.
+        ImportError: espeak-ng is not installed.
+
+    >>> units_of("Two  Owls")
+    ['t', 'w', 'o', ' ', 'o', 'w', 'l', 's']
+    """
+    plain = " ".join(unicodedata.normalize("NFC", text).split())
+    if reading == LETTERS:
+        return list(plain.lower())
+    return list(_phonemes(plain, reading)) if plain else []
+
+
+def symbols_of(texts: Sequence[Sequence[str]]) -> list[str]:
+    """The letters and signs, or phonemes, of all texts as `units_of` gives them, in order."""
+    return sorted({unit for text in texts for unit in text})
+
+
+def encode_text(text: str, symbols: Sequence[str], reading: str = LETTERS) -> Tensor:
+    """Numbers 1, 2, … of what a text is made of.
+
+    Raises:
+        ValueError: an empty text, or letters that the voice does not know, named.
+    """
+    units = units_of(text, reading)
+    if not units:
+        raise ValueError("the text is empty")
+    unknown = sorted(set(units) - set(symbols))
+    if unknown:
+        hint = " (write numbers as words)" if any(c.isdigit() for c in unknown) and reading == LETTERS else ""
+        raise ValueError(f"the voice does not know {', '.join(map(repr, unknown))}, which its corpus never shows{hint}")
+    number = {unit: i for i, unit in enumerate(symbols, 1)}
+    return torch.tensor([number[unit] for unit in units])
+
+
+@lru_cache(maxsize=65536)
+def _phonemes(text: str, language: str) -> tuple[str, ...]:
+    """Phonemes without marks of stress, a pause "|" between words."""
+    program = shutil.which("espeak-ng")
+    if program is None:
+        raise ImportError(
+            f"phonemes of {language!r} need the program espeak-ng (apt install espeak-ng, brew install espeak-ng); "
+            'the reading "letters" needs nothing'
+        )
+    done = subprocess.run(
+        [program, "-q", "-x", "--sep=_", "-v", language, "--stdin"], input=text, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise ValueError(f"espeak-ng cannot read {language!r}: {done.stderr.strip()}")
+    words = [word.translate(_STRESS).split("_") for word in done.stdout.split()]
+    units: list[str] = []
+    for word in words:
+        units += ["|", *filter(None, word)]
+    return tuple(units[1:])
+
+
+_STRESS = str.maketrans("", "", "',%=")

@@ -1,0 +1,209 @@
+"""Transforms of parts of larger events: along one dim, or of some places of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from diffeo.core import Transform
+from diffeo.functional import (
+    Context,
+    Event,
+    at_positions,
+    check_event,
+    context_mask,
+    declared_reads,
+    entries,
+    sum_event,
+)
+from diffeo.transforms.linear import LULinear
+
+
+class Along(Transform):
+    """A transform of vectors along one dim of larger events, the same at every position: z_p = f(x_p).
+
+    log|det ∂z/∂x| = Σ_p log|det ∂z_p/∂x_p|, over all positions p that the mask leaves. Channels of images, features of
+    sequences: `Along(ActNorm(3), -3)`, `Along(LULinear(8), -1, 2)`.
+
+    Args:
+        transform: of vectors (`event_ndim` 1), such as a norm, a linear map, a coupling of its coordinates.
+        dim: the dim that it runs along, counted from the end; −3 for the channels of an image.
+        event_ndim: dims of the whole event, at least −dim, which is the default; the other dims may have any size.
+
+    Raises:
+        ValueError: another kind of transform; a dim that the event does not have.
+
+    Cost: that of the transform, at every position.
+
+    >>> import torch, diffeo
+    >>> diffeo.Along(diffeo.LULinear(3), -3)(torch.ones(5, 3, 4, 4))[1].shape
+    torch.Size([5])
+    """
+
+    def __init__(self, transform: Transform, dim: int, event_ndim: int | None = None):
+        super().__init__()
+        ndim = -dim if event_ndim is None else event_ndim
+        if not -ndim <= dim < 0:
+            raise ValueError(f"Along: expected a dim from −{ndim} to −1, got {dim}")
+        if transform.event_ndim != 1 or transform.event_ndim_out != 1:
+            raise ValueError(f"Along: expected a transform of vectors, got {type(transform).__name__}")
+        self.transform, self.dim = transform, dim
+        self.event_ndim = self.event_ndim_out = ndim
+        self._reads = declared_reads(transform)
+        self.event = self._whole(transform.event)
+        self.domain = constraints.independent(transform.domain, ndim - transform.domain.event_dim)
+        self.codomain = constraints.independent(transform.codomain, ndim - transform.codomain.event_dim)
+        self.exact_inverse, self.exact_logdet = transform.exact_inverse, transform.exact_logdet
+        self.traceable, self.stepwise = transform.traceable, transform.stepwise
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self._everywhere(self.transform, x, context)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self._everywhere(self.transform.inverse, z, context)
+
+    @property
+    def wants_rows(self) -> bool:
+        return self.transform.wants_rows
+
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        self.transform.initialize(x.movedim(self.dim, -1), self._context(context))
+
+    def output_shape(self, event: Event) -> Event:
+        return self._replaced(event, self.transform.output_shape((event[self.dim],)))
+
+    def input_shape(self, event: Event) -> Event:
+        return self._replaced(event, self.transform.input_shape((event[self.dim],)))
+
+    def compile_direction(self, direction: str) -> None:
+        self.transform.compile_direction(direction)
+
+    def _everywhere(
+        self, direction: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        check_event(x, (None,) * self.event_ndim if self.event is None else self.event, type(self).__name__)
+        z, logdet = direction(x.movedim(self.dim, -1), self._context(context))
+        return z.movedim(-1, self.dim), sum_event(logdet, self.event_ndim - 1)
+
+    def _context(self, context: Context) -> Context:
+        """The context at each position, its mask with `dim` last."""
+        wide, mask = at_positions(context, self._reads, self.event_ndim - 1), context_mask(context)
+        if mask is None or isinstance(wide, Tensor) or wide is None:
+            return wide
+        return {**wide, "mask": mask.movedim(self.dim, -1)}
+
+    def _whole(self, vector: Event | None) -> Event | None:
+        return None if vector is None else self._replaced((None,) * self.event_ndim, vector)
+
+    def _replaced(self, event: Event, vector: Event) -> Event:
+        place = len(event) + self.dim
+        return (*event[:place], *vector, *event[place + 1 :])
+
+
+class Conv1x1(Along):
+    """A linear map of the channels, the same at every place of an image: the invertible 1×1 convolution.
+
+    log|det| = H · W · log|det W|, for events of shape (C, H, W) with any H and W; `Along` with an `LULinear`.
+
+    Args:
+        channels: C.
+        linear: the map; default `LULinear(channels)`.
+
+    Cost: O(C²) for each place in either direction.
+
+    "Glow: Generative Flow with Invertible 1x1 Convolutions" (Kingma and Dhariwal, 2018),
+    https://arxiv.org/abs/1807.03039
+
+    >>> import torch, diffeo
+    >>> diffeo.Conv1x1(3)(torch.ones(5, 3, 4, 4))[1].shape
+    torch.Size([5])
+    """
+
+    def __init__(self, channels: int, linear: Transform | None = None):
+        super().__init__(LULinear(channels) if linear is None else linear, -3)
+
+
+class Partial(Transform):
+    """A transform of some places along a dim of the event; the others stay: parts that leave a flow early.
+
+    log|det ∂z/∂x| is that of the transform.
+
+    Args:
+        transform: of events with as many places along `dim` as the mask has True; it keeps their shape.
+        mask: (n,) booleans, True for the places that it maps.
+        dim: counted from the end of its event.
+
+    Raises:
+        ValueError: a mask that is no boolean vector or False everywhere; a transform that changes the shape of events.
+
+    Cost: that of the transform.
+
+    "WaveGlow: A Flow-based Generative Network for Speech Synthesis" (Prenger et al., 2018),
+    https://arxiv.org/abs/1811.00002
+
+    >>> import torch, diffeo
+    >>> diffeo.Partial(diffeo.Exp(), torch.tensor([True, False]))(torch.zeros(2))[0]
+    tensor([1., 0.])
+    """
+
+    apart: Tensor
+    together: Tensor
+
+    def __init__(self, transform: Transform, mask: Tensor, dim: int = -1):
+        super().__init__()
+        if mask.ndim != 1 or mask.dtype != torch.bool or not mask.any():
+            raise ValueError(f"Partial: expected a boolean vector with a True, got {mask.dtype} {tuple(mask.shape)}")
+        ndim = max(transform.event_ndim, -dim)
+        if transform.event_ndim != transform.event_ndim_out or dim >= 0:
+            raise ValueError("Partial: expected a transform that keeps the shape of events, and a dim from their end")
+        self.transform, self.dim, self.size, self.moved = transform, dim, len(mask), int(mask.sum())
+        self.event_ndim = self.event_ndim_out = ndim
+        self.event = tuple(len(mask) if i == ndim + dim else None for i in range(ndim))
+        inner = transform.event
+        if inner is not None and inner[dim] not in (None, self.moved):
+            raise ValueError(f"Partial: the transform takes {inner[dim]} places, the mask has {self.moved}")
+        self.domain = constraints.independent(transform.domain, ndim - transform.domain.event_dim)
+        self.codomain = constraints.independent(transform.codomain, ndim - transform.codomain.event_dim)
+        self.exact_inverse, self.exact_logdet = transform.exact_inverse, transform.exact_logdet
+        self.traceable, self.stepwise = transform.traceable, transform.stepwise
+        self.register_buffer("apart", torch.cat([mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]]))
+        self.register_buffer("together", self.apart.argsort())
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self._there(self.transform, x, context)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self._there(self.transform.inverse, z, context)
+
+    @property
+    def wants_rows(self) -> bool:
+        return self.transform.wants_rows
+
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        self.transform.initialize(self._parts(x)[0], self._context(context))
+
+    def compile_direction(self, direction: str) -> None:
+        self.transform.compile_direction(direction)
+
+    def _there(
+        self, direction: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        check_event(x, self.event, "Partial")
+        moved, stays = self._parts(x)
+        z, logdet = direction(moved, self._context(context))
+        logdet = sum_event(logdet, self.event_ndim - self.transform.event_ndim)
+        stays = stays.expand(*z.shape[: z.ndim - self.event_ndim], *stays.shape[stays.ndim - self.event_ndim :])
+        return torch.cat([z, stays], self.dim).index_select(self.dim, self.together), logdet
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        apart = x.index_select(self.dim, self.apart)
+        return apart.narrow(self.dim, 0, self.moved), apart.narrow(self.dim, self.moved, self.size - self.moved)
+
+    def _context(self, context: Context) -> Context:
+        mask = context_mask(context)
+        if mask is None or mask.shape[self.dim] == 1:
+            return context
+        return {**entries(context), "mask": self._parts(mask)[0]}

@@ -1,0 +1,140 @@
+"""Flows of sound: steps as one pass, padding, published sizes, what is refused; and a student of a known teacher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import diffeo
+from diffeo.core import Incremental
+
+RECIPES = {
+    "waveflow": lambda: diffeo.waveflow(3, 10, preset="tiny", height=4, flows=3, hidden=6, layers=2, width=5),
+    "waveglow": lambda: diffeo.waveglow(3, 10, preset="tiny", group=4, flows=5, hidden=6, layers=2, width=5),
+    "wavenet": lambda: diffeo.wavenet(3, 10, preset="tiny", hidden=6, layers=3, width=5),
+    "parallel_wavenet": lambda: diffeo.parallel_wavenet(3, 10, preset="tiny", flows=2, hidden=6, layers=2, width=5),
+}
+
+
+def calmed(flow):
+    """With weights that are not zero, but a map that is tame enough for float32."""
+    torch.manual_seed(0)
+    return diffeo.testing.perturbed(flow).double().eval()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_alone_and_in_a_batch_sound_has_the_same_density_and_samples(name):
+    flow = calmed(RECIPES[name]())
+    generator = torch.Generator().manual_seed(0)
+    lengths = [48, 32, 16]  # which end between frames
+    sounds = [torch.randn(n, 1, generator=generator).double() for n in lengths]
+    mels = [torch.randn(1 + n // 10, 3, generator=generator).double() for n in lengths]
+    pad = torch.nn.utils.rnn.pad_sequence
+    mask = (torch.arange(48) < torch.tensor(lengths)[:, None]).unsqueeze(-1)
+    batch = {"mel": pad(mels, batch_first=True, padding_value=7.0), "mask": mask}
+    x = torch.where(mask, pad(sounds, batch_first=True), 9.0)
+    with torch.no_grad():
+        together = flow(x, batch)
+        for i, (sound, mel) in enumerate(zip(sounds, mels, strict=True)):
+            alone = {"mel": mel, "mask": torch.ones(len(sound), 1, dtype=torch.bool)}
+            assert torch.allclose(flow(sound, alone), together[i], atol=1e-6)
+            assert torch.allclose(flow(sound, {"mel": mel}), together[i], atol=1e-6)
+        encoded = flow.encode(batch)
+        inner = flow.transform(x, encoded)[0]
+        back = flow.transform.inverse(inner, encoded)[0]
+        assert torch.allclose(torch.where(mask, back, 0.0), torch.where(mask, x, 0.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_sound_depends_on_its_spectrogram_and_seed(name):
+    flow = calmed(RECIPES[name]()).float()
+    generator = torch.Generator().manual_seed(0)
+    context = {"mel": torch.randn(5, 3, generator=generator), "mask": torch.ones(40, 1, dtype=torch.bool)}
+
+    def drawn(mel, temperature=1.0):
+        g = torch.Generator().manual_seed(1)
+        return flow.sample((), {**context, "mel": mel}, temperature=temperature, generator=g)
+
+    assert torch.equal(drawn(context["mel"]), drawn(context["mel"]))
+    assert not torch.allclose(drawn(context["mel"]), drawn(context["mel"] + 1))
+    still = flow.sample(2, context, temperature=0.0)
+    assert torch.equal(still[0], still[1])
+    with pytest.raises(ValueError, match=r"too few for"):
+        drawn(context["mel"][:2])
+    with pytest.raises(ValueError, match="3 mels a frame"):
+        drawn(torch.zeros(5, 4))
+
+
+def test_published_size_of_waveflow():
+    model = diffeo.waveflow(80, 256, preset="paper", height=64)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(5.91e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: diffeo.waveglow(8, 100, group=3), "even group"),
+        (lambda: diffeo.waveglow(8, 100, group=4, flows=12), "at least 2 channels stay"),
+        (lambda: diffeo.waveflow(8, 100, preset="huge"), "preset must be one of"),
+        (lambda: diffeo.waveflow(8, 100, height=0), "height"),
+        (lambda: diffeo.waveflow(0, 1, preset="tiny")(torch.zeros(13, 1)), "cannot be folded by 8"),
+        (lambda: diffeo.Distillation(diffeo.wavenet(0, 1), diffeo.wavenet(0, 1)), "student of inverses"),
+        (lambda: diffeo.Distillation(diffeo.waveglow(0, 1), diffeo.wavenet(0, 1)), "the student must be a chain"),
+    ],
+)
+def test_refusals(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+class Known(Incremental):
+    """x_t ~ N(0.8 sin 2x_{t−1} + 0.3 x_{t−2}, exp(−1 + 0.5 tanh 2x_{t−1})): its parameters."""
+
+    @staticmethod
+    def of(a, b):
+        return torch.stack([0.8 * torch.sin(2 * a) + 0.3 * b, -1 + 0.5 * torch.tanh(2 * a)], -1)
+
+    def forward(self, x, context=None):
+        shift = torch.nn.functional.pad
+        return self.of(shift(x[..., :-1, :], (0, 0, 1, 0)), shift(x[..., :-2, :], (0, 0, 2, 0)))
+
+    def start(self, z, context=None):
+        nothing = z.new_zeros(len(z.reshape(-1, *z.shape[-2:])), 1)
+        return nothing, nothing
+
+    def step(self, x_prev, state):
+        a, b = state if x_prev is None else (x_prev, state[0])
+        return self.of(a, b), None, (a, b)
+
+
+def known_teacher():
+    layer = diffeo.Autoregressive(Known(), diffeo.LocationScale(bound=9.0), dim=-2, event_ndim=2)
+    return diffeo.Flow(layer, diffeo.Normal((None, 1)))
+
+
+def test_the_divergence_in_closed_form_is_that_of_samples():
+    teacher = known_teacher().double()
+    student = calmed(diffeo.parallel_wavenet(0, 1, preset="tiny", flows=2, hidden=6, layers=2))
+    objective = diffeo.Distillation(student, teacher)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        closed = torch.cat([objective.train()(torch.zeros(2000, 6, 1).double()) for _ in range(3)])
+        context = {"mask": torch.ones(6, 1, dtype=torch.bool)}
+        x, log_q = student.sample_and_log_prob(6000, context)
+        drawn = (log_q - teacher(x)) / 6
+    error = (drawn.std() ** 2 / len(drawn) + closed.std() ** 2 / len(closed)) ** 0.5
+    assert abs(closed.mean() - drawn.mean()) < 4 * error
+    assert closed.std() < drawn.std()
+    assert closed.mean() > 0.1
+    assert objective.teacher.training is False
+
+
+def test_a_student_comes_near_its_teacher():
+    teacher = known_teacher()
+    torch.manual_seed(0)
+    student = diffeo.parallel_wavenet(0, 1, preset="tiny", flows=2, hidden=12, layers=3)
+    objective = diffeo.Distillation(student, teacher, weight=1.0)
+    x = teacher.sample(100, {"mask": torch.ones(16, 1, dtype=torch.bool)})
+    before = float(objective.eval()(x).mean().detach())
+    diffeo.fit(objective, x, batch_size=50, steps=60, lr=1e-2, progress=False)
+    assert float(objective.eval()(x).mean().detach()) < 0.5 * before
