@@ -18,6 +18,7 @@ import mixed
 import outliers
 import regression
 import scale
+import speech
 import speed
 import sphere
 import streaming
@@ -53,6 +54,7 @@ SECTIONS = (
     sphere.section,
     images.section,
     image_uses.section,
+    speech.section,
 )
 
 

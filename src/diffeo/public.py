@@ -42,6 +42,7 @@ from diffeo.recipes import bernstein as bernstein
 from diffeo.recipes import bnaf as bnaf
 from diffeo.recipes import coupling_flow as coupling_flow
 from diffeo.recipes import ffjord as ffjord
+from diffeo.recipes import flow_tts as flow_tts
 from diffeo.recipes import flowpp as flowpp
 from diffeo.recipes import gaussian as gaussian
 from diffeo.recipes import gaussianization as gaussianization

@@ -13,6 +13,7 @@ from diffeo.nets.made import MADE as MADE
 from diffeo.nets.mlp import MLP as MLP
 from diffeo.nets.mlp import PeriodicMLP as PeriodicMLP
 from diffeo.nets.scaler import ContextScaler as ContextScaler
+from diffeo.nets.text import PositionalAttention as PositionalAttention
 from diffeo.nets.text import TextEncoder as TextEncoder
 from diffeo.nets.transformer import CausalTransformer as CausalTransformer
 from diffeo.nets.transformer import Guided as Guided

@@ -1,4 +1,4 @@
-"""Encoders of text: a transformer that knows how far letters are apart."""
+"""Encoders of text: a transformer that knows how far letters are apart, and attention from frames to letters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from diffeo.functional import Context, as_fixed_event, entries
+from diffeo.functional import Context, as_fixed_event, context_mask, entries
 
 
 class TextEncoder(nn.Module):
@@ -100,6 +100,125 @@ class TextEncoder(nn.Module):
             "means": means.reshape(*batch, *means.shape[1:]),
             "log_durations": durations.reshape(*batch, -1),
         }
+
+
+class PositionalAttention(nn.Module):
+    """What each frame hears of a text: attention from the places of frames to letters, without looking at sound.
+
+    Queries are places of frames, keys are letters and their places, stretched to as many frames as there are; both as
+    sinusoids. A beta-binomial prior keeps attention near the diagonal: the chance of letter l at frame t of T is that
+    of l successes in L − 1 trials whose chance has the distribution Beta(ω (t + 1), ω (T − t)).
+
+    Args:
+        symbols: how many there are, numbered 1 … symbols; 0 is padding.
+        features: of a frame of the result, even.
+        layers: of attention among letters.
+        heads: of that attention; they divide `features`.
+        together: frames of the mask that make one of the result.
+        speakers: how many there are; 0 for one voice.
+        dropout: in [0, 1).
+        strength: ω of the prior, > 0; 0 for no prior.
+
+    Returns:
+        The context with `"features"`, (*batch, T, features); `"attention"`, (*batch, T, L), its logarithm; and
+        `"log_durations"`, (*batch, L), as of `TextEncoder`.
+
+    Raises:
+        ValueError: sizes outside these; no text, or no mask, which says how many frames there are.
+
+    Cost: O(L · T) for each of the features.
+
+    "Flow-TTS: A Non-Autoregressive Network for Text to Speech Based on Flow" (Miao et al., 2020),
+    https://doi.org/10.1109/ICASSP40776.2020.9054484; "One TTS Alignment To Rule Them All" (Badlani et al., 2021),
+    https://arxiv.org/abs/2108.10447
+
+    >>> import torch, diffeo
+    >>> encoder = diffeo.nets.PositionalAttention(30, 8)
+    >>> context = {"text": torch.tensor([3, 1, 4]), "mask": torch.ones(12, 1, dtype=torch.bool)}
+    >>> encoder(context)["features"].shape
+    torch.Size([6, 8])
+    """
+
+    def __init__(
+        self,
+        symbols: int,
+        features: int,
+        *,
+        layers: int = 2,
+        heads: int = 2,
+        together: int = 2,
+        speakers: int = 0,
+        dropout: float = 0.1,
+        strength: float = 1.0,
+    ):
+        super().__init__()
+        if features % 2 or not strength >= 0:
+            raise ValueError(f"PositionalAttention: expected even features, strength >= 0; got {features}, {strength}")
+        self.text = TextEncoder(
+            symbols, features, width=features, layers=layers, heads=heads, speakers=speakers, dropout=dropout
+        )
+        self.reads = {**self.text.reads, "mask": 2}
+        self.together, self.strength, self.width = together, strength, features
+        self.query, self.key = nn.Linear(features, features), nn.Linear(2 * features, features)
+        self.value = nn.Linear(2 * features, features)
+
+    def forward(self, context: Context) -> Context:
+        mask = context_mask(context)
+        if mask is None:
+            raise ValueError(
+                'PositionalAttention: expected a context with a "mask", which says how many frames there are'
+            )
+        given = dict(entries(self.text(context)))
+        letters = given.pop("means")
+        text, steps = given["text"], mask.any(-1).sum(-1) // self.together
+        batch = torch.broadcast_shapes(letters.shape[:-2], steps.shape)
+        letters = letters.expand(*batch, *letters.shape[-2:])
+        real = (text > 0).expand(*batch, text.shape[-1])
+        frames = (steps.expand(batch), mask.shape[-2] // self.together)
+        t = torch.arange(frames[1], device=letters.device) + 0.5
+        count = real.sum(-1)
+        rate = (frames[0] / count.clamp_min(1)).unsqueeze(-1)
+        place = (torch.arange(text.shape[-1], device=letters.device) + 0.5) * rate  # of each letter, in frames
+        keys = torch.cat([letters, self._waves(place).to(letters.dtype)], -1)
+        query = self.query(self._waves(t).to(letters.dtype))
+        scores = query @ self.key(keys).mT / math.sqrt(self.width)
+        if self.strength:
+            scores = scores + beta_binomial_prior(count, frames[0], text.shape[-1], frames[1], self.strength)
+        attention = scores.masked_fill(~real.unsqueeze(-2), -1e4).log_softmax(-1)
+        found = attention.exp() @ self.value(keys)
+        heard = (t < frames[0].unsqueeze(-1)).unsqueeze(-1)  # padding hears nothing
+        return {**given, "features": torch.where(heard, found, 0.0), "attention": attention}
+
+    def _waves(self, place: Tensor) -> Tensor:
+        """Sines and cosines of places, (*place, width), of wavelengths from a few frames to thousands."""
+        n = self.width // 2
+        rates = torch.logspace(0, -3, n, device=place.device)
+        angle = place.unsqueeze(-1) * rates
+        return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def beta_binomial_prior(letters: Tensor, frames: Tensor, most: int, longest: int, strength: float) -> Tensor:
+    """log of the chance of letter l at frame t, (*batch, longest, most), near the diagonal; 0 where there is padding.
+
+    Args:
+        letters, frames: (*batch,), how many there are.
+        most, longest: how many columns and rows.
+        strength: ω > 0; the higher, the closer to the diagonal.
+    """
+    trials = (letters - 1).double()[..., None, None]
+    total = frames.double()[..., None, None]
+    t = torch.arange(longest, device=letters.device, dtype=torch.float64)[:, None]
+    k = torch.arange(most, device=letters.device, dtype=torch.float64)
+    real = (k <= trials) & (t < total)
+    k, t = torch.where(real, k, 0.0), torch.where(real, t, 0.0)
+    a, b = strength * (t + 1), strength * (total - t)
+
+    def log_beta(x: Tensor, y: Tensor) -> Tensor:
+        return torch.lgamma(x) + torch.lgamma(y) - torch.lgamma(x + y)
+
+    choose = -(trials + 1).log() - log_beta(k + 1, trials - k + 1)
+    found = choose + log_beta(k + a, trials - k + b) - log_beta(a, b)
+    return torch.where(real, found, 0.0).float()
 
 
 class ConvNorm(nn.Module):

@@ -13,6 +13,8 @@ from diffeo.apps.speech.audio import pad_frames
 from diffeo.core import Flow, Objective
 from diffeo.densities import Aligned
 from diffeo.functional import Context, entries
+from diffeo.nets import PositionalAttention, TextEncoder
+from diffeo.solvers import alignment_total, monotonic_alignment
 from diffeo.transforms import Fold
 
 Example = tuple[Tensor, dict[str, Tensor]]
@@ -74,42 +76,77 @@ def join(examples: Sequence[Example]) -> Example:
 
 
 class Voice(Objective):
-    """What a voice is trained by: −log p of the spectrogram in nats a number, and the error of the durations.
+    """What a voice is trained by: −log p of the spectrogram in nats a number, errors of durations and of attention.
 
-    loss = −log p(mel | text) / (T · mels) + mean (log d̂ − log d)², with d the durations of the likeliest alignment.
+    loss = −log p(mel | text) / (T · mels) + mean (log d̂ − log d)² + attention
+
+    The durations d are those of the context, as `forced_alignment` finds them, or those of the likeliest alignment. A
+    flow with attention has the further term −mean log a_t(l(t)), where l(t) is the letter that the durations give to
+    frame t; or, without durations in the context, −log of the sum over all monotonic alignments of Π a_t(l(t)), over T.
 
     Args:
-        flow: of `diffeo.glow_tts`.
+        flow: of `diffeo.glow_tts` or `diffeo.flow_tts`.
 
     "Glow-TTS: A Generative Flow for Text-to-Speech via Monotonic Alignment Search" (Kim et al., 2020),
-    https://arxiv.org/abs/2005.11129
+    https://arxiv.org/abs/2005.11129; "One TTS Alignment To Rule Them All" (Badlani et al., 2021),
+    https://arxiv.org/abs/2108.10447
     """
 
     in_nats = False
 
     def __init__(self, flow: Flow):
         super().__init__()
+        _together(flow)
         self.flow = flow
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         log_p, inner, durations = aligned(self.flow, x, context)
-        numbers = entries(context)["mask"].sum((-1, -2)) * x.shape[-1]
-        text, guess = entries(inner)["text"] > 0, entries(inner)["log_durations"]
-        wrong = (guess - durations.clamp_min(1).log()).square()
-        return -log_p / numbers + torch.where(text, wrong, 0.0).sum(-1) / text.sum(-1)
+        found = entries(inner)
+        loss = -log_p / (entries(context)["mask"].sum((-1, -2)) * x.shape[-1])
+        text = found["text"] > 0
+        wrong = (found["log_durations"] - durations.clamp_min(1).log()).square()
+        loss = loss + torch.where(text, wrong, 0.0).sum(-1) / text.sum(-1)
+        if "attention" not in found:
+            return loss
+        letters, steps = text.sum(-1), durations.sum(-1)
+        if "durations" not in entries(context):
+            return loss - alignment_total(found["attention"].mT, letters, steps) / steps
+        attention = found["attention"]
+        letter = _letters_of(durations, attention.shape[-2])
+        each = attention.gather(-1, letter.unsqueeze(-1)).squeeze(-1)
+        real = torch.arange(attention.shape[-2], device=x.device) < steps.unsqueeze(-1)
+        return loss - torch.where(real, each, 0.0).sum(-1) / steps
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
         self.flow.initialize(x, context)
 
 
 def aligned(flow: Flow, x: Tensor, context: Context) -> tuple[Tensor, Context, Tensor]:
-    """log p of spectrograms, the context as the base reads it, and the durations of the likeliest alignment."""
+    """log p of spectrograms, the context as the base reads it, and the durations given or likeliest."""
     base: Any = flow.base
     encoded = flow.encode(context)
     z, logdet = flow.transform(x, encoded)
     inner = flow.transform.map_context(encoded)
-    durations = base.durations(z, inner)
-    return base(z, {**entries(inner), "durations": durations}) + logdet, inner, durations
+    if isinstance(base, Aligned):
+        durations = base.durations(z, inner)
+        return base(z, {**entries(inner), "durations": durations}) + logdet, inner, durations
+    found = entries(inner)
+    if "durations" in found:
+        durations = found["durations"]
+    else:
+        attention, batch = found["attention"].detach(), found["attention"].shape[:-2]
+        letters, frames = (found["text"] > 0).sum(-1), found["mask"].any(-1).sum(-1)
+        rows = attention.reshape(-1, *attention.shape[-2:]).mT
+        durations = monotonic_alignment(rows, letters.expand(batch).reshape(-1), frames.expand(batch).reshape(-1))
+        durations = durations.reshape(*batch, -1)
+    return base(z, inner) + logdet, inner, durations
+
+
+def _letters_of(durations: Tensor, frames: int) -> Tensor:
+    """The letter of each frame, (*batch, T); the last one goes on."""
+    ends = durations.cumsum(-1)
+    letter = (torch.arange(frames, device=durations.device) >= ends.unsqueeze(-1)).sum(-2)
+    return letter.clamp_max(durations.shape[-1] - 1)
 
 
 @torch.no_grad()
@@ -121,7 +158,10 @@ def durations_of(flow: Flow, text: Tensor, speaker: int | None = None, tempo: fl
     """
     if not 0 < tempo < float("inf"):
         raise ValueError(f"expected a tempo > 0, got {tempo}")
-    encoded = entries(flow.encode(_context(text, speaker)))
+    together = _together(flow)
+    # attention wants to know how long the sound is, which changes nothing here
+    mask = torch.ones(together * text.shape[-1], 1, dtype=torch.bool)
+    encoded = entries(flow.encode({**_context(text, speaker), "mask": mask}))
     return (encoded["log_durations"].exp() / tempo).round().clamp_min(1).long()
 
 
@@ -139,18 +179,20 @@ def say(
     """The spectrogram (T, mels) of a text.
 
     Args:
-        flow: of `diffeo.glow_tts`.
+        flow: of `diffeo.glow_tts` or `diffeo.flow_tts`.
         text: (L,) symbols.
         speaker: where there are several.
         tempo: > 0; above one for faster speech.
         temperature: of the noise; 0 for the plainest way to say it.
-        durations: steps of each letter, in place of the predicted ones.
+        durations: steps of each letter, in place of the predicted ones; of Flow-TTS only their sum counts.
         generator: of the noise.
     """
     durations = durations_of(flow, text, speaker, tempo) if durations is None else durations
     together = _together(flow)
     mask = torch.ones(int(durations.sum()) * together, 1, dtype=torch.bool)
-    context = {**_context(text, speaker), "mask": mask, "durations": durations}
+    context = {**_context(text, speaker), "mask": mask}
+    if isinstance(flow.base, Aligned):
+        context["durations"] = durations
     return flow.sample((), context, temperature=temperature, generator=generator)
 
 
@@ -169,6 +211,6 @@ def _context(text: Tensor, speaker: int | None) -> dict[str, Tensor]:
 
 def _together(flow: Flow) -> int:
     """Frames that make a step of the base."""
-    if not isinstance(flow.base, Aligned):
-        raise ValueError("this flow is no voice; make one by diffeo.glow_tts")
+    if not isinstance(flow.encoder, TextEncoder | PositionalAttention):
+        raise ValueError("this flow is no voice; make one by diffeo.glow_tts or diffeo.flow_tts")
     return next(part.factor for part in flow.transform.modules() if isinstance(part, Fold))

@@ -5,18 +5,24 @@ from __future__ import annotations
 import torch
 
 from diffeo.core import Chain, Flow, Transform
-from diffeo.densities import Aligned
-from diffeo.nets import TextEncoder, WaveNet
+from diffeo.densities import Aligned, Normal
+from diffeo.nets import Beside, PositionalAttention, TextEncoder, WaveNet
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
-from diffeo.transforms import ActNorm, Affine, Along, Coupling, Fold, LULinear, Standardize
+from diffeo.transforms import ActNorm, Affine, Along, Coupling, Fold, LULinear, Partial, Standardize
 
 GLOW_TTS = {
     "tiny": {"blocks": 4, "hidden": 48, "layers": 2, "width": 64, "attention": 2},
     "small": {"blocks": 8, "hidden": 96, "layers": 3, "width": 128, "attention": 3},
     "paper": {"blocks": 12, "hidden": 192, "layers": 4, "width": 192, "attention": 6},
 }
+FLOW_TTS = {
+    "tiny": {"blocks": 6, "hidden": 48, "layers": 2, "width": 64, "attention": 2},
+    "small": {"blocks": 9, "hidden": 96, "layers": 3, "width": 128, "attention": 3},
+    "paper": {"blocks": 10, "hidden": 256, "layers": 4, "width": 512, "attention": 3},
+}
 TOGETHER = 2  # frames that become one
+STAGES = 3  # of Flow-TTS: after each but the last, channels leave
 
 
 @recipe(events="sequences")
@@ -96,3 +102,88 @@ def glow_tts(
             Coupling(mask if i % 2 == 0 else ~mask, net, Affine(bound=2.0), dim=-1, event_ndim=2),
         ]
     return Flow(Chain(*parts), Aligned(folded), encoder)
+
+
+@recipe(events="sequences")
+def flow_tts(
+    features: int,
+    symbols: int,
+    *,
+    preset: str = "small",
+    blocks: int | None = None,
+    hidden: int | None = None,
+    layers: int | None = None,
+    width: int | None = None,
+    attention: int | None = None,
+    speakers: int = 0,
+    dropout: float = 0.05,
+    strength: float = 1.0,
+) -> Flow:
+    """Flow-TTS: the density of a mel spectrogram given its text, by attention from the places of frames to letters.
+
+    Events and context are those of `glow_tts`, without durations. Two frames become one; then `blocks` of activation
+    norm, linear map and affine coupling by a WaveNet, beside what each frame hears of the text; after a third and after
+    two thirds of them a quarter of the channels leaves. The base is a standard normal. `diffeo.apps.speech` trains it
+    and speaks.
+
+    Args:
+        features: of a frame, such as 80 mels.
+        symbols: how many there are.
+        preset: "tiny", "small" or "paper", which set the next five where these are None.
+        blocks: of the flow.
+        hidden: channels of each WaveNet.
+        layers: of each WaveNet.
+        width: of the letters' vectors.
+        attention: layers of the text encoder.
+        speakers: how many there are; 0 for one voice.
+        dropout: in [0, 1).
+        strength: of the prior that keeps attention near the diagonal; 0 for none.
+
+    Raises:
+        ValueError: an unknown preset; sizes outside these.
+
+    Cost: one pass for a density and one for a sample, both in parallel over frames.
+
+    "Flow-TTS: A Non-Autoregressive Network for Text to Speech Based on Flow" (Miao et al., 2020),
+    https://doi.org/10.1109/ICASSP40776.2020.9054484
+
+    >>> import torch, diffeo
+    >>> flow = diffeo.flow_tts(8, 30, preset="tiny")
+    >>> context = {"text": torch.tensor([3, 1, 4]), "mask": torch.ones(12, 1, dtype=torch.bool)}
+    >>> flow.sample((), context).shape
+    torch.Size([12, 8])
+    """
+    asked = {"blocks": blocks, "hidden": hidden, "layers": layers, "width": width, "attention": attention}
+    sizes = preset_sizes("flow_tts", FLOW_TTS, preset, **asked)
+    folded, count = TOGETHER * features, sizes["blocks"]
+    parts: list[Transform] = [Along(Standardize(features), -1, 2), Fold(TOGETHER, features)]
+    for i in range(count):
+        left = folded // 4 * (STAGES * i // count)
+        kept = folded - left
+        mask = torch.arange(kept) < kept // 2
+        mask = mask if i % 2 == 0 else ~mask
+        net = WaveNet(
+            int(mask.sum()),
+            kept - int(mask.sum()),
+            Affine.n_params,
+            hidden=sizes["hidden"],
+            layers=sizes["layers"],
+            beside=Beside("features", sizes["width"], 1.0),
+            dropout=dropout,
+        )
+        step = Chain(
+            Along(ActNorm(kept), -1, 2),
+            Along(LULinear(kept), -1, 2),
+            Coupling(mask, net, Affine(bound=2.0), dim=-1, event_ndim=2),
+        )
+        parts.append(Partial(step, torch.arange(folded) >= left) if left else step)
+    encoder = PositionalAttention(
+        symbols,
+        sizes["width"],
+        layers=sizes["attention"],
+        together=TOGETHER,
+        speakers=speakers,
+        dropout=2 * dropout,
+        strength=strength,
+    )
+    return Flow(Chain(*parts), Normal((None, folded)), encoder)

@@ -1,0 +1,565 @@
+"""Voices and vocoders: alignment, likelihood, intelligibility, controls, sound, speed, distillation.
+
+    python benchmarks/speech.py [--parts alignment digits vocoder speed distillation] [--minutes 5]
+
+`alignment` needs espeak-ng. Parts that are done are kept in results/speech.json, so that an interrupted run goes on; a
+part named is done anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import time
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+import diffeo
+from diffeo.apps import speech as tools
+from results import RESULTS, load, markdown, number, save
+from tables import data_root
+
+RESULT = RESULTS / "speech.json"
+SYSTEMS = ("glow_tts", "flow_tts")
+WORDS = {
+    "articles": "a the my your our this that every some no",
+    "adjectives": "quick small brown lazy happy old new green bright silent heavy warm strange little yellow",
+    "nouns": "fox dog house river teacher garden window mountain bird child book engine summer apple table doctor "
+    "winter market bottle king",
+    "verbs": "jumps sees finds opens follows loves wants takes brings keeps hears watches paints sells moves",
+    "prepositions": "over under near behind through without above beside",
+}
+SENTENCES, HELD = 360, 60
+ROUNDS = 7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=[], choices=PARTS)
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training, for each model")
+    options = parser.parse_args()
+    content = load(RESULT, {})
+    for part in options.parts or [part for part in PARTS if part not in content]:
+        print(part, flush=True)
+        content = {**load(RESULT, {}), part: {**PARTS[part](60 * options.minutes), "cores": os.cpu_count()}}
+        save(RESULT, content)
+        print(content[part], flush=True)
+
+
+# corpora -------------------------------------------------------------------------------------------------------------
+
+
+def sentences(count: int) -> list[str]:
+    """Sentences of a small grammar, each different, the same every time."""
+    rng = random.Random(0)
+    words = {kind: text.split() for kind, text in WORDS.items()}
+    found: dict[str, None] = {}
+    while len(found) < count:
+        chosen = [rng.choice(words["articles"]), rng.choice(words["adjectives"]), rng.choice(words["nouns"])]
+        chosen += [rng.choice(words["verbs"]), rng.choice(words["articles"]), rng.choice(words["nouns"])]
+        if rng.random() < 0.5:
+            chosen += [rng.choice(words["prepositions"]), rng.choice(words["articles"]), rng.choice(words["nouns"])]
+        found[" ".join(chosen)] = None
+    return list(found)
+
+
+def espeak_corpus() -> tuple[tools.Mel, list[Tensor], list[Tensor], list[Tensor], int]:
+    """Spectrograms, texts as phonemes, and the true times in seconds at which phonemes begin, all but the first."""
+    import soxr
+
+    settings, mels, names, begins = tools.Mel.of(16000), [], [], []
+    for text in sentences(SENTENCES):
+        said = tools.speak(text)
+        audio = torch.from_numpy(soxr.resample(said.audio.numpy(), said.rate, settings.rate))
+        mels.append(tools.to_mel(audio, settings))
+        names.append(said.phonemes)
+        begins.append(torch.tensor(said.begins[1:], dtype=torch.float64))
+    symbols = {name: i for i, name in enumerate(tools.symbols_of(names), 1)}
+    return settings, mels, [torch.tensor([symbols[p] for p in n]) for n in names], begins, len(symbols)
+
+
+def digits() -> dict[str, Any]:
+    """The spoken digits: sound, texts, speakers, and which clips are of the test split."""
+    with np.load(data_root() / "speech" / "fsdd_8k.npz") as file:
+        audio, offset = file["audio"].astype(np.float32) / 32768, file["offset"]
+        text, speaker, name = file["text"].tolist(), file["speaker"].tolist(), file["id"].tolist()
+    settings = tools.Mel.of(8000)
+    sounds = [torch.from_numpy(audio[a:b].copy()) for a, b in pairwise(offset)]
+    shortest = settings.window  # some clips are a seventh of a second
+    sounds = [F.pad(s, (0, max(0, shortest - len(s)))) for s in sounds]
+    words, who = sorted(set(text)), sorted(set(speaker))
+    return {
+        "settings": settings,
+        "sounds": sounds,
+        "mels": [tools.to_mel(sound, settings) for sound in sounds],
+        "text": text,
+        "word": torch.tensor([words.index(t) for t in text]),
+        "words": words,
+        "speaker": torch.tensor([who.index(s) for s in speaker]),
+        "speakers": who,
+        "test": [int(n.rsplit("_", 1)[1]) < 5 for n in name],
+    }
+
+
+# training ------------------------------------------------------------------------------------------------------------
+
+
+def train_voice(
+    system: str, settings: tools.Mel, data: Any, held: Any, symbols: int, seconds: float, speakers: int = 0
+) -> tuple[Any, int]:
+    torch.manual_seed(0)
+    flow = getattr(diffeo, system)(settings.mels, symbols, preset="tiny", speakers=speakers)
+    result = diffeo.fit(
+        tools.Voice(flow), data, validation=held, collate=tools.join, batch_size=16, time_limit=seconds, epochs=1000,
+        lr=2e-3, seed=0, progress=False,
+    )  # fmt: skip
+    print(f"{system}: {result.steps} steps in {result.seconds:.0f} s", flush=True)
+    return flow.eval(), result.steps
+
+
+@torch.no_grad()
+def nats(flow: Any, data: tools.Spoken, shuffled: bool = False) -> float:
+    """−log p of a number of a spectrogram, given its text, or that of the next clip that is long enough."""
+    total, numbers = 0.0, 0
+    for i in range(len(data)):
+        mel, context = data[i]
+        if shuffled:
+            steps = len(mel) // 2
+            others = [j % len(data) for j in range(i + 1, i + len(data))]
+            j = next(j for j in others if len(data.texts[j]) <= steps and len(data.texts[j]) > 1)
+            context = {**context, "text": data.texts[j]}
+        x, c = tools.join([(mel, {k: v for k, v in context.items() if k != "durations"})])
+        total -= float(flow(x, c).sum())
+        numbers += mel.numel()
+    return total / numbers
+
+
+def gaussian_nats(train: tools.Spoken, held: tools.Spoken) -> float:
+    """−log p of a number by a diagonal Gaussian for each phoneme, with the durations of forced alignment."""
+
+    def frames(data: tools.Spoken) -> tuple[Tensor, Tensor]:
+        durations = data.durations or []
+        letters = [t.repeat_interleave(2 * d) for t, d in zip(data.texts, durations, strict=True)]
+        return torch.cat(data.mels).double(), torch.cat(letters)
+
+    x, letter = frames(train)
+    y, other = frames(held)
+    total = 0.0
+    for symbol in other.unique():
+        mine = x[letter == symbol] if (letter == symbol).sum() > 10 else x
+        normal = torch.distributions.Normal(mine.mean(0), mine.std(0).clamp_min(1e-3))
+        total -= float(normal.log_prob(y[other == symbol]).sum())
+    return total / y.numel()
+
+
+# parts ---------------------------------------------------------------------------------------------------------------
+
+
+def alignment(seconds: float) -> dict[str, Any]:
+    """How far boundaries of phonemes are from their true times, on held-out sentences; and held-out nats."""
+    settings, mels, texts, begins, symbols = espeak_corpus()
+    frame = settings.hop / settings.rate
+    began = time.monotonic()
+    durations = tools.forced_alignment(mels, texts)
+    took = time.monotonic() - began
+    train, held = list(range(HELD, SENTENCES)), list(range(HELD))
+
+    def of(index: list[int]) -> tools.Spoken:
+        chosen = [[values[i] for i in index] for values in (mels, texts, durations)]
+        return tools.Spoken(chosen[0], chosen[1], durations=chosen[2])
+
+    def error(found: list[Tensor]) -> dict[str, float]:
+        """In ms, of frames that each phoneme of a held-out sentence lasts."""
+        apart = [(f.double().cumsum(0)[:-1] * frame - begins[i]).abs() for f, i in zip(found, held, strict=True)]
+        every = 1000 * torch.cat(apart)
+        return {"mean": float(every.mean()), "median": float(every.median())}
+
+    uniform = [torch.full((len(texts[i]),), len(mels[i]) / len(texts[i])) for i in held]
+    rows = {"equal shares": error(uniform), "forced alignment": error([2 * durations[i] for i in held])}
+    likelihood = {"Gaussian of each phoneme": {"nats": gaussian_nats(of(train), of(held))}}
+    steps = {}
+    for system in SYSTEMS:
+        flow, steps[system] = train_voice(system, settings, of(train), of(held), symbols, seconds)
+        rows[system] = error([tools.align(flow, mels[i], texts[i]) for i in held])
+        likelihood[system] = {"nats": nats(flow, of(held)), "shuffled": nats(flow, of(held), shuffled=True)}
+        predicted = [tools.durations_of(flow, texts[i]).sum() * 2 for i in held]
+        off = [abs(int(p) - len(mels[i])) / len(mels[i]) for p, i in zip(predicted, held, strict=True)]
+        likelihood[system]["length_error"] = statistics.mean(off)
+    return {
+        "error_ms": rows, "nats": likelihood, "steps": steps, "seconds": seconds, "alignment_seconds": took,
+        "minutes_of_sound": sum(map(len, mels)) * frame / 60,
+    }  # fmt: skip
+
+
+class Listener(nn.Module):
+    """Tells spectrograms apart: convolutions over frames, the mean and the largest of each feature."""
+
+    def __init__(self, mels: int, classes: int):
+        super().__init__()
+        self.near = nn.Conv1d(mels, 96, 5, padding=2)
+        self.far = nn.Conv1d(96, 96, 5, padding=2, dilation=1)
+        self.leave = nn.Linear(192, classes)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, mels: Tensor, real: Tensor) -> Tensor:
+        h = torch.where(real, (mels + 5) / 3, 0.0).mT
+        h = self.far(self.near(h).relu()).relu()
+        h = torch.where(real.mT, h, 0.0)
+        mean = h.sum(-1) / real.sum(-2)
+        return self.leave(self.dropout(torch.cat([mean, h.amax(-1)], -1)))
+
+
+def listen(model: Listener, mels: list[Tensor]) -> Tensor:
+    """The class of each spectrogram."""
+    found = []
+    with torch.no_grad():
+        for i in range(0, len(mels), 100):
+            found.append(model(*_padded(mels[i : i + 100])).argmax(-1))
+    return torch.cat(found)
+
+
+def _padded(mels: list[Tensor]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(mel) for mel in mels])
+    x = torch.nn.utils.rnn.pad_sequence(list(mels), batch_first=True)
+    return x, (torch.arange(x.shape[1]) < lengths[:, None]).unsqueeze(-1)
+
+
+def train_listener(mels: list[Tensor], labels: Tensor, classes: int, epochs: int = 12) -> Listener:
+    torch.manual_seed(0)
+    model = Listener(mels[0].shape[1], classes)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for _ in range(epochs):
+        for index in torch.randperm(len(mels)).split(64):
+            x, real = _padded([mels[i] for i in index.tolist()])
+            loud = 0.5 * torch.randn(len(x), 1, 1)  # recordings differ in loudness
+            optimizer.zero_grad()
+            F.cross_entropy(model(x + loud + 0.1 * torch.randn_like(x), real), labels[index]).backward()
+            optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def spoken_digits(seconds: float) -> dict[str, Any]:
+    """Whether listeners that know only natural clips recognise digits and speakers of voices; and their controls."""
+    from scipy.stats import spearmanr
+
+    data = digits()
+    settings, mels = data["settings"], data["mels"]
+    symbols = tools.symbols_of([tools.units_of(word) for word in data["words"]])
+    train = [i for i, test in enumerate(data["test"]) if not test]
+    test = [i for i, test in enumerate(data["test"]) if test]
+    natural = [mels[i] for i in train]
+    words = train_listener(natural, data["word"][train], 10)
+    voices = train_listener(natural, data["speaker"][train], len(data["speakers"]))
+    texts = [tools.encode_text(text, symbols) for text in data["text"]]
+    fits = [i for i in range(len(mels)) if (len(mels[i]) + 1) // 2 >= len(texts[i])]
+    train, test = [i for i in train if i in set(fits)], [i for i in test if i in set(fits)]
+    who = data["speaker"].tolist()
+    durations = tools.forced_alignment([mels[i] for i in fits], [texts[i] for i in fits], [who[i] for i in fits])
+    at = dict(zip(fits, durations, strict=True))
+
+    def of(index: list[int]) -> tools.Spoken:
+        return tools.Spoken([mels[i] for i in index], [texts[i] for i in index], [who[i] for i in index],
+                            durations=[at[i] for i in index])  # fmt: skip
+
+    def heard(made: list[Tensor], index: list[int]) -> dict[str, float]:
+        return {
+            "word": float((listen(words, made) == data["word"][index]).double().mean()),
+            "speaker": float((listen(voices, made) == data["speaker"][index]).double().mean()),
+        }
+
+    def sounded(made: list[Tensor]) -> list[Tensor]:
+        return [tools.to_mel(tools.from_mel(mel, settings), settings) for mel in made]
+
+    rows = {
+        "natural": heard([mels[i] for i in test], test),
+        "natural, Griffin-Lim": heard(sounded([mels[i] for i in test]), test),
+    }
+    controls: dict[str, dict[str, float]] = {}
+    likelihood, steps = {"Gaussian of each letter": {"nats": gaussian_nats(of(train), of(test))}}, {}
+    for system in SYSTEMS:
+        flow, steps[system] = train_voice(system, settings, of(train), of(test), len(symbols), seconds, 6)
+        generator = torch.Generator().manual_seed(0)
+        made = [tools.say(flow, texts[i], speaker=who[i], temperature=0.667, generator=generator) for i in test]
+        rows[system] = heard(sounded(made), test)
+        likelihood[system] = {"nats": nats(flow, of(test)), "shuffled": nats(flow, of(test), shuffled=True)}
+        first = [texts[test[i]] for i in range(0, len(test), 15)]
+        tempi = [0.6, 0.8, 1.0, 1.25, 1.6, 2.0]
+        length = [sum(len(tools.say(flow, t, speaker=0, tempo=tempo)) for t in first) for tempo in tempi]
+        heats = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+        def spread(heat: float, flow: Any = flow, first: list[Tensor] = first) -> float:
+            generator = torch.Generator().manual_seed(0)
+            draws = [
+                torch.stack([tools.say(flow, t, speaker=0, temperature=heat, generator=generator) for _ in range(4)])
+                for t in first[:6]
+            ]
+            return statistics.mean(float(d.var(0).mean()) for d in draws)
+
+        controls[system] = {
+            "length_scale": float(spearmanr([1 / t for t in tempi], length).statistic),
+            "temperature": float(spearmanr(heats, [spread(heat) for heat in heats]).statistic),
+        }
+    return {"heard": rows, "controls": controls, "nats": likelihood, "steps": steps, "seconds": seconds}
+
+
+def lpc_nats(sound: Tensor, train: Tensor, order: int = 20) -> float:
+    """−log p of a sample by a linear prediction of that order and one Gaussian, least squares on training sound."""
+
+    def rows(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.unfold(0, order, 1)[:-1], x[order:]
+
+    a, b = rows(train)
+    weights = torch.linalg.lstsq(a, b.unsqueeze(1)).solution
+    spread = (b - (a @ weights)[:, 0]).std()
+    a, b = rows(sound)
+    return -float(torch.distributions.Normal((a @ weights)[:, 0], spread).log_prob(b).mean())
+
+
+def spectral_error(a: Tensor, b: Tensor) -> float:
+    """Multi-resolution STFT error: spectral convergence plus the mean difference of log magnitudes, three windows."""
+    n = min(len(a), len(b))
+    errors = []
+    for size in (256, 512, 1024):
+        window = torch.hann_window(size)
+        x, y = (
+            torch.stft(t[:n], size, size // 4, window=window, return_complex=True).abs().clamp_min(1e-4) for t in (a, b)
+        )
+        errors.append(float((x - y).norm() / x.norm() + (x.log() - y.log()).abs().mean()))
+    return statistics.mean(errors)
+
+
+def vocoder(seconds: float) -> dict[str, Any]:
+    """A vocoder of spoken digits beside Griffin-Lim from the same spectrograms."""
+    data = digits()
+    settings, sounds, mels = data["settings"], data["sounds"], data["mels"]
+    train = [i for i, test in enumerate(data["test"]) if not test]
+    test = [i for i, test in enumerate(data["test"]) if test]
+    words = train_listener([mels[i] for i in train], data["word"][train], 10)
+    torch.manual_seed(0)
+    flow = diffeo.waveglow(settings.mels, settings.hop, preset="tiny")
+    multiple = tools.multiple_of(flow)
+    held = tools.Sounds([sounds[i] for i in test], settings, multiple=multiple, seed=1)
+    result = diffeo.fit(
+        tools.Vocoder(flow), tools.Sounds([sounds[i] for i in train], settings, multiple=multiple), validation=held,
+        batch_size=16, time_limit=seconds, epochs=1000, lr=2e-3, seed=0, progress=False,
+    )  # fmt: skip
+    flow.eval()
+    generator = torch.Generator().manual_seed(0)
+    made = {
+        "waveglow": [tools.vocode(flow, mels[i], settings, generator=generator) for i in test],
+        "Griffin-Lim": [tools.from_mel(mels[i], settings) for i in test],
+    }
+    rows = {}
+    for name, clips in made.items():
+        again = [tools.to_mel(clip, settings) for clip in clips]
+        pairs = [(m[: min(len(m), len(mels[i]))], mels[i][: min(len(m), len(mels[i]))])
+                 for m, i in zip(again, test, strict=True)]  # fmt: skip
+        rows[name] = {
+            "spectral": statistics.mean(spectral_error(sounds[i], clip) for clip, i in zip(clips, test, strict=True)),
+            "mel_l1": statistics.mean(float((a - b).abs().mean()) for a, b in pairs),
+            "word": float((listen(words, again) == data["word"][test]).double().mean()),
+        }
+    quiet = torch.cat([held[i][0][:, 0] for i in range(len(held))]).double()
+    loud = torch.cat(
+        [s[0][:, 0] for s in (tools.Sounds([sounds[i] for i in train[::10]], settings, multiple=multiple))]
+    ).double()
+    return {
+        "made": rows, "nats": result.validation_loss, "lpc_nats": lpc_nats(quiet, loud), "steps": result.steps,
+        "seconds": seconds, "parameters": sum(p.numel() for p in flow.parameters()),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def speed(_: float) -> dict[str, Any]:
+    """Seconds of work for a second of sound at 16 kHz, of models that have learned nothing."""
+    settings = tools.Mel.of(16000)
+    mel = torch.randn(81, settings.mels)
+    calls = {}
+    for system in ("waveglow", "waveflow", "parallel_wavenet"):
+        for preset in ("tiny", "small"):
+            flow = getattr(diffeo, system)(settings.mels, settings.hop, preset=preset).eval()
+            calls[f"{system}, {preset}"] = lambda flow=flow: tools.vocode(flow, mel, settings)
+    text = torch.arange(1, 13)
+    for system in SYSTEMS:
+        for preset in ("tiny", "small"):
+            flow = getattr(diffeo, system)(settings.mels, 40, preset=preset).eval()
+            steps = torch.tensor([4] * 4 + [3] * 8)  # forty of two frames: one second
+            calls[f"{system}, {preset}"] = lambda flow=flow, steps=steps: tools.say(flow, text, durations=steps)
+    calls["Griffin-Lim"] = lambda: tools.from_mel(mel.clamp(-5, 1), settings)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(ROUNDS + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if round_:
+                times[name].append(time.perf_counter() - began)
+    return {"factor": {
+        name: {"median": statistics.median(t), "low": min(t), "high": max(t)} for name, t in times.items()
+    }}  # fmt: skip
+
+
+class Known(diffeo.core.Incremental):
+    """x_t ~ N(0.8 sin 2x_{t−1} + 0.3 x_{t−2}, exp(−1 + 0.5 tanh 2x_{t−1})): its parameters."""
+
+    @staticmethod
+    def of(a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([0.8 * torch.sin(2 * a) + 0.3 * b, -1 + 0.5 * torch.tanh(2 * a)], -1)
+
+    def forward(self, x: Tensor, context: Any = None) -> Tensor:
+        return self.of(F.pad(x[..., :-1, :], (0, 0, 1, 0)), F.pad(x[..., :-2, :], (0, 0, 2, 0)))
+
+    def start(self, z: Tensor, context: Any = None) -> Any:
+        nothing = z.new_zeros(len(z.reshape(-1, *z.shape[-2:])), 1)
+        return nothing, nothing
+
+    def step(self, x_prev: Tensor | None, state: Any) -> Any:
+        a, b = state if x_prev is None else (x_prev, state[0])
+        return self.of(a, b), None, (a, b)
+
+
+def distillation(seconds: float) -> dict[str, Any]:
+    """KL(student ‖ teacher) of a known process, and how much faster a student of a `wavenet` makes sound."""
+    layer = diffeo.Autoregressive(Known(), diffeo.LocationScale(bound=9.0), dim=-2, event_ndim=2)
+    teacher = diffeo.Flow(layer, diffeo.Normal((None, 1)))
+    length = 64
+    mask = {"mask": torch.ones(length, 1, dtype=torch.bool)}
+    torch.manual_seed(0)
+    x = teacher.sample(2000, mask)
+    student = diffeo.parallel_wavenet(0, 1, preset="tiny", flows=4, hidden=32, layers=5)
+    objective = diffeo.Distillation(student, teacher)
+    result = diffeo.fit(
+        objective, x[200:], validation=x[:200], batch_size=64, time_limit=seconds, epochs=1000, lr=4e-3, seed=0,
+        progress=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        objective.train()
+        draws = torch.cat([objective(torch.zeros(500, length, 1)) for _ in range(8)])
+        sample, log_q = student.eval().sample_and_log_prob(500, mask)
+        by_samples = (log_q - teacher(sample)) / length
+    slow, fast = diffeo.wavenet(0, 1, preset="tiny").eval(), diffeo.parallel_wavenet(0, 1, preset="tiny").eval()
+    second = {"mask": torch.ones(16000, 1, dtype=torch.bool)}
+    times = {}
+    with torch.no_grad():
+        for name, flow in (("teacher", slow), ("student", fast)):
+            flow.sample((), {"mask": second["mask"][:200]})
+            began = time.perf_counter()
+            flow.sample((), second)
+            times[name] = time.perf_counter() - began
+    return {
+        "kl": float(draws.mean()), "error": float(draws.std()) / len(draws) ** 0.5,
+        "kl_by_samples": float(by_samples.mean()), "error_by_samples": float(by_samples.std()) / 500**0.5,
+        "steps": result.steps, "seconds": seconds, "second_of_sound": times,
+    }  # fmt: skip
+
+
+PARTS = {
+    "alignment": alignment, "digits": spoken_digits, "vocoder": vocoder, "speed": speed, "distillation": distillation,
+}  # fmt: skip
+
+
+# docs ----------------------------------------------------------------------------------------------------------------
+
+
+def section() -> str:
+    """Each part that was measured."""
+    content = load(RESULT, {})
+    told = {
+        "alignment": _told_alignment, "digits": _told_digits, "vocoder": _told_vocoder, "speed": _told_speed,
+        "distillation": _told_distillation,
+    }  # fmt: skip
+    parts = [tell(content[name]) for name, tell in told.items() if name in content]
+    if not parts:
+        return ""
+    text = "\n\n".join(parts)
+    return f"## Speech\n\n{text}\n\n    python benchmarks/speech.py\n"
+
+
+def _told_alignment(r: dict[str, Any]) -> str:
+    equal = r["error_ms"]["equal shares"]["mean"]
+    rows = [
+        [name, f"{e['mean']:.1f}", f"{e['median']:.1f}", f"{e['mean'] / equal:.2f}"]
+        for name, e in r["error_ms"].items()
+    ]
+    nat = [
+        [name, number(n["nats"]), number(n["shuffled"]) if "shuffled" in n else "",
+         f"{100 * n['length_error']:.0f} %" if "length_error" in n else ""]
+        for name, n in r["nats"].items()
+    ]  # fmt: skip
+    return f"""\
+**Alignment.** {r["minutes_of_sound"]:.0f} minutes of sentences spoken by espeak-ng, whose times of phonemes are known;
+{HELD} sentences held out, presets `tiny` after {r["seconds"] / 60:.0f} minutes of training on a shared machine
+({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}). Distance of boundaries from the truth, and as a share
+of that of equal shares; forced alignment took {r["alignment_seconds"]:.0f} s.
+
+{markdown(["boundaries by", "mean, ms", "median, ms", "of equal shares"], rows)}
+
+Held-out nats a number of the spectrogram (lower is better), with the texts of other sentences, and the error of the
+predicted length. `glow_tts`, without durations, gives the density of the likeliest alignment.
+
+{markdown(["model", "nats", "texts of others", "length"], nat)}"""
+
+
+def _told_digits(r: dict[str, Any]) -> str:
+    ceiling = r["heard"]["natural"]["word"]
+    rows = [
+        [name, f"{100 * h['word']:.1f} %", f"{h['word'] / ceiling:.2f}", f"{100 * h['speaker']:.1f} %"]
+        for name, h in r["heard"].items()
+    ]
+    nat = [[name, number(n["nats"]), number(n["shuffled"]) if "shuffled" in n else ""] for name, n in r["nats"].items()]
+    control = [[name, f"{c['length_scale']:.2f}", f"{c['temperature']:.2f}"] for name, c in r["controls"].items()]
+    return f"""\
+**Spoken digits.** Six speakers; listeners trained on natural clips alone hear the words and speakers of the test split
+(takes 0 to 4), natural and as voices say them, through Griffin-Lim. Presets `tiny` after
+{r["seconds"] / 60:.0f} minutes ({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}), temperature 0.667.
+
+{markdown(["clips", "word", "of natural", "speaker"], rows)}
+
+{markdown(["model", "held-out nats a number", "texts of others"], nat)}
+
+Rank correlation of the length that is asked for with that of the sound, and of temperature with variance:
+
+{markdown(["model", "length", "temperature"], control)}"""
+
+
+def _told_vocoder(r: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{m['spectral']:.2f}", f"{m['mel_l1']:.2f}", f"{100 * m['word']:.1f} %"]
+        for name, m in r["made"].items()
+    ]
+    return f"""\
+**Vocoder.** `waveglow`, `tiny`, {r["parameters"]:,} parameters, after {r["seconds"] / 60:.0f} minutes ({r["steps"]:,}
+steps) on the training split of the digits; test clips made anew from their spectrograms. Held-out nats a sample
+{number(r["nats"])}, of a linear prediction of order 20 {number(r["lpc_nats"])}.
+
+{markdown(["sound by", "multi-resolution STFT error", "mel L1", "digit heard"], rows)}"""
+
+
+def _told_speed(r: dict[str, Any]) -> str:
+    rows = [[name, f"{t['median']:.3f} ({t['low']:.3f} – {t['high']:.3f})"] for name, t in r["factor"].items()]
+    return f"""\
+**Speed.** Seconds of work for a second of sound at 16 kHz: median of {ROUNDS} interleaved rounds (extremes) on
+{r["cores"]} shared cores.
+
+{markdown(["model", "real-time factor"], rows)}"""
+
+
+def _told_distillation(r: dict[str, Any]) -> str:
+    t = r["second_of_sound"]
+    return f"""\
+**Distillation.** A `parallel_wavenet` of four flows learns a known nonlinear process from {r["steps"]:,} steps
+({r["seconds"] / 60:.0f} minutes): KL(student ‖ teacher) {r["kl"]:.4f} ± {r["error"]:.4f} nats a sample, by samples
+{r["kl_by_samples"]:.4f} ± {r["error_by_samples"]:.4f}. A second of sound at 16 kHz takes a `wavenet`
+{t["teacher"]:.1f} s and its student {t["student"]:.2f} s, {t["teacher"] / t["student"]:.0f} times less (both `tiny`)."""
+
+
+if __name__ == "__main__":
+    main()
