@@ -27,7 +27,7 @@ from results import RESULTS, load, markdown, number, save
 from tables import data_root
 
 RESULT = RESULTS / "speech.json"
-SYSTEMS = ("glow_tts", "flow_tts")
+SYSTEMS = ("glow_tts", "flow_tts", "flowtron")
 WORDS = {
     "articles": "a the my your our this that every some no",
     "adjectives": "quick small brown lazy happy old new green bright silent heavy warm strange little yellow",
@@ -558,7 +558,8 @@ def _told_distillation(r: dict[str, Any]) -> str:
 **Distillation.** A `parallel_wavenet` of four flows learns a known nonlinear process from {r["steps"]:,} steps
 ({r["seconds"] / 60:.0f} minutes): KL(student ‖ teacher) {r["kl"]:.4f} ± {r["error"]:.4f} nats a sample, by samples
 {r["kl_by_samples"]:.4f} ± {r["error_by_samples"]:.4f}. A second of sound at 16 kHz takes a `wavenet`
-{t["teacher"]:.1f} s and its student {t["student"]:.2f} s, {t["teacher"] / t["student"]:.0f} times less (both `tiny`)."""
+{t["teacher"]:.1f} s and its student {t["student"]:.2f} s, {t["teacher"] / t["student"]:.0f} times less, both
+`tiny`."""
 
 
 if __name__ == "__main__":

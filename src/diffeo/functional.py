@@ -332,6 +332,16 @@ def in_blocks(transform: Callable[..., tuple[Tensor, Tensor]], x: Tensor, contex
     return torch.cat([transform(x[i : i + size], some(context, i))[0] for i in range(0, len(x), size)])
 
 
+def backwards(x: Tensor, frames: Tensor | None = None) -> Tensor:
+    """Sequences (*batch, T, C) with their first `frames`, (*batch,), in reverse order; all of them for None."""
+    if frames is None:
+        return x.flip(-2)
+    t, n = torch.arange(x.shape[-2], device=x.device), frames.unsqueeze(-1)
+    at = torch.where(t < n, n - 1 - t, t).unsqueeze(-1)
+    batch = joined(x.shape[:-2], frames.shape)
+    return x.expand(*batch, *x.shape[-2:]).gather(-2, at.expand(*batch, *x.shape[-2:]))
+
+
 def is_real(constraint: Constraint) -> bool:
     """Whether a constraint allows every real number (by type: copies of modules carry copies of constraints)."""
     return isinstance(on_scalars(constraint), type(constraints.real))

@@ -44,6 +44,7 @@ from diffeo.recipes import coupling_flow as coupling_flow
 from diffeo.recipes import ffjord as ffjord
 from diffeo.recipes import flow_tts as flow_tts
 from diffeo.recipes import flowpp as flowpp
+from diffeo.recipes import flowtron as flowtron
 from diffeo.recipes import gaussian as gaussian
 from diffeo.recipes import gaussianization as gaussianization
 from diffeo.recipes import glow as glow
@@ -104,6 +105,7 @@ from diffeo.transforms import Radial as Radial
 from diffeo.transforms import Regress as Regress
 from diffeo.transforms import Reshape as Reshape
 from diffeo.transforms import Residual as Residual
+from diffeo.transforms import Reverse as Reverse
 from diffeo.transforms import SphereToCylinder as SphereToCylinder
 from diffeo.transforms import Squeeze as Squeeze
 from diffeo.transforms import Standardize as Standardize

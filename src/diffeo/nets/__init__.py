@@ -12,7 +12,9 @@ from diffeo.nets.lipschitz import LipschitzMLP as LipschitzMLP
 from diffeo.nets.made import MADE as MADE
 from diffeo.nets.mlp import MLP as MLP
 from diffeo.nets.mlp import PeriodicMLP as PeriodicMLP
+from diffeo.nets.recurrent import AttentiveLSTM as AttentiveLSTM
 from diffeo.nets.scaler import ContextScaler as ContextScaler
+from diffeo.nets.text import Letters as Letters
 from diffeo.nets.text import PositionalAttention as PositionalAttention
 from diffeo.nets.text import TextEncoder as TextEncoder
 from diffeo.nets.transformer import CausalTransformer as CausalTransformer

@@ -25,6 +25,7 @@ class TextEncoder(nn.Module):
         heads: of attention.
         window: how many letters away attention tells apart.
         speakers: how many there are; their vectors become the entry `"features"`, of width `width`. 0 for one voice.
+        recurrent: whether an LSTM in both directions reads the letters, in place of attention.
         dropout: in [0, 1).
 
     Returns:
@@ -35,8 +36,9 @@ class TextEncoder(nn.Module):
         ValueError: sizes outside these; no text, or symbols and speakers that are not there.
 
     "Glow-TTS: A Generative Flow for Text-to-Speech via Monotonic Alignment Search" (Kim et al., 2020),
-    https://arxiv.org/abs/2005.11129; "Self-Attention with Relative Position Representations" (Shaw et al., 2018),
-    https://arxiv.org/abs/1803.02155
+    https://arxiv.org/abs/2005.11129; "Natural TTS Synthesis by Conditioning WaveNet on Mel Spectrogram Predictions"
+    (Shen et al., 2017), https://arxiv.org/abs/1712.05884; "Self-Attention with Relative Position Representations"
+    (Shaw et al., 2018), https://arxiv.org/abs/1803.02155
 
     >>> import torch, diffeo
     >>> encoder = diffeo.nets.TextEncoder(30, 8, width=16, heads=2)
@@ -54,6 +56,7 @@ class TextEncoder(nn.Module):
         heads: int = 2,
         window: int = 4,
         speakers: int = 0,
+        recurrent: bool = False,
         dropout: float = 0.1,
     ):
         super().__init__()
@@ -65,7 +68,9 @@ class TextEncoder(nn.Module):
         self.letters = nn.Embedding(symbols + 1, width, padding_idx=0)
         nn.init.normal_(self.letters.weight, std=width**-0.5)
         self.enter = nn.ModuleList(ConvNorm(width, width, dropout) for _ in range(3))
-        self.layers = nn.ModuleList(RelativeLayer(width, heads, window, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            RecurrentLayer(width) if recurrent else RelativeLayer(width, heads, window, dropout) for _ in range(layers)
+        )
         self.leave = nn.Linear(width, features)
         self.voice = nn.Embedding(speakers, width) if speakers else None
         self.pace = nn.ModuleList([ConvNorm(width, width, dropout), ConvNorm(width, width, dropout)])
@@ -197,6 +202,41 @@ class PositionalAttention(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], -1)
 
 
+class Letters(nn.Module):
+    """A text as vectors of its letters: convolutions and an LSTM in both directions, as in Tacotron 2.
+
+    Args:
+        symbols: how many there are, numbered 1 … symbols; 0 is padding.
+        width: of the vectors, even.
+        speakers: how many there are; 0 for one voice.
+        dropout: in [0, 1).
+
+    Returns:
+        The context with `"letters"`, (*batch, L, width), and `"log_durations"`, (*batch, L), as of `TextEncoder`.
+
+    Raises:
+        ValueError: sizes outside these; no text.
+
+    "Natural TTS Synthesis by Conditioning WaveNet on Mel Spectrogram Predictions" (Shen et al., 2017),
+    https://arxiv.org/abs/1712.05884
+
+    >>> import torch, diffeo
+    >>> diffeo.nets.Letters(30, 8)({"text": torch.tensor([3, 1, 4])})["letters"].shape
+    torch.Size([3, 8])
+    """
+
+    def __init__(self, symbols: int, width: int, *, speakers: int = 0, dropout: float = 0.1):
+        super().__init__()
+        self.text = TextEncoder(
+            symbols, width, width=width, layers=1, heads=1, speakers=speakers, recurrent=True, dropout=dropout
+        )
+        self.reads = self.text.reads
+
+    def forward(self, context: Context) -> Context:
+        given = dict(entries(self.text(context)))
+        return {**given, "letters": given.pop("means")}
+
+
 def beta_binomial_prior(letters: Tensor, frames: Tensor, most: int, longest: int, strength: float) -> Tensor:
     """log of the chance of letter l at frame t, (*batch, longest, most), near the diagonal; 0 where there is padding.
 
@@ -230,6 +270,22 @@ class ConvNorm(nn.Module):
 
     def forward(self, h: Tensor, real: Tensor) -> Tensor:
         return self.dropout(self.norm(self.conv(torch.where(real, h, 0.0).mT).mT.relu()))
+
+
+class RecurrentLayer(nn.Module):
+    """An LSTM in both directions, of half the width each, padding left out."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        if width % 2:
+            raise ValueError(f"TextEncoder: an LSTM in both directions needs an even width, got {width}")
+        self.both = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
+
+    def forward(self, h: Tensor, real: Tensor) -> Tensor:
+        lengths = real.sum((-2, -1)).clamp_min(1).cpu()
+        packed = nn.utils.rnn.pack_padded_sequence(h, lengths, batch_first=True, enforce_sorted=False)
+        found = nn.utils.rnn.pad_packed_sequence(self.both(packed)[0], batch_first=True, total_length=h.shape[-2])
+        return found[0]
 
 
 class RelativeLayer(nn.Module):

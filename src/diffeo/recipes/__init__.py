@@ -39,6 +39,7 @@ from diffeo.recipes.registry import save as save
 from diffeo.recipes.residual import residual_flow as residual_flow
 from diffeo.recipes.rows import mixed as mixed
 from diffeo.recipes.speech import flow_tts as flow_tts
+from diffeo.recipes.speech import flowtron as flowtron
 from diffeo.recipes.speech import glow_tts as glow_tts
 from diffeo.recipes.speech import parallel_wavenet as parallel_wavenet
 from diffeo.recipes.speech import waveflow as waveflow

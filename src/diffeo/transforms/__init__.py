@@ -32,6 +32,7 @@ from diffeo.transforms.reshape import Reshape as Reshape
 from diffeo.transforms.reshape import Squeeze as Squeeze
 from diffeo.transforms.residual import Residual as Residual
 from diffeo.transforms.sequence import Fold as Fold
+from diffeo.transforms.sequence import Reverse as Reverse
 from diffeo.transforms.sphere import Sphere as Sphere
 from diffeo.transforms.sphere import SphereToCylinder as SphereToCylinder
 from diffeo.transforms.unconstrain import Unconstrain as Unconstrain

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, Event, as_fixed_event, check_event, constant_logdet, context_mask
+from diffeo.functional import Context, Event, as_fixed_event, backwards, check_event, constant_logdet, context_mask
 from diffeo.kernels.dispatch import is_traced
 
 
@@ -72,3 +72,36 @@ class Fold(Transform):
         if mask.shape[-1] > 1:
             whole = folded.flatten(-2)
         return {**context, "mask": whole}
+
+
+class Reverse(Transform):
+    """The frames of a sequence in reverse order, padding left where it is; its own inverse, log-det 0.
+
+    Args:
+        features: C.
+
+    "Flowtron: an Autoregressive Flow-based Generative Network for Text-to-Speech Synthesis" (Valle et al., 2020),
+    https://arxiv.org/abs/2005.05957
+
+    >>> import torch, diffeo
+    >>> x = torch.tensor([[1.0], [2.0], [0.0]])
+    >>> diffeo.Reverse(1)(x, {"mask": torch.tensor([[True], [True], [False]])})[0].flatten()
+    tensor([2., 1., 0.])
+    """
+
+    event_ndim = event_ndim_out = 2
+    domain = codomain = constraints.independent(constraints.real, 2)
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.event = (None, *as_fixed_event(features, self))
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        check_event(x, self.event, "Reverse")
+        mask = context_mask(context)
+        frames = None if mask is None else mask.any(-1).sum(-1)
+        z = backwards(x, frames)
+        return z, constant_logdet(z.new_zeros(()), z, 2)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self.forward(z, context)

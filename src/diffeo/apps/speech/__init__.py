@@ -25,3 +25,4 @@ from diffeo.apps.speech.voice import align as align
 from diffeo.apps.speech.voice import durations_of as durations_of
 from diffeo.apps.speech.voice import join as join
 from diffeo.apps.speech.voice import say as say
+from diffeo.apps.speech.voice import style_of as style_of

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from torch.utils.data import Dataset
 from diffeo.apps.speech.audio import pad_frames
 from diffeo.core import Flow, Objective
 from diffeo.densities import Aligned
-from diffeo.functional import Context, entries
-from diffeo.nets import PositionalAttention, TextEncoder
+from diffeo.functional import Context, backwards, entries
+from diffeo.nets import AttentiveLSTM, Letters, PositionalAttention, TextEncoder
 from diffeo.solvers import alignment_total, monotonic_alignment
-from diffeo.transforms import Fold
+from diffeo.transforms import Autoregressive, Fold
 
 Example = tuple[Tensor, dict[str, Tensor]]
 
@@ -78,14 +78,19 @@ def join(examples: Sequence[Example]) -> Example:
 class Voice(Objective):
     """What a voice is trained by: −log p of the spectrogram in nats a number, errors of durations and of attention.
 
-    loss = −log p(mel | text) / (T · mels) + mean (log d̂ − log d)² + attention
+    loss = −log p(mel | text) / (T · mels) + mean (log d̂ − log d)² + attention · miss
 
     The durations d are those of the context, as `forced_alignment` finds them, or those of the likeliest alignment. A
-    flow with attention has the further term −mean log a_t(l(t)), where l(t) is the letter that the durations give to
-    frame t; or, without durations in the context, −log of the sum over all monotonic alignments of Π a_t(l(t)), over T.
+    flow that attends to letters, a_t at frame t, misses them by −mean log a_t(l(t)), where l(t) is the letter that the
+    durations give to frame t; or, without durations in the context, by −log Σ Π a_t(l(t)) / T, the sum over all
+    monotonic alignments. Where several layers attend, it is the mean of theirs.
 
     Args:
-        flow: of `diffeo.glow_tts` or `diffeo.flow_tts`.
+        flow: of `diffeo.glow_tts`, `flow_tts` or `flowtron`.
+        attention: the weight of what attention misses, at least 0.
+
+    Raises:
+        ValueError: another flow; a negative weight.
 
     "Glow-TTS: A Generative Flow for Text-to-Speech via Monotonic Alignment Search" (Kim et al., 2020),
     https://arxiv.org/abs/2005.11129; "One TTS Alignment To Rule Them All" (Badlani et al., 2021),
@@ -94,59 +99,112 @@ class Voice(Objective):
 
     in_nats = False
 
-    def __init__(self, flow: Flow):
+    def __init__(self, flow: Flow, *, attention: float = 1.0):
         super().__init__()
-        _together(flow)
-        self.flow = flow
+        together_of(flow)
+        if not attention >= 0:
+            raise ValueError(f"Voice: expected attention >= 0, got {attention}")
+        self.flow, self.attention = flow, attention
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        log_p, inner, durations = aligned(self.flow, x, context)
-        found = entries(inner)
-        loss = -log_p / (entries(context)["mask"].sum((-1, -2)) * x.shape[-1])
-        text = found["text"] > 0
-        wrong = (found["log_durations"] - durations.clamp_min(1).log()).square()
+        found = aligned(self.flow, x, context)
+        loss = -found.log_prob / (entries(context)["mask"].sum((-1, -2)) * x.shape[-1])
+        text, durations = found.context["text"] > 0, found.durations
+        wrong = (found.context["log_durations"] - durations.clamp_min(1).log()).square()
         loss = loss + torch.where(text, wrong, 0.0).sum(-1) / text.sum(-1)
-        if "attention" not in found:
-            return loss
-        letters, steps = text.sum(-1), durations.sum(-1)
-        if "durations" not in entries(context):
-            return loss - alignment_total(found["attention"].mT, letters, steps) / steps
-        attention = found["attention"]
-        letter = _letters_of(durations, attention.shape[-2])
-        each = attention.gather(-1, letter.unsqueeze(-1)).squeeze(-1)
-        real = torch.arange(attention.shape[-2], device=x.device) < steps.unsqueeze(-1)
-        return loss - torch.where(real, each, 0.0).sum(-1) / steps
+        for attention in found.attention if self.attention else ():
+            miss = self._miss(attention, text.sum(-1), durations, "durations" in entries(context))
+            loss = loss + self.attention / len(found.attention) * miss
+        return loss
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
         self.flow.initialize(x, context)
 
+    @staticmethod
+    def _miss(attention: Tensor, letters: Tensor, durations: Tensor, known: bool) -> Tensor:
+        steps, frames = durations.sum(-1), attention.shape[-2]
+        if not known:
+            return -alignment_total(attention.mT, letters, steps) / steps
+        ends = durations.cumsum(-1)
+        letter = (torch.arange(frames, device=ends.device) >= ends.unsqueeze(-1)).sum(-2)
+        each = attention.gather(-1, letter.clamp_max(durations.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
+        real = torch.arange(frames, device=ends.device) < steps.unsqueeze(-1)
+        return -torch.where(real, each, 0.0).sum(-1) / steps
 
-def aligned(flow: Flow, x: Tensor, context: Context) -> tuple[Tensor, Context, Tensor]:
-    """log p of spectrograms, the context as the base reads it, and the durations given or likeliest."""
+
+class Alignment(NamedTuple):
+    """A batch of spectrograms as a voice sees them.
+
+    Attributes:
+        log_prob: of each.
+        latent: (*batch, T, C), noise where the flow is right.
+        context: as the base reads it.
+        durations: (*batch, L), steps of each letter: those given, or the likeliest.
+        attention: its logarithm in each layer that attends, (*batch, T, L).
+    """
+
+    log_prob: Tensor
+    latent: Tensor
+    context: Mapping[str, Tensor]
+    durations: Tensor
+    attention: list[Tensor]
+
+
+def aligned(flow: Flow, x: Tensor, context: Context) -> Alignment:
+    """log p of spectrograms, and the durations given, or likeliest by the base or by attention."""
     base: Any = flow.base
-    encoded = flow.encode(context)
-    z, logdet = flow.transform(x, encoded)
-    inner = flow.transform.map_context(encoded)
+    inner: Context = flow.encode(context)
+    z, logdet, attention = x, torch.zeros((), device=x.device), []
+    parts: list[Any] = list(flow.transform.parts)  # pyright: ignore
+    for part in parts:
+        if isinstance(part, Autoregressive) and isinstance(part.net, AttentiveLSTM):
+            params, heard = part.net.listen(part.visible(z, inner), inner)
+            z, slopes = part.map_scalars(z, params.to(z.dtype), inner, "forward")
+            logdet = logdet + slopes.sum((-1, -2))
+            frames = entries(inner)["mask"].any(-1).sum(-1)
+            attention.append(backwards(heard, frames) if part.net.backward else heard)
+        else:
+            z, change = part(z, inner)
+            logdet = logdet + change
+        inner = part.map_context(inner)
+    found = entries(inner)
+    attention += [found["attention"]] if "attention" in found else []
     if isinstance(base, Aligned):
         durations = base.durations(z, inner)
-        return base(z, {**entries(inner), "durations": durations}) + logdet, inner, durations
-    found = entries(inner)
+        return Alignment(base(z, {**found, "durations": durations}) + logdet, z, found, durations, attention)
     if "durations" in found:
         durations = found["durations"]
     else:
-        attention, batch = found["attention"].detach(), found["attention"].shape[:-2]
-        letters, frames = (found["text"] > 0).sum(-1), found["mask"].any(-1).sum(-1)
-        rows = attention.reshape(-1, *attention.shape[-2:]).mT
+        scores = torch.stack(attention).mean(0).detach().mT
+        batch, letters, frames = scores.shape[:-2], (found["text"] > 0).sum(-1), found["mask"].any(-1).sum(-1)
+        rows = scores.reshape(-1, *scores.shape[-2:])
         durations = monotonic_alignment(rows, letters.expand(batch).reshape(-1), frames.expand(batch).reshape(-1))
         durations = durations.reshape(*batch, -1)
-    return base(z, inner) + logdet, inner, durations
+    return Alignment(base(z, inner) + logdet, z, found, durations, attention)
 
 
-def _letters_of(durations: Tensor, frames: int) -> Tensor:
-    """The letter of each frame, (*batch, T); the last one goes on."""
-    ends = durations.cumsum(-1)
-    letter = (torch.arange(frames, device=durations.device) >= ends.unsqueeze(-1)).sum(-2)
-    return letter.clamp_max(durations.shape[-1] - 1)
+@torch.no_grad()
+def style_of(flow: Flow, data: Spoken) -> Tensor:
+    """The style of clips, (C,): the mean of their latents over frames and clips, less the means of their letters.
+
+    Noise of a voice has mean zero; that of clips in one manner does not. `say` adds it to the noise.
+
+    Args:
+        flow: of `diffeo.flowtron`, `glow_tts` or `flow_tts`.
+        data: the clips.
+
+    "Flowtron: an Autoregressive Flow-based Generative Network for Text-to-Speech Synthesis" (Valle et al., 2020),
+    https://arxiv.org/abs/2005.05957
+    """
+    total, count = torch.zeros(()), 0
+    for i in range(len(data)):
+        x, context = join([data[i]])
+        found = aligned(flow, x, {k: v for k, v in entries(context).items() if k != "durations"})
+        z = found.latent[0]
+        if isinstance(flow.base, Aligned):
+            z = z - found.context["means"][0].repeat_interleave(found.durations[0], 0)
+        total, count = total + z.sum(0), count + len(z)
+    return total / count
 
 
 @torch.no_grad()
@@ -158,7 +216,7 @@ def durations_of(flow: Flow, text: Tensor, speaker: int | None = None, tempo: fl
     """
     if not 0 < tempo < float("inf"):
         raise ValueError(f"expected a tempo > 0, got {tempo}")
-    together = _together(flow)
+    together = together_of(flow)
     # attention wants to know how long the sound is, which changes nothing here
     mask = torch.ones(together * text.shape[-1], 1, dtype=torch.bool)
     encoded = entries(flow.encode({**_context(text, speaker), "mask": mask}))
@@ -174,43 +232,49 @@ def say(
     tempo: float = 1.0,
     temperature: float = 0.667,
     durations: Tensor | None = None,
+    style: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """The spectrogram (T, mels) of a text.
 
     Args:
-        flow: of `diffeo.glow_tts` or `diffeo.flow_tts`.
+        flow: of `diffeo.glow_tts`, `flow_tts` or `flowtron`.
         text: (L,) symbols.
         speaker: where there are several.
         tempo: > 0; above one for faster speech.
         temperature: of the noise; 0 for the plainest way to say it.
-        durations: steps of each letter, in place of the predicted ones; of Flow-TTS only their sum counts.
+        durations: steps of each letter, in place of the predicted ones; where a flow attends, only their sum counts.
+        style: (C,), as `style_of` gives it, or a part of it: the mean of the noise.
         generator: of the noise.
     """
     durations = durations_of(flow, text, speaker, tempo) if durations is None else durations
-    together = _together(flow)
+    together = together_of(flow)
     mask = torch.ones(int(durations.sum()) * together, 1, dtype=torch.bool)
     context = {**_context(text, speaker), "mask": mask}
     if isinstance(flow.base, Aligned):
         context["durations"] = durations
-    return flow.sample((), context, temperature=temperature, generator=generator)
+    if style is None:
+        return flow.sample((), context, temperature=temperature, generator=generator)
+    encoded = flow.encode(context)
+    z = flow.base.draw(torch.Size(()), flow.transform.map_context(encoded), temperature, generator)
+    return flow.transform.inverse(z + style, encoded)[0]
 
 
 @torch.no_grad()
 def align(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None = None) -> Tensor:
     """How many frames of a recording's spectrogram (T, mels) each letter of its text lasts, (L,)."""
-    together = _together(flow)
+    together = together_of(flow)
     padded = pad_frames(mel, together)
     context = {**_context(text, speaker), "mask": torch.ones(len(padded), 1, dtype=torch.bool)}
-    return aligned(flow, padded, context)[2] * together
+    return aligned(flow, padded, context).durations * together
 
 
 def _context(text: Tensor, speaker: int | None) -> dict[str, Tensor]:
     return {"text": text, **({} if speaker is None else {"speaker": torch.tensor(speaker)})}
 
 
-def _together(flow: Flow) -> int:
+def together_of(flow: Flow) -> int:
     """Frames that make a step of the base."""
-    if not isinstance(flow.encoder, TextEncoder | PositionalAttention):
-        raise ValueError("this flow is no voice; make one by diffeo.glow_tts or diffeo.flow_tts")
+    if not isinstance(flow.encoder, TextEncoder | PositionalAttention | Letters):
+        raise ValueError("this flow is no voice; make one by diffeo.glow_tts, flow_tts or flowtron")
     return next(part.factor for part in flow.transform.modules() if isinstance(part, Fold))

@@ -6,10 +6,21 @@ import torch
 
 from diffeo.core import Chain, Flow, Transform
 from diffeo.densities import Aligned, Normal
-from diffeo.nets import Beside, PositionalAttention, TextEncoder, WaveNet
+from diffeo.nets import AttentiveLSTM, Beside, Letters, PositionalAttention, TextEncoder, WaveNet
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
-from diffeo.transforms import ActNorm, Affine, Along, Coupling, Fold, LULinear, Partial, Standardize
+from diffeo.transforms import (
+    ActNorm,
+    Affine,
+    Along,
+    Autoregressive,
+    Coupling,
+    Fold,
+    LULinear,
+    Partial,
+    Reverse,
+    Standardize,
+)
 
 GLOW_TTS = {
     "tiny": {"blocks": 4, "hidden": 48, "layers": 2, "width": 64, "attention": 2},
@@ -20,6 +31,11 @@ FLOW_TTS = {
     "tiny": {"blocks": 6, "hidden": 48, "layers": 2, "width": 64, "attention": 2},
     "small": {"blocks": 9, "hidden": 96, "layers": 3, "width": 128, "attention": 3},
     "paper": {"blocks": 10, "hidden": 256, "layers": 4, "width": 512, "attention": 3},
+}
+FLOWTRON = {
+    "tiny": {"flows": 2, "hidden": 128, "width": 64, "attention": 64},
+    "small": {"flows": 2, "hidden": 256, "width": 128, "attention": 128},
+    "paper": {"flows": 2, "hidden": 1024, "width": 640, "attention": 640},
 }
 TOGETHER = 2  # frames that become one
 STAGES = 3  # of Flow-TTS: after each but the last, channels leave
@@ -186,4 +202,70 @@ def flow_tts(
         dropout=2 * dropout,
         strength=strength,
     )
+    return Flow(Chain(*parts), Normal((None, folded)), encoder)
+
+
+@recipe(events="sequences")
+def flowtron(
+    features: int,
+    symbols: int,
+    *,
+    preset: str = "small",
+    flows: int | None = None,
+    hidden: int | None = None,
+    width: int | None = None,
+    attention: int | None = None,
+    speakers: int = 0,
+    dropout: float = 0.1,
+    strength: float = 1.0,
+) -> Flow:
+    """Flowtron: the density of a mel spectrogram given its text, from frame to frame, by LSTMs that attend to letters.
+
+    Events and context are those of `glow_tts`, without durations. Two frames become one; each of the `flows` scales and
+    shifts a frame by what an `AttentiveLSTM` makes of those before it and of the text, every other one from the last
+    frame to the first. The base is a standard normal, whose mean over clips is their style. `diffeo.apps.speech` trains
+    it and speaks; the length of speech comes from predicted durations.
+
+    Args:
+        features: of a frame, such as 80 mels.
+        symbols: how many there are.
+        preset: "tiny", "small" or "paper", which set the next four where these are None.
+        flows: at least 1.
+        hidden: of the LSTMs.
+        width: of the letters' vectors.
+        attention: width of the attention.
+        speakers: how many there are; 0 for one voice.
+        dropout: of the text encoder, in [0, 1).
+        strength: of the prior that keeps attention near the diagonal; 0 for none.
+
+    Raises:
+        ValueError: an unknown preset; sizes outside these.
+
+    Cost: both directions run from frame to frame, at a cost of O(hidden² + L · attention) each.
+
+    "Flowtron: an Autoregressive Flow-based Generative Network for Text-to-Speech Synthesis" (Valle et al., 2020),
+    https://arxiv.org/abs/2005.05957
+
+    >>> import torch, diffeo
+    >>> flow = diffeo.flowtron(8, 30, preset="tiny")
+    >>> context = {"text": torch.tensor([3, 1, 4]), "mask": torch.ones(12, 1, dtype=torch.bool)}
+    >>> flow.sample((), context).shape
+    torch.Size([12, 8])
+    """
+    asked = {"flows": flows, "hidden": hidden, "width": width, "attention": attention}
+    sizes = preset_sizes("flowtron", FLOWTRON, preset, **asked)
+    folded = TOGETHER * features
+    parts: list[Transform] = [Along(Standardize(features), -1, 2), Fold(TOGETHER, features)]
+    for i in range(sizes["flows"]):
+        net = AttentiveLSTM(
+            folded,
+            Affine.n_params,
+            width=sizes["width"],
+            hidden=sizes["hidden"],
+            attention=sizes["attention"],
+            strength=strength,
+            backward=i % 2 == 1,
+        )
+        parts += [*([Reverse(folded)] if i else []), Autoregressive(net, Affine(), dim=-2, event_ndim=2)]
+    encoder = Letters(symbols, sizes["width"], speakers=speakers, dropout=dropout)
     return Flow(Chain(*parts), Normal((None, folded)), encoder)

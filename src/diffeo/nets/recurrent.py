@@ -1,0 +1,142 @@
+"""LSTMs that go from frame to frame and listen to a text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.core import Incremental
+from diffeo.functional import Context, as_fixed_event, backwards, context_mask, entries, joined
+from diffeo.nets.text import beta_binomial_prior
+
+
+class Heard(NamedTuple):
+    """What a run listens to: letters, their keys, what is added to the scores of each frame, and how far it is."""
+
+    letters: Tensor
+    keys: Tensor
+    bias: Tensor
+    done: int
+    hearing: tuple[Tensor, Tensor] | None
+    speaking: tuple[Tensor, Tensor] | None
+
+
+class AttentiveLSTM(Incremental):
+    """Parameters of each frame from the frames before it and what they attend to in a text; zero at the start.
+
+    An LSTM reads the frames before; its output asks the letters by additive attention, a_l ∝ exp(v · tanh(W q + U
+    k_l)); a second LSTM reads both. A beta-binomial prior keeps attention near the diagonal. A step costs the same,
+    however far the run is.
+
+    Args:
+        features: of a frame.
+        n_params: of each scalar.
+        width: of the letters' vectors, the entry `"letters"` of the context, (*batch, L, width); `"text"`, (*batch, L),
+            is 0 where they are padding.
+        hidden: of both LSTMs.
+        attention: width of the attention.
+        strength: of the prior, as of `PositionalAttention`; 0 for none.
+        backward: whether the frames come in reverse order, so that the prior is too.
+
+    Returns:
+        Parameters of shape `(*batch, T, features, n_params)`.
+
+    Raises:
+        ValueError: sizes outside these; a context without letters.
+
+    Cost: O(hidden²) for each frame, one after the other in both directions, and O(L · attention).
+
+    "Flowtron: an Autoregressive Flow-based Generative Network for Text-to-Speech Synthesis" (Valle et al., 2020),
+    https://arxiv.org/abs/2005.05957; "Neural Machine Translation by Jointly Learning to Align and Translate" (Bahdanau
+    et al., 2014), https://arxiv.org/abs/1409.0473
+
+    >>> import torch, diffeo
+    >>> net = diffeo.nets.AttentiveLSTM(4, 2, width=6, hidden=8)
+    >>> context = {"letters": torch.zeros(3, 6), "text": torch.tensor([1, 2, 3])}
+    >>> net(torch.zeros(5, 9, 4), context).shape
+    torch.Size([5, 9, 4, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        n_params: int,
+        *,
+        width: int,
+        hidden: int = 128,
+        attention: int = 64,
+        strength: float = 1.0,
+        backward: bool = False,
+    ):
+        super().__init__()
+        as_fixed_event((features, n_params, width, hidden, attention), self)
+        if not strength >= 0:
+            raise ValueError(f"AttentiveLSTM: expected strength >= 0, got {strength}")
+        self.features, self.n_params, self.width = features, n_params, width
+        self.strength, self.backward = strength, backward
+        self.reads = {"letters": 2, "text": 1}
+        self.hear = nn.LSTM(features, hidden, batch_first=True)
+        self.query, self.key = nn.Linear(hidden, attention), nn.Linear(width, attention, bias=False)
+        self.score = nn.Parameter(torch.randn(attention) / math.sqrt(attention))
+        self.speak = nn.LSTM(hidden + width, hidden, batch_first=True)
+        self.think = nn.Linear(hidden, hidden)
+        self.leave = nn.Linear(hidden, features * n_params)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        return self.listen(x, context)[0]
+
+    def listen(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        """The parameters, and the logarithm of the attention, (*batch, T, L)."""
+        state, batch = self._state(x, context)
+        seen = nn.functional.pad(x[..., :-1, :], (0, 0, 1, 0))
+        seen = seen.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
+        params, attention, _ = self._run(seen, state)
+        return params.reshape(*batch, *params.shape[1:]), attention.reshape(*batch, *attention.shape[1:])
+
+    def start(self, z: Tensor, context: Context = None) -> Heard:
+        return self._state(z, context)[0]
+
+    def step(self, x_prev: Tensor | None, state: Heard) -> tuple[Tensor, Any, Heard]:
+        seen = state.letters.new_zeros(len(state.letters), self.features) if x_prev is None else x_prev
+        params, _, state = self._run(seen.unsqueeze(1), state)
+        return params.squeeze(1), None, state
+
+    def _state(self, x: Tensor, context: Context) -> tuple[Heard, tuple[int, ...]]:
+        """What a run begins with, and the batch of all."""
+        given, mask = entries(context), context_mask(context)
+        letters, text = given.get("letters"), given.get("text")
+        if letters is None or text is None or letters.shape[-1] != self.width:
+            got = "none" if letters is None else f"shape {tuple(letters.shape)}"
+            raise ValueError(
+                f"AttentiveLSTM: expected the entries 'letters', of width {self.width}, and 'text'; got {got}"
+            )
+        batch, longest = joined(x.shape[:-2], letters.shape[:-2], text.shape[:-1]), x.shape[-2]
+        frames = torch.tensor(longest, device=x.device)
+        if mask is not None:
+            frames = mask.any(-1).sum(-1)
+            batch = joined(batch, frames.shape)
+        frames = frames.expand(batch).reshape(-1)
+        text = text.expand(*batch, text.shape[-1]).reshape(-1, text.shape[-1])
+        letters = letters.to(self.score.dtype).expand(*batch, *letters.shape[-2:]).reshape(-1, *letters.shape[-2:])
+        real = text > 0
+        bias = torch.where(real, 0.0, -1e4).unsqueeze(1).expand(-1, longest, -1)
+        if self.strength:
+            prior = beta_binomial_prior(real.sum(-1), frames, text.shape[-1], longest, self.strength)
+            bias = bias + (backwards(prior, frames) if self.backward else prior)
+        return Heard(letters, self.key(letters), bias.to(letters.dtype), 0, None, None), tuple(batch)
+
+    def _run(self, seen: Tensor, state: Heard) -> tuple[Tensor, Tensor, Heard]:
+        """Frames after those of the state: their parameters, log attention, and the state after them."""
+        done = state.done + seen.shape[1]
+        hidden, hearing = self.hear(seen.to(self.score.dtype), state.hearing)
+        scores = (self.query(hidden).unsqueeze(2) + state.keys.unsqueeze(1)).tanh() @ self.score
+        attention = (scores + state.bias[:, state.done : done]).log_softmax(-1)
+        heard = attention.exp() @ state.letters
+        found, speaking = self.speak(torch.cat([hidden, heard], -1), state.speaking)
+        params = self.leave(self.think(found).tanh()).unflatten(-1, (self.features, self.n_params))
+        return params, attention, state._replace(done=done, hearing=hearing, speaking=speaking)
