@@ -16,6 +16,7 @@ import diffeo
 from diffeo.nets import (
     MADE,
     MLP,
+    AttentiveLSTM,
     Beside,
     CausalTransformer,
     CausalWaveNet,
@@ -114,6 +115,15 @@ def _partial() -> diffeo.Transform:
 
 def _sound(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Density:
     return recipe(0, 1, preset="tiny", hidden=4, layers=2, **options)
+
+
+def _recurrent() -> diffeo.Transform:
+    net = AttentiveLSTM(2, 2, width=2, hidden=4, attention=3, backward=True)
+    return diffeo.Autoregressive(net, diffeo.Affine(bound=1.0), dim=-2, event_ndim=2)
+
+
+def _said() -> dict[str, Tensor]:
+    return {"text": torch.tensor([[1, 2, 3], [1, 2, 0]]).repeat(3, 1)}
 
 
 def _univariate(univariate: Callable[[], diffeo.Univariate], x: Callable[[], Tensor]) -> TransformCase:
@@ -287,6 +297,10 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Autoregressive of samples, WaveNet": TransformCase(_seeded(_samples), _normal(6, 4, 1)),
     "Autoregressive of rows, WaveNet": TransformCase(_seeded(_rows), _normal(6, 4, 3), _normal(6, 3, 2)),
     "Coupling of frames beside others, WaveNet": TransformCase(_seeded(_beside), _normal(6, 4, 2), _normal(6, 3, 2)),
+    "Autoregressive of frames, LSTMs": TransformCase(
+        _seeded(_recurrent), _normal(6, 4, 2), lambda: {**_said(), "letters": _normal(6, 3, 2)()}
+    ),
+    "Reverse": TransformCase(lambda seed: diffeo.Reverse(3), _normal(6, 4, 3)),
     "Partial": TransformCase(_seeded(_partial), _normal(6, 4, 3)),
     "Checkerboard": TransformCase(lambda seed: diffeo.Checkerboard(channels=2), _normal(6, 2, 2, 4)),
     "Reshape": TransformCase(lambda seed: diffeo.Reshape((2, 3), (6,)), _normal(6, 2, 3)),

@@ -332,6 +332,15 @@ def in_blocks(transform: Callable[..., tuple[Tensor, Tensor]], x: Tensor, contex
     return torch.cat([transform(x[i : i + size], some(context, i))[0] for i in range(0, len(x), size)])
 
 
+def real_frames(context: Context, frames: int) -> Tensor | None:
+    """How many frames of each sequence (T, C) of so many are real, (*batch,), by the mask; None without one."""
+    mask = context_mask(context)
+    if mask is None:
+        return None
+    real = mask.any(-1)
+    return real.expand(*real.shape[:-1], frames).sum(-1)  # a mask may cover whole events
+
+
 def backwards(x: Tensor, frames: Tensor | None = None) -> Tensor:
     """Sequences (*batch, T, C) with their first `frames`, (*batch,), in reverse order; all of them for None."""
     if frames is None:

@@ -47,7 +47,9 @@ class MelEncoder(nn.Module):
         batch, frames = mel.shape[:-2], mel.shape[-2]
         h = ((mel - CENTRE) / SPREAD).to(self.near.weight.dtype).reshape(-1, *mel.shape[-2:]).mT
         real = None
-        if mask is not None:  # frames, of which the first and the last are centred on the ends of the sound
+        if (
+            mask is not None and mask.shape[-2] > 1
+        ):  # frames, of which the first and the last are centred on the ends of the sound
             samples = mask.any(-1).sum(-1)
             batch = torch.broadcast_shapes(batch, samples.shape)
             h = h.reshape(*mel.shape[:-2], *h.shape[1:]).expand(*batch, *h.shape[1:]).reshape(-1, *h.shape[1:])

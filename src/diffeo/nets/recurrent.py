@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffeo.core import Incremental
-from diffeo.functional import Context, as_fixed_event, backwards, context_mask, entries, joined
+from diffeo.functional import Context, as_fixed_event, backwards, entries, joined, real_frames
 from diffeo.nets.text import beta_binomial_prior
 
 
@@ -60,6 +60,8 @@ class AttentiveLSTM(Incremental):
     torch.Size([5, 9, 4, 2])
     """
 
+    traceable = False  # PyTorch's compiler and vmap do not follow its LSTMs
+
     def __init__(
         self,
         features: int,
@@ -108,7 +110,7 @@ class AttentiveLSTM(Incremental):
 
     def _state(self, x: Tensor, context: Context) -> tuple[Heard, tuple[int, ...]]:
         """What a run begins with, and the batch of all."""
-        given, mask = entries(context), context_mask(context)
+        given = entries(context)
         letters, text = given.get("letters"), given.get("text")
         if letters is None or text is None or letters.shape[-1] != self.width:
             got = "none" if letters is None else f"shape {tuple(letters.shape)}"
@@ -116,10 +118,10 @@ class AttentiveLSTM(Incremental):
                 f"AttentiveLSTM: expected the entries 'letters', of width {self.width}, and 'text'; got {got}"
             )
         batch, longest = joined(x.shape[:-2], letters.shape[:-2], text.shape[:-1]), x.shape[-2]
-        frames = torch.tensor(longest, device=x.device)
-        if mask is not None:
-            frames = mask.any(-1).sum(-1)
-            batch = joined(batch, frames.shape)
+        frames = real_frames(context, longest)
+        if frames is None:
+            frames = torch.tensor(longest, device=x.device)
+        batch = joined(batch, frames.shape)
         frames = frames.expand(batch).reshape(-1)
         text = text.expand(*batch, text.shape[-1]).reshape(-1, text.shape[-1])
         letters = letters.to(self.score.dtype).expand(*batch, *letters.shape[-2:]).reshape(-1, *letters.shape[-2:])

@@ -50,7 +50,8 @@ class Conditioned(Transform):
         self.event = tuple(size if i == ndim + dim else None for i in range(ndim))
         self.domain = constraints.independent(univariate.domain, ndim)
         self.codomain = constraints.independent(univariate.codomain, ndim)
-        self.exact_inverse, self.traceable = univariate.exact_inverse, univariate.traceable
+        self.exact_inverse = univariate.exact_inverse
+        self.traceable = univariate.traceable and getattr(net, "traceable", True)
 
     @abstractmethod
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,16 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, Event, as_fixed_event, backwards, check_event, constant_logdet, context_mask
+from diffeo.functional import (
+    Context,
+    Event,
+    as_fixed_event,
+    backwards,
+    check_event,
+    constant_logdet,
+    context_mask,
+    real_frames,
+)
 from diffeo.kernels.dispatch import is_traced
 
 
@@ -98,9 +107,7 @@ class Reverse(Transform):
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(x, self.event, "Reverse")
-        mask = context_mask(context)
-        frames = None if mask is None else mask.any(-1).sum(-1)
-        z = backwards(x, frames)
+        z = backwards(x, real_frames(context, x.shape[-2]))
         return z, constant_logdet(z.new_zeros(()), z, 2)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:

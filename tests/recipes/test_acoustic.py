@@ -1,0 +1,119 @@
+"""Flows of spectrograms given text: padding, attention, style, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import betabinom
+
+import diffeo
+from diffeo.apps import speech as tools
+from diffeo.nets.text import beta_binomial_prior
+
+SYSTEMS = ("glow_tts", "flow_tts", "flowtron")
+
+
+@pytest.fixture(params=SYSTEMS)
+def voice(request):
+    torch.manual_seed(0)
+    flow = getattr(diffeo, request.param)(6, 9, preset="tiny", hidden=8, width=8, speakers=3)
+    return diffeo.testing.perturbed(flow).eval()
+
+
+@pytest.fixture(scope="module")
+def clips():
+    generator = torch.Generator().manual_seed(0)
+    mels = [torch.randn(n, 6, generator=generator) for n in (12, 8, 4)]
+    texts = [torch.tensor([1, 2, 3]), torch.tensor([4, 5]), torch.tensor([7])]
+    durations = [torch.tensor([1, 3, 2]), torch.tensor([3, 1]), torch.tensor([2])]
+    return mels, texts, durations
+
+
+def test_alone_and_in_a_batch_a_clip_has_the_same_loss_and_gradient(voice, clips):
+    data = tools.Spoken(*clips[:2], [0, 1, 2], durations=clips[2])
+    objective = tools.Voice(voice)
+    x, context = tools.join([data[i] for i in range(3)])
+    together = objective(torch.where(context["mask"], x, 9.0), context)
+    together.sum().backward()
+    gradients = {name: p.grad.clone() for name, p in voice.named_parameters() if p.grad is not None}
+    voice.zero_grad()
+    for i in range(3):
+        alone = objective(*tools.join([data[i]]))[0]
+        assert torch.allclose(alone, together[i], atol=1e-4)
+        alone.backward()
+    assert gradients
+    for name, p in voice.named_parameters():
+        if name in gradients:
+            assert torch.allclose(p.grad, gradients[name], atol=1e-4 * (1 + float(p.grad.abs().max()))), name
+
+
+def test_a_clip_has_the_same_sample_alone_and_in_a_batch(voice, clips):
+    """From the same noise: what is drawn for padding is left out."""
+    context = tools.join([tools.Spoken(*clips[:2], [0, 1, 2], durations=clips[2])[i] for i in range(3)])[1]
+    encoded = voice.encode(context)
+    inner = voice.transform.map_context(encoded)
+    with torch.no_grad():
+        z = voice.base.draw(torch.Size((3,)), inner, 1.0, torch.Generator().manual_seed(0))
+        x = voice.transform.inverse(z, encoded)[0]
+        for i in range(3):
+            n, letters = 2 * int(clips[2][i].sum()), len(clips[1][i])
+            own = {"text": context["text"][i, :letters], "speaker": context["speaker"][i],
+                   "durations": clips[2][i], "mask": context["mask"][i, :n]}  # fmt: skip
+            alone = voice.transform.inverse(z[i, : n // 2], voice.encode(own))[0]
+            assert torch.allclose(alone, x[i, :n], atol=1e-4)
+
+
+def test_attention_follows_the_durations_that_it_is_taught(clips):
+    torch.manual_seed(0)
+    mels, texts, durations = clips
+    for name in ("flow_tts", "flowtron"):
+        flow = getattr(diffeo, name)(6, 9, preset="tiny", hidden=8, width=16, dropout=0.0)
+        data = tools.Spoken(mels, texts, durations=durations)
+        diffeo.fit(
+            tools.Voice(flow), data, validation=0, collate=tools.join, batch_size=3, steps=150, lr=1e-2, progress=False
+        )
+        for mel, text, wanted in zip(mels, texts, durations, strict=True):
+            assert tools.align(flow, mel, text).tolist() == (2 * wanted).tolist()
+    without = tools.Spoken(mels, texts)  # all alignments in order, none in particular
+    loss = tools.Voice(flow)(*tools.join([without[i] for i in range(3)]))
+    assert loss.isfinite().all()
+
+
+def test_style_moves_what_is_said(voice, clips):
+    data = tools.Spoken(*clips[:2], [0, 1, 2])
+    style = tools.style_of(voice, data)
+    plain = tools.say(voice, clips[1][0], speaker=0, temperature=0.0)
+    moved = tools.say(voice, clips[1][0], speaker=0, temperature=0.0, style=style)
+    half = tools.say(voice, clips[1][0], speaker=0, temperature=0.0, style=0.5 * style)
+    none = tools.say(voice, clips[1][0], speaker=0, temperature=0.0, style=0 * style)
+    assert torch.allclose(plain, none, atol=1e-5)
+    assert float((half - plain).abs().mean()) < float((moved - plain).abs().mean())
+    assert style.shape == (12,)
+
+
+def test_the_prior_is_beta_binomial():
+    found = beta_binomial_prior(torch.tensor([4, 2]), torch.tensor([6, 3]), 4, 6, 0.7)
+    for i, (letters, frames) in enumerate([(4, 6), (2, 3)]):
+        for t in range(frames):
+            wanted = betabinom(letters - 1, 0.7 * (t + 1), 0.7 * (frames - t)).logpmf(range(letters))
+            assert torch.allclose(found[i, t, :letters], torch.tensor(wanted).float(), atol=1e-4)
+    assert (found[1, 3:] == 0).all()
+    assert (found[1, :, 2:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: diffeo.flow_tts(6, 9, width=7), "even features"),
+        (lambda: diffeo.flow_tts(6, 9, strength=-1.0), "strength >= 0"),
+        (lambda: diffeo.flowtron(6, 9, preset="huge"), "preset must be one of"),
+        (lambda: diffeo.flowtron(6, 9, preset="tiny", width=7), "even width"),
+        (lambda: diffeo.flow_tts(6, 9, preset="tiny")(torch.zeros(4, 6), {"text": torch.tensor([1])}), '"mask"'),
+        (lambda: diffeo.flowtron(6, 9, preset="tiny")(torch.zeros(4, 6)), "'letters'"),
+        (lambda: tools.Voice(diffeo.maf(2)), "no voice"),
+        (lambda: tools.Voice(diffeo.flowtron(6, 9, preset="tiny"), attention=-1.0), "attention >= 0"),
+    ],
+)
+def test_refusals(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
