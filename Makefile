@@ -14,7 +14,7 @@ DATA ?= $(or $(DIFFEO_DATA),../shared/data)
 # waiting threads sleep instead of spinning, which costs little alone and very much beside other work
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo demo-images test test-all test-pythons test-lowest lint bench bench-scale bench-density bench-families bench-tables notebooks docs pictures clean
+.PHONY: demo demo-images demo-speech test test-all test-pythons test-lowest lint bench bench-scale bench-density bench-families bench-tables notebooks docs pictures clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing PyTorch and the rest into $(VENV); this takes a few minutes."
@@ -36,6 +36,10 @@ demo: $(READY)  ## fit real tables, find anomalies, write demo/
 demo-images: $(READY)  ## a flow of digits, and a page of what it draws: demo-images/
 	$(INSTALL) -e ".[images]"
 	$(BIN)/python -m diffeo.apps.images.demo demo-images
+
+demo-speech: $(READY)  ## a voice of words that espeak-ng speaks, and a page to listen to: demo-speech/
+	$(INSTALL) -e ".[speech,images]"
+	$(BIN)/python -m diffeo.apps.speech.demo demo-speech
 
 test: $(DEV)  ## the fast suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist worksteal

@@ -210,6 +210,9 @@ WRONG = [
     (["say", "{tmp}/none.safetensors", "ae"], "no such file"),
     (["fit", "{tmp}/none"], "no such file or folder"),
     (["fit", "{corpus}", "-o", "{tmp}/v.safetensors", "--preset", "huge"], "--preset"),
+    (["fit", "{corpus}", "-o", "{tmp}/v.safetensors", "--system", "tacotron"], "--system: expected one of glow_tts"),
+    (["fit", "{corpus}", "-o", "{tmp}/v.safetensors", "--reading", "xx-none"], "cannot read 'xx-none'"),
+    (["say", "{voice}", "ae", "--vocoder", "{voice}"], "no vocoder, as"),
     (["align", "{voice}", "{tmp}"], "expected metadata.csv"),
 ]
 
@@ -273,6 +276,17 @@ def vocoder(corpus):
     path = corpus.parent / "vocoder.safetensors"
     assert main(["speech", "vocoder", str(corpus), "-o", str(path), "--steps", "4", "--batch-size", "4"]) == 0
     return path
+
+
+@pytest.mark.parametrize("system", ["flow_tts", "flowtron"])
+def test_every_system_learns_speaks_and_aligns(system, corpus, tmp_path, capsys):
+    voice, out = str(tmp_path / "v.safetensors"), str(tmp_path / "o.wav")
+    call = ["speech", "fit", str(corpus), "-o", voice, "--system", system, "--preset", "tiny", "--steps", "3"]
+    assert main([*call, "--batch-size", "8"]) == 0
+    assert f"{system}, tiny" in capsys.readouterr().out
+    assert main(["speech", "say", voice, "aeo", "-o", out, "--style", str(corpus), "--style-weight", "0.5"]) == 0
+    assert len(tools.read_audio(out)[0]) > 0
+    assert main(["speech", "align", voice, str(corpus), "-o", str(tmp_path / "a.csv")]) == 0
 
 
 def test_a_vocoder_makes_sound_of_spectrograms(vocoder, voice, corpus, tmp_path, capsys):

@@ -18,7 +18,8 @@ speech = typer.Typer(
 )
 app.add_typer(speech)
 
-VOCODERS = ("waveglow", "waveflow")
+VOICES, VOCODERS = ("glow_tts", "flow_tts", "flowtron"), ("waveglow", "waveflow")
+PRESETS = ("tiny", "small", "paper")
 FEWEST, HELD = 20, 200  # clips of a corpus; clips at most that validate
 SOUND = (".wav", ".flac", ".ogg")
 Corpus = Annotated[
@@ -50,6 +51,7 @@ def check(corpus: Corpus, reading: Reading = "letters") -> None:
 def fit(
     corpus: Corpus,
     output: Annotated[Path, typer.Option("-o", "--output", help="Voice file to write.")] = Path("voice.safetensors"),
+    system: Annotated[str, typer.Option(help="Which flow: glow_tts, flow_tts or flowtron.")] = "glow_tts",
     preset: Annotated[str, typer.Option(help="Size of the flow: tiny, small or paper.")] = "small",
     reading: Reading = "letters",
     rate: Rate = None,
@@ -65,7 +67,7 @@ def fit(
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
-    """Train a voice (Glow-TTS) and print its nats per mel number on held-out clips."""
+    """Train a voice and print its nats per mel number on held-out clips."""
     import shutil
 
     import torch
@@ -73,11 +75,10 @@ def fit(
     import diffeo
     from diffeo.apps import speech as tools
     from diffeo.cli.files import check_output
-    from diffeo.recipes.speech.acoustic import GLOW_TTS
 
     check_output(output, (MODEL,), corpus)
-    if preset not in GLOW_TTS:
-        raise ValueError(f"--preset: expected one of {', '.join(GLOW_TTS)}, got {preset!r}")
+    _check_choice("--system", system, VOICES)
+    _check_choice("--preset", preset, PRESETS)
     seconds = None if time_limit is None else parse_duration(time_limit)
     folder = checkpoint_of(output, resume)
     if samples_dir is not None:
@@ -105,12 +106,14 @@ def fit(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        flow = diffeo.glow_tts(settings.mels, len(symbols), preset=preset, speakers=len(speakers) if several else 0)
+        flow = getattr(diffeo, system)(
+            settings.mels, len(symbols), preset=preset, speakers=len(speakers) if several else 0
+        )
     hours = sum(len(mel) for mel in mels) * settings.hop / settings.rate / 60
     count = sum(p.numel() for p in flow.parameters())
     print(
         f"{len(usable)} clips, {hours:.1f} minutes at {settings.rate} Hz, {len(speakers)} speaker"
-        f"{'s' * several}, {len(symbols)} signs; glow_tts, {preset}: {count:,} parameters.",
+        f"{'s' * several}, {len(symbols)} signs; {system}, {preset}: {count:,} parameters.",
         flush=True,
     )
     notes = {"symbols": symbols, "reading": reading, "speakers": speakers, "mel": list(settings)}
@@ -147,6 +150,11 @@ def say(
         Path | None,
         typer.Option(help="Vocoder file that makes the sound.", show_default="the algorithm of Griffin and Lim"),
     ] = None,
+    style: Annotated[
+        Path | None,
+        typer.Option(help="Corpus of clips in whose manner it is said, as for fit.", show_default="none"),
+    ] = None,
+    style_weight: Annotated[float, typer.Option(help="How much of it; 0 for none.")] = 1.0,
     seed: Seed = 0,
 ) -> None:
     """Speak a text."""
@@ -161,7 +169,8 @@ def say(
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
     who = _who(notes, speaker)
     generator = torch.Generator().manual_seed(seed)
-    mel = tools.say(flow, symbols, speaker=who, tempo=tempo, temperature=temperature, generator=generator)
+    manner = None if style is None else style_weight * tools.style_of(flow, _as_data(style, flow, notes, settings))
+    mel = tools.say(flow, symbols, speaker=who, tempo=tempo, temperature=temperature, style=manner, generator=generator)
     if sounding is None:
         audio = tools.from_mel(mel, settings, seed=seed)
     else:
@@ -238,10 +247,8 @@ def vocoder(
     from diffeo.cli.files import check_output
 
     check_output(output, (MODEL,), corpus)
-    if system not in VOCODERS:
-        raise ValueError(f"--system: expected {' or '.join(VOCODERS)}, got {system!r}")
-    if preset not in ("tiny", "small", "paper"):
-        raise ValueError(f"--preset: expected one of tiny, small, paper, got {preset!r}")
+    _check_choice("--system", system, VOCODERS)
+    _check_choice("--preset", preset, PRESETS)
     seconds = None if time_limit is None else parse_duration(time_limit)
     folder = checkpoint_of(output, resume)
     clips = tools.read_corpus(corpus)
@@ -350,6 +357,21 @@ def _load(path: Path) -> tuple[Any, dict[str, Any], Any]:
     if "symbols" not in notes or "mel" not in notes:
         raise ValueError(f"{path}: no voice, as `diffeo speech fit` writes")
     return flow.eval(), notes, Mel(*notes["mel"])
+
+
+def _as_data(corpus: Path, flow: Any, notes: dict[str, Any], settings: Any) -> Any:
+    """The clips of a corpus as a voice takes them."""
+    from diffeo.apps import speech as tools
+
+    clips = tools.read_corpus(corpus)
+    texts = [tools.encode_text(clip.text, notes["symbols"], notes["reading"]) for clip in clips]
+    who = [_who(notes, clip.speaker or None) or 0 for clip in clips] if len(notes["speakers"]) > 1 else None
+    return tools.Spoken(tools.mels_of(clips, settings), texts, who, together=tools.together_of(flow))
+
+
+def _check_choice(option: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise ValueError(f"{option}: expected one of {', '.join(known)}, got {given!r}")
 
 
 def _who(notes: dict[str, Any], name: str | None) -> int | None:

@@ -26,3 +26,4 @@ from diffeo.apps.speech.voice import durations_of as durations_of
 from diffeo.apps.speech.voice import join as join
 from diffeo.apps.speech.voice import say as say
 from diffeo.apps.speech.voice import style_of as style_of
+from diffeo.apps.speech.voice import together_of as together_of
