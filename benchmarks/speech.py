@@ -345,7 +345,7 @@ def vocoder(seconds: float) -> dict[str, Any]:
     test = [i for i, test in enumerate(data["test"]) if test]
     words = train_listener([mels[i] for i in train], data["word"][train], 10)
     torch.manual_seed(0)
-    flow = diffeo.waveglow(settings.mels, settings.hop, preset="tiny")
+    flow = diffeo.waveglow(settings.mels, settings.hop, preset="tiny", **tools.prediction(settings))
     multiple = tools.multiple_of(flow)
     held = tools.Sounds([sounds[i] for i in test], settings, multiple=multiple, seed=1)
     result = diffeo.fit(
@@ -368,12 +368,17 @@ def vocoder(seconds: float) -> dict[str, Any]:
             "mel_l1": statistics.mean(float((a - b).abs().mean()) for a, b in pairs),
             "word": float((listen(words, again) == data["word"][test]).double().mean()),
         }
+    bare = diffeo.waveglow(settings.mels, settings.hop, preset="tiny", **tools.prediction(settings)).eval()
+    bare.initialize(*torch.utils.data.default_collate([held[i] for i in range(50)]))
+    with torch.no_grad():
+        untrained = statistics.mean(float(-bare(*held[i])) / len(held[i][0]) for i in range(len(held)))
     quiet = torch.cat([held[i][0][:, 0] for i in range(len(held))]).double()
     loud = torch.cat(
         [s[0][:, 0] for s in (tools.Sounds([sounds[i] for i in train[::10]], settings, multiple=multiple))]
     ).double()
     return {
-        "made": rows, "nats": result.validation_loss, "lpc_nats": lpc_nats(quiet, loud), "steps": result.steps,
+        "made": rows, "nats": result.validation_loss, "untrained_nats": untrained,
+        "lpc_nats": lpc_nats(quiet, loud), "steps": result.steps,
         "seconds": seconds, "parameters": sum(p.numel() for p in flow.parameters()),
     }  # fmt: skip
 
@@ -386,7 +391,8 @@ def speed(_: float) -> dict[str, Any]:
     calls = {}
     for system in ("waveglow", "waveflow", "parallel_wavenet"):
         for preset in ("tiny", "small"):
-            flow = getattr(diffeo, system)(settings.mels, settings.hop, preset=preset).eval()
+            first = {} if system == "parallel_wavenet" else tools.prediction(settings)
+            flow = getattr(diffeo, system)(settings.mels, settings.hop, preset=preset, **first).eval()
             calls[f"{system}, {preset}"] = lambda flow=flow: tools.vocode(flow, mel, settings)
     text = torch.arange(1, 13)
     for system in SYSTEMS:
@@ -538,7 +544,8 @@ def _told_vocoder(r: dict[str, Any]) -> str:
     return f"""\
 **Vocoder.** `waveglow`, `tiny`, {r["parameters"]:,} parameters, after {r["seconds"] / 60:.0f} minutes ({r["steps"]:,}
 steps) on the training split of the digits; test clips made anew from their spectrograms. Held-out nats a sample
-{number(r["nats"])}, of a linear prediction of order 20 {number(r["lpc_nats"])}.
+{number(r["nats"])}; before training, by linear prediction from the spectrogram alone, {number(r["untrained_nats"])}; by
+one linear prediction of order 20 for all sound, {number(r["lpc_nats"])}.
 
 {markdown(["sound by", "multi-resolution STFT error", "mel L1", "digit heard"], rows)}"""
 

@@ -300,6 +300,9 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Autoregressive of frames, LSTMs": TransformCase(
         _seeded(_recurrent), _normal(6, 4, 2), lambda: {**_said(), "letters": _normal(6, 3, 2)()}
     ),
+    "LinearPrediction": TransformCase(
+        lambda seed: diffeo.LinearPrediction(2, 3), _normal(6, 5, 1), lambda: {"prediction": 0.3 * _normal(6, 2, 3)()}
+    ),
     "Reverse": TransformCase(lambda seed: diffeo.Reverse(3), _normal(6, 4, 3)),
     "Partial": TransformCase(_seeded(_partial), _normal(6, 4, 3)),
     "Checkerboard": TransformCase(lambda seed: diffeo.Checkerboard(channels=2), _normal(6, 2, 2, 4)),

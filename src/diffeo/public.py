@@ -95,6 +95,7 @@ from diffeo.transforms import Fold as Fold
 from diffeo.transforms import Gaussianize as Gaussianize
 from diffeo.transforms import Haar as Haar
 from diffeo.transforms import Householder as Householder
+from diffeo.transforms import LinearPrediction as LinearPrediction
 from diffeo.transforms import LULinear as LULinear
 from diffeo.transforms import Multiscale as Multiscale
 from diffeo.transforms import Partial as Partial

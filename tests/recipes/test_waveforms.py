@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import scipy.signal
 import torch
 
 import diffeo
+from diffeo.apps import speech as tools
 from diffeo.core import Incremental
 
 RECIPES = {
     "waveflow": lambda: diffeo.waveflow(3, 10, preset="tiny", height=4, flows=3, hidden=6, layers=2, width=5),
+    "waveflow, prediction": lambda: diffeo.waveflow(
+        3, 10, preset="tiny", height=4, flows=1, hidden=6, layers=2, width=5, order=4, rate=800, window=32
+    ),
     "waveglow": lambda: diffeo.waveglow(3, 10, preset="tiny", group=4, flows=5, hidden=6, layers=2, width=5),
     "wavenet": lambda: diffeo.wavenet(3, 10, preset="tiny", hidden=6, layers=3, width=5),
     "parallel_wavenet": lambda: diffeo.parallel_wavenet(3, 10, preset="tiny", flows=2, hidden=6, layers=2, width=5),
@@ -65,6 +70,25 @@ def test_sound_depends_on_its_spectrogram_and_seed(name):
         drawn(torch.zeros(5, 4))
 
 
+def test_linear_prediction_whitens_sound_of_its_spectrum():
+    """Noise through a resonance: a spectrogram gives back the filter, and what is missed is the noise."""
+    settings = tools.Mel.of(8000)
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.05 * torch.randn(16000, generator=generator).double()
+    angle, radius = 2 * torch.pi * 1000 / 8000, 0.9
+    b, a = [1.0], [1.0, -2 * radius * float(torch.tensor(angle).cos()), radius**2]
+    x = torch.from_numpy(scipy.signal.lfilter(b, a, noise.numpy()))
+    mel = tools.to_mel(x.float(), settings)
+    encoder = diffeo.nets.MelEncoder(settings.mels, 4, settings.hop, order=2, rate=8000, window=settings.window)
+    taps = encoder({"mel": mel})["prediction"][10:-10].mean(0)
+    assert torch.allclose(taps[:2], -torch.tensor(a[1:]), atol=0.15)
+    assert abs(float(taps[2].exp()) - 0.05) < 0.01
+    context = encoder({"mel": mel})
+    z = diffeo.LinearPrediction(2, settings.hop)(x.float().unsqueeze(-1), context)[0][1000:-1000, 0]
+    assert 0.8 < float(z.std()) < 1.2
+    assert float((z[1:] * z[:-1]).mean().abs()) < 0.2
+
+
 def test_published_size_of_waveflow():
     model = diffeo.waveflow(80, 256, preset="paper", height=64)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(5.91e6, rel=0.01)
@@ -77,6 +101,8 @@ def test_published_size_of_waveflow():
         (lambda: diffeo.waveglow(8, 100, group=4, flows=12), "at least 2 channels stay"),
         (lambda: diffeo.waveflow(8, 100, preset="huge"), "preset must be one of"),
         (lambda: diffeo.waveflow(8, 100, height=0), "height"),
+        (lambda: diffeo.waveflow(0, 1, order=4, rate=8000, window=512), "comes from the spectrogram"),
+        (lambda: tools.prediction(tools.Mel()._replace(high=4000.0)), "half the rate"),
         (lambda: diffeo.waveflow(0, 1, preset="tiny")(torch.zeros(13, 1)), "cannot be folded by 8"),
         (lambda: diffeo.Distillation(diffeo.wavenet(0, 1), diffeo.wavenet(0, 1)), "student of inverses"),
         (lambda: diffeo.Distillation(diffeo.waveglow(0, 1), diffeo.wavenet(0, 1)), "the student must be a chain"),

@@ -255,7 +255,7 @@ def vocoder(
     settings = tools.Mel.of(rate or tools.read_audio(clips[0].path)[1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        flow = getattr(diffeo, system)(settings.mels, settings.hop, preset=preset)
+        flow = getattr(diffeo, system)(settings.mels, settings.hop, preset=preset, **tools.prediction(settings))
     sounds = [tools.read_audio(clip.path, settings.rate)[0] for clip in clips]
     order = torch.randperm(len(sounds), generator=torch.Generator().manual_seed(seed)).tolist()
     tenth = min(HELD, max(1, len(order) // 10))

@@ -24,6 +24,7 @@ from diffeo.transforms.permute import Permute as Permute
 from diffeo.transforms.planar import Planar as Planar
 from diffeo.transforms.planar import Radial as Radial
 from diffeo.transforms.planar import Sylvester as Sylvester
+from diffeo.transforms.prediction import LinearPrediction as LinearPrediction
 from diffeo.transforms.regress import Regress as Regress
 from diffeo.transforms.reshape import Checkerboard as Checkerboard
 from diffeo.transforms.reshape import Haar as Haar

@@ -18,6 +18,7 @@ from diffeo.apps.speech.text import units_of as units_of
 from diffeo.apps.speech.vocoder import Sounds as Sounds
 from diffeo.apps.speech.vocoder import Vocoder as Vocoder
 from diffeo.apps.speech.vocoder import multiple_of as multiple_of
+from diffeo.apps.speech.vocoder import prediction as prediction
 from diffeo.apps.speech.vocoder import vocode as vocode
 from diffeo.apps.speech.voice import Spoken as Spoken
 from diffeo.apps.speech.voice import Voice as Voice

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from diffeo.nets.frames import mel_matrix
 from diffeo.storage import replacing
 
 FLOOR = 1e-5  # of magnitudes, before the logarithm
@@ -40,6 +40,11 @@ class Mel(NamedTuple):
     low: float = 0.0
     high: float = 8000.0
 
+    @property
+    def bands(self) -> tuple[int, int, int, float, float]:
+        """What their matrix depends on."""
+        return self.rate, self.window, self.mels, self.low, self.high
+
     @classmethod
     def of(cls, rate: int) -> Mel:
         """For sound of that rate: windows of 64 ms every 12.5 ms, 40 mels below 11 kHz and 80 from there on."""
@@ -60,7 +65,7 @@ def to_mel(audio: Tensor, settings: Mel) -> Tensor:
     if audio.shape[-1] <= settings.window // 2:
         raise ValueError(f"to_mel: {audio.shape[-1]} samples are too few for windows of {settings.window}")
     magnitude = _stft(audio.reshape(-1, audio.shape[-1]), settings).abs()  # (rows, bins, T)
-    mel = (mel_matrix(settings).to(magnitude) @ magnitude).clamp_min(FLOOR).log().mT
+    mel = (mel_matrix(*settings.bands).to(magnitude) @ magnitude).clamp_min(FLOOR).log().mT
     return mel.reshape(*audio.shape[:-1], *mel.shape[1:])
 
 
@@ -78,7 +83,7 @@ def from_mel(mel: Tensor, settings: Mel, *, rounds: int = 60, seed: int = 0) -> 
     https://doi.org/10.1109/WASPAA.2013.6701851
     """
     flat = mel.reshape(-1, *mel.shape[-2:]).mT.exp()
-    matrix = mel_matrix(settings).to(flat)
+    matrix = mel_matrix(*settings.bands).to(flat)
     magnitude = (torch.linalg.pinv(matrix) @ flat).clamp_min(0)
     for _ in range(30):  # towards nonnegative magnitudes: multiplicative steps
         magnitude = (magnitude + 1e-8) * (matrix.mT @ flat) / (matrix.mT @ (matrix @ magnitude) + 1e-8)
@@ -93,27 +98,6 @@ def from_mel(mel: Tensor, settings: Mel, *, rounds: int = 60, seed: int = 0) -> 
         guess = magnitude * ahead / ahead.abs().clamp_min(1e-9)
     audio = _istft(guess, settings)
     return audio.reshape(*mel.shape[:-2], -1)
-
-
-@lru_cache(maxsize=8)
-def mel_matrix(settings: Mel) -> Tensor:
-    """(mels, window / 2 + 1): triangles of unit area between neighbouring centres on Slaney's mel scale."""
-    low, high = _hz_to_mel(settings.low), _hz_to_mel(settings.high)
-    corners = np.array([_mel_to_hz(m) for m in np.linspace(low, high, settings.mels + 2)])
-    bins = np.linspace(0, settings.rate / 2, settings.window // 2 + 1)
-    rising = (bins - corners[:-2, None]) / np.diff(corners)[:-1, None]
-    falling = (corners[2:, None] - bins) / np.diff(corners)[1:, None]
-    triangles = np.maximum(0, np.minimum(rising, falling)) * (2 / (corners[2:] - corners[:-2]))[:, None]
-    return torch.from_numpy(triangles).float()
-
-
-def _hz_to_mel(hz: float) -> float:
-    """Linear below 1,000 Hz, logarithmic above."""
-    return hz / (200 / 3) if hz < 1000 else 15 + math.log(hz / 1000) * 27 / math.log(6.4)
-
-
-def _mel_to_hz(mel: float) -> float:
-    return mel * 200 / 3 if mel < 15 else 1000 * math.exp((mel - 15) * math.log(6.4) / 27)
 
 
 def _stft(audio: Tensor, settings: Mel) -> Tensor:

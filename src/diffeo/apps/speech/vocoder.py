@@ -17,6 +17,7 @@ from diffeo.transforms import Fold
 
 NOISE = 2.0**-12  # half of its range, added to sound: digital silence has no density of its own
 SEGMENT = 0.4  # seconds
+ORDER = 16  # of linear predictions
 
 
 class Sounds(Dataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -124,6 +125,17 @@ def vocode(
     padded = -(-wanted // multiple_of(flow)) * multiple_of(flow)
     context = {"mel": mel, "mask": torch.ones(padded, 1, dtype=torch.bool)}
     return flow.sample((), context, temperature=temperature, generator=generator)[:wanted, 0]
+
+
+def prediction(settings: Mel, order: int = ORDER) -> dict[str, int]:
+    """The arguments by which `waveglow` and `waveflow` begin with a linear prediction from such spectrograms.
+
+    Raises:
+        ValueError: bands that do not reach from 0 to half the rate.
+    """
+    if settings.low != 0 or settings.high != settings.rate / 2:
+        raise ValueError(f"prediction: expected bands from 0 to half the rate, got {settings.low} to {settings.high}")
+    return {"order": order, "rate": settings.rate, "window": settings.window}
 
 
 def multiple_of(flow: Flow) -> int:

@@ -15,6 +15,7 @@ from diffeo.transforms import (
     Autoregressive,
     Coupling,
     Fold,
+    LinearPrediction,
     LocationScale,
     LULinear,
     Partial,
@@ -59,6 +60,9 @@ def waveflow(
     hidden: int | None = None,
     layers: int | None = None,
     width: int | None = None,
+    order: int = 0,
+    rate: int = 0,
+    window: int = 0,
 ) -> Flow:
     """WaveFlow: sound folded into rows, autoregressive from row to row by two-dimensional WaveNets.
 
@@ -78,6 +82,10 @@ def waveflow(
         hidden: channels of each WaveNet.
         layers: of each WaveNet.
         width: features of a frame of the spectrogram.
+        order: of a linear prediction by the spectrogram, which comes first: the flow then has no spectra to learn. It
+            wants to know the
+        rate: samples in a second, and the
+        window: samples of a window of the spectrogram, whose bands reach from 0 to half the rate. 0 for none.
 
     Returns:
         A `Flow`. `diffeo.apps.speech.vocode` makes sound of a spectrogram by it.
@@ -99,8 +107,8 @@ def waveflow(
     sizes = preset_sizes("waveflow", WAVEFLOW, preset, **asked)
     rows, count = sizes["height"], sizes["flows"]
     beside = _beside(mels, sizes["width"], hop, rows)
-    parts: list[Transform] = [Along(Standardize(1), -1, 2), *([Fold(rows, 1)] if rows > 1 else [])]
-    order = torch.arange(rows)
+    parts = [*_first(mels, hop, order), *([Fold(rows, 1)] if rows > 1 else [])]
+    turn = torch.arange(rows)
     for i in range(count):
         net = RowWaveNet(
             rows,
@@ -108,13 +116,13 @@ def waveflow(
             hidden=sizes["hidden"],
             layers=sizes["layers"],
             heights=HEIGHTS.get(rows, (1,)),
-            order=order,
+            order=turn,
             beside=beside,
         )
         parts.append(Autoregressive(net, Affine(), dim=-1, event_ndim=2))
         half = rows // 2
-        order = order.flip(0) if i < count // 2 else torch.cat([order[:half].flip(0), order[half:].flip(0)])
-    return Flow(Chain(*parts), Normal((None, rows)), _encoder(mels, sizes["width"], hop))
+        turn = turn.flip(0) if i < count // 2 else torch.cat([turn[:half].flip(0), turn[half:].flip(0)])
+    return Flow(Chain(*parts), Normal((None, rows)), _encoder(mels, sizes["width"], hop, order, rate, window))
 
 
 @recipe(events="sequences")
@@ -128,6 +136,9 @@ def waveglow(
     hidden: int | None = None,
     layers: int | None = None,
     width: int | None = None,
+    order: int = 0,
+    rate: int = 0,
+    window: int = 0,
 ) -> Flow:
     """WaveGlow: groups of samples as channels, mixed linearly and coupled by WaveNets, some leaving early.
 
@@ -142,6 +153,10 @@ def waveglow(
         hidden: channels of each WaveNet.
         layers: of each WaveNet.
         width: features of a frame of the spectrogram.
+        order: of a linear prediction by the spectrogram, which comes first: the flow then has no spectra to learn. It
+            wants to know the
+        rate: samples in a second, and the
+        window: samples of a window of the spectrogram, whose bands reach from 0 to half the rate. 0 for none.
 
     Returns:
         A `Flow`. `diffeo.apps.speech.vocode` makes sound of a spectrogram by it.
@@ -168,7 +183,7 @@ def waveglow(
             f"waveglow: expected an even group of which at least 2 channels stay, got {channels} with {left} leaving"
         )
     beside = _beside(mels, sizes["width"], hop, channels)
-    parts: list[Transform] = [Along(Standardize(1), -1, 2), Fold(channels, 1)]
+    parts = [*_first(mels, hop, order), Fold(channels, 1)]
     for i in range(sizes["flows"]):
         left = LEAVING * (i // EARLY)
         kept = channels - left
@@ -187,7 +202,7 @@ def waveglow(
             Coupling(torch.arange(kept) < kept // 2, net, Affine(), dim=-1, event_ndim=2),
         )
         parts.append(Partial(step, torch.arange(channels) >= left, dim=-1) if left else step)
-    return Flow(Chain(*parts), Normal((None, channels)), _encoder(mels, sizes["width"], hop))
+    return Flow(Chain(*parts), Normal((None, channels)), _encoder(mels, sizes["width"], hop, order, rate, window))
 
 
 @recipe(events="sequences")
@@ -291,5 +306,12 @@ def _beside(mels: int, width: int, hop: int, rows: int) -> Beside | None:
     return Beside("features", width, hop / rows, -(rows - 1) / 2 / rows) if mels else None
 
 
-def _encoder(mels: int, width: int, hop: int) -> MelEncoder | None:
-    return MelEncoder(mels, width, hop) if mels else None
+def _first(mels: int, hop: int, order: int) -> list[Transform]:
+    """What sound goes through first: a linear prediction, and the scale of all."""
+    if order and not mels:
+        raise ValueError("a linear prediction comes from the spectrogram: expected mels, or order=0")
+    return [*([LinearPrediction(order, hop)] if order else []), Along(Standardize(1), -1, 2)]
+
+
+def _encoder(mels: int, width: int, hop: int, order: int = 0, rate: int = 0, window: int = 0) -> MelEncoder | None:
+    return MelEncoder(mels, width, hop, order=order, rate=rate, window=window) if mels else None
