@@ -332,3 +332,20 @@ def test_segments_of_sound_lie_beside_their_spectrograms():
 def test_published_size_of_glow_tts():
     model = diffeo.glow_tts(80, 148, preset="paper")
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(28.6e6, rel=0.02)
+
+
+def test_the_demo_makes_a_page_without_espeak(tmp_path, monkeypatch):
+    from diffeo.apps.speech import demo
+
+    def missing(rate):
+        raise ImportError("no espeak-ng")
+
+    monkeypatch.setattr(demo, "spoken_words", missing)
+    demo.main(tmp_path, 3.0)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<audio") == 24
+    assert page.count("<img") == 3
+    assert "recorded of espeak-ng" in page
+    assert main(["speech", "say", str(tmp_path / "voice.safetensors"), "seven", "-o", str(tmp_path / "s.wav")]) == 0
+    call = ["speech", "resynthesize", str(tmp_path / "vocoder.safetensors"), str(tmp_path / "s.wav")]
+    assert main([*call, "-o", str(tmp_path / "r.wav")]) == 0
