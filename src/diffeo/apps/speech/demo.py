@@ -24,7 +24,7 @@ from diffeo.apps.speech.audio import Mel, from_mel, to_mel, write_audio
 from diffeo.apps.speech.espeak import speak
 from diffeo.apps.speech.text import encode_text, symbols_of, units_of
 from diffeo.apps.speech.vocoder import Sounds, Vocoder, multiple_of, prediction, vocode
-from diffeo.apps.speech.voice import Spoken, Voice, align, join, say, style_of
+from diffeo.apps.speech.voice import Spoken, Voice, align, join, say
 from diffeo.storage import replacing
 
 WORDS = (
@@ -46,14 +46,16 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
     mels = [to_mel(sound, settings) for sound in sounds]
     symbols = symbols_of([units_of(text) for text in texts])
     codes = [encode_text(text, symbols) for text in texts]
-    durations = forced_alignment(mels, codes)
+    who = [PITCHES.index(pitch) for pitch in pitches]  # each pitch is a speaker of its own
+    durations = forced_alignment(mels, codes, who)
     order = torch.randperm(len(sounds), generator=torch.Generator().manual_seed(0)).tolist()
 
     def of(index: list[int]) -> Spoken:
-        return Spoken([mels[i] for i in index], [codes[i] for i in index], durations=[durations[i] for i in index])
+        chosen = [[values[i] for i in index] for values in (mels, codes, durations)]
+        return Spoken(chosen[0], chosen[1], [who[i] for i in index], durations=chosen[2])
 
     torch.manual_seed(0)
-    flow = diffeo.glow_tts(settings.mels, len(symbols), preset="tiny")
+    flow = diffeo.glow_tts(settings.mels, len(symbols), preset="tiny", speakers=len(PITCHES))
     print(f"A voice, from {len(sounds)} words ({source}).", flush=True)
     voice = diffeo.fit(
         Voice(flow), of(order[HELD:]), validation=of(order[:HELD]), collate=join, batch_size=16, epochs=1000, lr=2e-3,
@@ -74,14 +76,12 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
         """A sound of a spectrogram by Griffin-Lim, written, and its player."""
         return _written(folder, from_mel(mel, settings), name, settings)
 
-    def spoken(word: str, name: str, **how: Any) -> tuple[str, str]:
+    def spoken(word: str, name: str, speaker: int = 1, **how: Any) -> tuple[str, str]:
         generator = torch.Generator().manual_seed(1)
-        return heard(say(flow, encode_text(word, symbols), generator=generator, **how), name)
+        return heard(say(flow, encode_text(word, symbols), speaker=speaker, generator=generator, **how), name)
 
     shown = order[:3]
     generator = torch.Generator().manual_seed(0)
-    high = style_of(flow, of([i for i in order[HELD:] if pitches[i] == max(PITCHES)][:40]))
-    low = style_of(flow, of([i for i in order[HELD:] if pitches[i] == min(PITCHES)][:40]))
     sections = [
         ("Held-out words: as recorded, by Griffin and Lim's algorithm, by the vocoder, and as the voice says them", [
             player for i in shown for player in (
@@ -90,21 +90,21 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
                 _written(
                     folder, vocode(vocoder, mels[i], settings, generator=generator), f"{texts[i]}, vocoder", settings
                 ),
-                spoken(texts[i], f"{texts[i]}, spoken"),
+                spoken(texts[i], f"{texts[i]}, spoken", who[i]),
             )
         ]),
         ("Tempo", [spoken("summer", f"summer, tempo {t:g}", tempo=t) for t in (0.6, 0.8, 1.0, 1.4, 2.0)]),
         ("Temperature", [spoken("river", f"river, temperature {t:g}", temperature=t) for t in (0.0, 0.3, 0.667, 1.0)]),
-        ("The style of low and of high clips", [
-            spoken("window", f"window, {name}", style=s) for name, s in (("low", low), ("plain", None), ("high", high))
+        ("Three speakers, who are espeak-ng at three pitches", [
+            spoken("window", f"window, {name}", k) for k, name in enumerate(("low", "middle", "high"))
         ]),
     ]  # fmt: skip
-    pictures = [(texts[i], _picture(mels[i], align(flow, mels[i], codes[i]))) for i in shown]
+    pictures = [(texts[i], _picture(mels[i], align(flow, mels[i], codes[i], who[i]))) for i in shown]
     took = time.monotonic() - began
     page = _page(sections, pictures, len(order) - HELD, voice.steps, trained.steps, took, source)
     with replacing(folder / "index.html") as path:
         path.write_text(page, encoding="utf-8")
-    notes = {"symbols": symbols, "reading": "letters", "speakers": [""], "mel": list(settings)}
+    notes = {"symbols": symbols, "reading": "letters", "speakers": ["low", "middle", "high"], "mel": list(settings)}
     diffeo.save(flow, folder / "voice.safetensors", notes=notes)
     diffeo.save(vocoder, folder / "vocoder.safetensors", notes={"vocoder": "waveglow", "mel": list(settings)})
     print(f"Held-out loss of the voice {voice.validation_loss:.3f}; nats a sample of the vocoder "
