@@ -367,10 +367,10 @@ TRANSFORMS: dict[str, TransformCase] = {
         _seeded(lambda: diffeo.Residual(LipschitzMLP(18, hidden=(24,)))), _normal(6, 18)
     ),
     "Residual of images": TransformCase(
-        _seeded(lambda: diffeo.Residual(LipschitzConvNet(2, hidden=4))), _normal(4, 2, 2, 3)
+        _seeded(lambda: diffeo.Residual(LipschitzConvNet(2, hidden=4))), _normal(6, 2, 2, 3)
     ),
     "Residual of images, context": TransformCase(
-        _seeded(lambda: diffeo.Residual(LipschitzConvNet(1, hidden=4, context=2))), _normal(4, 1, 3, 2), _normal(4, 2)
+        _seeded(lambda: diffeo.Residual(LipschitzConvNet(1, hidden=4, context=2))), _normal(6, 1, 3, 2), _normal(6, 2)
     ),
     "Continuous": TransformCase(_seeded(lambda: _continuous(3, 0, rtol=1e-8, atol=1e-8)), lambda: _normal(6, 3)()),
     "Continuous, rk4, context": TransformCase(

@@ -25,9 +25,8 @@ def test_recipes(name):
     taken = inspect.signature(RECIPES[name]).parameters
     for what, values in WRONG.items():
         for value in values if what in taken else ():
-            first = {"shape": (1, 8, 8)} if "shape" in taken else {"features": 2}
-            beside = {"symbols": 3} if "symbols" in taken else {}
-            arguments = {**first, **beside, what: value}
+            needed = {"shape": (1, 8, 8), "features": 2, "symbols": 3, "mels": 2, "hop": 10}
+            arguments = {**{name: needed[name] for name in needed if name in taken}, what: value}
             with pytest.raises(ValueError, match=f"{name}: {what}"):
                 RECIPES[name](**arguments)
 

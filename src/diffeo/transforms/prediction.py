@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, as_fixed_event, check_event, entries, joined, keep_masked, sum_event
+from diffeo.functional import Context, as_fixed_event, check_event, entries, joined, keep_masked, precise, sum_event
 
 
 class LinearPrediction(Transform):
@@ -57,6 +57,7 @@ class LinearPrediction(Transform):
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(z, self.event, "LinearPrediction")
+        own, z = z, precise(z)
         frames = self._frames(context).to(z.dtype)
         batch = joined(z.shape[:-2], frames.shape[:-2])
         log_gain = frames[..., -1:].index_select(-2, self._frame_of(z, frames)).expand(*batch, z.shape[-2], 1)
@@ -68,7 +69,7 @@ class LinearPrediction(Transform):
             parts.append(past[..., self.order :])
             past = past[..., past.shape[-1] - self.order :]
         found = torch.cat(parts, -1).unsqueeze(-1) if parts else z
-        x, logdet = keep_masked(z, found, log_gain, context)
+        x, logdet = keep_masked(own, found.to(own.dtype), log_gain, context)
         return x, sum_event(logdet, 2)
 
     def _solve(self, missed: Tensor, past: Tensor, taps: Tensor) -> Tensor:
