@@ -30,7 +30,7 @@ Reading = Annotated[
     str, typer.Option(help="How texts are read: letters, or phonemes of a language of espeak-ng, such as en-us.")
 ]
 Vocoder = Annotated[Path, typer.Argument(help="Vocoder file, as `diffeo speech vocoder` writes.", show_default=False)]
-Rate = Annotated[int | None, typer.Option(help="Samples in a second.", show_default="of the first clip")]
+Rate = Annotated[int | None, typer.Option(help="Samples in a second.", show_default="of the first clip", min=1000)]
 Seed = Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)]
 Speaker = Annotated[str | None, typer.Option(help="Who speaks.", show_default="the first")]
 

@@ -72,7 +72,7 @@ class Aligned(Density):
         wide = wide.expand(*batch, *wide.shape[-2:]).reshape(-1, *wide.shape[-2:])
         scores = wide @ flat.mT - 0.5 * wide.square().sum(-1, keepdim=True)  # but for what no letter changes
         letters = (text > 0).sum(-1).expand(batch).reshape(-1)
-        return monotonic_alignment(scores, letters, frames.expand(batch).reshape(-1)).reshape(*batch, -1)
+        return monotonic_alignment(scores, letters, frames.expand(batch).reshape(-1)).reshape(*batch, means.shape[-2])
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
         if "durations" not in entries(context):

@@ -89,7 +89,7 @@ class MelEncoder(nn.Module):
             taps = self._prediction(mel).expand(*batch, frames, -1)
             if at is not None:
                 taps = taps.gather(-2, at.reshape(*batch, frames, 1).expand(taps.shape))
-            found["prediction"] = taps.to(h.dtype)
+            found["prediction"] = taps.to(torch.promote_types(mel.dtype, torch.float32))  # no conditioner's rounding
         return found
 
     def _prediction(self, mel: Tensor) -> Tensor:

@@ -190,7 +190,8 @@ class PositionalAttention(nn.Module):
         if self.strength:
             scores = scores + beta_binomial_prior(count, frames[0], text.shape[-1], frames[1], self.strength)
         attention = scores.masked_fill(~real.unsqueeze(-2), -1e4).log_softmax(-1)
-        found = attention.exp() @ self.value(keys)
+        value = self.value(keys)
+        found = attention.exp().to(value.dtype) @ value
         heard = (t < frames[0].unsqueeze(-1)).unsqueeze(-1)  # padding hears nothing
         return {**given, "features": torch.where(heard, found, 0.0), "attention": attention}
 

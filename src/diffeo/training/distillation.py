@@ -93,9 +93,9 @@ class Distillation(Objective):
         sample, log_s_q = _with_scales(self.student, noise, context, "inverse")
         noise_p, log_slope = _with_scales(self.teacher, sample, context, "forward")
         log_s_p = (-log_slope).clamp_min(SMALLEST)
-        ratio = log_s_q - log_s_p
+        ratio = log_s_q.clamp_min(SMALLEST) - log_s_p
         # (m_q − m_p) / s_p, from x = m_q + s_q ε and ε_p = (x − m_p) / s_p
-        apart = noise_p - ratio.exp() * noise
+        apart = (-log_slope - log_s_p).exp() * noise_p - (log_s_q - log_s_p).exp() * noise
         each = 0.5 * ((2 * ratio).exp() + apart.square() - 1) - ratio + self.weight * ratio.square()
         mask = context_mask(context)
         if mask is None:

@@ -46,13 +46,15 @@ class LinearPrediction(Transform):
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(x, self.event, "LinearPrediction")
+        own, x = x, precise(x)
         frames = self._frames(context).to(x.dtype)
         taps = frames.index_select(-2, self._frame_of(x, frames))
         before = torch.nn.functional.pad(x[..., 0], (self.order, 0))[..., :-1].unfold(-1, self.order, 1)
         before = torch.flip(before, (-1,))
         missed = x[..., 0] - (before * taps[..., :-1]).sum(-1)
         log_gain = taps[..., -1:].expand(*missed.shape, 1)
-        z, logdet = keep_masked(x, missed.unsqueeze(-1) * (-log_gain).exp(), -log_gain, context)
+        z = (missed.unsqueeze(-1) * (-log_gain).exp()).to(own.dtype)
+        z, logdet = keep_masked(own, z, -log_gain, context)
         return z, sum_event(logdet, 2)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
@@ -78,7 +80,7 @@ class LinearPrediction(Transform):
         i = torch.arange(n, device=missed.device)[:, None]
         lag = i + self.order - torch.arange(self.order + n, device=missed.device)  # from each sample to each before it
         weights = torch.where((lag >= 1) & (lag <= self.order), taps[..., (lag - 1).clamp(0, self.order - 1)], 0.0)
-        known = missed + (weights[..., : self.order] @ past.unsqueeze(-1)).squeeze(-1)
+        known = missed + (weights[..., : self.order] * past.unsqueeze(-2)).sum(-1)  # no product, which autocast rounds
         system = torch.eye(n, dtype=missed.dtype, device=missed.device) - weights[..., self.order :]
         found = torch.linalg.solve_triangular(system, known.unsqueeze(-1), upper=False, unitriangular=True)
         return torch.cat([past, found.squeeze(-1)], -1)

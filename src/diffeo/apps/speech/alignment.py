@@ -56,6 +56,10 @@ def forced_alignment(
     >>> forced_alignment(clips, [torch.tensor([1, 2]), torch.tensor([2, 1, 2])])
     [tensor([3, 2]), tensor([2, 3, 2])]
     """
+    for i, (mel, text) in enumerate(zip(mels, texts, strict=True)):
+        if not 1 <= len(text) <= -(-len(mel) // together):
+            raise ValueError(f"clip {i}: {len(text)} letters in {-(-len(mel) // together)} steps of sound")
+    mels, texts = [mel.float().cpu() for mel in mels], [text.cpu() for text in texts]
     steps = _cepstra(mels, [0] * len(mels) if speakers is None else speakers, together)
     symbols = 1 + max(int(text.max()) for text in texts)
     order = sorted(range(len(steps)), key=lambda i: len(steps[i]))

@@ -82,7 +82,10 @@ def from_mel(mel: Tensor, settings: Mel, *, rounds: int = 60, seed: int = 0) -> 
     https://doi.org/10.1109/TASSP.1984.1164317; "A Fast Griffin-Lim Algorithm" (Perraudin et al., 2013),
     https://doi.org/10.1109/WASPAA.2013.6701851
     """
+    frames, enough = mel.shape[-2], settings.window // (2 * settings.hop) + 2  # or windows are longer than the sound
     flat = mel.reshape(-1, *mel.shape[-2:]).mT.exp()
+    if frames < enough:
+        flat = F.pad(flat, (0, enough - frames), mode="replicate")
     matrix = mel_matrix(*settings.bands).to(flat)
     magnitude = (torch.linalg.pinv(matrix) @ flat).clamp_min(0)
     for _ in range(30):  # towards nonnegative magnitudes: multiplicative steps
@@ -96,7 +99,7 @@ def from_mel(mel: Tensor, settings: Mel, *, rounds: int = 60, seed: int = 0) -> 
         ahead = again + 0.99 * (again - last)  # the momentum of the fast algorithm
         last = again
         guess = magnitude * ahead / ahead.abs().clamp_min(1e-9)
-    audio = _istft(guess, settings)
+    audio = _istft(guess, settings)[..., : max(1, frames - 1) * settings.hop]
     return audio.reshape(*mel.shape[:-2], -1)
 
 
@@ -149,6 +152,8 @@ def write_audio(audio: Tensor, path: str | os.PathLike[str], rate: int) -> None:
         raise ValueError(f"{path}: expected .wav, .flac or .ogg, got {path.suffix or 'no ending'!r}")
     if not bool(audio.isfinite().all()):
         raise ValueError(f"{path}: the sound holds samples that are not finite")
+    if not audio.numel():
+        raise ValueError(f"{path}: there is no sound to write")
     audio = audio.detach().cpu() / audio.detach().abs().max().clamp_min(1.0).cpu()
     with replacing(path) as temporary:
         soundfile.write(temporary, audio.numpy(), rate, format=known)

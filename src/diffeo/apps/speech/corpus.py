@@ -41,16 +41,22 @@ def read_corpus(path: str | os.PathLike[str]) -> list[Clip]:
         if not table.is_file():
             raise ValueError(f"{path}: expected metadata.csv and wavs/, or a .csv with the columns path and text")
         clips = []
-        for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(table.read_text(encoding="utf-8-sig").splitlines(), 1):
+            if not line.strip():
+                continue
             fields = line.split("|")
             if len(fields) not in (2, 3):
                 raise ValueError(f"{table}: line {number} has {len(fields)} fields, expected id|text|normalised")
             clips.append(Clip(path / "wavs" / f"{fields[0]}.wav", fields[-1].strip()))
     elif path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             if not {"path", "text"} <= set(rows.fieldnames or ()):
                 raise ValueError(f"{path}: expected the columns path and text, got {', '.join(rows.fieldnames or ())}")
+            rows = list(rows)
+            nowhere = next((i for i, row in enumerate(rows, 2) if not row["path"]), None)
+            if nowhere is not None:
+                raise ValueError(f"{path}: line {nowhere} names no recording")
             clips = [
                 Clip(path.parent / row["path"], (row["text"] or "").strip(), row.get("speaker") or "") for row in rows
             ]
@@ -83,7 +89,7 @@ def check_corpus(
         signs.update(text)
         mel = settings or Mel.of(rate)
         seconds, loudest = len(audio) / rate, float(audio.abs().max()) if len(audio) else 0.0
-        frames = (1 + len(audio) * mel.rate // rate // mel.hop) // together
+        frames = -(-(1 + len(audio) * mel.rate // rate // mel.hop) // together)
         problems = [
             (not text, "no text"),
             (seconds < SHORTEST, f"{seconds:.2f} seconds, expected at least {SHORTEST}"),

@@ -60,7 +60,8 @@ class Sounds(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self.mels: list[Tensor] = []
         self.places: list[tuple[int, int]] = []
         for i, clip in enumerate(clips):
-            whole = -(-max(len(clip), self.size) // settings.hop) * settings.hop  # a number of hops
+            least = max(len(clip), self.size, settings.window // 2 + 1)
+            whole = -(-least // settings.hop) * settings.hop  # a number of hops
             clip = F.pad(clip, (0, whole - len(clip)))
             clip = clip + NOISE * (2 * torch.rand(whole, generator=generator) - 1)
             self.clips.append(clip)
@@ -123,7 +124,8 @@ def vocode(
         raise ValueError(f"vocode: expected a spectrogram (T, mels) of at least 2 frames, got {tuple(mel.shape)}")
     wanted = (len(mel) - 1) * settings.hop
     padded = -(-wanted // multiple_of(flow)) * multiple_of(flow)
-    context = {"mel": mel, "mask": torch.ones(padded, 1, dtype=torch.bool)}
+    device = next(flow.parameters()).device
+    context = {"mel": mel.to(device), "mask": torch.ones(padded, 1, dtype=torch.bool, device=device)}
     return flow.sample((), context, temperature=temperature, generator=generator)[:wanted, 0]
 
 

@@ -179,7 +179,7 @@ def aligned(flow: Flow, x: Tensor, context: Context) -> Alignment:
         batch, letters, frames = scores.shape[:-2], (found["text"] > 0).sum(-1), found["mask"].any(-1).sum(-1)
         rows = scores.reshape(-1, *scores.shape[-2:])
         durations = monotonic_alignment(rows, letters.expand(batch).reshape(-1), frames.expand(batch).reshape(-1))
-        durations = durations.reshape(*batch, -1)
+        durations = durations.reshape(*batch, scores.shape[-2])
     return Alignment(base(z, inner) + logdet, z, found, durations, attention)
 
 
@@ -196,10 +196,11 @@ def style_of(flow: Flow, data: Spoken) -> Tensor:
     "Flowtron: an Autoregressive Flow-based Generative Network for Text-to-Speech Synthesis" (Valle et al., 2020),
     https://arxiv.org/abs/2005.05957
     """
-    total, count = torch.zeros(()), 0
+    total, count = torch.zeros((), device=_device(flow)), 0
     for i in range(len(data)):
         x, context = join([data[i]])
-        found = aligned(flow, x, {k: v for k, v in entries(context).items() if k != "durations"})
+        given = {k: v.to(_device(flow)) for k, v in context.items() if k != "durations"}
+        found = aligned(flow, x.to(_device(flow)), given)
         z = found.latent[0]
         if isinstance(flow.base, Aligned):
             z = z - found.context["means"][0].repeat_interleave(found.durations[0], 0)
@@ -218,8 +219,8 @@ def durations_of(flow: Flow, text: Tensor, speaker: int | None = None, tempo: fl
         raise ValueError(f"expected a tempo > 0, got {tempo}")
     together = together_of(flow)
     # attention wants to know how long the sound is, which changes nothing here
-    mask = torch.ones(together * text.shape[-1], 1, dtype=torch.bool)
-    encoded = entries(flow.encode({**_context(text, speaker), "mask": mask}))
+    mask = torch.ones(together * text.shape[-1], 1, dtype=torch.bool, device=_device(flow))
+    encoded = entries(flow.encode({**_context(flow, text, speaker), "mask": mask}))
     return (encoded["log_durations"].exp() / tempo).round().clamp_min(1).long()
 
 
@@ -249,10 +250,10 @@ def say(
     """
     durations = durations_of(flow, text, speaker, tempo) if durations is None else durations
     together = together_of(flow)
-    mask = torch.ones(int(durations.sum()) * together, 1, dtype=torch.bool)
-    context = {**_context(text, speaker), "mask": mask}
+    mask = torch.ones(int(durations.sum()) * together, 1, dtype=torch.bool, device=_device(flow))
+    context = {**_context(flow, text, speaker), "mask": mask}
     if isinstance(flow.base, Aligned):
-        context["durations"] = durations
+        context["durations"] = durations.to(mask.device)
     if style is None:
         return flow.sample((), context, temperature=temperature, generator=generator)
     encoded = flow.encode(context)
@@ -264,13 +265,21 @@ def say(
 def align(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None = None) -> Tensor:
     """How many frames of a recording's spectrogram (T, mels) each letter of its text lasts, (L,)."""
     together = together_of(flow)
-    padded = pad_frames(mel, together)
-    context = {**_context(text, speaker), "mask": torch.ones(len(padded), 1, dtype=torch.bool)}
+    padded = pad_frames(mel, together).to(_device(flow))
+    context = {
+        **_context(flow, text, speaker),
+        "mask": torch.ones(len(padded), 1, dtype=torch.bool, device=padded.device),
+    }
     return aligned(flow, padded, context).durations * together
 
 
-def _context(text: Tensor, speaker: int | None) -> dict[str, Tensor]:
-    return {"text": text, **({} if speaker is None else {"speaker": torch.tensor(speaker)})}
+def _context(flow: Flow, text: Tensor, speaker: int | None) -> dict[str, Tensor]:
+    found = {"text": text, **({} if speaker is None else {"speaker": torch.tensor(speaker)})}
+    return {name: t.to(_device(flow)) for name, t in found.items()}
+
+
+def _device(flow: Flow) -> torch.device:
+    return next(flow.parameters()).device
 
 
 def together_of(flow: Flow) -> int:
