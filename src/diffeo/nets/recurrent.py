@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffeo.core import Incremental
 from diffeo.functional import Context, as_fixed_event, backwards, entries, joined, real_frames
+from diffeo.kernels.dispatch import is_traced
 from diffeo.nets.text import beta_binomial_prior
 
 
@@ -134,6 +135,11 @@ class AttentiveLSTM(Incremental):
 
     def _run(self, seen: Tensor, state: Heard) -> tuple[Tensor, Tensor, Heard]:
         """Frames after those of the state: their parameters, log attention, and the state after them."""
+        if is_traced():
+            raise RuntimeError(
+                "AttentiveLSTM: vmap and torch.compile do not follow PyTorch's LSTMs, and would fail inside them; "
+                "run it without"
+            )
         done = state.done + seen.shape[1]
         hidden, hearing = self.hear(seen.to(self.score.dtype), state.hearing)
         scores = (self.query(hidden).unsqueeze(2) + state.keys.unsqueeze(1)).tanh() @ self.score

@@ -49,8 +49,8 @@ class LinearPrediction(Transform):
         own, x = x, precise(x)
         frames = self._frames(context).to(x.dtype)
         taps = frames.index_select(-2, self._frame_of(x, frames))
-        before = torch.nn.functional.pad(x[..., 0], (self.order, 0))[..., :-1].unfold(-1, self.order, 1)
-        before = torch.flip(before, (-1,))
+        padded, n = torch.nn.functional.pad(x[..., 0], (self.order, 0)), x.shape[-2]
+        before = torch.stack([padded[..., self.order - k : self.order - k + n] for k in range(1, self.order + 1)], -1)
         missed = x[..., 0] - (before * taps[..., :-1]).sum(-1)
         log_gain = taps[..., -1:].expand(*missed.shape, 1)
         z = (missed.unsqueeze(-1) * (-log_gain).exp()).to(own.dtype)
