@@ -7,9 +7,7 @@ Parts that are done are kept in results/image_uses.json, so that an interrupted 
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +22,7 @@ import diffeo
 from diffeo.apps.images import attribute_direction, edit, guided, shrink, typicality, upscale
 from diffeo.apps.images.resolution import corrected
 from diffeo.nets.features import enlarged
-from results import RESULTS, load, markdown, save, short
+from results import RESULTS, load, markdown, run_parts, short
 from tables import data_root
 
 RESULT = RESULTS / "image_uses.json"
@@ -35,16 +33,7 @@ SEEDS = (0, 1, 2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=[], choices=PARTS)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, in each part that trains")
-    options = parser.parse_args()
-    content = load(RESULT, {})
-    for part in options.parts or [part for part in PARTS if part not in content]:
-        print(part, flush=True)
-        content = {**load(RESULT, {}), part: {**PARTS[part](60 * options.minutes), "cores": os.cpu_count()}}
-        save(RESULT, content)
-        print(content[part], flush=True)
+    run_parts(__doc__, RESULT, PARTS, minutes=10.0)
 
 
 def mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:

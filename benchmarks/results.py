@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Callable
@@ -35,6 +36,20 @@ def resume(path: Path, protocol: Any, jobs: list[dict[str, Any]], run: Callable[
             content["runs"].append({**job, **run(**job)})
             save(path, content)
             print(json.dumps(content["runs"][-1]), flush=True)
+
+
+def run_parts(doc: str | None, path: Path, parts: dict[str, Callable[[float], dict[str, Any]]], minutes: float) -> None:
+    """The program of a benchmark of several parts: those named, or those that the file lacks, kept as they are done."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=[], choices=parts)
+    parser.add_argument("--minutes", type=float, default=minutes, help="of training, for each model")
+    options = parser.parse_args()
+    content = load(path, {})
+    for part in options.parts or [part for part in parts if part not in content]:
+        print(part, flush=True)
+        content = {**load(path, {}), part: {**parts[part](60 * options.minutes), "cores": os.cpu_count()}}
+        save(path, content)
+        print(content[part], flush=True)
 
 
 def markdown(header: list[str], rows: list[list[Any]]) -> str:

@@ -8,8 +8,6 @@ part named is done anew.
 
 from __future__ import annotations
 
-import argparse
-import os
 import random
 import statistics
 import time
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 
 import diffeo
 from diffeo.apps import speech as tools
-from results import RESULTS, load, markdown, number, save
+from results import RESULTS, load, markdown, number, run_parts
 from tables import data_root
 
 RESULT = RESULTS / "speech.json"
@@ -41,16 +39,7 @@ ROUNDS = 7
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=[], choices=PARTS)
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training, for each model")
-    options = parser.parse_args()
-    content = load(RESULT, {})
-    for part in options.parts or [part for part in PARTS if part not in content]:
-        print(part, flush=True)
-        content = {**load(RESULT, {}), part: {**PARTS[part](60 * options.minutes), "cores": os.cpu_count()}}
-        save(RESULT, content)
-        print(content[part], flush=True)
+    run_parts(__doc__, RESULT, PARTS, minutes=5.0)
 
 
 # corpora -------------------------------------------------------------------------------------------------------------

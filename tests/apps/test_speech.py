@@ -289,6 +289,28 @@ def test_every_system_learns_speaks_and_aligns(system, corpus, tmp_path, capsys)
     assert main(["speech", "align", voice, str(corpus), "-o", str(tmp_path / "a.csv")]) == 0
 
 
+def test_errors_name_the_clip(voice, corpus, tmp_path, capsys):
+    clip = corpus / "wavs" / "c00.wav"
+    for row, message in ((f"{clip},aexo,", "does not know 'x'"), (f"{clip},aeo,nobody", "the voice knows")):
+        (tmp_path / "clips.csv").write_text(f"path,text,speaker\n{row}\n")
+        for call in (["align", str(voice), str(tmp_path / "clips.csv")],
+                     ["say", str(voice), "aeo", "--style", str(tmp_path / "clips.csv")]):  # fmt: skip
+            capsys.readouterr()
+            assert main(["speech", *call]) == 2
+            error = capsys.readouterr().err
+            assert message in error
+            assert str(clip) in error
+
+
+def test_the_first_clip_may_be_bad(corpus, tmp_path):
+    lines = (corpus / "metadata.csv").read_text().splitlines()
+    rows = [f"{corpus / 'wavs' / line.split('|')[0]}.wav,{line.split('|')[2]}" for line in lines[:25]]
+    (tmp_path / "clips.csv").write_text("\n".join(["path,text", "gone.wav,aeo", *rows]) + "\n")
+    call = ["speech", "fit", str(tmp_path / "clips.csv"), "-o", str(tmp_path / "v.safetensors"), "--preset", "tiny"]
+    assert main([*call, "--steps", "1"]) == 2
+    assert main([*call, "--steps", "1", "--skip-bad"]) == 0
+
+
 def test_a_vocoder_makes_sound_of_spectrograms(vocoder, voice, corpus, tmp_path, capsys):
     clip = corpus / "wavs" / "c00.wav"
     capsys.readouterr()

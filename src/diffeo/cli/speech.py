@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +86,7 @@ def fit(
     if samples_dir is not None:
         samples_dir.mkdir(parents=True, exist_ok=True)
     clips = tools.read_corpus(corpus)
-    settings = tools.Mel.of(rate or tools.read_audio(clips[0].path)[1])
+    settings = tools.Mel.of(rate or _first_rate(clips, skip_bad))
     usable, mels = _usable(clips, settings, skip_bad, reading)
     if len(usable) < FEWEST:
         raise ValueError(f"{corpus}: {len(usable)} clips; a voice needs at least {FEWEST}")
@@ -109,10 +111,10 @@ def fit(
         flow = getattr(diffeo, system)(
             settings.mels, len(symbols), preset=preset, speakers=len(speakers) if several else 0
         )
-    hours = sum(len(mel) for mel in mels) * settings.hop / settings.rate / 60
+    minutes = sum(len(mel) for mel in mels) * settings.hop / settings.rate / 60
     count = sum(p.numel() for p in flow.parameters())
     print(
-        f"{len(usable)} clips, {hours:.1f} minutes at {settings.rate} Hz, {len(speakers)} speaker"
+        f"{len(usable)} clips, {minutes:.1f} minutes at {settings.rate} Hz, {len(speakers)} speaker"
         f"{'s' * several}, {len(symbols)} signs; {system}, {preset}: {count:,} parameters.",
         flush=True,
     )
@@ -167,7 +169,10 @@ def say(
     flow, notes, settings = _load(voice)
     sounding = None if vocoder is None else _load_vocoder(vocoder, settings)[0]
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
-    who = _who(notes, speaker)
+    try:
+        who = _who(notes, speaker)
+    except ValueError as error:
+        raise ValueError(f"--speaker: {error}") from None
     generator = torch.Generator().manual_seed(seed)
     manner = None if style is None else style_weight * tools.style_of(flow, _as_data(style, flow, notes, settings))
     mel = tools.say(flow, symbols, speaker=who, tempo=tempo, temperature=temperature, style=manner, generator=generator)
@@ -200,13 +205,10 @@ def align(
     clips = tools.read_corpus(corpus)
     rows = []
     for clip in clips:
-        mel = tools.mels_of([clip], settings)[0]
-        symbols = tools.encode_text(clip.text, notes["symbols"], notes["reading"])
-        who = _who(notes, clip.speaker or None)
-        try:
-            frames = tools.align(flow, mel, symbols, who)
-        except ValueError as error:
-            raise ValueError(f"{clip.path}: {error}") from None
+        with _named(clip):
+            mel = tools.mels_of([clip], settings)[0]
+            symbols = tools.encode_text(clip.text, notes["symbols"], notes["reading"])
+            frames = tools.align(flow, mel, symbols, _who(notes, clip.speaker or None))
         ends = (frames.cumsum(0) * settings.hop / settings.rate).tolist()
         letters = [notes["symbols"][i - 1] for i in symbols.tolist()]
         spans = list(zip(letters, [0.0, *ends[:-1]], ends, strict=True))
@@ -322,6 +324,19 @@ def _load_vocoder(path: Path, settings: Any = None) -> tuple[Any, Any]:
     return flow.eval(), own
 
 
+def _first_rate(clips: list[Any], skip_bad: bool) -> int:
+    """The rate of the first clip; with `skip_bad`, of the first that can be read."""
+    from diffeo.apps.speech import read_audio
+
+    for clip in clips:
+        try:
+            return read_audio(clip.path)[1]
+        except ValueError:
+            if not skip_bad:
+                raise
+    raise ValueError(f"{clips[0].path}: neither this recording nor any other can be read")
+
+
 def _usable(clips: list[Any], settings: Any, skip_bad: bool, reading: str) -> tuple[list[Any], list[Any]]:
     """Clips that can be trained on and their spectrograms; an error that names the first that cannot."""
     from diffeo.apps import speech as tools
@@ -364,9 +379,23 @@ def _as_data(corpus: Path, flow: Any, notes: dict[str, Any], settings: Any) -> A
     from diffeo.apps import speech as tools
 
     clips = tools.read_corpus(corpus)
-    texts = [tools.encode_text(clip.text, notes["symbols"], notes["reading"]) for clip in clips]
-    who = [_who(notes, clip.speaker or None) or 0 for clip in clips] if len(notes["speakers"]) > 1 else None
-    return tools.Spoken(tools.mels_of(clips, settings), texts, who, together=tools.together_of(flow))
+    mels, texts, who = [], [], []
+    for clip in clips:
+        with _named(clip):
+            mels += tools.mels_of([clip], settings)
+            texts.append(tools.encode_text(clip.text, notes["symbols"], notes["reading"]))
+            who.append(_who(notes, clip.speaker or None))
+    several = len(notes["speakers"]) > 1
+    return tools.Spoken(mels, texts, who if several else None, together=tools.together_of(flow))
+
+
+@contextmanager
+def _named(clip: Any) -> Iterator[None]:
+    """Errors about a clip say which."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if str(clip.path) in str(error) else f"{clip.path}: {error}") from None
 
 
 def _check_choice(option: str, given: str, known: tuple[str, ...]) -> None:
@@ -379,7 +408,7 @@ def _who(notes: dict[str, Any], name: str | None) -> int | None:
     speakers = notes["speakers"]
     if name is not None and name not in speakers:
         known = ", ".join(filter(None, speakers)) or "one speaker without a name"
-        raise ValueError(f"--speaker: the voice knows {known}, got {name!r}")
+        raise ValueError(f"the voice knows {known}, got {name!r}")
     if len(speakers) == 1:
         return None
     return 0 if name is None else speakers.index(name)

@@ -10,7 +10,7 @@ from torch import Generator, Size, Tensor
 from diffeo.core import Density
 from diffeo.densities.normal import standard_normal
 from diffeo.functional import Context, LogProb, check_event, context_mask, entries, masked_event
-from diffeo.solvers import monotonic_alignment
+from diffeo.solvers import letters_of, monotonic_alignment
 
 
 class Aligned(Density):
@@ -107,8 +107,6 @@ class Aligned(Density):
 
 def _at_frames(means: Tensor, durations: Tensor, frames: int) -> Tensor:
     """The mean of each frame, (*batch, T, C), from those of the letters and their durations; the last goes on."""
-    ends = durations.cumsum(-1)
-    letter = (torch.arange(frames, device=means.device) >= ends.unsqueeze(-1)).sum(-2)  # letters that have ended
-    letter = letter.clamp_max(means.shape[-2] - 1)
+    letter = letters_of(durations, frames)
     wide = means.expand(*letter.shape[:-1], *means.shape[-2:])
     return wide.gather(-2, letter.unsqueeze(-1).expand(*letter.shape, means.shape[-1]))

@@ -67,12 +67,11 @@ class MelEncoder(nn.Module):
         batch, frames = mel.shape[:-2], mel.shape[-2]
         h = ((mel - CENTRE) / SPREAD).to(self.near.weight.dtype).reshape(-1, *mel.shape[-2:]).mT
         real = None
-        if (
-            mask is not None and mask.shape[-2] > 1
-        ):  # frames, of which the first and the last are centred on the ends of the sound
+        if mask is not None and mask.shape[-2] > 1:  # one for whole events leaves all frames real
             samples = mask.any(-1).sum(-1)
             batch = torch.broadcast_shapes(batch, samples.shape)
             h = h.reshape(*mel.shape[:-2], *h.shape[1:]).expand(*batch, *h.shape[1:]).reshape(-1, *h.shape[1:])
+            # the first frame and the last are centred on the ends of the sound
             last = (samples // self.hop).expand(batch).reshape(-1, 1, 1)
             real = torch.arange(frames, device=h.device) <= last
 

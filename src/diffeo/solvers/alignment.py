@@ -102,6 +102,13 @@ def alignment_total(scores: Tensor, letters: Tensor, frames: Tensor) -> Tensor:
     return torch.cat(ends, 1).gather(1, (frames - 1).unsqueeze(1)).squeeze(1)
 
 
+def letters_of(durations: Tensor, frames: int) -> Tensor:
+    """The letter of each of so many frames, (*batch, frames), from the durations of letters; the last one goes on."""
+    ends = durations.cumsum(-1)
+    ended = torch.arange(frames, device=ends.device) >= ends.unsqueeze(-1)
+    return ended.sum(-2).clamp_max(durations.shape[-1] - 1)
+
+
 def check_letters(letters: Tensor, frames: Tensor, who: str) -> None:
     """Every row has letters, and a frame for each.
 

@@ -67,12 +67,8 @@ class Distillation(Objective):
                 "Distillation: expected a teacher with one Autoregressive layer and a student of inverses of them, "
                 f"got {count} and {len(inverses)}"
             )
-        self.student, self.teacher, self.weight, self.extra = (
-            student,
-            teacher.requires_grad_(False).eval(),
-            weight,
-            extra,
-        )
+        self.student, self.teacher = student, teacher.requires_grad_(False).eval()
+        self.weight, self.extra = weight, extra
 
     def train(self, mode: bool = True) -> Distillation:
         super().train(mode)

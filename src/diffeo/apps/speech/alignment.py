@@ -43,7 +43,7 @@ def forced_alignment(
         For each clip (L,) whole numbers of at least 1 that add up to its steps.
 
     Raises:
-        ValueError: a text with more letters than steps.
+        ValueError: a text without letters, or with more than steps; no round.
 
     Cost: O(L · T) for each clip and round.
 
@@ -56,6 +56,8 @@ def forced_alignment(
     >>> forced_alignment(clips, [torch.tensor([1, 2]), torch.tensor([2, 1, 2])])
     [tensor([3, 2]), tensor([2, 3, 2])]
     """
+    if rounds < 1:
+        raise ValueError(f"forced_alignment: expected rounds >= 1, got {rounds}")
     for i, (mel, text) in enumerate(zip(mels, texts, strict=True)):
         if not 1 <= len(text) <= -(-len(mel) // together):
             raise ValueError(f"clip {i}: {len(text)} letters in {-(-len(mel) // together)} steps of sound")

@@ -14,7 +14,7 @@ from diffeo.core import Flow, Objective
 from diffeo.densities import Aligned
 from diffeo.functional import Context, backwards, entries
 from diffeo.nets import AttentiveLSTM, Letters, PositionalAttention, TextEncoder
-from diffeo.solvers import alignment_total, monotonic_alignment
+from diffeo.solvers import alignment_total, letters_of, monotonic_alignment
 from diffeo.transforms import Autoregressive, Fold
 
 Example = tuple[Tensor, dict[str, Tensor]]
@@ -125,10 +125,8 @@ class Voice(Objective):
         steps, frames = durations.sum(-1), attention.shape[-2]
         if not known:
             return -alignment_total(attention.mT, letters, steps) / steps
-        ends = durations.cumsum(-1)
-        letter = (torch.arange(frames, device=ends.device) >= ends.unsqueeze(-1)).sum(-2)
-        each = attention.gather(-1, letter.clamp_max(durations.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
-        real = torch.arange(frames, device=ends.device) < steps.unsqueeze(-1)
+        each = attention.gather(-1, letters_of(durations, frames).unsqueeze(-1)).squeeze(-1)
+        real = torch.arange(frames, device=steps.device) < steps.unsqueeze(-1)
         return -torch.where(real, each, 0.0).sum(-1) / steps
 
 
