@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,11 @@ from diffeo.functional import (
     real_rows,
     soft_clip,
 )
+from diffeo.solvers.mixtures import FEW, gaussian_mixture
 
 EM_ROWS = 20_000  # rows that expectation–maximisation sees at most
-FEW = 5  # columns, at most, in which clusters are worth a longer search:
-PATIENCE = 3  # so many numbers of components in a row that are no better before it stops, and one otherwise
+PATIENCE = 3  # of few columns, so many numbers of components in a row that are no better before the search stops
+FITS = 4  # mixtures of few columns that are averaged, as far as there are components for them
 UNUSED = -12.0  # log-weight, not normalised, of components that it did not need
 
 
@@ -35,7 +35,8 @@ class GaussianMixture(Density):
     Weights, means and precision factors are learned; the log-diagonals of A are bounded by `bound`. `initialize` fits
     the mixture to training rows by expectation–maximisation, with as many of the components as the BIC asks for (the
     rest get a negligible weight, from which they may grow); before that the means stand on a small fixed spiral, so
-    that no two components are alike.
+    that no two components are alike. Where clusters lie is partly luck: of up to five columns, the start is the average
+    of up to four such fits, with k, k + 1, … components from different starts, as far as there are components.
 
     Samples carry no gradient (the component is a discrete choice). Temperature scales each component; temperature 0
     gives the mean at which the mixture's density is highest.
@@ -129,17 +130,12 @@ class GaussianMixture(Density):
 
 
 def _expectation_maximisation(rows: np.ndarray, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, means and lower-triangular precision factors of the mixture with the best BIC, of at most `most`."""
-    from sklearn import mixture
-    from sklearn.exceptions import ConvergenceWarning
-
+    """Weights, means and lower-triangular precision factors of the mixtures around the best BIC, `most` in all."""
     best: Any = None
     best_bic, worse = math.inf, 0
     patience = PATIENCE if rows.shape[1] <= FEW else 1
     for k in range(1, min(most, max(1, len(rows) // (2 * rows.shape[1]))) + 1):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a rough start is enough: training goes on
-            model = mixture.GaussianMixture(k, reg_covar=1e-4, random_state=0).fit(rows)
+        model = gaussian_mixture(rows, k, seed=0)
         bic = model.bic(rows)
         if bic < best_bic:
             best, best_bic, worse = model, bic, 0
@@ -147,9 +143,14 @@ def _expectation_maximisation(rows: np.ndarray, most: int) -> tuple[Tensor, Tens
             worse += 1
         if worse == patience:
             break
+    found, k = [best], best.n_components
+    # a single Gaussian has one optimum; every other mixture has many, and the average of some is better than each
+    while k > 1 and rows.shape[1] <= FEW and len(found) < FITS and sum(m.n_components for m in found) + k < most:
+        k += 1
+        found.append(gaussian_mixture(rows, k, seed=len(found)))
     # scikit-learn's factors are upper triangular, P = C Cᵀ; ours act as A = Cᵀ
     return (
-        torch.from_numpy(best.weights_),
-        torch.from_numpy(best.means_),
-        torch.from_numpy(best.precisions_cholesky_).transpose(-2, -1),
+        torch.from_numpy(np.concatenate([m.weights_ for m in found]) / len(found)),
+        torch.from_numpy(np.concatenate([m.means_ for m in found])),
+        torch.from_numpy(np.concatenate([m.precisions_cholesky_ for m in found])).transpose(-2, -1),
     )

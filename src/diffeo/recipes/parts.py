@@ -12,6 +12,7 @@ from torch import Tensor
 from diffeo.core import Chain, Flow, Transform, Univariate
 from diffeo.densities import GaussianMixture, Normal
 from diffeo.nets import MADE, MLP, ContextScaler
+from diffeo.solvers.mixtures import FEW
 from diffeo.transforms import Autoregressive, Coupling, LULinear
 
 
@@ -19,6 +20,11 @@ def flow(features: int, context: int, parts: Sequence[Transform], components: in
     """The parts before a standard normal, or a mixture of Gaussians; a context is standardised by training rows."""
     base = GaussianMixture(features, components) if components else Normal(features)
     return Flow(Chain(*parts), base, ContextScaler(context) if context else None)
+
+
+def mixture_size(features: int, components: int | None) -> int:
+    """Room for several fits of many clusters where columns are few, else for one of a few."""
+    return components if components is not None else 64 if features <= FEW else 16
 
 
 def alternate(features: int, i: int) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffeo.core import Flow, Inverse, Transform
-from diffeo.recipes.parts import alternate, autoregressive, coupling, flow
+from diffeo.recipes.parts import alternate, autoregressive, coupling, flow, mixture_size
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import (
     Affine,
@@ -204,7 +204,7 @@ def nsf(
     hidden: Sequence[int] = (128, 128),
     bins: int = 8,
     bound: float = 8.0,
-    components: int = 16,
+    components: int | None = None,
     dropout: float = 0.0,
     residual: bool = False,
 ) -> Flow:
@@ -217,8 +217,8 @@ def nsf(
         hidden: widths of the hidden layers of each conditioner.
         bins: pieces of each spline, at least 2.
         bound: half-width of the splines, in standard deviations.
-        components: largest number of Gaussians in the base, a mixture that `initialize` fits first; 0 for a standard
-            normal.
+        components: largest number of Gaussians in the base, a mixture that `initialize` fits first (64 of up to five
+            features, else 16); 0 for a standard normal.
         dropout: probability of dropping a hidden unit while training.
         residual: residual blocks in the conditioners.
 
@@ -235,7 +235,7 @@ def nsf(
     for i in range(layers):
         spline = RationalQuadraticSpline(bins, bound)
         parts += [coupling(alternate(features, i), spline, context, hidden, options), LULinear(features)]
-    return flow(features, context, parts, components)
+    return flow(features, context, parts, mixture_size(features, components))
 
 
 @recipe(events="vectors")
@@ -247,7 +247,7 @@ def nsf_ar(
     hidden: Sequence[int] = (128, 128),
     bins: int = 8,
     bound: float = 8.0,
-    components: int = 16,
+    components: int | None = None,
     adjacency: Tensor | None = None,
     dropout: float = 0.0,
     residual: bool = False,
@@ -262,8 +262,8 @@ def nsf_ar(
         hidden: widths of the hidden layers of each MADE.
         bins: pieces of each spline, at least 2.
         bound: half-width of the splines, in standard deviations.
-        components: largest number of Gaussians in the base, a mixture that `initialize` fits first; 0 for a standard
-            normal.
+        components: largest number of Gaussians in the base, a mixture that `initialize` fits first (64 of up to five
+            features, else 16); 0 for a standard normal.
         adjacency: (D, D) booleans, which coordinate may depend on which, the same in every layer; instead of orders.
         dropout: probability of dropping a hidden unit while training.
         residual: residual blocks in the conditioners.
@@ -288,7 +288,7 @@ def nsf_ar(
         first.append(Whiten(features))
     spline = RationalQuadraticSpline(bins, bound)
     parts = [*first, *autoregressive(features, spline, context, layers, hidden, options, mix=True)]
-    return flow(features, context, parts, components)
+    return flow(features, context, parts, mixture_size(features, components))
 
 
 @recipe(events="vectors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import torch
@@ -12,13 +11,14 @@ from torch.distributions import constraints
 
 from diffeo.core import Transform
 from diffeo.functional import Context, MappedVector, Vector, as_fixed_event, check_event, keep_masked, sum_event
+from diffeo.solvers.mixtures import FEW, average_log_prob, gaussian_mixture
 from diffeo.transforms.norm import training_rows
 from diffeo.transforms.univariate import RationalQuadraticSpline
 
 ANCHORS = (4, 6, 10, 16, 31)  # numbers of quantiles to choose from
 CHOICE_ROWS = 20_000  # rows that choose among them
-FEW, COMPONENTS = 5, (1, 2, 4, 8, 16)  # columns for which mixtures of so many Gaussians are tried
-FEWEST, MIXTURE_ROWS = 100, 4_000  # rows that they need, and get at most
+COMPONENTS, FITS = (1, 2, 4, 8, 16), 3  # numbers of Gaussians to try behind the curves, so often each
+FEWEST, MIXTURE_ROWS = 50, 2_000  # rows that they need, and get at most
 
 
 class Gaussianize(Transform):
@@ -88,34 +88,45 @@ class Gaussianize(Transform):
         if self.initialized:
             return
         rows = training_rows(x, context, self.event, "Gaussianize").cpu()
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-        straight = [self._through_quantiles(column, 0) for column in rows.unbind(1)]
-        bent = [
-            self._through_quantiles(column, self._choose_anchors(column[order[:CHOICE_ROWS]]))
-            for column in rows.unbind(1)
-        ]
-        # bending every axis for its own sake may blur what the columns have in common; it must pay for all together
-        some = rows[order[:CHOICE_ROWS]]
-        curves = bent if self._joint_log_prob(some, bent) > self._joint_log_prob(some, straight) else straight
-        for i, (center, scale, theta) in enumerate(curves):
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:CHOICE_ROWS]
+        bend = self._bending_pays(rows[order])
+        for i, column in enumerate(rows.unbind(1)):
+            anchors = self._choose_anchors(column[order]) if bend else 0
+            center, scale, theta = self._through_quantiles(column, anchors)
             self.center[i], self.scale[i], self.theta[i] = center, scale, theta.to(self.theta)
         self.initialized.fill_(True)
 
-    def _joint_log_prob(self, rows: Tensor, curves: list[tuple[float, float, Tensor]]) -> float:
-        """Mean log-density of the rows, up to a constant, under these curves and what a base can be behind them.
+    def _bending_pays(self, rows: Tensor) -> bool:
+        """Whether curves and a simple density behind them, both from one half of the rows, predict the other half
+        better than straight axes do.
+
+        Bending every axis for its own sake may blur what the columns have in common; it must pay for all together, and
+        on rows that have drawn no curve: what lies beyond the quantiles of heavy tails is dear.
+        """
+        gain = 0.0
+        for learnt, unseen in ((rows[::2], rows[1::2]), (rows[1::2], rows[::2])):
+            straight = [self._through_quantiles(column, 0) for column in learnt.unbind(1)]
+            bent = [self._through_quantiles(column, self._choose_anchors(column)) for column in learnt.unbind(1)]
+            if any(theta.any() for _, _, theta in bent):
+                gain += self._held_out(bent, learnt, unseen) - self._held_out(straight, learnt, unseen)
+        return gain > 0
+
+    def _held_out(self, curves: list[tuple[float, float, Tensor]], learnt: Tensor, unseen: Tensor) -> float:
+        """Mean log-density of the unseen rows under these curves and what a base can be behind them.
 
         That is a Gaussian; of few columns, where clusters and curves are seen as such, the best mixture of Gaussians.
         """
-        columns, volume = [], 0.0
-        for column, (center, scale, theta) in zip(rows.unbind(1), curves, strict=True):
-            z, logdet = self.spline((column - center) / scale, theta)
-            columns.append(z)
-            volume += float(logdet.mean()) - math.log(scale)
-        if 1 < len(columns) <= FEW and len(rows) >= FEWEST:
-            return volume + _mixture_log_prob(torch.stack(columns, 1)[:MIXTURE_ROWS].numpy())
-        covariance = torch.stack(columns).cov(correction=0).reshape(len(columns), len(columns))
-        ridge = 1e-6 * torch.eye(len(columns), dtype=rows.dtype)
-        return volume - 0.5 * float(torch.linalg.slogdet(covariance + ridge)[1])
+        sides: list[np.ndarray] = []
+        volume = 0.0
+        for rows in (learnt, unseen):
+            columns = [
+                self.spline((column - center) / scale, theta)
+                for column, (center, scale, theta) in zip(rows.unbind(1), curves, strict=True)
+            ]
+            sides.append(torch.stack([z for z, _ in columns], 1).numpy())
+            volume = sum(float(logdet.mean()) for _, logdet in columns) - sum(math.log(scale) for _, scale, _ in curves)
+        few = 1 < learnt.shape[1] <= FEW and len(learnt) >= FEWEST
+        return volume + (_under_mixtures if few else _under_gaussian)(*sides)
 
     def _choose_anchors(self, column: Tensor) -> int:
         """The number of quantiles that predicts the other half of the rows best; 0, an affine map, if none does
@@ -166,18 +177,19 @@ class Gaussianize(Transform):
         return center, scale, self.spline.params_for(*(torch.from_numpy(a) for a in (widths, heights, slopes)))
 
 
-def _mixture_log_prob(rows: np.ndarray) -> float:
-    """Mean log-density of every other row, up to the constant of a normal, under the best mixture of those between."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
+def _under_gaussian(learnt: np.ndarray, unseen: np.ndarray) -> float:
+    from sklearn.covariance import LedoitWolf
 
-    learnt, unseen = rows[::2], rows[1::2]
+    return float(LedoitWolf().fit(learnt).score(unseen))
+
+
+def _under_mixtures(learnt: np.ndarray, unseen: np.ndarray) -> float:
+    """Under the average of some mixtures, of as many Gaussians as do best."""
+    learnt, unseen = learnt[:MIXTURE_ROWS], unseen[:MIXTURE_ROWS]
     scores: list[float] = []
     for k in COMPONENTS:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model = GaussianMixture(k, reg_covar=1e-4, random_state=0).fit(learnt)
-        scores.append(float(model.score(unseen)))
-        if k > 2 and scores[-1] < scores[-2] < scores[-3]:
+        fits = [gaussian_mixture(learnt, k, seed) for seed in range(1 if k == 1 else FITS)]
+        scores.append(float(average_log_prob(fits, unseen).mean()))
+        if k > 2 and scores[-1] < scores[-2]:
             break
-    return max(scores) + 0.5 * rows.shape[1] * math.log(2 * math.pi)
+    return max(scores)
