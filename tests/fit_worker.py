@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -35,7 +37,7 @@ def build() -> diffeo.Flow:
     return diffeo.nsf_ar(2, layers=1, hidden=(16,), dropout=0.1, components=0)
 
 
-def train(folder: str, out: str, steps: str, resume: bool) -> None:
+def train(folder: str | Path, out: str | Path, steps: str | int, resume: bool) -> None:
     flow = build()
     result = diffeo.fit(
         flow, data(), steps=int(steps), patience=100, checkpoint=folder, checkpoint_every=0.05, resume=resume
@@ -51,15 +53,7 @@ def train(folder: str, out: str, steps: str, resume: bool) -> None:
     )
 
 
-def interrupt(folder: str, out: str, steps: str) -> None:
-    interrupt_in(120)
-    try:
-        train(folder, out, steps, resume=False)
-    except KeyboardInterrupt:
-        raise SystemExit(7) from None
-
-
-def interrupt_in(call: int) -> None:
+def interrupt_in(call: int, put: Callable = setattr) -> None:
     """A Ctrl-C in the middle of some step: inside this forward pass of training."""
     forward, calls = diffeo.MaximumLikelihood.forward, 0
 
@@ -70,7 +64,7 @@ def interrupt_in(call: int) -> None:
             signal.raise_signal(signal.SIGINT)
         return forward(self, *batch)
 
-    diffeo.MaximumLikelihood.forward = counting
+    put(diffeo.MaximumLikelihood, "forward", counting)
 
 
 def several(out: str, strategy: str, folder: str, stop: str) -> None:
@@ -159,10 +153,8 @@ if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
     command, *args = sys.argv[1:]
-    if command in ("train", "resume"):
-        train(*args, resume=command == "resume")
-    elif command == "interrupt":
-        interrupt(*args)
+    if command == "train":
+        train(*args, resume=False)
     elif command in ("several", "broken", "noisy"):
         {"several": several, "broken": broken, "noisy": noisy}[command](*args)
     else:

@@ -6,6 +6,7 @@ python tests/structured.py digits FOLDER OUT STEPS      # fits, writes its state
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,11 @@ def fit(kind: str, **options) -> tuple[diffeo.Density, diffeo.FitResult]:
     return model, diffeo.fit(model, *data, batch_size=64, lr=5e-3, progress=False, **options)
 
 
-if __name__ == "__main__":
-    kind, folder, out, steps = sys.argv[1:]
+def train(kind: str, folder: str | Path, out: str | Path, steps: str | int) -> None:
+    """A fit that goes on where it was, if it was, and keeps its weights."""
     model, result = fit(kind, steps=int(steps), checkpoint=folder, checkpoint_every=0.02, resume=True)
     torch.save({"state": model.state_dict(), "resumed": result.resumed_steps}, out)
+
+
+if __name__ == "__main__":
+    train(*sys.argv[1:])

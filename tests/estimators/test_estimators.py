@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 import diffeo
+from diffeo.estimators import outlier
 
 SMALL = {"max_epochs": 2, "layers": 1, "hidden": (8,)}
 ESTIMATORS = {
@@ -40,6 +41,13 @@ UNLIKE = {
 }
 
 
+@pytest.fixture
+def few_folds(monkeypatch):
+    """Three flows instead of five in a detector of few rows, where the number does not matter."""
+    monkeypatch.setattr(outlier, "FOLDS", 3)
+
+
+@pytest.mark.usefixtures("few_folds")
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_check_estimator(name):
     with warnings.catch_warnings():
@@ -103,6 +111,7 @@ def test_the_density_is_in_the_units_of_the_data():
     assert np.allclose(a - b, 3 * np.log(1000), atol=1e-3)
 
 
+@pytest.mark.usefixtures("few_folds")
 def test_one_row_alone_scores_as_among_others():
     X = np.round(_rows(), 1)  # on a grid: dequantized
     for estimator in (diffeo.FlowDensity(**SMALL), diffeo.FlowOutlierDetector(**SMALL)):
@@ -112,6 +121,7 @@ def test_one_row_alone_scores_as_among_others():
         assert np.isfinite(fitted.score_samples(X + 100)).all()  # off the grid and far away, yet a score
 
 
+@pytest.mark.usefixtures("few_folds")
 def test_columns_without_spread():
     X = np.column_stack([_rows(), np.full(400, 5.0)])
     fitted = diffeo.FlowDensity(**SMALL).fit(X)
@@ -127,6 +137,7 @@ def test_columns_without_spread():
     assert np.isfinite(alone.score_samples(np.ones((2, 2)))).all()
 
 
+@pytest.mark.usefixtures("few_folds")
 def test_data_frames_of_every_kind():
     table = _mixed()
     density = diffeo.FlowDensity(**SMALL).fit(table)
@@ -145,10 +156,11 @@ def test_data_frames_of_every_kind():
     assert regressor.predict(table[["kind", "when"]]).shape == (300,)
 
 
+@pytest.mark.usefixtures("few_folds")
 def test_the_detector_finds_and_explains():
     X = _rows(1200)
     detector = diffeo.FlowOutlierDetector(
-        contamination=0.02, max_epochs=15, layers=2, hidden=(32, 32), random_state=0
+        contamination=0.02, max_epochs=10, layers=1, hidden=(16, 16), random_state=0
     ).fit(X)
     assert abs((detector.predict(_rows(5000, seed=1)) == -1).mean() - 0.02) < 0.015
     assert np.allclose(detector.decision_function(X), detector.score_samples(X) - detector.offset_)
@@ -172,7 +184,7 @@ def student_flow(features: int, *, context: int = 0) -> diffeo.Flow:
 
 def test_the_transformer_makes_independent_normals_and_inverts():
     X = _rows(1500)
-    fitted = diffeo.FlowTransformer(layers=2, hidden=(32, 32), max_epochs=25, random_state=0).fit(X)
+    fitted = diffeo.FlowTransformer(layers=2, hidden=(16, 16), max_epochs=25, random_state=0).fit(X)
     z = fitted.transform(X)
     assert np.allclose(fitted.inverse_transform(z), X, atol=1e-6)
     assert np.abs(z.mean(0)).max() < 0.15
@@ -248,6 +260,7 @@ def test_bad_requests_of_the_regressor(regression):
     assert (constant.predict(X) == 3.0).all()
 
 
+@pytest.mark.usefixtures("few_folds")
 @pytest.mark.parametrize("name", ["FlowDensity", "FlowOutlierDetector", "FlowTransformer"])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_estimators_are_kept_without_pickle(tmp_path, name, mixed):
@@ -297,6 +310,7 @@ def test_the_share_of_alarms_among_fresh_rows(shape):
     assert 0.04 < (detector.predict(rng.normal(size=(3000, shape[1]))) == -1).mean() < 0.18
 
 
+@pytest.mark.usefixtures("few_folds")
 def test_constant_columns_leave_the_share_of_alarms_as_it_is():
     rng = np.random.default_rng(1)
     make = lambda n: np.c_[rng.normal(size=(n, 3)), np.full((n, 2), 7.0)]  # noqa: E731

@@ -439,6 +439,7 @@ def test_surprise_on_wide_grids_and_skewed_columns():
     assert model.explain(table.iloc[:100]).mean().abs().max() < 0.4
 
 
+SMALL = {"layers": 2, "hidden": (32, 32)}
 SHAPES = {
     "skewed": lambda rng, n: rng.lognormal(0, 2.0, n),
     "rain": lambda rng, n: np.where(rng.random(n) < 0.6, 0.0, rng.exponential(5, n)),
@@ -456,7 +457,7 @@ def test_samples_have_the_distribution_of_the_data(shape):
     rng = np.random.default_rng(3)
     x = SHAPES[shape](rng, 2000)
     table = pd.DataFrame({"x": x, "y": rng.normal(size=2000) + 0.1 * np.arcsinh(x)})
-    model = diffeo.fit_table(table, steps=200, progress=False)
+    model = diffeo.fit_table(table, options=SMALL, steps=200, progress=False)
     drawn = model.sample(6000, seed=0)["x"].to_numpy()
     distinct, counts = np.unique(x, return_counts=True)
     for value in distinct[counts > 20]:
@@ -472,18 +473,18 @@ def test_atoms_are_a_mixed_measure(tmp_path):
     rng = np.random.default_rng(0)
     rain = np.where(rng.random(1500) < 0.6, 0.0, rng.exponential(5, 1500))
     table = pd.DataFrame({"rain": rain, "wind": rng.normal(size=1500)})
-    model = diffeo.fit_table(table, steps=200, progress=False)
+    model = diffeo.fit_table(table, options=SMALL, steps=200, progress=False)
     assert repr(model) == "TableDensity(rain: 0 or positive, wind: continuous)"
     # the probability of the atom and the density beside it add up to one
     at = pd.DataFrame({"rain": np.r_[0.0, np.linspace(1e-3, 60, 4001)], "wind": 0.3})
     p = np.exp(model.log_prob(at))
     whole = p.iloc[0] + np.trapezoid(p.iloc[1:], at["rain"].iloc[1:])
-    wind = np.exp(diffeo.fit_table(table[["wind"]], steps=200, progress=False).log_prob(at[:1])).iloc[0]
+    wind = np.exp(diffeo.fit_table(table[["wind"]], options=SMALL, steps=200, progress=False).log_prob(at[:1])).iloc[0]
     assert abs(whole / wind - 1) < 0.25
     assert 0.45 < p.iloc[0] / whole < 0.75
-    scaled = diffeo.fit_table(table.assign(rain=rain * 1000), steps=200, progress=False)
+    scaled = diffeo.fit_table(table.assign(rain=rain * 1000), options=SMALL, steps=200, progress=False)
     assert abs((scaled.log_prob(at.assign(rain=at["rain"] * 1000)) - np.log(p)).iloc[0]) < 0.15  # no unit at the atom
-    nats = model.explain(table[:400])
+    nats = model.explain(table[:150])
     assert abs(nats["rain"].mean()) < 0.3
     diffeo.save(model, tmp_path / "m.safetensors")
     again = diffeo.load(tmp_path / "m.safetensors")
@@ -507,7 +508,7 @@ def test_rows_are_screened():
 def test_percentiles_are_among_held_out_rows():
     rng = np.random.default_rng(0)
     table, fresh = (pd.DataFrame(rng.normal(size=(n, 20))) for n in (300, 2000))
-    model = diffeo.fit_table(table, steps=100, progress=False)
+    model = diffeo.fit_table(table, options=SMALL, steps=100, progress=False)
     assert model.notes["ranked"] == {"rows": 50, "held_out": True}
     assert abs((model.percentile(model.log_prob(fresh)) < 50).mean() - 0.5) < 0.2
     alone = diffeo.fit_table(table, steps=5, validation=0, progress=False)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diffeo
 from diffeo.training.source import batch_index, split
-from fit_worker import run_worker
+from fit_worker import interrupt_in, run_worker, train
 
 
 def rows(n=300, features=2, seed=0):
@@ -274,8 +274,7 @@ def test_mixed_precision_trains_and_pure_half_precision_is_refused(precision):
 
 
 def test_a_killed_fit_resumes_to_the_same_weights(tmp_path):
-    whole = run_worker("train", tmp_path / "whole", tmp_path / "whole.pt", 300)
-    assert whole.wait(120) == 0
+    train(tmp_path / "whole", tmp_path / "whole.pt", 300, resume=False)
     killed = run_worker("train", tmp_path / "part", tmp_path / "never.pt", 300)
     state = tmp_path / "part" / "fit.safetensors"
     deadline = time.monotonic() + 100
@@ -285,8 +284,7 @@ def test_a_killed_fit_resumes_to_the_same_weights(tmp_path):
     killed.send_signal(signal.SIGKILL)
     assert killed.wait(20) == -signal.SIGKILL
     assert not (tmp_path / "never.pt").exists()
-    resumed = run_worker("resume", tmp_path / "part", tmp_path / "resumed.pt", 300)
-    assert resumed.wait(120) == 0
+    train(tmp_path / "part", tmp_path / "resumed.pt", 300, resume=True)
     a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "resumed.pt"))
     assert 0 < b["resumed_steps"] < 300
     assert a["steps"] == b["steps"] == 300
@@ -294,13 +292,17 @@ def test_a_killed_fit_resumes_to_the_same_weights(tmp_path):
     assert all(torch.equal(a["state"][k], b["state"][k]) for k in a["state"])
 
 
-def test_an_interrupted_fit_resumes_to_the_same_weights(tmp_path):
-    whole = run_worker("train", tmp_path / "whole", tmp_path / "whole.pt", 300)
-    assert whole.wait(120) == 0
-    stopped = run_worker("interrupt", tmp_path / "part", tmp_path / "never.pt", 300)
-    assert stopped.wait(120) == 7  # the worker's own code for KeyboardInterrupt
-    resumed = run_worker("resume", tmp_path / "part", tmp_path / "resumed.pt", 300)
-    assert resumed.wait(120) == 0
+def test_an_interrupted_fit_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    train(tmp_path / "whole", tmp_path / "whole.pt", 300, resume=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched:
+            interrupt_in(120, patched.setattr)
+            with pytest.raises(KeyboardInterrupt):
+                train(tmp_path / "part", tmp_path / "never.pt", 300, resume=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    train(tmp_path / "part", tmp_path / "resumed.pt", 300, resume=True)
     a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "resumed.pt"))
     assert 0 < b["resumed_steps"] < 300
     assert a["losses"] == b["losses"]

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -60,19 +59,17 @@ def test_a_flow_of_sentences():
 
 @pytest.mark.parametrize("kind", ["digits", "sentences"])
 def test_killed_fits_resume_to_the_same_weights(kind, tmp_path):
-    def start(folder, out):
-        command = [sys.executable, structured.__file__, kind, tmp_path / folder, tmp_path / out, "60"]
-        return subprocess.Popen([*map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-    assert start("whole", "whole.pt").wait(120) == 0
-    killed, state = start("part", "never.pt"), Path(tmp_path / "part" / "fit.safetensors")
+    structured.train(kind, tmp_path / "whole", tmp_path / "whole.pt", 60)
+    command = [sys.executable, structured.__file__, kind, tmp_path / "part", tmp_path / "never.pt", 60]
+    killed = subprocess.Popen([*map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    state = tmp_path / "part" / "fit.safetensors"
     deadline = time.monotonic() + 100
     while not state.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.1)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait(20) == -signal.SIGKILL
-    assert start("part", "resumed.pt").wait(120) == 0
+    structured.train(kind, tmp_path / "part", tmp_path / "resumed.pt", 60)
     whole, resumed = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "resumed.pt"))
     assert 0 < resumed["resumed"] < 60
     assert all(torch.equal(whole["state"][k], resumed["state"][k]) for k in whole["state"])

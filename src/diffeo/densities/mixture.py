@@ -35,8 +35,9 @@ class GaussianMixture(Density):
     Weights, means and precision factors are learned; the log-diagonals of A are bounded by `bound`. `initialize` fits
     the mixture to training rows by expectation–maximisation, with as many of the components as the BIC asks for (the
     rest get a negligible weight, from which they may grow); before that the means stand on a small fixed spiral, so
-    that no two components are alike. Where clusters lie is partly luck: of up to five columns, the start is the average
-    of up to four such fits, with k, k + 1, … components from different starts, as far as there are components.
+    that no two components are alike. Along curves no number of clusters is right, and the best fit is partly luck: of
+    up to five columns, where the AIC asks for more components than the BIC, the start is the average of up to four
+    fits with k, k + 1, … components, as far as there are so many.
 
     Samples carry no gradient (the component is a discrete choice). Temperature scales each component; temperature 0
     gives the mean at which the mixture's density is highest.
@@ -130,24 +131,31 @@ class GaussianMixture(Density):
 
 
 def _expectation_maximisation(rows: np.ndarray, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, means and lower-triangular precision factors of the mixtures around the best BIC, `most` in all."""
+    """Weights, means and lower-triangular precision factors of the mixture with the best BIC, or of an average of such.
+
+    At most `most` components in all.
+    """
+    few = rows.shape[1] <= FEW
     best: Any = None
     best_bic, worse = math.inf, 0
-    patience = PATIENCE if rows.shape[1] <= FEW else 1
     for k in range(1, min(most, max(1, len(rows) // (2 * rows.shape[1]))) + 1):
-        model = gaussian_mixture(rows, k, seed=0)
+        model = gaussian_mixture(rows, k, seed=0, starts=2 if few else 1)
         bic = model.bic(rows)
         if bic < best_bic:
             best, best_bic, worse = model, bic, 0
         else:
             worse += 1
-        if worse == patience:
+        if worse == (PATIENCE if few else 1):
             break
-    found, k = [best], best.n_components
-    # a single Gaussian has one optimum; every other mixture has many, and the average of some is better than each
-    while k > 1 and rows.shape[1] <= FEW and len(found) < FITS and sum(m.n_components for m in found) + k < most:
+    found = [best]
+    k = best.n_components
+    while few and k > 1 and len(found) < FITS and sum(m.n_components for m in found) + k < most:
         k += 1
         found.append(gaussian_mixture(rows, k, seed=len(found)))
+    # Where the AIC, which asks for less, sees no use of more components, the clusters are found. Else no number is
+    # right, as along curves: there are many optima, and an average is better than each.
+    if min(m.aic(rows) for m in found) == best.aic(rows):
+        found = [best]
     # scikit-learn's factors are upper triangular, P = C Cᵀ; ours act as A = Cᵀ
     return (
         torch.from_numpy(np.concatenate([m.weights_ for m in found]) / len(found)),

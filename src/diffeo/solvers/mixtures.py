@@ -11,14 +11,14 @@ import numpy as np
 FEW = 5  # columns, at most, in which clusters are worth a longer search and several fits
 
 
-def gaussian_mixture(rows: np.ndarray, k: int, seed: int) -> Any:
-    """One mixture of k Gaussians with full covariances, as scikit-learn gives it."""
+def gaussian_mixture(rows: np.ndarray, k: int, seed: int, starts: int = 1) -> Any:
+    """A mixture of k Gaussians with full covariances, the best of some starts, as scikit-learn gives it."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # rough is enough: training goes on, or it is one of some
-        return GaussianMixture(k, reg_covar=1e-4, random_state=seed).fit(rows)
+        return GaussianMixture(k, reg_covar=1e-4, n_init=starts, random_state=seed).fit(rows)
 
 
 def average_log_prob(mixtures: list[Any], rows: np.ndarray) -> np.ndarray:
