@@ -204,7 +204,7 @@ TRANSFORMS: dict[str, TransformCase] = {
     "RationalQuadraticSpline": _univariate(Spline, _normal(6, scale=4.0)),
     "RationalQuadraticSpline of 3 narrow bins": _univariate(lambda: Spline(3, bound=2.0), _normal(6)),
     "MixtureCDF": _univariate(diffeo.MixtureCDF, _normal(6)),
-    "MixtureCDF of Gaussians": _univariate(lambda: diffeo.MixtureCDF(4, "gaussian"), _normal(6)),
+    "MixtureCDF of Gaussians": _univariate(lambda: diffeo.MixtureCDF(2, "gaussian"), _normal(6)),
     "DeepSigmoidal": _univariate(lambda: diffeo.DeepSigmoidal(6), _normal(6)),
     "DenseSigmoidal": _univariate(lambda: diffeo.DenseSigmoidal(4, layers=3), _normal(6)),
     "UnconstrainedMonotonic": TransformCase(
@@ -351,13 +351,13 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Autoregressive unconstrained": TransformCase(
         _seeded(lambda: _ar(diffeo.UnconstrainedMonotonic(4, (8, 8)), 2)), _normal(6, 2)
     ),
-    "BlockAutoregressive": TransformCase(_seeded(lambda: diffeo.BlockAutoregressive(3, 4)), _normal(6, 3)),
+    "BlockAutoregressive": TransformCase(_seeded(lambda: diffeo.BlockAutoregressive(2, 3)), _normal(6, 2)),
     "BlockAutoregressive, context, reversed": TransformCase(
         _seeded(lambda: diffeo.BlockAutoregressive(2, 4, layers=1, context=2, reverse=True)),
         _normal(6, 2),
         _normal(6, 2),
     ),
-    "Residual": TransformCase(_seeded(lambda: diffeo.Residual(LipschitzMLP(3, hidden=(16, 16)))), _normal(6, 3)),
+    "Residual": TransformCase(_seeded(lambda: diffeo.Residual(LipschitzMLP(3, hidden=(16,)))), _normal(6, 3)),
     "Residual, context": TransformCase(
         _seeded(lambda: diffeo.Residual(LipschitzMLP(2, context=2, hidden=(16,), lipschitz=0.9))),
         _normal(6, 2),
