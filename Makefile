@@ -111,6 +111,7 @@ bench-families: $(READY)  ## flows on energies, continuous flows, the sphere, th
 bench-tables: $(READY)  ## the tables about outliers, regression, mixed columns and streaming; needs the data folder
 	$(INSTALL) -e ".[bench]"
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/outliers.py
+	$(BIN)/python benchmarks/alarms.py
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/regression.py
 	$(BIN)/python benchmarks/mixed.py
 	$(BIN)/python benchmarks/streaming.py

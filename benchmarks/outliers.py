@@ -15,8 +15,6 @@ import warnings
 from statistics import mean
 
 import numpy as np
-from pyod.models.ecod import ECOD
-from pyod.models.knn import KNN
 from sklearn.covariance import LedoitWolf
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import ConvergenceWarning
@@ -117,12 +115,16 @@ def _mahalanobis(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _neighbours(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+    from pyod.models.knn import KNN
+
     train, test = _standardised(train, test)
     some = np.random.default_rng(seed).permutation(len(train))[:LOF_ROWS]
     return KNN().fit(train[some]).decision_function(test)
 
 
 def _ecod(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+    from pyod.models.ecod import ECOD
+
     return ECOD().fit(train).decision_function(test)
 
 
@@ -172,9 +174,9 @@ def section() -> str:
 
 ADBench's tables, AUROC, mean of {len(seeds)} seeds: fitted on a random 70 % of the normal rows, tested on the other
 normal rows and all anomalies. Detectors of scikit-learn and PyOD (k-NN, ECOD) with their defaults, on standardised
-columns where it matters; the mixture has up to 20 components by BIC; LOF, k-NN, the mixture and the flow learn from at
-most 20,000 rows. The detector's settings (noise of 0.1, three layers of 64 × 2, 600 steps) were chosen among about twenty
-on these very tables, at one seed: the same for all, but not chosen blindly.
+columns where it matters; the mixture has up to 20 components by BIC; LOF, k-NN, the mixture and the flow learn from
+at most 20,000 rows. The detector's settings (noise of 0.1, three layers of 64 × 2, 600 steps) were chosen among
+about twenty on these very tables, at one seed: the same for all, but not chosen blindly.
 
 {markdown(["table", "training rows", *detectors], rows)}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import alarms
 import continuous
 import density
 import energies
@@ -40,6 +41,7 @@ SECTIONS = (
     density.estimator_section,
     known.section,
     outliers.section,
+    alarms.section,
     regression.section,
     mixed.section,
     streaming.section,

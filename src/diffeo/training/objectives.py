@@ -55,9 +55,8 @@ class Blurred(Objective):
         return -self.density(self._blur(x, generator), context)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Set data-dependent layers from blurred rows, each of few rows several times."""
-        times = max(1, min(10, 20_000 // len(x)))
-        x, context = x.repeat(times, 1), None if context is None else context.repeat(times, 1)
+        """Set data-dependent layers from blurred rows, each once: copies would pass for more rows than there are, and
+        a mixture would find a cluster around every one."""
         self.density.initialize(self._blur(x, torch.Generator(x.device).manual_seed(0)), context)
 
     def _blur(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
