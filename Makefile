@@ -114,6 +114,7 @@ bench-tables: $(READY)  ## the tables about outliers, regression, mixed columns 
 	$(BIN)/python benchmarks/alarms.py
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/regression.py
 	$(BIN)/python benchmarks/mixed.py
+	$(BIN)/python benchmarks/columns.py
 	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/report.py
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import alarms
+import columns
 import continuous
 import density
 import energies
@@ -44,6 +45,7 @@ SECTIONS = (
     alarms.section,
     regression.section,
     mixed.section,
+    columns.section,
     streaming.section,
     density.roundtrip_section,
     speed.users_section,

@@ -31,7 +31,7 @@ def report(
     with opened(table) as path:
         frame = read_table(path, Dialect(sep, decimal, header, tuple(na or ())).checked(), density.text_columns)
     try:
-        write_report(density, frame, output, title=table.stem, model_name=model.name)
+        write_report(density, frame, output, title=table.stem, model_name=model.name, progress=True)
     except ValueError as error:
         raise ValueError(f"{table}: {error}") from error
     print(f"Wrote {output}.")

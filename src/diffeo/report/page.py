@@ -9,6 +9,8 @@ import base64
 import html
 import io
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ def write_report(
     title: str = "table",
     model_name: str = "model",
     seed: int = 0,
+    progress: bool = False,
 ) -> None:
     """Write one self-contained HTML page: fit, marginals, pairs, calibration, the most unusual rows and why.
 
@@ -44,11 +47,14 @@ def write_report(
         path: of the page, written whole or not at all.
         title, model_name: what the page calls table and model.
         seed: of the samples shown beside the data.
+        progress: show a progress bar, where there is a terminal.
 
     Raises:
         ValueError: a table that the model cannot score.
     """
     import matplotlib as mpl
+    from rich.console import Console
+    from rich.progress import track
 
     log_p = model.log_prob(table)
     some = np.sort(np.random.default_rng(seed).permutation(len(table))[:MOST_ROWS])
@@ -56,13 +62,19 @@ def write_report(
     given = seen[list(model.schema.given)].reset_index(drop=True) if model.schema.given else None
     samples = model.sample(len(seen), given, seed=seed)
     with mpl.rc_context({"font.size": 9, "svg.fonttype": "path", "axes.edgecolor": "#8a94a0", "figure.dpi": 150}):
-        figures = {
-            "history": _history(model),
-            "marginals": _marginals(model, seen, samples),
-            "pairs": _pairs(model, seen, samples),
-            "calibration": _calibration(model, log_p.to_numpy()[some], samples, seed),
-            "latents": _latents(model, seen, seed),
+        parts: dict[str, Callable[[], Any]] = {
+            "history": lambda: _history(model),
+            "marginals": lambda: _marginals(model, seen, samples),
+            "pairs": lambda: _pairs(model, seen, samples),
+            "calibration": lambda: _calibration(model, log_p.to_numpy()[some], samples, seed),
+            "latents": lambda: _latents(model, seen, seed),
+            "unusual": lambda: _unusual(model, table, log_p),
         }
+        shown = progress and sys.stderr.isatty()
+        bar = track(
+            parts.items(), "report", len(parts), console=Console(stderr=True), disable=not shown, transient=True
+        )
+        figures = {name: draw() for name, draw in bar}
     page = _template().render(
         title=title,
         model_name=model_name,
@@ -70,7 +82,7 @@ def write_report(
         scores=_scores(model),
         figures=figures,
         columns=[(c.name, c.describe(), c.name in model.schema.given) for c in model.schema.columns],
-        unusual=_unusual(model, table, log_p),
+        unusual=figures["unusual"],
         exact=model.exact,
         given=model.schema.given,
         shown=len(seen),

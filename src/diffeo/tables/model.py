@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BLOCK = 8192  # rows scored or drawn at once
 ROUNDING = 1e-9  # log-densities this near each other, relatively where they are large, count as equal in percentiles
 QUANTILES = 1001  # of held-out rows' log-densities, kept for percentiles
-NOISE = 8  # points of the cell of a whole number at which its density is taken
+NOISE, EXPLAIN_NOISE = 8, 4  # points of the cell of a whole number at which its density is taken; in `explain`
 
 
 class TableDensity:
@@ -186,7 +186,7 @@ class TableDensity:
 
         def encoded(rows: Tensor, c: Tensor | None) -> Tensor:
             """The density of encoded rows, whose units are those of the points along a column."""
-            return self.score(rows, c) + torch.from_numpy(self.schema.log_volumes(rows.numpy()))
+            return self.score(rows, c, EXPLAIN_NOISE) + torch.from_numpy(self.schema.log_volumes(rows.numpy()))
 
         nats = surprise(encoded, torch.from_numpy(x), c, levels, quantiles, bounds, whole, atoms)
         names = [column.name for column in self.schema.modelled]
