@@ -28,3 +28,23 @@ def test_pareto_k_tells_light_from_heavy_tails():
     assert bounded.log_normalizer == pytest.approx(0.0, abs=0.1)
     with pytest.raises(ValueError, match="at least 100 samples"):
         diffeo.importance(normal, normal, 5)
+
+
+def test_what_the_flow_leaves_out_is_found():
+    def two(x):  # half of the mass is where the flow never goes, though its own weights look perfect
+        near, far = (torch.distributions.Normal(m, 1.0).log_prob(x).sum(-1) for m in (0.0, 7.0))
+        return torch.logaddexp(near, far) + 3.0
+
+    normal = diffeo.Normal(2)
+    found = diffeo.importance(normal, two, 8000)
+    assert found.effective_sample_size > 0.99 * 8000
+    assert found.missed == pytest.approx(0.5, abs=0.15)
+    assert "misses" in str(found)
+    assert diffeo.importance(normal, normal, 8000).missed == 0.0
+    assert diffeo.importance(diffeo.StudentT(2, df=3.0), normal, 8000).missed < 0.01
+    # a target that answers within the support only, and events that are no vectors
+    box = diffeo.unit_box(2, layers=1, hidden=(8,))
+    strict = torch.distributions.Uniform(torch.zeros(2), torch.ones(2), validate_args=True)
+    assert diffeo.importance(box, lambda x: strict.log_prob(x.clamp(max=1 - 1e-6)).sum(-1), 500).missed < 0.01
+    frames = diffeo.Normal((3, 2))
+    assert diffeo.importance(frames, frames, 500).missed is None

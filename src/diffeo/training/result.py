@@ -27,6 +27,8 @@ class FitResult:
             for objectives with a target (`ReverseKL` and its like), else None.
         pareto_k: how heavy the tail of these weights is; above 0.7 they are not to be trusted.
         log_normalizer: estimate of log ∫ p̃ from them.
+        missed: share of the target's mass that the flow leaves out, which these weights cannot show (see
+            `diffeo.importance`).
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -42,11 +44,12 @@ class FitResult:
     effective_sample_size: float | None = None
     pareto_k: float | None = None
     log_normalizer: float | None = None
+    missed: float | None = None
 
     def importance(self, weights: Importance) -> None:
         """Note what importance weights say of the flow."""
         self.effective_sample_size = weights.effective_sample_size / len(weights.log_weights)
-        self.pareto_k, self.log_normalizer = weights.pareto_k, weights.log_normalizer
+        self.pareto_k, self.log_normalizer, self.missed = weights.pareto_k, weights.log_normalizer, weights.missed
 
     @property
     def validation_nats(self) -> float | None:
@@ -80,4 +83,5 @@ class FitResult:
             held += f" ± {self.validation_stderr:.3f}"
         if self.effective_sample_size is not None:
             held = f", {self.effective_sample_size:.1%} effective samples, Pareto k {self.pareto_k:.2f}"
+            held += "" if self.missed is None else f", {self.missed:.1%} of the target missed"
         return f"{self.steps} steps in {self.seconds:.1f} s (stopped by {self.stopped}; best at {self.best_step}){held}"
