@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 import textwrap
@@ -103,3 +104,22 @@ def test_links_between_the_documents_lead_somewhere():
         for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             if not link.startswith("http"):
                 assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_the_table_of_options_names_what_there_is():
+    from typer.main import get_command
+
+    from diffeo.cli.app import app
+
+    section = (ROOT / "docs" / "program.md").read_text().partition("## The same options by three names")[2]
+    rows = [line.split("|")[2:5] for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    assert len(rows) > 10
+    named = [set(re.findall(r"`([^`]+)`", " ".join(column))) for column in zip(*rows, strict=True)]
+    functions = {n for f in (diffeo.fit, diffeo.fit_table) for n in inspect.signature(f).parameters}
+    estimator = {
+        *inspect.signature(diffeo.FlowDensity).parameters,
+        *inspect.signature(diffeo.FlowDensity.fit).parameters,
+    }
+    fit = get_command(app).commands["fit"]
+    for names, there in zip(named, (functions, estimator, {o for p in fit.params for o in p.opts}), strict=True):
+        assert names <= there, names - there
