@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from diffeo.recipes import mixed, recipes
+from diffeo.tables.dtypes import rare
 from diffeo.tables.frames import as_pandas, kind_of
 from diffeo.tables.model import TableDensity
 from diffeo.tables.schema import Schema, check_complete, learn_schema
@@ -83,7 +84,7 @@ def fit_table(
         raise ValueError(f"fit_table: expected blur of at least 0, got {blur}")
     if missing not in ("error", "drop"):
         raise ValueError(f"fit_table: missing must be 'error' or 'drop', got {missing!r}")
-    kind = kind_of(table)
+    kind, dtypes = kind_of(table), rare(table) if isinstance(table, pd.DataFrame) else []
     table = as_pandas(table, "fit_table")
     if validation is None:
         validation = max(0.1, min(0.25, HELD_OUT / max(1, len(table))))
@@ -142,6 +143,7 @@ def fit_table(
     context = None if contexts[part] is None else torch.from_numpy(contexts[part][some])
     model.notes = {
         "frame": kind,
+        "dtypes": dtypes,
         "flow": name,
         "rows": {"train": len(train), "validation": len(held)},
         "fit": {k: v for k, v in asdict(result).items() if k != "history"},

@@ -6,20 +6,22 @@ from typing import Any
 
 import pandas as pd
 
+from diffeo.tables.dtypes import plain
+
 
 def as_pandas(table: Any, who: str) -> pd.DataFrame:
-    """A DataFrame of pandas from one of polars, or a table of Arrow.
+    """A DataFrame of pandas in plain dtypes, from one of pandas or polars, or a table of Arrow.
 
     Raises:
         ValueError: it is none of them.
     """
     if isinstance(table, pd.DataFrame):
-        return table
+        return plain(table)
     if hasattr(table, "collect") and hasattr(table, "lazy"):  # polars, evaluated late
         table = table.collect()
     if not hasattr(table, "to_pandas"):
         raise ValueError(f"{who}: expected a DataFrame, got {type(table).__name__}; use pd.DataFrame(rows)")
-    return table.to_pandas()
+    return plain(table.to_pandas())
 
 
 def kind_of(table: Any) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from diffeo.core import Density, Flow
 from diffeo.densities import Dequantized, Mixed
 from diffeo.tables.columns import Category, Constant
+from diffeo.tables.dtypes import restored
 from diffeo.tables.explain import surprise
 from diffeo.tables.frames import as_kind, as_pandas
 from diffeo.tables.schema import Schema, impossible
@@ -163,7 +164,7 @@ class TableDensity:
             c = None if context is None else torch.from_numpy(context[start : start + size]).float()
             rows.append(self.density.sample((size,), c, temperature=temperature, generator=generator))
         drawn = self.schema.decode(torch.cat(rows).double().numpy(), conditions)
-        return as_kind(drawn, self.notes.get("frame", "pandas"))
+        return as_kind(restored(drawn, self.notes.get("dtypes", [])), self.notes.get("frame", "pandas"))
 
     def explain(self, table: pd.DataFrame) -> pd.DataFrame:
         """Which columns make each row unusual: the surprise, in nats, of each value given the rest of its row.

@@ -1,0 +1,115 @@
+"""Columns of rarer dtypes as plain ones for the codec, and back: sparse, of Arrow, of another byte order, of categories
+that are neither text nor numbers."""
+
+# pandas' annotations are unions of all that could come back
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+def plain(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with every column in a dtype that the codec reads; the same object where nothing is to be done."""
+    if not table.columns.is_unique or not any(map(_is_rare, table.dtypes)):
+        return table
+    columns = {name: _plain(table[name]) if _is_rare(table[name].dtype) else table[name] for name in table}
+    return pd.DataFrame(columns, index=table.index)
+
+
+def rare(table: pd.DataFrame) -> list[tuple[Any, dict[str, Any]]]:
+    """Names of columns of rarer dtypes, and what is needed to give these back, as JSON data."""
+    return [(name, _written(dtype)) for name, dtype in table.dtypes.items() if _is_rare(dtype)]
+
+
+def restored(table: pd.DataFrame, dtypes: Sequence[tuple[Any, Mapping[str, Any]]]) -> pd.DataFrame:
+    """The table with these columns in the dtypes that `rare` noted."""
+    changed = {name: _restore(table[name], how) for name, how in dtypes if name in table}
+    return pd.DataFrame({**table, **changed}) if changed else table
+
+
+def _is_rare(dtype: Any) -> bool:
+    if isinstance(dtype, pd.SparseDtype):
+        return True
+    if isinstance(dtype, pd.ArrowDtype):
+        return _arrow_kind(dtype) is not None
+    if isinstance(dtype, pd.CategoricalDtype):
+        return any(not isinstance(v, str | bool | int | float | np.number | np.bool_) for v in dtype.categories)
+    return isinstance(dtype, np.dtype) and dtype.kind in "iuf" and not dtype.isnative
+
+
+def _arrow_kind(dtype: pd.ArrowDtype) -> str | None:
+    """Which of Arrow's types that pandas shows under no plain name."""
+    import pyarrow.types as kinds
+
+    for name in ("dictionary", "date", "decimal", "string", "large_string"):
+        if getattr(kinds, f"is_{name}")(dtype.pyarrow_dtype):
+            return name
+    return None
+
+
+def _plain(values: pd.Series) -> pd.Series:
+    dtype = values.dtype
+    if isinstance(dtype, pd.SparseDtype):
+        return values.sparse.to_dense()
+    if isinstance(dtype, pd.CategoricalDtype):
+        return values.cat.rename_categories([str(v) for v in dtype.categories])
+    if not isinstance(dtype, pd.ArrowDtype):
+        return values.astype(dtype.newbyteorder("="))
+    kind = _arrow_kind(dtype)
+    if kind == "decimal":
+        return values.astype("float64")
+    objects = values.astype(object).where(values.notna(), None)
+    if kind == "date":
+        return pd.to_datetime(objects)
+    return objects.astype("category") if kind == "dictionary" else objects
+
+
+def _written(dtype: Any) -> dict[str, Any]:
+    if isinstance(dtype, pd.SparseDtype):
+        fill = dtype.fill_value
+        return {"sparse": str(dtype.subtype), "fill": fill.item() if isinstance(fill, np.generic) else fill}
+    if isinstance(dtype, pd.ArrowDtype):
+        import pyarrow as pa
+
+        return {"arrow": _text(pa.schema([("x", dtype.pyarrow_dtype)]).serialize())}
+    if isinstance(dtype, pd.CategoricalDtype):
+        import pyarrow as pa
+
+        sink, table = pa.BufferOutputStream(), pa.Table.from_pandas(pd.DataFrame({"x": dtype.categories}))
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return {"categories": _text(sink.getvalue()), "ordered": bool(dtype.ordered)}
+    return {"numpy": dtype.str}
+
+
+def _restore(values: pd.Series, how: Mapping[str, Any]) -> pd.Series:
+    if "sparse" in how:
+        return values.astype(pd.SparseDtype(how["sparse"], how["fill"]))
+    if "numpy" in how:
+        return values.astype(how["numpy"])
+    import pyarrow as pa
+
+    if "categories" in how:
+        categories = pa.ipc.open_stream(base64.b64decode(how["categories"])).read_pandas()["x"]
+        codes = pd.Index([str(v) for v in categories]).get_indexer(values.astype(object))
+        return pd.Series(pd.Categorical.from_codes(codes, pd.Index(categories), how["ordered"]), values.index)
+    kind = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(how["arrow"]))).field("x").type
+    if pa.types.is_decimal(kind):  # from text: a binary number has digits beyond the scale
+        array = pa.array([f"{v:.{kind.scale}f}" for v in values]).cast(kind)
+    elif pa.types.is_date(kind):
+        array = pa.array(pd.to_datetime(values).dt.date.tolist(), type=kind)
+    elif pa.types.is_dictionary(kind):
+        array = pa.array(values.tolist(), type=kind.value_type).dictionary_encode().cast(kind)
+    else:
+        array = pa.array(values.tolist(), type=kind)
+    return pd.Series(pd.arrays.ArrowExtensionArray(array), values.index)
+
+
+def _text(data: Any) -> str:
+    return base64.b64encode(data.to_pybytes()).decode()
