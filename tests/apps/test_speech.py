@@ -6,6 +6,7 @@ import csv
 import itertools
 import shutil
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import soundfile
 import torch
 
 import diffeo
+import librosa_mels
 from diffeo.apps import speech as tools
 from diffeo.cli import main
 
@@ -306,9 +308,11 @@ def test_the_first_clip_may_be_bad(corpus, tmp_path):
     lines = (corpus / "metadata.csv").read_text().splitlines()
     rows = [f"{corpus / 'wavs' / line.split('|')[0]}.wav,{line.split('|')[2]}" for line in lines[:25]]
     (tmp_path / "clips.csv").write_text("\n".join(["path,text", "gone.wav,aeo", *rows]) + "\n")
-    call = ["speech", "fit", str(tmp_path / "clips.csv"), "-o", str(tmp_path / "v.safetensors"), "--preset", "tiny"]
-    assert main([*call, "--steps", "1"]) == 2
-    assert main([*call, "--steps", "1", "--skip-bad"]) == 0
+    for command in ("fit", "vocoder"):
+        output = tmp_path / f"{command}.safetensors"
+        call = ["speech", command, str(tmp_path / "clips.csv"), "-o", str(output), "--preset", "tiny", "--steps", "1"]
+        assert main(call) == 2
+        assert main([*call, "--skip-bad"]) == 0
 
 
 def test_a_vocoder_makes_sound_of_spectrograms(vocoder, voice, corpus, tmp_path, capsys):
@@ -371,3 +375,11 @@ def test_the_demo_makes_a_page_without_espeak(tmp_path, monkeypatch):
     assert main(["speech", "say", str(tmp_path / "voice.safetensors"), "seven", "-o", str(tmp_path / "s.wav")]) == 0
     call = ["speech", "resynthesize", str(tmp_path / "vocoder.safetensors"), str(tmp_path / "s.wav")]
     assert main([*call, "-o", str(tmp_path / "r.wav")]) == 0
+
+
+@pytest.mark.parametrize("name", librosa_mels.SETTINGS)
+def test_mels_are_those_of_librosa(name):
+    settings = librosa_mels.SETTINGS[name]
+    theirs = np.load(Path(librosa_mels.__file__).with_suffix(".npz"))[name]
+    ours = tools.to_mel(torch.from_numpy(librosa_mels.sound(settings[0])), tools.Mel(*settings))
+    assert np.abs(ours.numpy() - theirs).max() < 1e-4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +33,7 @@ Reading = Annotated[
 ]
 Vocoder = Annotated[Path, typer.Argument(help="Vocoder file, as `diffeo speech vocoder` writes.", show_default=False)]
 Rate = Annotated[int | None, typer.Option(help="Samples in a second.", show_default="of the first clip", min=1000)]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out clips that cannot be used.")]
 Seed = Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)]
 Speaker = Annotated[str | None, typer.Option(help="Who speaks.", show_default="the first")]
 
@@ -65,7 +66,7 @@ def fit(
     samples_dir: Annotated[
         Path | None, typer.Option(help="Folder for a sentence, spoken as training goes.", show_default="none")
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out clips that cannot be used.")] = False,
+    skip_bad: SkipBad = False,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
@@ -236,6 +237,7 @@ def vocoder(
         str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Segments in a step.", min=1)] = 8,
+    skip_bad: SkipBad = False,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
@@ -254,11 +256,11 @@ def vocoder(
     seconds = None if time_limit is None else parse_duration(time_limit)
     folder = checkpoint_of(output, resume)
     clips = tools.read_corpus(corpus)
-    settings = tools.Mel.of(rate or tools.read_audio(clips[0].path)[1])
+    settings = tools.Mel.of(rate or _first_rate(clips, skip_bad))
+    clips, sounds = _kept(clips, lambda clip: tools.read_audio(clip.path, settings.rate)[0], skip_bad)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         flow = getattr(diffeo, system)(settings.mels, settings.hop, preset=preset, **tools.prediction(settings))
-    sounds = [tools.read_audio(clip.path, settings.rate)[0] for clip in clips]
     order = torch.randperm(len(sounds), generator=torch.Generator().manual_seed(seed)).tolist()
     tenth = min(HELD, max(1, len(order) // 10))
     if len(order) < 2:
@@ -338,28 +340,36 @@ def _first_rate(clips: list[Any], skip_bad: bool) -> int:
 
 
 def _usable(clips: list[Any], settings: Any, skip_bad: bool, reading: str) -> tuple[list[Any], list[Any]]:
-    """Clips that can be trained on and their spectrograms; an error that names the first that cannot."""
+    """Clips that a voice can be trained on and their spectrograms."""
     from diffeo.apps import speech as tools
 
-    found, mels, left_out = [], [], 0
+    def heard(clip: Any) -> Any:
+        mel = tools.mels_of([clip], settings)[0]
+        length = len(tools.units_of(clip.text, reading))
+        if not 1 <= length <= (len(mel) + 1) // 2:
+            raise ValueError(f"{clip.path}: {length} letters in {(len(mel) + 1) // 2} steps of sound")
+        return mel
+
+    return _kept(clips, heard, skip_bad)
+
+
+def _kept(clips: list[Any], read: Callable[[Any], Any], skip_bad: bool) -> tuple[list[Any], list[Any]]:
+    """Clips that can be read, and what was read; an error that names the first that cannot, or a line for each."""
+    found, contents = [], []
     for clip in clips:
         try:
-            mel = tools.mels_of([clip], settings)[0]
-            length = len(tools.units_of(clip.text, reading))
-            if not 1 <= length <= (len(mel) + 1) // 2:
-                raise ValueError(f"{clip.path}: {length} letters in {(len(mel) + 1) // 2} steps of sound")
+            content = read(clip)
         except ValueError as error:
             message = str(error) if str(clip.path) in str(error) else f"{clip.path}: {error}"
             if not skip_bad:
                 raise ValueError(f"{message} (--skip-bad leaves such clips out)") from None
             print(f"diffeo: left out: {message}", file=sys.stderr)
-            left_out += 1
             continue
         found.append(clip)
-        mels.append(mel)
-    if left_out:
-        print(f"diffeo: {left_out} clips left out, {len(found)} used", file=sys.stderr)
-    return found, mels
+        contents.append(content)
+    if len(found) < len(clips):
+        print(f"diffeo: {len(clips) - len(found)} clips left out, {len(found)} used", file=sys.stderr)
+    return found, contents
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any], Any]:
