@@ -146,7 +146,7 @@ DETECTORS = {
 def section() -> str:
     """AUROC by table, mean over seeds, the best of each in bold."""
     runs = load(RESULT)
-    detectors = list(dict.fromkeys(r["detector"] for r in runs))
+    detectors = [d for d in DETECTORS if any(r["detector"] == d for r in runs)]
     names = sorted({r["table"] for r in runs}, key=str.lower)
     seeds = sorted({r["seed"] for r in runs})
     ours = detectors[0]
