@@ -7,11 +7,15 @@ that are neither text nor numbers."""
 from __future__ import annotations
 
 import base64
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+# categories that are neither text nor numbers, but that a file can hold; others the codec names
+MOMENTS = (datetime.date, datetime.timedelta, pd.Period, pd.Interval)
 
 
 def plain(table: pd.DataFrame) -> pd.DataFrame:
@@ -39,7 +43,7 @@ def _is_rare(dtype: Any) -> bool:
     if isinstance(dtype, pd.ArrowDtype):
         return _arrow_kind(dtype) is not None
     if isinstance(dtype, pd.CategoricalDtype):
-        return any(not isinstance(v, str | bool | int | float | np.number | np.bool_) for v in dtype.categories)
+        return len(dtype.categories) > 0 and all(isinstance(v, MOMENTS) for v in dtype.categories)
     return isinstance(dtype, np.dtype) and dtype.kind in "iuf" and not dtype.isnative
 
 
@@ -73,7 +77,8 @@ def _plain(values: pd.Series) -> pd.Series:
 def _written(dtype: Any) -> dict[str, Any]:
     if isinstance(dtype, pd.SparseDtype):
         fill = dtype.fill_value
-        return {"sparse": str(dtype.subtype), "fill": fill.item() if isinstance(fill, np.generic) else fill}
+        fill = fill.item() if isinstance(fill, np.generic) else fill
+        return {"sparse": str(dtype.subtype), "fill": None if fill != fill else fill}  # NaN is no JSON
     if isinstance(dtype, pd.ArrowDtype):
         import pyarrow as pa
 
@@ -90,7 +95,7 @@ def _written(dtype: Any) -> dict[str, Any]:
 
 def _restore(values: pd.Series, how: Mapping[str, Any]) -> pd.Series:
     if "sparse" in how:
-        return values.astype(pd.SparseDtype(how["sparse"], how["fill"]))
+        return values.astype(pd.SparseDtype(how["sparse"], np.nan if how["fill"] is None else how["fill"]))
     if "numpy" in how:
         return values.astype(how["numpy"])
     import pyarrow as pa
