@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 import diffeo
+from diffeo.report import write_report
 
 RNG = np.random.default_rng(0)
 NUMBERS, LETTERS, DAYS = (
@@ -48,10 +51,48 @@ def test_rarer_dtypes_come_back(kind, tmp_path):
         assert set(drawn["x"].astype(object)) <= set(table["x"].astype(object))
 
 
-def test_a_given_column_of_a_rarer_dtype():
-    table = pd.DataFrame({"x": NUMBERS, "g": COLUMNS["Arrow dictionary"]})
-    model = diffeo.fit_table(table, given=["g"], recipe="gaussian", steps=2, progress=False)
-    drawn = model.sample(5, {"g": "a"})
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_a_given_column_of_a_rarer_dtype(kind, tmp_path):
+    table = pd.DataFrame({"x": NUMBERS, "g": COLUMNS[kind]})
+    model = diffeo.fit_table(table, given=["g"], vocabulary=table, recipe="gaussian", steps=2, progress=False)
+    drawn = model.sample(5, {"g": table["g"].iloc[0]})
     assert drawn["g"].dtype == table["g"].dtype
-    assert (drawn["g"].astype(object) == "a").all()
+    assert (drawn["g"].astype(object) == table["g"].iloc[0]).all()
     assert len(model.sample(300, table[["g"]])) == 300
+
+
+def test_a_report_of_rarer_dtypes(tmp_path):
+    table = pd.DataFrame({name: COLUMNS[name] for name in ("Arrow date", "Arrow decimal", "categories of months")})
+    model = diffeo.fit_table(table, recipe="gaussian", steps=2, progress=False)
+    write_report(model, table, tmp_path / "r.html")
+    assert "Arrow date" in (tmp_path / "r.html").read_text()
+
+
+def test_decimals_stay_within_their_precision():
+    table = pd.DataFrame({"x": pd.Series(NUMBERS.round(2)).astype(pd.ArrowDtype(pa.decimal128(3, 2)))})
+    model = diffeo.fit_table(table, recipe="gaussian", steps=2, progress=False)
+    drawn = model.sample(500, temperature=8.0, seed=0)["x"].astype(float)
+    assert 9.0 < drawn.abs().max() < 10.0
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        [datetime.date(2024, 1, 1), datetime.timedelta(1)],
+        [pd.Period("2024-01", "M"), pd.Period("2024", "Y")],
+        [(1, 2), (3, 4)],
+    ],
+)
+def test_categories_that_no_file_holds_are_named(levels):
+    table = pd.DataFrame(
+        {"x": pd.Categorical([levels[i % 2] for i in range(40)], pd.Index(levels, tupleize_cols=False))}
+    )
+    with pytest.raises(ValueError, match="column 'x': categories such as"):
+        diffeo.fit_table(table, recipe="gaussian", steps=2, progress=False)
+
+
+def test_a_sparse_column_of_dates_is_kept(tmp_path):
+    days = pd.Series(pd.arrays.SparseArray(DAYS.to_numpy(), fill_value=pd.Timestamp("2024-01-01")))
+    model = diffeo.fit_table(pd.DataFrame({"x": days}), recipe="gaussian", steps=2, progress=False)
+    diffeo.save(model, tmp_path / "m.safetensors")
+    assert diffeo.load(tmp_path / "m.safetensors").sample(5)["x"].dtype == days.dtype

@@ -46,5 +46,10 @@ def test_what_the_flow_leaves_out_is_found():
     box = diffeo.unit_box(2, layers=1, hidden=(8,))
     strict = torch.distributions.Uniform(torch.zeros(2), torch.ones(2), validate_args=True)
     assert diffeo.importance(box, lambda x: strict.log_prob(x.clamp(max=1 - 1e-6)).sum(-1), 500).missed < 0.01
+    # no answer rather than a wrong one: too few samples, a target that is no density
+    assert diffeo.importance(diffeo.Normal(128), diffeo.Normal(128), 100).missed is None
+    assert diffeo.importance(normal, lambda x: x.sum(-1).log(), 500).missed is None
+    assert diffeo.importance(normal, lambda x: torch.where(x[:, 0] > 1, torch.inf, normal(x)), 500).missed is None
+    assert diffeo.importance(normal, lambda x: torch.full_like(x[:, 0], -torch.inf), 500).missed is None
     frames = diffeo.Normal((3, 2))
     assert diffeo.importance(frames, frames, 500).missed is None

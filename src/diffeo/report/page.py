@@ -22,6 +22,7 @@ from diffeo.plotting import plot_calibration, plot_latents, plot_marginal, plot_
 from diffeo.storage import replacing
 from diffeo.tables import TableDensity
 from diffeo.tables.columns import Constant, Number
+from diffeo.tables.frames import as_pandas
 from diffeo.training import FitResult
 from diffeo.version import __version__
 
@@ -56,11 +57,12 @@ def write_report(
     from rich.console import Console
     from rich.progress import track
 
+    table = as_pandas(table, "write_report")
     log_p = model.log_prob(table)
     some = np.sort(np.random.default_rng(seed).permutation(len(table))[:MOST_ROWS])
     seen = table.iloc[some]
     given = seen[list(model.schema.given)].reset_index(drop=True) if model.schema.given else None
-    samples = model.sample(len(seen), given, seed=seed)
+    samples = as_pandas(model.sample(len(seen), given, seed=seed), "write_report")
     with mpl.rc_context({"font.size": 9, "svg.fonttype": "path", "axes.edgecolor": "#8a94a0", "figure.dpi": 150}):
         parts: dict[str, Callable[[], Any]] = {
             "history": lambda: _history(model),

@@ -37,13 +37,28 @@ def restored(table: pd.DataFrame, dtypes: Sequence[tuple[Any, Mapping[str, Any]]
     return pd.DataFrame({**table, **changed}) if changed else table
 
 
+def read(table: pd.DataFrame, dtypes: Sequence[tuple[Any, Mapping[str, Any]]]) -> pd.DataFrame:
+    """Values of such columns that came without their dtype, as the codec knows them."""
+    table = table.copy(deep=False)
+    for name, how in dtypes:
+        if name not in table:
+            continue
+        if "categories" in how:
+            table[name] = table[name].map(str)
+        elif "arrow" in how and not pd.api.types.is_numeric_dtype(table[name].dtype):
+            table[name] = _plain(pd.Series(pd.arrays.ArrowExtensionArray(_like(table[name], how)), table.index))
+    return table
+
+
 def _is_rare(dtype: Any) -> bool:
     if isinstance(dtype, pd.SparseDtype):
         return True
     if isinstance(dtype, pd.ArrowDtype):
         return _arrow_kind(dtype) is not None
     if isinstance(dtype, pd.CategoricalDtype):
-        return len(dtype.categories) > 0 and all(isinstance(v, MOMENTS) for v in dtype.categories)
+        levels = dtype.categories
+        alike = levels.dtype != object or all(type(v) is datetime.date for v in levels)
+        return len(levels) > 0 and alike and all(isinstance(v, MOMENTS) for v in levels)
     return isinstance(dtype, np.dtype) and dtype.kind in "iuf" and not dtype.isnative
 
 
@@ -78,7 +93,9 @@ def _written(dtype: Any) -> dict[str, Any]:
     if isinstance(dtype, pd.SparseDtype):
         fill = dtype.fill_value
         fill = fill.item() if isinstance(fill, np.generic) else fill
-        return {"sparse": str(dtype.subtype), "fill": None if fill != fill else fill}  # NaN is no JSON
+        # neither NaN nor a date is JSON
+        fill = None if fill != fill else str(fill) if isinstance(fill, MOMENTS) else fill
+        return {"sparse": str(dtype.subtype), "fill": fill}
     if isinstance(dtype, pd.ArrowDtype):
         import pyarrow as pa
 
@@ -95,7 +112,10 @@ def _written(dtype: Any) -> dict[str, Any]:
 
 def _restore(values: pd.Series, how: Mapping[str, Any]) -> pd.Series:
     if "sparse" in how:
-        return values.astype(pd.SparseDtype(how["sparse"], np.nan if how["fill"] is None else how["fill"]))
+        subtype, fill = how["sparse"], how["fill"]
+        if isinstance(fill, str):
+            fill = pd.Timestamp(fill) if subtype.startswith("datetime") else pd.Timedelta(fill)
+        return values.astype(pd.SparseDtype(subtype, np.nan if fill is None else fill))
     if "numpy" in how:
         return values.astype(how["numpy"])
     import pyarrow as pa
@@ -104,9 +124,10 @@ def _restore(values: pd.Series, how: Mapping[str, Any]) -> pd.Series:
         categories = pa.ipc.open_stream(base64.b64decode(how["categories"])).read_pandas()["x"]
         codes = pd.Index([str(v) for v in categories]).get_indexer(values.astype(object))
         return pd.Series(pd.Categorical.from_codes(codes, pd.Index(categories), how["ordered"]), values.index)
-    kind = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(how["arrow"]))).field("x").type
+    kind = _arrow_type(how)
     if pa.types.is_decimal(kind):  # from text: a binary number has digits beyond the scale
-        array = pa.array([f"{v:.{kind.scale}f}" for v in values]).cast(kind)
+        most = (10.0**kind.precision - 1) / 10.0**kind.scale
+        array = pa.array([f"{min(max(v, -most), most):.{max(kind.scale, 0)}f}" for v in values]).cast(kind)
     elif pa.types.is_date(kind):
         array = pa.array(pd.to_datetime(values).dt.date.tolist(), type=kind)
     elif pa.types.is_dictionary(kind):
@@ -114,6 +135,20 @@ def _restore(values: pd.Series, how: Mapping[str, Any]) -> pd.Series:
     else:
         array = pa.array(values.tolist(), type=kind)
     return pd.Series(pd.arrays.ArrowExtensionArray(array), values.index)
+
+
+def _arrow_type(how: Mapping[str, Any]) -> Any:
+    import pyarrow as pa
+
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(how["arrow"]))).field("x").type
+
+
+def _like(values: pd.Series, how: Mapping[str, Any]) -> Any:
+    """Values as Arrow holds the column; text is read as what it says."""
+    import pyarrow as pa
+
+    kind = _arrow_type(how)
+    return pa.array(values.tolist()).cast(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def _text(data: Any) -> str:

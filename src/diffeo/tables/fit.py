@@ -90,6 +90,8 @@ def fit_table(
         validation = max(0.1, min(0.25, HELD_OUT / max(1, len(table))))
     if not isinstance(validation, float | int | None):
         validation = as_pandas(validation, "fit_table: validation")
+    if vocabulary is not None:
+        vocabulary = as_pandas(vocabulary, "fit_table: vocabulary")
     name = find_table_recipe(recipe)
     parts = [table, *([validation] if isinstance(validation, pd.DataFrame) else [])]
     pair = weights if isinstance(weights, tuple) and len(parts) == 2 and len(weights) == 2 else (weights, None)

@@ -27,7 +27,8 @@ class Importance:
         pareto_k: shape of a generalised Pareto distribution fitted to the largest weights: below 0.5 the weights have
             finite variance, above 0.7 means over them are not to be trusted.
         missed: share of the target's mass where the flow's density is less than a hundredth of the target's, which the
-            flow's own samples never show; None for other events than vectors. Looked for by as many samples of a wide
+            flow's own samples never show; None for other events than vectors, for fewer than two samples for each
+            feature, and where the target is not a density. Looked for by as many samples of a wide
             Student t around the flow's, which in more than about ten dimensions seldom meet it: a low share there
             proves nothing.
     """
@@ -97,7 +98,7 @@ def _missed(
     The weights are against the mixture of both, so that they are bounded wherever either of them is.
     """
     n, *event = x.shape
-    if len(event) != 1 or not x.is_floating_point() or not bool(x.isfinite().all()):
+    if len(event) != 1 or n < 2 * event[0] or not x.is_floating_point() or not bool(x.isfinite().all()):
         return None
     spread = x.double().T.cov().reshape(*event, *event)
     scale, failed = torch.linalg.cholesky_ex(spread + 1e-6 * spread.diagonal().diag())
@@ -124,6 +125,10 @@ def _missed(
     weights = (log_p - mixed).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
     weights[1, ~inside] = -torch.inf
     log_z = weights.flatten().logsumexp(0) - math.log(2 * n)
+    odd = log_p.isnan() | log_p.isposinf()
+    odd[1] &= inside
+    if bool(odd.any()) or not bool(log_z.isfinite()):
+        return None
     out = log_flow < log_p - log_z - math.log(100)
     return float(torch.where(out, weights, -torch.inf).flatten().logsumexp(0).sub(log_z).exp() / (2 * n))
 
@@ -141,10 +146,10 @@ def _pareto_k(log_weights: np.ndarray) -> float:
     size = int(min(0.2 * n, 3 * math.sqrt(n)))
     ordered = np.sort(log_weights)
     tail, cutoff = ordered[-size:], ordered[-size - 1]
-    if tail[-1] - cutoff < 1e-9:
-        return -math.inf
     if np.isneginf(cutoff):  # most samples lie where the target is zero
         return math.inf
+    if tail[-1] - cutoff < 1e-9:
+        return -math.inf
     excess = np.expm1(np.minimum(tail - cutoff, 600.0))  # in units of the weight at the cutoff
     excess = excess[excess > 0]
     if len(excess) < 5:
