@@ -89,26 +89,30 @@ class Gaussianize(Transform):
             return
         rows = training_rows(x, context, self.event, "Gaussianize").cpu()
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:CHOICE_ROWS]
-        bend = self._bending_pays(rows[order])
+        some = rows[order]
+        anchors = [self._choose_anchors(column) for column in some.unbind(1)]
+        if not self._bending_pays(some, anchors):
+            anchors = [0] * len(anchors)
         for i, column in enumerate(rows.unbind(1)):
-            anchors = self._choose_anchors(column[order]) if bend else 0
-            center, scale, theta = self._through_quantiles(column, anchors)
+            center, scale, theta = self._through_quantiles(column, anchors[i])
             self.center[i], self.scale[i], self.theta[i] = center, scale, theta.to(self.theta)
         self.initialized.fill_(True)
 
-    def _bending_pays(self, rows: Tensor) -> bool:
-        """Whether curves and a simple density behind them, both from one half of the rows, predict the other half
-        better than straight axes do.
+    def _bending_pays(self, rows: Tensor, anchors: list[int]) -> bool:
+        """Whether curves of so many quantiles and a simple density behind them, both from one half of the rows, predict
+        the other half better than straight axes do.
 
         Bending every axis for its own sake may blur what the columns have in common; it must pay for all together, and
         on rows that have drawn no curve: what lies beyond the quantiles of heavy tails is dear.
         """
+        if not any(anchors):
+            return False
         gain = 0.0
         for learnt, unseen in ((rows[::2], rows[1::2]), (rows[1::2], rows[::2])):
-            straight = [self._through_quantiles(column, 0) for column in learnt.unbind(1)]
-            bent = [self._through_quantiles(column, self._choose_anchors(column)) for column in learnt.unbind(1)]
-            if any(theta.any() for _, _, theta in bent):
-                gain += self._held_out(bent, learnt, unseen) - self._held_out(straight, learnt, unseen)
+            columns = learnt.unbind(1)
+            straight = [self._through_quantiles(column, 0) for column in columns]
+            bent = [self._through_quantiles(column, n) for column, n in zip(columns, anchors, strict=True)]
+            gain += self._held_out(bent, learnt, unseen) - self._held_out(straight, learnt, unseen)
         return gain > 0
 
     def _held_out(self, curves: list[tuple[float, float, Tensor]], learnt: Tensor, unseen: Tensor) -> float:
