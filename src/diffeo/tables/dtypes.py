@@ -37,7 +37,7 @@ def restored(table: pd.DataFrame, dtypes: Sequence[tuple[Any, Mapping[str, Any]]
     return pd.DataFrame({**table, **changed}) if changed else table
 
 
-def read(table: pd.DataFrame, dtypes: Sequence[tuple[Any, Mapping[str, Any]]]) -> pd.DataFrame:
+def plain_values(table: pd.DataFrame, dtypes: Sequence[tuple[Any, Mapping[str, Any]]]) -> pd.DataFrame:
     """Values of such columns that came without their dtype, as the codec knows them."""
     table = table.copy(deep=False)
     for name, how in dtypes:

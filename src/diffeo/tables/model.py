@@ -18,7 +18,7 @@ from torch import Tensor
 from diffeo.core import Density, Flow
 from diffeo.densities import Dequantized, Mixed
 from diffeo.tables.columns import Category, Constant
-from diffeo.tables.dtypes import read, restored
+from diffeo.tables.dtypes import plain_values, restored
 from diffeo.tables.explain import surprise
 from diffeo.tables.frames import as_kind, as_pandas
 from diffeo.tables.schema import Schema, impossible
@@ -253,7 +253,7 @@ class TableDensity:
             given = as_pandas(given, "sample: given")
         if not isinstance(given, pd.DataFrame):
             given = pd.DataFrame({name: [given[name]] * n for name in names})
-            given = read(given, self.notes.get("dtypes", []))
+            given = plain_values(given, self.notes.get("dtypes", []))
         if len(given) != n:
             raise ValueError(f"sample: {n} rows, but {len(given)} rows of given values")
         return given.reset_index(drop=True)

@@ -105,13 +105,12 @@ def _missed(
     if int(failed):
         return None
     wide = torch.distributions.StudentT(WIDE_FREEDOM, validate_args=False)
-    factor = WIDE * scale
+    center, factor = x.double().mean(0), WIDE * scale
 
     def log_wide(rows: Tensor) -> Tensor:
         z = torch.linalg.solve_triangular(factor, (rows.double() - center).T, upper=False)
         return wide.log_prob(z).sum(0) - factor.diagonal().log().sum()
 
-    center = x.double().mean(0)
     shape = (n, *event)
     normal = torch.randn(shape, generator=generator, dtype=torch.float64, device=x.device)
     chi = torch.randn((WIDE_FREEDOM, *shape), generator=generator, dtype=torch.float64, device=x.device)
