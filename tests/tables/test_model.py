@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -389,6 +390,66 @@ def test_categories_of_held_out_rows_are_known():
     assert isinstance(kind, Category)
     assert kind.levels == ["a", "b", "rare"]
     assert np.isfinite(model.log_prob(table)).all()
+
+
+def _towns(n: int, seed: int) -> pd.DataFrame:
+    """Towns, each new one of which is like most: few are seen often, and some once."""
+    rng = np.random.default_rng(seed)
+    town = np.where(rng.random(n) < 0.9, rng.integers(0, 4, n), rng.integers(4, 60, n))
+    return pd.DataFrame({"town": [f"town {t}" for t in town], "size": rng.normal(size=n) + 2.0 * (town > 3)})
+
+
+@pytest.mark.parametrize("given", [(), ("town",)])
+def test_unseen_categories_have_a_level_on_request(tmp_path, given):
+    rows, fresh = _towns(1500, 0), _towns(1500, 1)
+    fresh.loc[:200, "town"] = "elsewhere"
+    model = diffeo.fit_table(rows, unseen="level", given=given, recipe="maf", steps=150, progress=False)
+    diffeo.save(model, tmp_path / "m.safetensors")
+    model = diffeo.load(tmp_path / "m.safetensors")
+    column: Any = model.schema.column("town")
+    assert column.open
+    assert column.describe().endswith("or another")
+    log_p = model.log_prob(fresh)
+    assert np.isfinite(log_p).all()
+    if given:
+        drawn = model.sample(3, given={"town": "elsewhere"}, seed=0)
+        assert drawn["town"].tolist() == ["elsewhere"] * 3
+        return
+    # the mass of what was never seen is that of the towns seen once, shared with nothing else
+    grid = pd.DataFrame({"town": "elsewhere", "size": np.linspace(-6, 9, 600)})
+    mass = trapezoid(np.exp(model.log_prob(grid)), grid["size"])
+    once = (rows["town"].value_counts() == 1).sum() / len(rows)
+    assert mass == pytest.approx(max(once, 0.01), rel=0.5)
+    assert set(model.sample(4000, seed=0)["town"]) <= set(column.levels)
+    assert np.isfinite(model.explain(fresh[:3])).all(axis=None)
+    assert (model.schema.screen(fresh)[1] == "").all()
+
+
+def test_open_categories_of_every_dtype():
+    values = {
+        "text": pd.Series(["a", "b"] * 50),
+        "one": pd.Series(["a"] * 100),
+        "category": pd.Series(pd.Categorical(["x", "y"] * 50)),
+        "string": pd.Series(["a", "b"] * 50, dtype="string"),
+        "number": pd.Series([3, 7] * 50),
+        "flag": pd.Series([True, False] * 50),
+    }
+    open_ = {name: learn_column(v.rename(name), None, None, True) for name, v in values.items()}
+    assert [name for name, c in open_.items() if isinstance(c, Category) and c.open] == [
+        "text", "one", "category", "string",
+    ]  # fmt: skip
+    for name in ("text", "one", "category", "string"):
+        column: Any = open_[name]
+        assert column.encode(pd.Series(["never"])).tolist() == [len(column.levels)]
+        hidden = column.hide(values[name], np.random.default_rng(0))
+        assert column.strange(hidden).sum() == 1
+        assert len(hidden) == 100
+        assert from_json(json.loads(json.dumps(to_json(column)))) == column
+
+
+def test_a_wrong_word_for_unseen_is_refused():
+    with pytest.raises(ValueError, match="unseen must be"):
+        diffeo.fit_table(_towns(100, 0), unseen="ignore")
 
 
 def test_a_number_constant_in_training_only():

@@ -10,7 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from diffeo.version import __version__
+
 app = typer.Typer(
+    rich_markup_mode=None,
     name="diffeo",
     help="Densities of tables, pictures and speech: fit a normalizing flow, score, draw samples, report.",
     no_args_is_help=True,
@@ -37,6 +40,9 @@ Missing = Annotated[
 
 def main(args: list[str] | None = None) -> int:
     """Run the program; returns its exit code."""
+    if (sys.argv[1:] if args is None else args) == ["--version"]:  # at once: reading options takes Typer a while
+        print(f"diffeo {__version__}")
+        return 0
     # waiting threads of PyTorch's CPU build sleep instead of spinning: small models beside other work run far faster
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # older Typer stands on click, newer brings its own copy: the base class of its errors, wherever it comes from
@@ -65,8 +71,6 @@ def options(
 ) -> None:
     """Densities of tables, pictures and speech: fit a normalizing flow, score, draw samples, report."""
     if version:
-        from diffeo.version import __version__
-
         print(f"diffeo {__version__}")
         raise typer.Exit
 

@@ -51,6 +51,9 @@ def fit(
         typer.Option(help="Column of row weights, at least 0; it is not modelled.", show_default=False),
     ] = None,
     missing: Annotated[str, typer.Option(help="Rows with missing values: error, or drop.")] = "error",
+    unseen: Annotated[
+        str, typer.Option(help="Categories that training did not hold: error, or level to score them too.")
+    ] = "error",
     sep: Separator = None,
     decimal: Decimal = None,
     header: Header = None,
@@ -62,7 +65,7 @@ def fit(
     seed: Annotated[int, typer.Option(help="Seed of split, weights and batches.", min=0, max=2**32 - 1)] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
-    """Fit a density to a table and print its score on held-out rows beside simple baselines."""
+    """Fit a density to a table. Prints its score on held-out rows beside simple baselines."""
     from diffeo.cli.files import PIPE, Dialect, check_output, opened, read_table
     from diffeo.tables.fit import find_table_recipe
     from diffeo.training import checkpoint as checkpoints
@@ -74,19 +77,24 @@ def fit(
     seconds = None if time_limit is None else parse_duration(time_limit)
     if missing not in ("error", "drop"):
         raise ValueError(f"--missing: expected error or drop, got {missing!r}")
+    if unseen not in ("error", "level"):
+        raise ValueError(f"--unseen: expected error or level, got {unseen!r}")
     folder = checkpoint_of(output, resume)
     with opened(table) as path:
         frame = read_table(path, dialect, text={name for name, k in kinds.items() if k == "text"})
     frame = _chosen(frame, table, given or [], drop or [], list(kinds), weights, missing)
     masses = None if weights is None else _masses(frame.pop(weights), weights, table)
     try:
-        _fit(frame, masses, table, output, folder, recipe, options, kinds, given or [], epochs, seconds, seed, resume)
+        learned = {"given": given or [], "kinds": kinds, "unseen": unseen, "recipe": recipe, "options": options}
+        learned |= {"epochs": epochs, "time_limit": seconds, "seed": seed, "resume": resume, "checkpoint": folder}
+        _fit(frame, masses, table, output, learned)
     except KeyboardInterrupt:
         words = [program(), "fit", str(table), "-o", str(output), "--recipe", recipe, "--seed", str(seed)]
         for flag, names in (("--option", option), ("--given", given), ("--drop", drop), ("--kind", kind), ("--na", na)):
             words += [word for name in names or [] for word in (flag, name)]
         words += ["--weights", weights] if weights else []
         words += ["--missing", missing] if missing != "error" else []
+        words += ["--unseen", unseen] if unseen != "error" else []
         words += ["--sep", sep] if sep else []
         words += ["--decimal", decimal] if decimal else []
         words += [] if header is None else ["--header" if header else "--no-header"]
@@ -193,16 +201,9 @@ def _fit(
     masses: Any,
     table: Path,
     output: Path,
-    folder: Path,
-    recipe: str,
-    options: dict[str, Any],
-    kinds: dict[str, str],
-    given: list[str],
-    epochs: int | None,
-    seconds: float | None,
-    seed: int,
-    resume: bool,
+    learned: dict[str, Any],
 ) -> None:
+    """Fit, score on held-out rows beside baselines, save; `learned` are arguments of `fit_table`."""
     import numpy as np
 
     import diffeo
@@ -210,6 +211,7 @@ def _fit(
     from diffeo.tables import fit_table
     from diffeo.training import FitResult
 
+    seed, folder = learned["seed"], learned["checkpoint"]
     order = np.random.default_rng(seed).permutation(len(frame))
     tenth = max(1, len(frame) // 10)
     places = np.split(order, [tenth, 2 * tenth])
@@ -220,19 +222,11 @@ def _fit(
         try:
             model = fit_table(
                 train,
-                given=given,
-                kinds=kinds,
-                recipe=recipe,
-                options=options,
                 validation=validation,
                 weights=None if masses is None else (of_train, of_validation),
                 vocabulary=test,
-                seed=seed,
-                epochs=epochs,
-                time_limit=seconds,
-                checkpoint=folder,
-                resume=resume,
                 on_schema=lambda schema: _announce(schema, remarks),
+                **learned,
             )
         except ValueError as error:
             raise ValueError(f"{table}: {str(error).removeprefix('fit: ')}") from error
@@ -258,7 +252,7 @@ def _fit(
     for label, value, error, choice in [(name, nats, stderr, "this flow"), *others]:
         print(f"  {label:<18}{value:>10.3f} ± {error:.3f}   {choice}")
     print(f"Wrote {output}.  Next:")
-    example = [word for name in given for word in ("--given", f"{name}={test[name].iloc[0]}")]
+    example = [word for name in learned["given"] for word in ("--given", f"{name}={test[name].iloc[0]}")]
     print("  " + shlex.join([program(), "report", str(output), str(table)]))
     print("  " + shlex.join([program(), "sample", str(output), "-n", "5", *example]))
     print("  " + shlex.join([program(), "score", str(output)]) + " NEW_TABLE")

@@ -12,8 +12,9 @@ import typer
 from diffeo.cli.app import MODEL, app, checkpoint_of, parse_duration
 
 images = typer.Typer(
+    rich_markup_mode=None,
     name="images",
-    help="Flows of pictures: fit, score, sample, interpolate, edit, reconstruct, upscale.",
+    help="Flows of pictures: fit, score, sample, edit, upscale, …",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -64,7 +65,7 @@ def fit(
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
-    """Fit a flow to pictures and print its bits per dimension on held-out ones beside simple baselines."""
+    """Fit a flow to pictures. Prints its bits per dimension on held-out ones beside simple baselines."""
     import shutil
 
     import numpy as np
@@ -145,7 +146,7 @@ def score(
     skip_bad: SkipBad = False,
     seed: Seed = 0,
 ) -> None:
-    """Write bits per dimension of each picture, and how it ranks among held-out ones.
+    """Write how likely each picture is. In bits per dimension, and as a rank among held-out ones.
 
     percentile: share of held-out pictures that are at least as likely. typicality: share of them at least as far from
     their median: small for pictures that are too unlikely, and for those that are too likely.
@@ -199,7 +200,7 @@ def interpolate(
     label: Class = None,
     size: Size = None,
 ) -> None:
-    """Write pictures between two: a row as .png, an animation as .gif."""
+    """Write pictures between two. A row as .png, an animation as .gif."""
     from diffeo.apps import images as tools
 
     _check_picture(output, model, a, b)
@@ -223,7 +224,7 @@ def edit(
     label: Class = None,
     size: Size = None,
 ) -> None:
-    """Write a picture moved towards an attribute that other pictures show."""
+    """Write a picture moved towards what other pictures show."""
     import torch
 
     from diffeo.apps import images as tools
@@ -252,7 +253,7 @@ def reconstruct(
     output: Output = Path("reconstructed.png"),
     size: Size = None,
 ) -> None:
-    """Turn pictures into noise and back, write them, and print the largest difference: 0 where nothing is lost."""
+    """Turn pictures into noise and back. Writes them, and prints the largest difference: 0 where nothing is lost."""
     from diffeo.apps import images as tools
 
     _check_picture(output, model)
@@ -274,7 +275,7 @@ def upscale(
     size: Size = None,
     seed: Seed = 0,
 ) -> None:
-    """Write large pictures that small ones may have come from: a row for each, beside its bicubic enlargement."""
+    """Write large pictures that small ones may come from. A row for each, beside its bicubic enlargement."""
     import torch
 
     from diffeo.apps import images as tools

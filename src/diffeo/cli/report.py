@@ -22,7 +22,7 @@ def report(
     header: Header = None,
     na: Missing = None,
 ) -> None:
-    """Write a page: fit, columns, pairs, calibration, and the most unusual rows with the columns that make them so."""
+    """Write a page on a fit. Columns, pairs, calibration, and the most unusual rows with what makes them so."""
     from diffeo.cli.files import Dialect, check_output, opened, read_table
     from diffeo.report import write_report
 

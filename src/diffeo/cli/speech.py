@@ -13,6 +13,7 @@ import typer
 from diffeo.cli.app import MODEL, app, checkpoint_of, parse_duration
 
 speech = typer.Typer(
+    rich_markup_mode=None,
     name="speech",
     help="Voices: check a corpus, fit, say, align; vocoders.",
     no_args_is_help=True,
@@ -40,7 +41,7 @@ Speaker = Annotated[str | None, typer.Option(help="Who speaks.", show_default="t
 
 @speech.command()
 def check(corpus: Corpus, reading: Reading = "letters") -> None:
-    """List what is wrong with a corpus: recordings, texts, rates, rare signs."""
+    """List what is wrong with recordings and texts."""
     from diffeo.apps.speech import check_corpus, read_corpus
 
     clips = read_corpus(corpus)
@@ -70,7 +71,7 @@ def fit(
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
-    """Train a voice and print its nats per mel number on held-out clips."""
+    """Train a voice. Prints its nats per mel number on held-out clips."""
     import shutil
 
     import torch
@@ -241,7 +242,7 @@ def vocoder(
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
-    """Train a vocoder, which makes sound of spectrograms, and print its nats a sample on held-out clips."""
+    """Train a vocoder, which makes sound of spectrograms. Prints its nats a sample on held-out clips."""
     import shutil
 
     import torch

@@ -38,7 +38,7 @@ def score(
     header: Header = None,
     na: Missing = None,
 ) -> None:
-    """Write the log-density of every row, in nats, and its percentile among held-out rows.
+    """Write how likely every row is. As a log-density in nats, and as its percentile among held-out rows.
 
     The lower, the more unusual: percentile 0 is below every held-out row. A row with a missing value has no score, one
     that the table could not hold has −inf; the column `reason` says why. The table is read, scored and written a block
@@ -95,7 +95,7 @@ def explain(
     header: Header = None,
     na: Missing = None,
 ) -> None:
-    """Write how surprising every value is given the rest of its row, in nats.
+    """Write how surprising every value is. In nats, given the rest of its row.
 
     0 on average, large where a value does not go with the others, inf where its column cannot hold it.
     """
@@ -132,7 +132,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.", min=0, max=2**63 - 1)] = 0,
     output: Output = None,
 ) -> None:
-    """Draw rows from the model: the columns, categories, ranges and rounding of its table."""
+    """Draw rows from the model. They have the columns, categories, ranges and rounding of its table."""
     import torch
 
     if n < 1:

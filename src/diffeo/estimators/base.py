@@ -42,6 +42,7 @@ class FlowEstimator(BaseEstimator):
         batch_size: int | None = None,
         learning_rate: float | None = None,
         validation_fraction: float = 0.1,
+        unseen: str = "error",
         device: str = "auto",
         verbose: bool = False,
         random_state: Any = None,
@@ -54,6 +55,7 @@ class FlowEstimator(BaseEstimator):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.validation_fraction = validation_fraction
+        self.unseen = unseen
         self.device = device
         self.verbose = verbose
         self.random_state = random_state
@@ -126,6 +128,7 @@ class FlowEstimator(BaseEstimator):
             return fit_table(
                 table,
                 kinds=None if self.mixed_ else dict.fromkeys(table.columns, self._kind),
+                unseen=self.unseen,
                 recipe=self.recipe,
                 options=self._options(),
                 weights=weights,

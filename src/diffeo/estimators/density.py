@@ -30,6 +30,8 @@ class FlowDensity(DensityMixin, FlowEstimator):
         time_limit: seconds of training.
         batch_size, learning_rate: of the optimiser; None goes by the number of rows.
         validation_fraction: share of rows held out for early stopping, in (0, 1); 0 for none.
+        unseen: what categories that training did not hold are: "error", or "level" to give each column of categories
+            one more for all of them, as in `fit_table`.
         device: "auto", "cpu", "cuda", as in Lightning Fabric.
         verbose: show progress.
         random_state: seed, `RandomState` or None.

@@ -33,8 +33,8 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         contamination: share of rows like the training rows that `predict` calls outliers, in (0, 0.5].
         blur: standard deviation of the noise in whitened units, ≥ 0.
         max_samples: at most so many rows, drawn at random, are learnt from.
-        recipe, layers, hidden, max_epochs, time_limit, batch_size, learning_rate, validation_fraction, device, verbose,
-            random_state: as in `FlowDensity`.
+        recipe, layers, hidden, max_epochs, time_limit, batch_size, learning_rate, validation_fraction, unseen, device,
+            verbose, random_state: as in `FlowDensity`.
 
     Attributes:
         offset_: log-density below which a row is an outlier.
@@ -70,6 +70,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         batch_size: int | None = None,
         learning_rate: float | None = None,
         validation_fraction: float = 0.2,
+        unseen: str = "error",
         device: str = "auto",
         verbose: bool = False,
         random_state: Any = None,
@@ -83,6 +84,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
             batch_size=batch_size,
             learning_rate=learning_rate,
             validation_fraction=validation_fraction,
+            unseen=unseen,
             device=device,
             verbose=verbose,
             random_state=random_state,

@@ -43,8 +43,8 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
     Args:
         recipe: of a scalar flow with a context and a standard normal base; "auto" is `regression`.
         layers, hidden: number of residual blocks, and their widths, of the network; None leaves them to the recipe.
-        max_epochs, time_limit, batch_size, learning_rate, validation_fraction, device, verbose, random_state: as in
-            `FlowDensity`; with fewer than 50 held-out rows nothing is calibrated.
+        max_epochs, time_limit, batch_size, learning_rate, validation_fraction, unseen, device, verbose, random_state:
+            as in `FlowDensity`; with fewer than 50 held-out rows nothing is calibrated.
 
     Attributes:
         flow_: the flow, in units of the standardised target.
@@ -82,6 +82,9 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         self.constant_ = not spread
         self.y_mean_, self.y_scale_ = float(y[kept.numpy()].mean()), float(y[kept.numpy()].std()) if spread else 1.0
         context = torch.from_numpy(self._context(table))
+        if self.mixed_:
+            hidden = self.schema_.hide_some(table.iloc[kept.numpy()], seed)
+            context[kept] = torch.from_numpy(self._context(hidden))
         target = torch.from_numpy((y - self.y_mean_) / self.y_scale_)[:, None]
         self.flow_ = self._build(context.shape[1], seed)
         if not spread:  # nothing to learn: all of the mass is at one point
@@ -183,7 +186,10 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         """How columns are encoded, from the training rows; which categories there are, from all."""
         if self.mixed_:
             kinds = [None if is_mixed(dtype) else "number" for dtype in table.dtypes]
-            columns = [learn_column(train[c], k, table[c]) for c, k in zip(table.columns, kinds, strict=True)]
+            columns = [
+                learn_column(train[c], k, table[c], self.unseen == "level")
+                for c, k in zip(table.columns, kinds, strict=True)
+            ]
             self.schema_ = Schema(tuple(columns), tuple(table.columns))
             return
         rows = train.to_numpy()

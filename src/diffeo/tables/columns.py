@@ -25,6 +25,8 @@ OFF_GRID = 1e-3  # steps by which a value may miss its grid
 REPEATS = 0.95  # a column on a grid whose distinct values are fewer than this share of its rows is dequantized
 MOST_LEVELS = 0.5  # text with more distinct values than this share of its rows is no category
 TINY = 1e-30  # smallest spread of a column
+UNSEEN = 0.01  # least share of the training rows that stand for unseen categories, where these have a code
+HIDDEN = "\0unseen"  # no level
 DAY = 86_400_000_000_000  # nanoseconds
 DECIMALS = 9
 FEW = 32  # distinct numbers with gaps between them that may count as levels
@@ -177,20 +179,48 @@ class Moment:
 
 @dataclass(frozen=True)
 class Category:
-    """A column of categories, each with a code: those of a categorical dtype, or the distinct values."""
+    """A column of categories, each with a code: those of a categorical dtype, or the distinct values.
+
+    An open one has a further code, the last, for every value that is none of its levels.
+    """
 
     name: Any
     dtype: str
     levels: list[Any]
     ordered: bool = False
+    open: bool = False
     type: str = "category"
 
+    @property
+    def codes(self) -> int:
+        """How many codes there are."""
+        return len(self.levels) + self.open
+
     def describe(self) -> str:
-        return f"{len(self.levels)} categories"
+        return f"{len(self.levels)} categories" + (", or another" if self.open else "")
+
+    def strange(self, values: pd.Series) -> np.ndarray:
+        """Which values are none of the levels."""
+        return ~values.isin(self.levels).to_numpy(dtype=bool)
+
+    def hide(self, values: pd.Series, generator: np.random.Generator) -> pd.Series:
+        """Training values, some of which became one that is no level, so that a model learns what an unseen one says.
+
+        Their share is what Good and Turing estimate of values never seen: that of the levels in a single row.
+
+        "The population frequencies of species and the estimation of population parameters" (Good, 1953),
+        https://doi.org/10.1093/biomet/40.3-4.237
+        """
+        once = int((values.value_counts() == 1).sum())
+        count = max(once, math.ceil(UNSEEN * len(values)))
+        hidden = values.astype(object)
+        hidden.iloc[generator.permutation(len(values))[:count]] = HIDDEN
+        return hidden
 
     def encode(self, values: pd.Series) -> np.ndarray:
         code = {level: i for i, level in enumerate(self.levels)}
-        codes = np.array([code.get(value, -1) for value in values.tolist()], dtype=np.int64)
+        other = len(self.levels) if self.open else -1
+        codes = np.array([code.get(value, other) for value in values.tolist()], dtype=np.int64)
         if (codes < 0).any():
             unseen = list(dict.fromkeys(values[codes < 0].tolist()))
             raise ValueError(
@@ -203,6 +233,8 @@ class Category:
         for level in self.levels:
             if str(level) == text or (isinstance(level, bool) and str(level).lower() == text.lower()):
                 return level
+        if self.open:
+            return text
         raise ValueError(f"column {self.name!r}: {text!r} never occurred in training; it knows {_listed(self.levels)}")
 
     def decode(self, y: np.ndarray) -> pd.Series:
@@ -260,7 +292,7 @@ def from_json(data: dict[str, Any]) -> Column:
     return types_[data["type"]](**data)
 
 
-def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = None) -> Column:
+def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = None, unseen: bool = False) -> Column:
     """The column that these training values (none of them missing) make.
 
     Args:
@@ -268,6 +300,7 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
         kind: "continuous", "positive", "whole" or "category"; "number" for whole or continuous, without bounds; or
             bounds (low, high) with None for an open side; None finds out.
         known: rows that tell which categories there are, and whether the column is constant; None: the values.
+        unseen: whether categories that the values do not hold, be they in `known`, have a code of their own.
 
     Raises:
         ValueError: text that is no category, a dtype that is not supported, values against a declared kind.
@@ -286,10 +319,13 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
             ways = {"Decimal": "astype(float)", "date": "pd.to_datetime", "datetime": "pd.to_datetime"}
             hint = f"convert them by {ways[what]}" if what in ways else "turn them into text or numbers"
             raise ValueError(f"column {name!r}: holds {what} objects; {hint}")
+    of_text = types.is_string_dtype(dtype) or isinstance(dtype, pd.CategoricalDtype)
+    unseen = unseen and (of_text or kind in ("category", "text"))
+    every = values if unseen else every
     distinct = every.drop_duplicates()
-    if len(distinct) == 1:
+    if len(distinct) == 1 and not unseen:
         return Constant(name, str(dtype), _plain(distinct.iloc[0]))
-    if values.nunique() == 1:  # constant in training, but known not to be
+    if values.nunique() == 1 and not unseen:  # constant in training, but known not to be
         values = every
     if kind == "date" and not types.is_datetime64_any_dtype(dtype):
         raise ValueError(f"column {name!r}: expected dates for the kind 'date', got {dtype}; use pd.to_datetime")
@@ -297,7 +333,7 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
         return _learn_moment(values)
     if types.is_numeric_dtype(dtype) and not types.is_bool_dtype(dtype) and not types.is_complex_dtype(dtype):
         if kind in ("category", "text") or (kind is None and _few_values(_floats(values), _floats(distinct))):
-            return Category(name, str(dtype), sorted(_plain(v) for v in distinct))
+            return Category(name, str(dtype), sorted(_plain(v) for v in distinct), open=unseen)
         if len(np.unique(_floats(distinct))) < len(distinct):
             raise ValueError(f"column {name!r}: its values are too large to be told apart; subtract an offset")
         return _learn_number(name, str(dtype), _floats(values), kind, _floats(distinct))
@@ -309,7 +345,7 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
         if strange or not levels:
             what = f"categories such as {strange[0]!r}" if strange else "no categories"
             raise ValueError(f"column {name!r}: {what}; expected text or numbers, as .astype(str) gives")
-        return Category(name, "category", levels, bool(dtype.ordered))
+        return Category(name, "category", levels, bool(dtype.ordered), unseen)
     if not (types.is_bool_dtype(dtype) or types.is_string_dtype(dtype) or types.is_object_dtype(dtype)):
         ways = {"m": "turn durations into numbers, by .dt.total_seconds()", "O": "turn it into numbers or text"}
         hint = ways.get(getattr(dtype, "kind", ""), "turn it into numbers, categories or dates")
@@ -321,7 +357,8 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
             f"column {name!r}: text with {len(distinct)} distinct values in {len(every)} rows is no category; "
             "drop it, or turn it into numbers or dates"
         )
-    return Category(name, str(dtype), sorted((_plain(v) for v in distinct), key=lambda v: (str(type(v)), v)))
+    levels = sorted((_plain(v) for v in distinct), key=lambda v: (str(type(v)), v))
+    return Category(name, str(dtype), levels, open=unseen)
 
 
 def atom(column: Column, values: pd.Series) -> tuple[Any, float] | None:

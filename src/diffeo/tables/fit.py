@@ -33,6 +33,7 @@ def fit_table(
     given: Sequence[Any] = (),
     kinds: Mapping[Any, Any] | None = None,
     missing: str = "error",
+    unseen: str = "error",
     recipe: str = "auto",
     options: Mapping[str, Any] | None = None,
     validation: float | pd.DataFrame | None = None,
@@ -54,6 +55,9 @@ def fit_table(
         kinds: overrides what is recognised, by column name: "continuous", "positive", "whole" or "category"; "number"
             for whole or continuous, without bounds; or bounds (low, high) with None for an open side.
         missing: "error", or "drop" to leave out rows with missing or infinite values.
+        unseen: what categories that training did not hold are for the model: "error", or "level" to give each column of
+            text or categories one more for all of them, so that such rows have a density. A share of the training rows
+            stands for them, that of the categories in one row only but at least 1 %. Samples hold known ones only.
         recipe: which flow the numbers get; "auto" is `nsf_ar`.
         options: arguments of that recipe, such as `layers` or `hidden`.
         validation: share of rows held out, or held-out rows; None is a tenth, but 50 rows where these are at most a
@@ -84,6 +88,8 @@ def fit_table(
         raise ValueError(f"fit_table: expected blur of at least 0, got {blur}")
     if missing not in ("error", "drop"):
         raise ValueError(f"fit_table: missing must be 'error' or 'drop', got {missing!r}")
+    if unseen not in ("error", "level"):
+        raise ValueError(f"fit_table: unseen must be 'error' or 'level', got {unseen!r}")
     kind, dtypes = kind_of(table), rare(table) if isinstance(table, pd.DataFrame) else []
     table = as_pandas(table, "fit_table")
     if validation is None:
@@ -114,7 +120,7 @@ def fit_table(
     if blur:  # noise would cross a bound
         free = {c: "number" for c in train if c not in given and _is_number(train[c])}
         kinds = {**free, **(kinds or {})}
-    schema, remarks = learn_schema(train, given, kinds, known)
+    schema, remarks = learn_schema(train, given, kinds, known, unseen == "level")
     if blur and any(n.low is not None or n.high is not None for n in schema.numbers):
         raise ValueError("fit_table: blurred rows would cross bounds; leave out blur, or the kinds with bounds")
     for remark in remarks:
@@ -125,6 +131,7 @@ def fit_table(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         density = mixed(**schema.recipe_arguments(), flow=name, options=dict(options or {}))
+    train = schema.hide_some(train, seed)
     rows, contexts = zip(*((schema.encode(part), schema.encode_given(part)) for part in (train, held)), strict=True)
     result = fit(
         density

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BLOCK = 8192  # rows scored or drawn at once
 ROUNDING = 1e-9  # log-densities this near each other, relatively where they are large, count as equal in percentiles
+REDRAWS = 100  # rounds in which rows with unseen categories are drawn again
 QUANTILES = 1001  # of held-out rows' log-densities, kept for percentiles
 NOISE, EXPLAIN_NOISE = 8, 4  # points of the cell of a whole number at which its density is taken; in `explain`
 
@@ -163,7 +164,19 @@ class TableDensity:
             size = min(BLOCK, n - start)
             c = None if context is None else torch.from_numpy(context[start : start + size]).float()
             rows.append(self.density.sample((size,), c, temperature=temperature, generator=generator))
-        drawn = self.schema.decode(torch.cat(rows).double().numpy(), conditions)
+        drawn = torch.cat(rows).double().numpy()
+        for _ in range(REDRAWS):
+            again = np.flatnonzero(self.schema.unseen(drawn))
+            if not len(again):
+                break
+            c = None if context is None else torch.from_numpy(context[again]).float()
+            redrawn = self.density.sample((len(again),), c, temperature=temperature, generator=generator)
+            drawn[again] = redrawn.double().numpy()
+        else:
+            raise ValueError(
+                f"sample: nearly all draws hold unseen categories, after {REDRAWS} rounds {len(again)} rows"
+            )
+        drawn = self.schema.decode(drawn, conditions)
         return as_kind(restored(drawn, self.notes.get("dtypes", [])), self.notes.get("frame", "pandas"))
 
     def explain(self, table: pd.DataFrame) -> pd.DataFrame:

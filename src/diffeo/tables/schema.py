@@ -41,7 +41,7 @@ class Schema:
     @cached_property
     def levels(self) -> list[int]:
         """Number of categories of each modelled categorical column, and of the atoms of each number that has some."""
-        own = [len(c.levels) for c in self.modelled if isinstance(c, Category)]
+        own = [c.codes for c in self.modelled if isinstance(c, Category)]
         return own + [1 + len(self.numbers[i].atoms) for i in self.with_atoms]
 
     @cached_property
@@ -68,7 +68,7 @@ class Schema:
     @property
     def context_width(self) -> int:
         """Width of the context."""
-        return sum(len(c.levels) if isinstance(c, Category) else 1 for c in self.conditions)
+        return sum(c.codes if isinstance(c, Category) else 1 for c in self.conditions)
 
     def recipe_arguments(self) -> dict[str, Any]:
         """What `diffeo.mixed` needs to know of the columns."""
@@ -113,7 +113,7 @@ class Schema:
             codes = column.encode(table[column.name])  # type: ignore[union-attr]
             number = _number(column)
             if number is None:
-                parts.append(codes[:, None] == np.arange(len(column.levels)))  # type: ignore[union-attr]
+                parts.append(codes[:, None] == np.arange(column.codes))  # type: ignore[union-attr]
             else:
                 parts.append((codes if plain else number.condition(codes))[:, None])
         return np.concatenate(parts, 1).astype(np.float64)
@@ -162,7 +162,7 @@ class Schema:
             kept = values[~gone]
             strange = np.zeros(len(table), dtype=bool)
             if isinstance(column, Category):
-                strange[~gone] = ~kept.isin(column.levels).to_numpy()
+                strange[~gone] = column.strange(kept) & (not column.open)
                 say(strange, column.name, "{!r} never occurred in training")
             elif isinstance(column, Constant):
                 strange[~gone] = column.differs(kept)
@@ -172,6 +172,21 @@ class Schema:
                 if column.name not in self.given:
                     say(strange, column.name, "{!r} lies beyond the bounds or off the grid of the column")
         return table, reasons
+
+    def hide_some(self, table: pd.DataFrame, seed: int) -> pd.DataFrame:
+        """Training rows in which a share of the values of open columns stand for unseen ones."""
+        generator = np.random.default_rng(seed)
+        table = table.copy(deep=False)
+        for column in self.columns:
+            if isinstance(column, Category) and column.open:
+                table[column.name] = column.hide(table[column.name], generator)
+        return table
+
+    def unseen(self, rows: np.ndarray) -> np.ndarray:
+        """Which encoded rows hold a category that is none of those known."""
+        own = [c for c in self.modelled if isinstance(c, Category)]
+        last = [c.codes - 1 if c.open else np.inf for c in own]
+        return (rows[:, : len(own)] >= last).any(1)
 
     def decode(self, rows: np.ndarray, given: pd.DataFrame | None = None) -> pd.DataFrame:
         """A table from encoded rows, with the columns, dtypes, categories, ranges and rounding of the training one."""
@@ -225,10 +240,12 @@ def learn_schema(
     given: Sequence[Any] = (),
     kinds: Mapping[Any, Any] | None = None,
     known: pd.DataFrame | None = None,
+    unseen: bool = False,
 ) -> tuple[Schema, list[str]]:
     """The schema of a table without missing values, and warnings about columns that no density describes well.
 
     Scales and grids come from `table`, the training rows; which values and categories exist at all, from `known`.
+    `unseen` gives each column of categories, then those of `table` alone, a code for those that it does not hold.
 
     Raises:
         ValueError: unknown names in `given` or `kinds`, no column left to model, or a column that is not supported.
@@ -243,7 +260,7 @@ def learn_schema(
         raise ValueError(f"column names must be text or whole numbers, got {strange[0]!r}")
     columns, warnings = [], []
     for name in table.columns:
-        column = learn_column(table[name], kinds.get(name), None if known is None else known[name])
+        column = learn_column(table[name], kinds.get(name), None if known is None else known[name], unseen)
         columns.append(column)
         if name not in given and (spike := atom(column, table[name])) is not None:
             warnings.append(
@@ -310,6 +327,8 @@ def unusable(values: pd.Series) -> pd.Series:
 def _as_trained(column: Column, values: pd.Series) -> pd.Series:
     """Given values in the dtype of the training column."""
     if isinstance(column, Category):
+        if column.strange(values).any() and column.open:
+            return values
         return column.decode(column.encode(values))
     return values.astype(column.dtype)  # pyright: ignore[reportCallIssue]
 
