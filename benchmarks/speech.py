@@ -1,6 +1,6 @@
-"""Voices and vocoders: alignment, likelihood, intelligibility, controls, sound, speed, distillation.
+"""Voices and vocoders: alignment, likelihood, intelligibility, distortion, controls, style, sound, speed, distillation.
 
-    python benchmarks/speech.py [--parts alignment digits vocoder speed distillation] [--minutes 5]
+    python benchmarks/speech.py [--parts alignment digits style vocoder speed distillation] [--minutes 5]
 
 `alignment` needs espeak-ng. Parts that are done are kept in results/speech.json, so that an interrupted run goes on; a
 part named is done anew.
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 import diffeo
 from diffeo.apps import speech as tools
+from diffeo.apps.speech.demo import spoken_words
+from distortion import distortion, mean_hertz
 from results import RESULTS, load, markdown, number, run_parts
 from tables import data_root
 
@@ -268,9 +270,18 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
     def sounded(made: list[Tensor]) -> list[Tensor]:
         return [tools.to_mel(tools.from_mel(mel, settings), settings) for mel in made]
 
+    def far(made: list[Tensor]) -> dict[str, float]:
+        clips = [tools.from_mel(mel, settings) for mel in made[::6]]
+        return distortion(clips, [data["sounds"][i] for i in test[::6]], settings)
+
     rows = {
         "natural": heard([mels[i] for i in test], test),
         "natural, Griffin-Lim": heard(sounded([mels[i] for i in test]), test),
+    }
+    middle = torch.cat(natural).mean(0)
+    apart = {
+        "natural, Griffin-Lim": far([mels[i] for i in test]),
+        "mean of all frames": far([middle.expand(len(mels[i]), -1).clone() for i in test]),
     }
     controls: dict[str, dict[str, float]] = {}
     likelihood, steps = {"Gaussian of each letter": {"nats": gaussian_nats(of(train), of(test))}}, {}
@@ -278,7 +289,7 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
         flow, steps[system] = train_voice(system, settings, of(train), of(test), len(symbols), seconds, 6)
         generator = torch.Generator().manual_seed(0)
         made = [tools.say(flow, texts[i], speaker=who[i], temperature=0.667, generator=generator) for i in test]
-        rows[system] = heard(sounded(made), test)
+        rows[system], apart[system] = heard(sounded(made), test), far(made)
         likelihood[system] = {"nats": nats(flow, of(test)), "shuffled": nats(flow, of(test), shuffled=True)}
         first = [texts[test[i]] for i in range(0, len(test), 15)]
         tempi = [0.6, 0.8, 1.0, 1.25, 1.6, 2.0]
@@ -297,7 +308,52 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
             "length_scale": float(spearmanr([1 / t for t in tempi], length).statistic),
             "temperature": float(spearmanr(heats, [spread(heat) for heat in heats]).statistic),
         }
-    return {"heard": rows, "controls": controls, "nats": likelihood, "steps": steps, "seconds": seconds}
+    return {
+        "heard": rows,
+        "distortion": apart,
+        "controls": controls,
+        "nats": likelihood,
+        "steps": steps,
+        "seconds": seconds,
+    }
+
+
+def style(seconds: float) -> dict[str, Any]:
+    """Pitch of a voice that heard words at two pitches and was told of neither, in the style of each."""
+    from scipy.stats import spearmanr
+
+    settings = tools.Mel.of(8000)
+    sounds, texts, pitches = spoken_words(settings.rate)
+    symbols = tools.symbols_of([tools.units_of(text) for text in texts])
+    mels = [tools.to_mel(sound, settings) for sound in sounds]
+    codes = [tools.encode_text(text, symbols) for text in texts]
+    low, high = min(pitches), max(pitches)
+    kept = [i for i, pitch in enumerate(pitches) if pitch in (low, high)]
+    held = [i for i in kept if i % 9 == 0]
+    durations = tools.forced_alignment(mels, codes)
+
+    def of(index: list[int]) -> tools.Spoken:
+        return tools.Spoken([mels[i] for i in index], [codes[i] for i in index],
+                            durations=[durations[i] for i in index])  # fmt: skip
+
+    train = [i for i in kept if i not in set(held)]
+    flow, steps = train_voice("flowtron", settings, of(train), of(held), len(symbols), seconds)
+    manners = {p: tools.style_of(flow, of([i for i in train if pitches[i] == p])) for p in (low, high)}
+    said = [codes[i] for i in held]
+
+    def hertz(manner: Tensor | None) -> float:
+        made = [tools.say(flow, text, style=manner, temperature=0.3,
+                          generator=torch.Generator().manual_seed(n)) for n, text in enumerate(said)]  # fmt: skip
+        return mean_hertz([tools.from_mel(mel, settings) for mel in made], settings)
+
+    weights = [0.0, 0.25, 0.5, 0.75, 1.0]
+    between = [hertz((1 - w) * manners[low] + w * manners[high]) for w in weights]
+    natural = [mean_hertz([sounds[i] for i in held if pitches[i] == p], settings) for p in (low, high)]
+    return {
+        "natural": natural, "between": between, "weights": weights, "plain": hertz(None),
+        "moved": (between[-1] - between[0]) / (natural[1] - natural[0]),
+        "correlation": float(spearmanr(weights, between).statistic), "steps": steps, "seconds": seconds,
+    }  # fmt: skip
 
 
 def lpc_nats(sound: Tensor, train: Tensor, order: int = 20) -> float:
@@ -457,7 +513,8 @@ def distillation(seconds: float) -> dict[str, Any]:
 
 
 PARTS = {
-    "alignment": alignment, "digits": spoken_digits, "vocoder": vocoder, "speed": speed, "distillation": distillation,
+    "alignment": alignment, "digits": spoken_digits, "style": style, "vocoder": vocoder, "speed": speed,
+    "distillation": distillation,
 }  # fmt: skip
 
 
@@ -468,8 +525,8 @@ def section() -> str:
     """Each part that was measured."""
     content = load(RESULT, {})
     told = {
-        "alignment": _told_alignment, "digits": _told_digits, "vocoder": _told_vocoder, "speed": _told_speed,
-        "distillation": _told_distillation,
+        "alignment": _told_alignment, "digits": _told_digits, "style": _told_style, "vocoder": _told_vocoder,
+        "speed": _told_speed, "distillation": _told_distillation,
     }  # fmt: skip
     parts = [tell(content[name]) for name, tell in told.items() if name in content]
     if not parts:
@@ -510,6 +567,10 @@ def _told_digits(r: dict[str, Any]) -> str:
         for name, h in r["heard"].items()
     ]
     nat = [[name, number(n["nats"]), number(n["shuffled"]) if "shuffled" in n else ""] for name, n in r["nats"].items()]
+    apart = [
+        [name, f"{d['mcd']:.1f}", f"{d['cents']:.0f}", f"{100 * d['voicing']:.0f} %"]
+        for name, d in r.get("distortion", {}).items()
+    ]
     control = [[name, f"{c['length_scale']:.2f}", f"{c['temperature']:.2f}"] for name, c in r["controls"].items()]
     return f"""\
 **Spoken digits.** Six speakers; listeners trained on natural clips alone hear the words and speakers of the test split
@@ -520,9 +581,24 @@ def _told_digits(r: dict[str, Any]) -> str:
 
 {markdown(["model", "held-out nats a number", "texts of others"], nat)}
 
+Distance of every sixth clip, through Griffin-Lim, from the recording of the same word by the same speaker, along the
+best path in time: mel-cepstral distortion, log-F0 error, and frames voiced in one of them alone.
+
+{markdown(["clips", "MCD, dB", "log-F0, cents", "voicing"], apart)}
+
 Rank correlation of the length that is asked for with that of the sound, and of temperature with variance:
 
 {markdown(["model", "length", "temperature"], control)}"""
+
+
+def _told_style(r: dict[str, Any]) -> str:
+    low, high = r["natural"]
+    told = ", ".join(f"{hertz:.0f}" for hertz in r["between"])
+    return f"""\
+**Style.** A `flowtron`, `tiny`, after {r["seconds"] / 60:.0f} minutes ({r["steps"]:,} steps) on words of espeak-ng at
+two pitches, {low:.0f} and {high:.0f} Hz in the mean of held-out ones, of which it is not told. Words in
+the style of the low clips, of the high ones and of three mixtures between: {told} Hz, {100 * r["moved"]:.0f} % of the
+distance; rank correlation of weight and pitch {r["correlation"]:.2f}."""
 
 
 def _told_vocoder(r: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ import diffeo
 import librosa_mels
 from diffeo.apps import speech as tools
 from diffeo.cli import main
+from diffeo.recipes import read_notes
 
 RATE = 8000
 LETTERS = {"a": 300.0, "e": 700.0, "o": 1500.0}  # a made-up language: each letter is a tone
@@ -141,6 +142,7 @@ def test_a_voice_says_a_text_and_hears_where_its_letters_are(voice, corpus, tmp_
     assert main(["speech", "say", str(voice), "aeo", "-o", str(tmp_path / "again.wav"), "--temperature", "0"]) == 0
     assert out.read_bytes() == (tmp_path / "again.wav").read_bytes()
     assert list((corpus.parent / "sheets").glob("*.wav"))
+    assert list((corpus.parent / "sheets").glob("*.png"))
     table, grids = tmp_path / "a.csv", tmp_path / "grids"
     assert main(["speech", "align", str(voice), str(corpus), "-o", str(table), "--textgrids", str(grids)]) == 0
     with table.open() as file:
@@ -153,6 +155,39 @@ def test_a_voice_says_a_text_and_hears_where_its_letters_are(voice, corpus, tmp_
 
 
 @pytest.mark.slow
+def test_a_voice_speaks_between_two_recordings(voice, corpus, tmp_path, capsys):
+    flow, notes = diffeo.load(voice), read_notes(voice)
+    settings = tools.Mel(*notes["mel"])
+    clips = tools.read_corpus(corpus)
+    a, b = tools.mels_of(clips[:2], settings)
+    symbols = tools.encode_text(clips[0].text, notes["symbols"], notes["reading"])
+    ends = tools.interpolate(flow, a, b, symbols, [0.0, 0.5, 1.0])
+    for mel, end in zip((a, b), (ends[0], ends[2]), strict=True):
+        whole = 2 * (len(mel) // 2)
+        assert torch.allclose(end[:whole], mel[:whole], atol=1e-3)
+    assert min(map(len, ends[::2])) <= len(ends[1]) <= max(map(len, ends[::2]))
+    with pytest.raises(ValueError, match="weights in"):
+        tools.interpolate(flow, a, b, symbols, [1.5])
+    out = tmp_path / "between.wav"
+    call = ["speech", "interpolate", str(voice), str(clips[0].path), str(clips[1].path), clips[0].text, "-o", str(out)]
+    assert main([*call, "-n", "3"]) == 0
+    assert "3 versions" in capsys.readouterr().out
+    sound, rate, _ = tools.read_audio(out)
+    assert len(sound) / rate > (len(a) + len(b)) * settings.hop / settings.rate
+
+
+@pytest.mark.parametrize("system", ["glow_tts", "flow_tts", "flowtron"])
+def test_sharpness_is_a_share(system, corpus):
+    settings = tools.Mel.of(8000)
+    clips = tools.read_corpus(corpus)[:3]
+    symbols = tools.symbols_of([tools.units_of(clip.text) for clip in clips])
+    texts = [tools.encode_text(clip.text, symbols) for clip in clips]
+    torch.manual_seed(0)
+    flow = getattr(diffeo, system)(settings.mels, len(symbols), preset="tiny").eval()
+    found = tools.sharpness(flow, tools.Spoken(tools.mels_of(clips, settings), texts))
+    assert 1 / max(map(len, texts)) - 1e-6 <= found <= 1
+
+
 def test_a_voice_learns_where_letters_begin():
     settings, symbols, rng = tools.Mel.of(RATE), sorted(LETTERS), np.random.default_rng(0)
 
@@ -205,6 +240,7 @@ def test_alone_and_in_a_batch_a_clip_has_the_same_density():
 
 WRONG = [
     (["say", "{voice}", ""], "the text is empty"),
+    (["interpolate", "{voice}", "{tmp}/a.wav", "{tmp}/b.wav", "ae"], "no such file"),
     (["say", "{voice}", "aex"], "does not know 'x'"),
     (["say", "{voice}", "ae 7"], "write numbers as words"),
     (["say", "{voice}", "ae", "--speaker", "me"], "--speaker: the voice knows"),

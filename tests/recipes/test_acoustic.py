@@ -8,7 +8,7 @@ from scipy.stats import betabinom
 
 import diffeo
 from diffeo.apps import speech as tools
-from diffeo.nets.text import beta_binomial_prior
+from diffeo.nets.recurrent import beta_binomial_prior
 
 SYSTEMS = ("glow_tts", "flow_tts", "flowtron")
 

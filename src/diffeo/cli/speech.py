@@ -15,7 +15,7 @@ from diffeo.cli.app import MODEL, app, checkpoint_of, parse_duration
 speech = typer.Typer(
     rich_markup_mode=None,
     name="speech",
-    help="Voices: check a corpus, fit, say, align; vocoders.",
+    help="Voices: check a corpus, fit, say, interpolate, align; vocoders.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -24,6 +24,8 @@ app.add_typer(speech)
 VOICES, VOCODERS = ("glow_tts", "flow_tts", "flowtron"), ("waveglow", "waveflow")
 PRESETS = ("tiny", "small", "paper")
 FEWEST, HELD = 20, 200  # clips of a corpus; clips at most that validate
+WATCHED = 8  # of these, how many show how sharp the alignment is
+PAUSE = 0.25  # seconds between two versions of a sentence
 SOUND = (".wav", ".flac", ".ogg")
 Corpus = Annotated[
     Path, typer.Argument(help="Folder with metadata.csv and wavs/, or a .csv of path,text,speaker.", show_default=False)
@@ -36,6 +38,10 @@ Vocoder = Annotated[Path, typer.Argument(help="Vocoder file, as `diffeo speech v
 Rate = Annotated[int | None, typer.Option(help="Samples in a second.", show_default="of the first clip", min=1000)]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out clips that cannot be used.")]
 Seed = Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)]
+VocoderFile = Annotated[
+    Path | None,
+    typer.Option("--vocoder", help="Vocoder file that makes the sound.", show_default="Griffin and Lim's algorithm"),
+]
 Speaker = Annotated[str | None, typer.Option(help="Who speaks.", show_default="the first")]
 
 
@@ -65,7 +71,10 @@ def fit(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Clips in a step.", min=1)] = 32,
     samples_dir: Annotated[
-        Path | None, typer.Option(help="Folder for a sentence, spoken as training goes.", show_default="none")
+        Path | None,
+        typer.Option(
+            help="Folder for a sentence, spoken as training goes, and a picture of its alignment.", show_default="none"
+        ),
     ] = None,
     skip_bad: SkipBad = False,
     seed: Seed = 0,
@@ -128,6 +137,14 @@ def fit(
             who = speakers.index(shown.speaker) if several else None
             mel = tools.say(flow, tools.encode_text(shown.text, symbols, reading), speaker=who)
             tools.write_audio(tools.from_mel(mel, settings), samples_dir / f"{result.steps:08d}.wav", settings.rate)
+            heard, letters = mels[order[0]], texts[order[0]]
+            picture = tools.spectrogram_png(heard, tools.align(flow, heard, letters, who))
+            (samples_dir / f"{result.steps:08d}.png").write_bytes(picture)
+        sure = tools.sharpness(flow, of(order[: min(tenth, WATCHED)]))
+        print(
+            f"step {result.steps}: held-out loss {result.validation_loss:.3f}, alignment sharpness {sure:.2f}",
+            flush=True,
+        )
 
     training: dict[str, Any] = {} if steps is None else {"steps": steps}
     result = diffeo.fit(
@@ -150,10 +167,7 @@ def say(
     tempo: Annotated[float, typer.Option(help="Above 1 for faster speech.", min=0.1, max=10)] = 1.0,
     temperature: Annotated[float, typer.Option(help="Scales the noise; 0 for the plainest way.", min=0)] = 0.667,
     speaker: Speaker = None,
-    vocoder: Annotated[
-        Path | None,
-        typer.Option(help="Vocoder file that makes the sound.", show_default="the algorithm of Griffin and Lim"),
-    ] = None,
+    vocoder: VocoderFile = None,
     style: Annotated[
         Path | None,
         typer.Option(help="Corpus of clips in whose manner it is said, as for fit.", show_default="none"),
@@ -171,17 +185,11 @@ def say(
     flow, notes, settings = _load(voice)
     sounding = None if vocoder is None else _load_vocoder(vocoder, settings)[0]
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
-    try:
-        who = _who(notes, speaker)
-    except ValueError as error:
-        raise ValueError(f"--speaker: {error}") from None
+    who = _asked(notes, speaker)
     generator = torch.Generator().manual_seed(seed)
     manner = None if style is None else style_weight * tools.style_of(flow, _as_data(style, flow, notes, settings))
     mel = tools.say(flow, symbols, speaker=who, tempo=tempo, temperature=temperature, style=manner, generator=generator)
-    if sounding is None:
-        audio = tools.from_mel(mel, settings, seed=seed)
-    else:
-        audio = tools.vocode(sounding, mel, settings, generator=generator)
+    audio = _sound(mel, settings, sounding, seed)
     tools.write_audio(audio, output, settings.rate)
     print(f"Wrote {output}, {len(audio) / settings.rate:.2f} s.")
 
@@ -222,6 +230,56 @@ def align(
     with replacing(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([["clip", "letter", "begin", "end"], *rows])
     print(f"Wrote {output}, {len(clips)} clips.")
+
+
+@speech.command(epilog='Example:  diffeo speech interpolate voice.safetensors calm.wav angry.wav "go away" -o both.wav')
+def interpolate(
+    voice: Voice,
+    first: Annotated[Path, typer.Argument(help="Recording.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Another one of the same text.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="What both say.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Sound file to write.")] = Path("out.wav"),
+    steps: Annotated[int, typer.Option("-n", help="Versions, both ends counted in.", min=2)] = 5,
+    speaker: Speaker = None,
+    vocoder: VocoderFile = None,
+    seed: Seed = 0,
+) -> None:
+    """Speak a text between two ways to say it. One version after the other, from the first recording to the second."""
+    import torch
+
+    from diffeo.apps import speech as tools
+    from diffeo.cli.files import check_output
+
+    check_output(output, SOUND, voice, first, second)
+    flow, notes, settings = _load(voice)
+    sounding = None if vocoder is None else _load_vocoder(vocoder, settings)[0]
+    symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
+    who = _asked(notes, speaker)
+    mels = []
+    for path in (first, second):
+        clip = tools.Clip(path, text, speaker or "")
+        with _named(clip):
+            mels += tools.mels_of([clip], settings)
+            if len(symbols) > (len(mels[-1]) + 1) // 2:
+                raise ValueError(f"{len(symbols)} letters in {(len(mels[-1]) + 1) // 2} steps of sound")
+    weights = torch.linspace(0, 1, steps).tolist()
+    pause, sounds = torch.zeros(int(PAUSE * settings.rate)), []
+    for mel in tools.interpolate(flow, mels[0], mels[1], symbols, weights, speaker=who):
+        sounds += [_sound(mel, settings, sounding, seed), pause]
+    audio = torch.cat(sounds[:-1])
+    tools.write_audio(audio, output, settings.rate)
+    print(f"Wrote {output}, {steps} versions, {len(audio) / settings.rate:.2f} s.")
+
+
+def _sound(mel: Any, settings: Any, vocoder: Any, seed: int) -> Any:
+    """The sound of a spectrogram by a vocoder, or by the algorithm of Griffin and Lim."""
+    import torch
+
+    from diffeo.apps import speech as tools
+
+    if vocoder is None:
+        return tools.from_mel(mel, settings, seed=seed)
+    return tools.vocode(vocoder, mel, settings, generator=torch.Generator().manual_seed(seed))
 
 
 @speech.command(epilog="Example:  diffeo speech vocoder LJSpeech-1.1/ -o vocoder.safetensors --time-limit 2h")
@@ -423,6 +481,14 @@ def _who(notes: dict[str, Any], name: str | None) -> int | None:
     if len(speakers) == 1:
         return None
     return 0 if name is None else speakers.index(name)
+
+
+def _asked(notes: dict[str, Any], speaker: str | None) -> int | None:
+    """The number of the speaker that the option names."""
+    try:
+        return _who(notes, speaker)
+    except ValueError as error:
+        raise ValueError(f"--speaker: {error}") from None
 
 
 def _text_grid(spans: list[tuple[str, float, float]]) -> str:

@@ -17,7 +17,7 @@ from diffeo.tables import Schema, TableDensity
 
 EXTRA = "extra"  # prefix of tensors that belong to no density
 # attributes that are of the fit alone, or written as tensors
-LEFT_OUT = ("result_", "unseen_scores_", "model_", "models_", "flow_", "uncalibrated_")
+LEFT_OUT = ("result_", "unseen_scores_", "model_", "models_", "crowds_", "flow_", "uncalibrated_")
 
 
 def save_estimator(estimator: FlowEstimator, path: str | os.PathLike[str], notes: Mapping[str, Any] | None) -> None:

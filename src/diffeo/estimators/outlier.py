@@ -7,15 +7,49 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.base import OutlierMixin
+from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from diffeo.estimators.base import PEAK, FlowEstimator, narrow
+from diffeo.tables import TableDensity
 
 FOLDS, MANY = 5, 2000  # of fewer rows than so many
 STEPS = {False: 600, True: 150}  # of one flow, and of each of several
 DRAWN = 400  # samples that say how far flows agree
+SHARE = 1 / 3  # of the neighbours' density
+SOME = 500  # training rows that say what a typical distance is
+NEAREST = 1e-3  # of the typical distance: what counts as no distance at all
+FARTHEST = 1e6
+
+
+class Crowd:
+    """Latents of training rows, and how near to them others are.
+
+    Args:
+        rows: (n, D), kept as float32.
+    """
+
+    def __init__(self, rows: np.ndarray):
+        self.rows = np.ascontiguousarray(rows, dtype=np.float32)
+        self.tree = NearestNeighbors().fit(self.rows) if self.rows.size else None
+        self.typical: dict[int, float] = {}  # r₀ for each number of neighbours
+
+    def log_density(self, z: np.ndarray, neighbours: int) -> np.ndarray:
+        """−D log (r(z) / r₀) of each row."""
+        if neighbours not in self.typical:
+            own = self.rows[:: max(1, len(self.rows) // SOME)]
+            self.typical[neighbours] = float(np.median(self._distance(own, neighbours + 1)))
+        least = NEAREST * self.typical[neighbours]
+        far = np.maximum(self._distance(z, neighbours), least) if least else np.ones(len(z))
+        return -self.rows.shape[1] * np.log(far / (self.typical[neighbours] or 1.0))
+
+    def _distance(self, z: np.ndarray, neighbours: int) -> np.ndarray:
+        """Mean distance from the nearest."""
+        assert self.tree is not None
+        return self.tree.kneighbors(z, min(neighbours, len(self.rows)))[0].mean(1)
 
 
 class FlowOutlierDetector(OutlierMixin, FlowEstimator):
@@ -26,25 +60,35 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
 
     The threshold comes from rows that the weights have not seen. Of many rows, a share is held out. Of fewer than
     2,000 no share would do, so there is a flow for each of five folds, fitted to the other four: the score is the mean
-    of their log-densities, and the threshold comes from each row under the one flow that has not seen it. With n rows
-    held out in either way, the share of alarms has a standard error of √(contamination (1 − contamination) / n).
+    of their scores, and the threshold comes from each row under the one flow that has not seen it. With n rows held out
+    in either way, the share of alarms has a standard error of √(contamination (1 − contamination) / n).
+
+    A flow's score of a row x that it maps to z, among the latents of the D numbers of its training rows, is
+
+        log p(x) − share · D · log (r(z) / r₀),
+
+    with r the mean distance of z from the nearest of them, and r₀ what r typically is among themselves: a density of
+    neighbours where the flow has taken out the shape of the data, which finds gaps that the flow has smoothed over.
 
     Args:
         contamination: share of rows like the training rows that `predict` calls outliers, in (0, 0.5].
         blur: standard deviation of the noise in whitened units, ≥ 0.
         max_samples: at most so many rows, drawn at random, are learnt from.
+        neighbours: how many of the nearest latents count; 0 for the log-density alone.
         recipe, layers, hidden, max_epochs, time_limit, batch_size, learning_rate, validation_fraction, unseen, device,
             verbose, random_state: as in `FlowDensity`.
 
     Attributes:
-        offset_: log-density below which a row is an outlier.
+        offset_: score below which a row is an outlier.
         models_: the flows, one or five; `model_` is the first.
         result_, n_features_in_, feature_names_in_: as in `FlowDensity`.
 
     Cost: 600 training steps of one flow, or 150 of each of five, where `max_epochs` is open. Scoring is a pass of each
     in float64, and `explain` takes about 100 density evaluations of each for every value.
 
-    "Noise Regularization for Conditional Density Estimation" (Rothfuss et al., 2019), https://arxiv.org/abs/1907.08982
+    "Noise Regularization for Conditional Density Estimation" (Rothfuss et al., 2019), https://arxiv.org/abs/1907.08982;
+    "A nonparametric estimate of a multivariate density function" (Loftsgaarden and Quesenberry, 1965),
+    https://doi.org/10.1214/aoms/1177700079
 
     >>> import numpy as np, diffeo
     >>> X = np.random.default_rng(0).normal(size=(300, 2))
@@ -62,6 +106,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         contamination: float = 0.05,
         blur: float = 0.1,
         max_samples: int = 20_000,
+        neighbours: int = 5,
         recipe: str = "auto",
         layers: int | None = None,
         hidden: Sequence[int] | None = None,
@@ -92,6 +137,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         self.contamination = contamination
         self.blur = blur
         self.max_samples = max_samples
+        self.neighbours = neighbours
 
     def _options(self) -> dict[str, Any]:
         small = {"layers": 3, "hidden": (64, 64), "rotate": True} if self.recipe == "auto" else {}
@@ -114,7 +160,9 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
             raise ValueError(
                 f"FlowOutlierDetector: expected blur ≥ 0 and max_samples ≥ 2, got {self.blur} and {self.max_samples}"
             )
-        self.models_, self.unseen_scores_ = [], np.zeros(1)
+        if self.neighbours < 0:
+            raise ValueError(f"FlowOutlierDetector: expected neighbours of at least 0, got {self.neighbours}")
+        self.models_, self.crowds_, self.unseen_scores_ = [], [], np.zeros(1)
         self._fit_rows(X, sample_weight)
         # every score counts constant columns at their peak
         self.unseen_scores_ = self.unseen_scores_ + (0.0 if self.mixed_ else PEAK * float((~self.spread_).sum()))
@@ -128,14 +176,15 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         held = max(1, round(self.validation_fraction * n))
         folds = np.array_split(order, FOLDS) if FOLDS <= n < MANY else [order[:held]]
         self._folded = len(folds) > 1
-        self.models_, scores = [], np.empty((n, len(folds)))
+        self.models_, self.crowds_, scores = [], [], np.empty((n, len(folds)))
         for fold in folds:
             rest = np.setdiff1d(order, fold)
             rest = rest if len(rest) > 1 else order
             here = None if weights is None else weights[rest]
             model = self._fit_table(table.iloc[rest], here, table.iloc[fold], seed)
-            scores[:, len(self.models_)] = self._member_scores(model, table)
             self.models_.append(model)
+            self.crowds_.append(Crowd(_latents(model, table.iloc[rest])))
+            scores[:, len(self.models_) - 1] = self._scores(len(self.models_) - 1, table)
         self.model_ = self.models_[0]
         self.unseen_scores_ = _unseen(scores, folds, self._agreement(seed)) if len(folds) > 1 else scores[folds[0], 0]
 
@@ -145,19 +194,31 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
     def set_members(self, members: list[Any], extras: dict[str, Tensor]) -> None:
         super().set_members(members, extras)
         self.models_ = members
+        self.crowds_ = [Crowd(extras[f"latents{i}"].numpy()) for i in range(len(members))]
+
+    def extras(self) -> dict[str, Tensor]:
+        return {f"latents{i}": torch.from_numpy(crowd.rows) for i, crowd in enumerate(self.crowds_)}
+
+    def _scores(self, member: int, varying: pd.DataFrame) -> np.ndarray:
+        """Scores by one of the flows."""
+        model, crowd = self.models_[member], self.crowds_[member]
+        log_p = self._member_scores(model, varying)
+        if not self.neighbours or not crowd.rows.shape[1]:
+            return log_p
+        return log_p + SHARE * crowd.log_density(_latents(model, varying), self.neighbours)
 
     def _agreement(self, seed: int) -> float:
         """The correlation of two flows' scores at rows that are new to both: samples of a third flow."""
         found = []
         for k, model in enumerate(self.models_):
             rows = model.sample(DRAWN, seed=seed + k)
-            by_others = [self._member_scores(other, rows) for other in self.models_ if other is not model]
+            by_others = [self._scores(i, rows) for i in range(len(self.models_)) if i != k]
             matrix = np.corrcoef([np.nan_to_num(s, neginf=s[np.isfinite(s)].min(initial=0.0)) for s in by_others])
             found.append((matrix.sum() - len(matrix)) / (len(matrix) * (len(matrix) - 1)))
         return float(np.clip(np.nan_to_num(found, nan=1.0), 0.0, 1.0).mean())
 
     def _log_density(self, varying: pd.DataFrame) -> np.ndarray:
-        return np.mean([self._member_scores(model, varying) for model in self.models_], axis=0)
+        return np.mean([self._scores(i, varying) for i in range(len(self.models_))], axis=0)
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> np.ndarray:
         """1 for inliers, −1 for outliers among the training rows: each by the flow that has not seen it, if any."""
@@ -166,11 +227,11 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         return self.predict(X) if scores is None else np.where(scores >= self.offset_, 1, -1)
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Log-density of each row in nats, the mean over the flows: the lower, the more unusual."""
+        """Score of each row in nats, the mean over the flows: the lower, the more unusual."""
         return self._score_rows(X)
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Log-density above the threshold: negative for outliers."""
+        """Score above the threshold: negative for outliers."""
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:
@@ -179,6 +240,8 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
 
     def explain(self, X: Any) -> Any:
         """Nats of surprise of every value given the rest of its row: 0 on average, large where it is unusual.
+
+        Of the log-density alone, without the neighbours.
 
         sⱼ = E[log p(Xⱼ | x₋ⱼ)] − log p(xⱼ | x₋ⱼ), by quadrature along each column; for a column without spread, how far
         the value lies below the constant in log-density.
@@ -195,6 +258,11 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         for j in np.flatnonzero(~self.spread_):
             nats.iloc[:, j] = -narrow(table.iloc[:, j], self.constants_[j])
         return nats if self.framed_ else nats.to_numpy()
+
+
+def _latents(model: TableDensity, varying: pd.DataFrame) -> np.ndarray:
+    """Latents of the numbers of each row, within what distances can be taken of."""
+    return np.clip(np.nan_to_num(model.latents(varying, centred=True)), -FARTHEST, FARTHEST).astype(np.float32)
 
 
 def _unseen(scores: np.ndarray, folds: list[np.ndarray], rho: float) -> np.ndarray:

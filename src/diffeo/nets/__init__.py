@@ -21,5 +21,6 @@ from diffeo.nets.transformer import CausalTransformer as CausalTransformer
 from diffeo.nets.transformer import Guided as Guided
 from diffeo.nets.wavenet import Beside as Beside
 from diffeo.nets.wavenet import CausalWaveNet as CausalWaveNet
+from diffeo.nets.wavenet import FrameMap as FrameMap
 from diffeo.nets.wavenet import RowWaveNet as RowWaveNet
 from diffeo.nets.wavenet import WaveNet as WaveNet

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from diffeo.core import Incremental
 from diffeo.functional import Context, as_fixed_event, backwards, entries, joined, real_frames
 from diffeo.kernels.dispatch import is_traced
-from diffeo.nets.text import beta_binomial_prior
 
 
 class Heard(NamedTuple):
@@ -39,7 +38,7 @@ class AttentiveLSTM(Incremental):
             is 0 where they are padding.
         hidden: of both LSTMs.
         attention: width of the attention.
-        strength: of the prior, as of `PositionalAttention`; 0 for none.
+        strength: ω of the prior, > 0; 0 for none.
         backward: whether the frames come in reverse order, so that the prior is too.
 
     Returns:
@@ -51,8 +50,9 @@ class AttentiveLSTM(Incremental):
     Cost: O(hidden²) for each frame, one after the other in both directions, and O(L · attention).
 
     "Flowtron: an Autoregressive Flow-based Generative Network for Text-to-Speech Synthesis" (Valle et al., 2020),
-    https://arxiv.org/abs/2005.05957; "Neural Machine Translation by Jointly Learning to Align and Translate" (Bahdanau
-    et al., 2014), https://arxiv.org/abs/1409.0473
+    https://arxiv.org/abs/2005.05957; "One TTS Alignment To Rule Them All" (Badlani et al., 2021),
+    https://arxiv.org/abs/2108.10447, for the prior; "Neural Machine Translation by Jointly Learning to Align and
+    Translate" (Bahdanau et al., 2014), https://arxiv.org/abs/1409.0473
 
     >>> import torch, diffeo
     >>> net = diffeo.nets.AttentiveLSTM(4, 2, width=6, hidden=8)
@@ -148,3 +148,27 @@ class AttentiveLSTM(Incremental):
         found, speaking = self.speak(torch.cat([hidden, heard], -1), state.speaking)
         params = self.leave(self.think(found).tanh()).unflatten(-1, (self.features, self.n_params))
         return params, attention, state._replace(done=done, hearing=hearing, speaking=speaking)
+
+
+def beta_binomial_prior(letters: Tensor, frames: Tensor, most: int, longest: int, strength: float) -> Tensor:
+    """log of the chance of letter l at frame t, (*batch, longest, most), near the diagonal; 0 where there is padding.
+
+    Args:
+        letters, frames: (*batch,), how many there are.
+        most, longest: how many columns and rows.
+        strength: ω > 0; the higher, the closer to the diagonal.
+    """
+    trials = (letters - 1).double()[..., None, None]
+    total = frames.double()[..., None, None]
+    t = torch.arange(longest, device=letters.device, dtype=torch.float64)[:, None]
+    k = torch.arange(most, device=letters.device, dtype=torch.float64)
+    real = (k <= trials) & (t < total)
+    k, t = torch.where(real, k, 0.0), torch.where(real, t, 0.0)
+    a, b = strength * (t + 1), strength * (total - t)
+
+    def log_beta(x: Tensor, y: Tensor) -> Tensor:
+        return torch.lgamma(x) + torch.lgamma(y) - torch.lgamma(x + y)
+
+    choose = -(trials + 1).log() - log_beta(k + 1, trials - k + 1)
+    found = choose + log_beta(k + a, trials - k + b) - log_beta(a, b)
+    return torch.where(real, found, 0.0).float()

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from diffeo.functional import Context, as_fixed_event, context_mask, entries
 
+TINY = 1e-6
+
 
 class TextEncoder(nn.Module):
     """Letters as means of frames, one for each letter, and how long each letter lasts.
@@ -110,9 +112,11 @@ class TextEncoder(nn.Module):
 class PositionalAttention(nn.Module):
     """What each frame hears of a text: attention from the places of frames to letters, without looking at sound.
 
-    Queries are places of frames, keys are letters and their places, stretched to as many frames as there are; both as
-    sinusoids. A beta-binomial prior keeps attention near the diagonal: the chance of letter l at frame t of T is that
-    of l successes in L − 1 trials whose chance has the distribution Beta(ω (t + 1), ω (T − t)).
+    Queries are places of frames, keys are letters and their places, both as sinusoids. Letter l lies between e_{l − 1}
+    and e_l, the sums of the durations up to it, given or predicted, stretched to as many frames as there are. A prior
+    keeps attention near: the chance that frame t is of letter l, where ends are known up to a logistic error,
+
+        σ(ω (t + ½ − e_{l − 1})) − σ(ω (t + ½ − e_l)).
 
     Args:
         symbols: how many there are, numbered 1 … symbols; 0 is padding.
@@ -122,11 +126,11 @@ class PositionalAttention(nn.Module):
         together: frames of the mask that make one of the result.
         speakers: how many there are; 0 for one voice.
         dropout: in [0, 1).
-        strength: ω of the prior, > 0; 0 for no prior.
+        strength: ω of the prior, > 0, in 1 / frames of the result; 0 for no prior.
 
     Returns:
-        The context with `"features"`, (*batch, T, features); `"attention"`, (*batch, T, L), its logarithm; and
-        `"log_durations"`, (*batch, L), as of `TextEncoder`.
+        The context with `"features"`, (*batch, T, features), speakers counted in; `"attention"`, (*batch, T, L), its
+        logarithm; and `"log_durations"`, (*batch, L), as of `TextEncoder`.
 
     Raises:
         ValueError: sizes outside these; no text, or no mask, which says how many frames there are.
@@ -134,8 +138,7 @@ class PositionalAttention(nn.Module):
     Cost: O(L · T) for each of the features.
 
     "Flow-TTS: A Non-Autoregressive Network for Text to Speech Based on Flow" (Miao et al., 2020),
-    https://doi.org/10.1109/ICASSP40776.2020.9054484; "One TTS Alignment To Rule Them All" (Badlani et al., 2021),
-    https://arxiv.org/abs/2108.10447
+    https://doi.org/10.1109/ICASSP40776.2020.9054484, which stretches all letters alike
 
     >>> import torch, diffeo
     >>> encoder = diffeo.nets.PositionalAttention(30, 8)
@@ -162,10 +165,13 @@ class PositionalAttention(nn.Module):
         self.text = TextEncoder(
             symbols, features, width=features, layers=layers, heads=heads, speakers=speakers, dropout=dropout
         )
-        self.reads = {**self.text.reads, "mask": 2}
+        self.reads = {**self.text.reads, "mask": 2, "durations": 1}
         self.together, self.strength, self.width = together, strength, features
         self.query, self.key = nn.Linear(features, features), nn.Linear(2 * features, features)
         self.value = nn.Linear(2 * features, features)
+        self.voice = nn.Linear(features, features, bias=False) if speakers else None
+        nn.init.zeros_(self.query.weight)  # attention starts as the prior
+        nn.init.zeros_(self.query.bias)
 
     def forward(self, context: Context) -> Context:
         mask = context_mask(context)
@@ -181,19 +187,29 @@ class PositionalAttention(nn.Module):
         real = (text > 0).expand(*batch, text.shape[-1])
         frames = (steps.expand(batch), mask.shape[-2] // self.together)
         t = torch.arange(frames[1], device=letters.device) + 0.5
-        count = real.sum(-1)
-        rate = (frames[0] / count.clamp_min(1)).unsqueeze(-1)
-        place = (torch.arange(text.shape[-1], device=letters.device) + 0.5) * rate  # of each letter, in frames
-        keys = torch.cat([letters, self._waves(place).to(letters.dtype)], -1)
+        lasting = given["durations"].to(letters.dtype) if "durations" in given else given["log_durations"].exp()
+        lasting = torch.where(real, lasting, 0.0)
+        lasting = lasting * (frames[0].unsqueeze(-1) / lasting.sum(-1, keepdim=True).clamp_min(TINY))
+        ends = lasting.cumsum(-1)
+        keys = torch.cat([letters, self._waves(ends - lasting / 2).to(letters.dtype)], -1)
         query = self.query(self._waves(t).to(letters.dtype))
         scores = query @ self.key(keys).mT / math.sqrt(self.width)
         if self.strength:
-            scores = scores + beta_binomial_prior(count, frames[0], text.shape[-1], frames[1], self.strength)
+            scores = scores + self._prior(t, ends - lasting, lasting)
         attention = scores.masked_fill(~real.unsqueeze(-2), -1e4).log_softmax(-1)
         value = self.value(keys)
         found = attention.exp().to(value.dtype) @ value
+        if self.voice is not None:
+            found = found + self.voice(given["features"]).unsqueeze(-2)
         heard = (t < frames[0].unsqueeze(-1)).unsqueeze(-1)  # padding hears nothing
         return {**given, "features": torch.where(heard, found, 0.0), "attention": attention}
+
+    def _prior(self, t: Tensor, begins: Tensor, lasting: Tensor) -> Tensor:
+        """log (σ(a) − σ(b)) = log σ(a) + log σ(−b) + log (1 − exp(b − a)) of the places of frames, (*batch, T, L)."""
+        after = self.strength * (t.unsqueeze(-1) - begins.unsqueeze(-2))
+        width = self.strength * lasting.unsqueeze(-2)
+        inside = (-torch.expm1(-width)).clamp_min(TINY).log()
+        return F.logsigmoid(after) + F.logsigmoid(width - after) + inside
 
     def _waves(self, place: Tensor) -> Tensor:
         """Sines and cosines of places, (*place, width), of wavelengths from a few frames to thousands."""
@@ -236,30 +252,6 @@ class Letters(nn.Module):
     def forward(self, context: Context) -> Context:
         given = dict(entries(self.text(context)))
         return {**given, "letters": given.pop("means")}
-
-
-def beta_binomial_prior(letters: Tensor, frames: Tensor, most: int, longest: int, strength: float) -> Tensor:
-    """log of the chance of letter l at frame t, (*batch, longest, most), near the diagonal; 0 where there is padding.
-
-    Args:
-        letters, frames: (*batch,), how many there are.
-        most, longest: how many columns and rows.
-        strength: ω > 0; the higher, the closer to the diagonal.
-    """
-    trials = (letters - 1).double()[..., None, None]
-    total = frames.double()[..., None, None]
-    t = torch.arange(longest, device=letters.device, dtype=torch.float64)[:, None]
-    k = torch.arange(most, device=letters.device, dtype=torch.float64)
-    real = (k <= trials) & (t < total)
-    k, t = torch.where(real, k, 0.0), torch.where(real, t, 0.0)
-    a, b = strength * (t + 1), strength * (total - t)
-
-    def log_beta(x: Tensor, y: Tensor) -> Tensor:
-        return torch.lgamma(x) + torch.lgamma(y) - torch.lgamma(x + y)
-
-    choose = -(trials + 1).log() - log_beta(k + 1, trials - k + 1)
-    found = choose + log_beta(k + a, trials - k + b) - log_beta(a, b)
-    return torch.where(real, found, 0.0).float()
 
 
 class ConvNorm(nn.Module):

@@ -57,6 +57,42 @@ def reads_of(beside: Beside | None) -> dict[str, int]:
     return {} if beside is None else {beside.entry: 2}
 
 
+class FrameMap(nn.Module):
+    """Parameters of each frame that are a linear map of what lies beside it in the context; zero at the start.
+
+    Args:
+        out: scalars at each frame.
+        n_params: of each.
+        beside: what lies beside the frames.
+
+    Returns:
+        Parameters of shape `(*batch, T, out, n_params)`, whatever the frames hold.
+
+    Raises:
+        ValueError: sizes below 1; a context without such frames, or with too few.
+
+    Cost: one product of matrices.
+
+    >>> import torch, diffeo
+    >>> net = diffeo.nets.FrameMap(2, 2, beside=diffeo.nets.Beside("features", 3, 1.0))
+    >>> net(torch.zeros(5, 9, 0), {"features": torch.zeros(9, 3)}).shape
+    torch.Size([5, 9, 2, 2])
+    """
+
+    def __init__(self, out: int, n_params: int, *, beside: Beside):
+        super().__init__()
+        as_fixed_event((out, n_params), self)
+        self.out, self.n_params, self.beside, self.reads = out, n_params, beside, reads_of(beside)
+        self.known = nn.Linear(beside.features, out * n_params)
+        nn.init.zeros_(self.known.weight)
+        nn.init.zeros_(self.known.bias)
+
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        params = self.beside.at(self.known, x.shape[-2], context, "FrameMap")
+        batch = joined(x.shape[:-2], params.shape[:-2])
+        return params.expand(*batch, *params.shape[-2:]).unflatten(-1, (self.out, self.n_params))
+
+
 class WaveNet(nn.Module):
     """Gated dilated convolutions over frames, as a conditioner whose output is zero at the start.
 

@@ -212,8 +212,11 @@ class TableDensity:
                 shown.loc[impossible(column, table[column.name]), column.name] = np.inf
         return shown[[name for name in self.columns if name in shown]]
 
-    def latents(self, table: pd.DataFrame) -> np.ndarray:
-        """What the flow maps the numbers of each row to, shape (n, numbers): like draws of its base if it fits."""
+    def latents(self, table: pd.DataFrame, centred: bool = False) -> np.ndarray:
+        """What the flow maps the numbers of each row to, shape (n, numbers): like draws of its base if it fits.
+
+        A whole number lies anywhere in its cell; `centred`, in the middle, so that equal rows have equal latents.
+        """
         flow, mixed = self._parts()
         outer = self.exact_density
         if flow is None:
@@ -228,6 +231,7 @@ class TableDensity:
             for start in range(0, len(x), BLOCK):
                 rows = x[start : start + BLOCK]
                 noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(start)).double()
+                noise = torch.full_like(noise, 0.5) if centred else noise
                 placed = outer.place(rows, noise)[0] if isinstance(outer, Dequantized) else rows
                 context = None if c is None else c[start : start + BLOCK]
                 if mixed is not None:

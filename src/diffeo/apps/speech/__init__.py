@@ -12,6 +12,7 @@ from diffeo.apps.speech.corpus import mels_of as mels_of
 from diffeo.apps.speech.corpus import read_corpus as read_corpus
 from diffeo.apps.speech.espeak import Utterance as Utterance
 from diffeo.apps.speech.espeak import speak as speak
+from diffeo.apps.speech.pictures import spectrogram_png as spectrogram_png
 from diffeo.apps.speech.text import encode_text as encode_text
 from diffeo.apps.speech.text import symbols_of as symbols_of
 from diffeo.apps.speech.text import units_of as units_of
@@ -24,7 +25,9 @@ from diffeo.apps.speech.voice import Spoken as Spoken
 from diffeo.apps.speech.voice import Voice as Voice
 from diffeo.apps.speech.voice import align as align
 from diffeo.apps.speech.voice import durations_of as durations_of
+from diffeo.apps.speech.voice import interpolate as interpolate
 from diffeo.apps.speech.voice import join as join
 from diffeo.apps.speech.voice import say as say
+from diffeo.apps.speech.voice import sharpness as sharpness
 from diffeo.apps.speech.voice import style_of as style_of
 from diffeo.apps.speech.voice import together_of as together_of

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import sys
 import time
 from importlib.resources import files
@@ -22,6 +21,7 @@ import diffeo
 from diffeo.apps.speech.alignment import forced_alignment
 from diffeo.apps.speech.audio import Mel, from_mel, to_mel, write_audio
 from diffeo.apps.speech.espeak import speak
+from diffeo.apps.speech.pictures import spectrogram_png
 from diffeo.apps.speech.text import encode_text, symbols_of, units_of
 from diffeo.apps.speech.vocoder import Sounds, Vocoder, multiple_of, prediction, vocode
 from diffeo.apps.speech.voice import Spoken, Voice, align, join, say
@@ -99,7 +99,10 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
             spoken("window", f"window, {name}", k) for k, name in enumerate(("low", "middle", "high"))
         ]),
     ]  # fmt: skip
-    pictures = [(texts[i], _picture(mels[i], align(flow, mels[i], codes[i], who[i]))) for i in shown]
+    pictures = [
+        (texts[i], base64.b64encode(spectrogram_png(mels[i], align(flow, mels[i], codes[i], who[i]))).decode())
+        for i in shown
+    ]
     took = time.monotonic() - began
     page = _page(sections, pictures, len(order) - HELD, voice.steps, trained.steps, took, source)
     with replacing(folder / "index.html") as path:
@@ -142,19 +145,6 @@ def _written(folder: Path, sound: Tensor, name: str, settings: Mel) -> tuple[str
     path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.wav"
     write_audio(sound, path, settings.rate)
     return name, base64.b64encode(path.read_bytes()).decode()
-
-
-def _picture(mel: Tensor, frames: Tensor) -> str:
-    """A spectrogram, low bands below, with a line where each letter begins."""
-    from PIL import Image
-
-    shades = ((mel - mel.min()) / (mel.max() - mel.min()) * 255).to(torch.uint8).T.flip(0)
-    pixels = shades.unsqueeze(-1).repeat_interleave(6, 0).repeat_interleave(10, 1).repeat(1, 1, 3)
-    for begin in (10 * frames.cumsum(0)[:-1]).clamp_max(pixels.shape[1] - 1).tolist():
-        pixels[:, begin] = torch.tensor([255, 80, 0], dtype=torch.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _page(

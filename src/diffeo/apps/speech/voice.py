@@ -242,16 +242,12 @@ def say(
         speaker: where there are several.
         tempo: > 0; above one for faster speech.
         temperature: of the noise; 0 for the plainest way to say it.
-        durations: steps of each letter, in place of the predicted ones; where a flow attends, only their sum counts.
+        durations: steps of each letter, in place of the predicted ones; of `flowtron`, only their sum counts.
         style: (C,), as `style_of` gives it, or a part of it: the mean of the noise.
         generator: of the noise.
     """
     durations = durations_of(flow, text, speaker, tempo) if durations is None else durations
-    together = together_of(flow)
-    mask = torch.ones(int(durations.sum()) * together, 1, dtype=torch.bool, device=_device(flow))
-    context = {**_context(flow, text, speaker), "mask": mask}
-    if isinstance(flow.base, Aligned):
-        context["durations"] = durations.to(mask.device)
+    context = _timed(flow, text, speaker, durations)
     if style is None:
         return flow.sample((), context, temperature=temperature, generator=generator)
     encoded = flow.encode(context)
@@ -260,20 +256,98 @@ def say(
 
 
 @torch.no_grad()
+def interpolate(
+    flow: Flow, a: Tensor, b: Tensor, text: Tensor, weights: Sequence[float], *, speaker: int | None = None
+) -> list[Tensor]:
+    """Spectrograms (T, mels) on the way from one recording of a text to another, one for each weight.
+
+    Letters last (1 − w) d_a + w d_b steps; the noise of a letter is that of both recordings' steps at the same place
+    in it, √(1 − w) z_a + √w z_b, which has the variance of noise for every w, and is that of a recording at an end.
+
+    Args:
+        flow: of `diffeo.glow_tts`, `flow_tts` or `flowtron`.
+        a, b: spectrograms (T, mels) of both recordings.
+        text: (L,) symbols of what both say.
+        weights: w of each, in [0, 1]; 0 is the first recording, 1 the second.
+        speaker: where there are several; that of both.
+
+    Raises:
+        ValueError: weights outside [0, 1].
+    """
+    if not all(0 <= w <= 1 for w in weights):
+        raise ValueError(f"interpolate: expected weights in [0, 1], got {list(weights)}")
+    ends = [_unlettered(flow, mel, text, speaker) for mel in (a, b)]
+    made = []
+    for w in weights:
+        parts = []
+        for letter in range(len(text)):
+            pieces = [z[letter] for z in ends]
+            lasting = round(sum(s * len(p) for s, p in zip((1 - w, w), pieces, strict=True)))
+            place = (torch.arange(lasting) + 0.5) / max(lasting, 1)
+            at = [piece[(place * len(piece)).long().to(piece.device)] for piece in pieces]
+            parts.append((1 - w) ** 0.5 * at[0] + w**0.5 * at[1])
+        durations = torch.tensor([len(part) for part in parts], device=parts[0].device)
+        encoded = flow.encode(_timed(flow, text, speaker, durations))
+        z = torch.cat(parts)
+        if isinstance(flow.base, Aligned):
+            z = z + entries(encoded)["means"].repeat_interleave(durations, 0)
+        made.append(flow.transform.inverse(z, encoded)[0])
+    return made
+
+
+def _unlettered(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None) -> list[Tensor]:
+    """The noise of each letter of a recording, less the letters' means."""
+    found = _aligned_clip(flow, mel, text, speaker)
+    z = found.latent
+    if isinstance(flow.base, Aligned):
+        z = z - found.context["means"].repeat_interleave(found.durations, 0)
+    return list(z.split(found.durations.tolist()))
+
+
+@torch.no_grad()
+def sharpness(flow: Flow, data: Spoken) -> float:
+    """How sure a voice is which letter a frame is of, in (0, 1]: mean share of the likeliest one over frames.
+
+    The shares are those of attention, of the layer that is least sure; or, of `glow_tts`, the letters' by their
+    densities at the frame.
+    """
+    total, count = 0.0, 0
+    for i in range(len(data)):
+        mel, context = data[i]
+        speaker = context.get("speaker")
+        found = _aligned_clip(flow, mel, context["text"], None if speaker is None else int(speaker))
+        if isinstance(flow.base, Aligned):
+            away = torch.cdist(found.latent, found.context["means"])
+            layers = [(-0.5 * away.square()).log_softmax(-1)]
+        else:
+            layers = found.attention
+        shares = torch.stack([layer.exp().amax(-1) for layer in layers])
+        total, count = total + float(shares.mean(-1).min()) * len(mel), count + len(mel)
+    return total / count
+
+
+@torch.no_grad()
 def align(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None = None) -> Tensor:
     """How many frames of a recording's spectrogram (T, mels) each letter of its text lasts, (L,)."""
-    together = together_of(flow)
-    padded = pad_frames(mel, together).to(_device(flow))
-    context = {
-        **_context(flow, text, speaker),
-        "mask": torch.ones(len(padded), 1, dtype=torch.bool, device=padded.device),
-    }
-    return aligned(flow, padded, context).durations * together
+    return _aligned_clip(flow, mel, text, speaker).durations * together_of(flow)
+
+
+def _aligned_clip(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None) -> Alignment:
+    padded = pad_frames(mel, together_of(flow)).to(_device(flow))
+    mask = torch.ones(len(padded), 1, dtype=torch.bool, device=padded.device)
+    return aligned(flow, padded, {**_context(flow, text, speaker), "mask": mask})
 
 
 def _context(flow: Flow, text: Tensor, speaker: int | None) -> dict[str, Tensor]:
     found = {"text": text, **({} if speaker is None else {"speaker": torch.tensor(speaker)})}
     return {name: t.to(_device(flow)) for name, t in found.items()}
+
+
+def _timed(flow: Flow, text: Tensor, speaker: int | None, durations: Tensor) -> dict[str, Tensor]:
+    """The context of sound whose letters last so long; a flow that finds their places itself gets their sum alone."""
+    mask = torch.ones(int(durations.sum()) * together_of(flow), 1, dtype=torch.bool, device=_device(flow))
+    known = {} if isinstance(flow.encoder, Letters) else {"durations": durations.to(mask.device)}
+    return {**_context(flow, text, speaker), "mask": mask, **known}
 
 
 def _device(flow: Flow) -> torch.device:

@@ -6,7 +6,7 @@ import torch
 
 from diffeo.core import Chain, Flow, Transform
 from diffeo.densities import Aligned, Normal
-from diffeo.nets import AttentiveLSTM, Beside, Letters, PositionalAttention, TextEncoder, WaveNet
+from diffeo.nets import AttentiveLSTM, Beside, FrameMap, Letters, PositionalAttention, TextEncoder, WaveNet
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import (
@@ -28,7 +28,7 @@ GLOW_TTS = {
     "paper": {"blocks": 12, "hidden": 192, "layers": 4, "width": 192, "attention": 6},
 }
 FLOW_TTS = {
-    "tiny": {"blocks": 6, "hidden": 48, "layers": 2, "width": 64, "attention": 2},
+    "tiny": {"blocks": 4, "hidden": 48, "layers": 2, "width": 64, "attention": 2},
     "small": {"blocks": 9, "hidden": 96, "layers": 3, "width": 128, "attention": 3},
     "paper": {"blocks": 10, "hidden": 256, "layers": 4, "width": 512, "attention": 3},
 }
@@ -139,8 +139,9 @@ def flow_tts(
 
     Events and context are those of `glow_tts`, without durations. Two frames become one; then `blocks` of activation
     norm, linear map and affine coupling by a WaveNet, beside what each frame hears of the text; after a third and after
-    two thirds of them a quarter of the channels leaves. The base is a standard normal. `diffeo.apps.speech` trains it
-    and speaks.
+    two thirds of them a quarter of the channels leaves. The last layer shifts and scales all channels by what is heard
+    alone, so that the noise has the mean of its letter, which the paper leaves to the couplings; the base is a standard
+    normal. `diffeo.apps.speech` trains it and speaks.
 
     Args:
         features: of a frame, such as 80 mels.
@@ -193,6 +194,9 @@ def flow_tts(
             Coupling(mask, net, Affine(bound=2.0), dim=-1, event_ndim=2),
         )
         parts.append(Partial(step, torch.arange(folded) >= left) if left else step)
+    heard = FrameMap(folded, Affine.n_params, beside=Beside("features", sizes["width"], 1.0))
+    none = torch.zeros(folded, dtype=torch.bool)
+    parts.append(Coupling(none, heard, Affine(bound=2.0), dim=-1, event_ndim=2))
     encoder = PositionalAttention(
         symbols,
         sizes["width"],
