@@ -1,4 +1,4 @@
-"""For the site only: doctests in docstrings as code blocks, and an entry of its own for every parameter."""
+"""For the site only: doctests as code blocks, an entry for every parameter, names that load when first used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ def apart(entry: re.Match[str]) -> str:
 
 
 class Docstrings(griffe.Extension):
-    """Wraps every run of `>>>` lines, with its output, into a fenced block; splits parameters described together."""
+    """Shows what `diffeo.public` loads late; wraps runs of `>>>` lines with their output; splits shared parameters."""
+
+    def on_module_members(self, *, mod: griffe.Module, **_: Any) -> None:
+        if mod.path == "diffeo.public":  # what stands there for type checkers is there when it is asked for
+            for member in mod.members.values():
+                member.runtime = True
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:

@@ -43,8 +43,8 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
     Args:
         recipe: of a scalar flow with a context and a standard normal base; "auto" is `regression`.
         layers, hidden: number of residual blocks, and their widths, of the network; None leaves them to the recipe.
-        max_epochs, time_limit, batch_size, learning_rate, validation_fraction, unseen, device, verbose, random_state:
-            as in `FlowDensity`; with fewer than 50 held-out rows nothing is calibrated.
+        max_epochs, time_limit, batch_size, learning_rate, validation_fraction, unseen, device, verbose,
+            random_state: as in `FlowDensity`; with fewer than 50 held-out rows nothing is calibrated.
 
     Attributes:
         flow_: the flow, in units of the standardised target.

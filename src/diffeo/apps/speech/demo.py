@@ -42,7 +42,7 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
     """Train, speak, and write `index.html`, the sounds and both models."""
     folder.mkdir(parents=True, exist_ok=True)
     began, settings = time.monotonic(), Mel.of(8000)
-    sounds, texts, pitches, source = _corpus(settings)
+    sounds, texts, pitches, source = corpus(settings)
     mels = [to_mel(sound, settings) for sound in sounds]
     symbols = symbols_of([units_of(text) for text in texts])
     codes = [encode_text(text, symbols) for text in texts]
@@ -115,7 +115,7 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
     print(f"Wrote {folder / 'index.html'}.")
 
 
-def _corpus(settings: Mel) -> tuple[list[Tensor], list[str], list[int], str]:
+def corpus(settings: Mel) -> tuple[list[Tensor], list[str], list[int], str]:
     """Words at several pitches and paces, by espeak-ng; or as they were recorded of it, where it is missing."""
     try:
         return *spoken_words(settings.rate), "spoken by espeak-ng"
