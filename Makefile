@@ -14,7 +14,7 @@ DATA ?= $(or $(DIFFEO_DATA),../shared/data)
 # waiting threads sleep instead of spinning, which costs little alone and very much beside other work
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo demo-images demo-speech test test-all test-pythons test-lowest lint bench bench-scale bench-density bench-families bench-tables notebooks docs pictures clean
+.PHONY: demo demo-images demo-speech test test-all test-pythons test-lowest lint bench bench-scale bench-density bench-families bench-tables notebooks docs pictures cards clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing PyTorch and the rest into $(VENV); this takes a few minutes."
@@ -130,6 +130,10 @@ docs: $(READY)  ## the site, with API pages from the docstrings, to site/
 pictures: demo  ## the pictures of the README; the report needs Chromium
 	cp demo/anomalies.png docs/images/
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1200,1500 --screenshot=docs/images/report.png demo/report.html
+
+cards: demo-images demo-speech  ## the model cards of the site
+	mkdir -p docs/cards
+	cp demo-images/digits.md demo-speech/voice.md demo-speech/vocoder.md docs/cards/
 
 clean:
 	rm -rf $(VENV) .venv-* demo site

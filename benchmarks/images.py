@@ -170,16 +170,19 @@ def section() -> str:
     times = (1, 2, 5, 10, 15, 30, 60)
     reached = []
     for r in content["runs"]:
-        cells = [[bits for minute, bits in r["curve"] if minute <= t] for t in times]
+        cells = [[bits for minute, bits in r["curve"] if minute <= t + 0.1] for t in times]
         late = [t > r["seconds"] / 60 + 0.5 for t in times]
         reached.append(
-            [r["model"], *("" if not c or no else f"{c[-1]:.3f}" for c, no in zip(cells, late, strict=True))]
+            [
+                f"{r['model']}, of {r['seconds'] / 60:.0f} min",
+                *("" if not c or no else f"{c[-1]:.3f}" for c, no in zip(cells, late, strict=True)),
+            ]
         )
     threads = content["runs"][0]["threads"]
     way = ""
     if any(any(cells[1:]) for cells in reached):
         table = markdown(["model", *(f"{t} min" for t in times)], reached)
-        way = f"On {HELD:,} held-out digits, after so many minutes:\n\n{table}\n\n"
+        way = f"On {HELD:,} held-out digits, after so many minutes of so many, by which the learning rate falls to zero:\n\n{table}\n\n"
     return f"""\
 ## Pictures: MNIST
 

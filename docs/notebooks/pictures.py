@@ -101,7 +101,9 @@ show(torch.cat([channels[:, [k]] for k in range(4)]), 4, "The four channels of a
 torch.manual_seed(0)
 model = diffeo.glow((1, 8, 8), preset="tiny", levels=LEVELS)
 count = sum(p.numel() for p in model.parameters())
-print(f"{count:,} parameters; a digit of shape {(1, 8, 8)} becomes a vector of {encode(model, test[:1]).shape[-1]} numbers")
+print(
+    f"{count:,} parameters; a digit of shape {(1, 8, 8)} becomes a vector of {encode(model, test[:1]).shape[-1]} numbers"
+)
 
 # %%
 result = diffeo.fit(model, train, validation=held, batch_size=64, epochs=400, time_limit=60, progress=False)
@@ -160,7 +162,9 @@ known = diffeo.bits_per_dim(model, held, generator=torch.Generator().manual_seed
 for name, picture in (("a test digit", test[:1]), ("an empty picture", flat), ("noise", noise)):
     found_bits = diffeo.bits_per_dim(model, picture, samples=8, generator=torch.Generator().manual_seed(0))
     rank = float(typicality(found_bits, known).typicality[0])
-    print(f"{name:<18}{float(found_bits[0]):7.2f} bits per dimension, more typical than {rank:.0f} % of held-out digits")
+    print(
+        f"{name:<18}{float(found_bits[0]):7.2f} bits per dimension, more typical than {rank:.0f} % of held-out digits"
+    )
 
 # %% [markdown]
 # To go on: [flows of one's own pictures](../images.md), from a folder to a page; [how the systems compare](../benchmarks.md#pictures-mnist).

@@ -89,7 +89,9 @@ print("true durations", [4, 9, 3, 7, 5], " found", durations.tolist())
 # %%
 settings = Mel.of(8000)
 sounds, words, pitches, source = corpus(settings)
-print(f"{len(sounds)} clips, {source}; a frame every {1000 * settings.hop / settings.rate:.1f} ms, {settings.mels} bands")
+print(
+    f"{len(sounds)} clips, {source}; a frame every {1000 * settings.hop / settings.rate:.1f} ms, {settings.mels} bands"
+)
 symbols = symbols_of([units_of(word) for word in words])
 codes = [encode_text(word, symbols) for word in words]
 mels = [to_mel(sound, settings) for sound in sounds]
@@ -135,7 +137,9 @@ result = diffeo.fit(
     time_limit=120, progress=False,
 )  # fmt: skip
 voice.eval()
-print(f"{result.steps} steps; held-out loss {result.validation_loss:.3f}; sharpness {sharpness(voice, of(order[:12])):.2f}")
+print(
+    f"{result.steps} steps; held-out loss {result.validation_loss:.3f}; sharpness {sharpness(voice, of(order[:12])):.2f}"
+)
 
 # %% [markdown]
 # The trained flow searches for alignments itself, by the means that it has learned:
@@ -149,6 +153,7 @@ plt.show()
 # %% [markdown]
 # It says words, at a tempo and a temperature, as any of the three speakers. Sound is made from the spectrogram by Griffin
 # and Lim's algorithm, which is why it sounds metallic; `diffeo speech vocoder` trains a flow for it.
+
 
 # %%
 def play(title: str, mel: torch.Tensor) -> None:

@@ -137,6 +137,18 @@ def test_datasets_and_loaders():
         diffeo.fit(small(), loader)
 
 
+def test_long_epochs_are_looked_at_within_a_time_limit():
+    seen = []
+    result = diffeo.fit(
+        small(), rows(20_000), batch_size=1, epochs=10, time_limit=1.5, validation=0,
+        on_evaluation=lambda found: seen.append(found.steps),
+    )  # fmt: skip
+    assert result.stopped == "time_limit"
+    assert len(seen) >= 3
+    assert seen == sorted(set(seen))
+    assert seen[0] % 2000  # not after an epoch
+
+
 def test_a_time_limit_ends_the_fit():
     began = time.monotonic()
     result = diffeo.fit(small(), rows(), steps=10**6, time_limit=1.0)

@@ -77,7 +77,8 @@ def fit(
         lr: peak learning rate.
         weight_decay: decoupled, on matrices only.
         patience: evaluations without improvement before stopping.
-        time_limit: seconds of training; the learning rate reaches zero by then.
+        time_limit: seconds of training; the learning rate reaches zero by then, and there are about a dozen evaluations
+            even where an epoch takes longer.
         clip: largest gradient norm.
         average: decay of the weight average, in [0, 1).
         compile: compile the training step (needs a C++ compiler): True, False, or "auto" for long fits. Flows that a

@@ -31,6 +31,8 @@ from diffeo.training.source import Batch, Source, move
 from diffeo.training.state import Counts, State, identify_data
 
 READ_EVERY = 20  # steps after which flags are read from a GPU, which waits for it
+GLANCES = 12  # evaluations at least within a time limit, as long as they take
+GLANCING = 0.05  # of the time at most
 
 
 class Loop:
@@ -52,6 +54,7 @@ class Loop:
         self.fabric, self.objective, self.plan = fabric, objective, plan
         self.given = objective  # what the caller holds
         self.on_evaluation = on_evaluation
+        self.evaluating = 0.0  # seconds that the last evaluation took
         self.folder, self.checkpoint_every = folder, checkpoint_every
         self.kept = kept  # numbers of the training rows in the caller's data
         self.home = next((t.device for t in (*objective.parameters(), *objective.buffers())), torch.device("cpu"))
@@ -192,6 +195,9 @@ class Loop:
             self.average.update(self.counts.step)
             bar.advance()
             closing = self.counts.step % plan.evaluate_every == 0 or self.counts.step == plan.steps
+            if plan.time_limit is not None and alone:  # slow steps: some evaluations within the limit all the same
+                pause = max(plan.time_limit / GLANCES, self.evaluating / GLANCING)
+                closing = closing or time.monotonic() - since >= pause
             reading = closing or self.counts.step % read_every == 0
             if reading and bad:
                 self._raise_non_finite(int(bad_step), batch)
@@ -226,7 +232,9 @@ class Loop:
         train_loss, held_loss, stderr, losses = mean(self.fabric, total) / self.counts.counted, None, None, None
         with self.average.applied():
             if self.held is not None:
+                asked = time.monotonic()
                 held_loss, stderr, losses = self.evaluate()
+                self.evaluating = time.monotonic() - asked
             improved = self._keep_best(train_loss if held_loss is None else held_loss, stderr, losses)
             self.result.steps, self.result.seconds = self.counts.step, self.counts.elapsed
             self.result.history.append(

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 import diffeo
+from diffeo.apps.cards import write_card
 from diffeo.apps.speech.alignment import forced_alignment
 from diffeo.apps.speech.audio import Mel, from_mel, to_mel, write_audio
 from diffeo.apps.speech.espeak import speak
 from diffeo.apps.speech.pictures import spectrogram_png
 from diffeo.apps.speech.text import encode_text, symbols_of, units_of
 from diffeo.apps.speech.vocoder import Sounds, Vocoder, multiple_of, prediction, vocode
-from diffeo.apps.speech.voice import Spoken, Voice, align, join, say
+from diffeo.apps.speech.voice import Spoken, Voice, align, join, say, sharpness
 from diffeo.storage import replacing
 
 WORDS = (
@@ -110,6 +111,38 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
     notes = {"symbols": symbols, "reading": "letters", "speakers": ["low", "middle", "high"], "mel": list(settings)}
     diffeo.save(flow, folder / "voice.safetensors", notes=notes)
     diffeo.save(vocoder, folder / "vocoder.safetensors", notes={"vocoder": "waveglow", "mel": list(settings)})
+    known = f"{len(order) - HELD} clips of {len(WORDS)} English words, {source} (GPL v3), at three pitches and three "
+    known += f"paces, 8 kHz; {HELD} more were held out."
+    limits = [
+        "Sentences, other words' sounds, or passing for a person: it has heard single words of one synthetic voice.",
+        "Telling speakers apart: its three are one voice at three pitches.",
+    ]
+    write_card(
+        folder / "voice.md",
+        title="Words: a Glow-TTS of three pitches",
+        what="A `glow_tts`, preset `tiny`, of mel spectrograms given letters and a speaker.",
+        data=known,
+        training=f"{voice.steps} steps of 16 clips in {voice.seconds:.0f} seconds, with durations by forced alignment.",
+        scores={
+            "loss: nats per mel number and error of log-durations": f"{voice.validation_loss:.3f}",
+            "sharpness of alignment": f"{sharpness(flow, of(order[:HELD])):.2f}",
+        },
+        uses="Trying what `diffeo speech` does, and for tests.",
+        limits=limits,
+        model=flow,
+    )
+    write_card(
+        folder / "vocoder.md",
+        title="Words: a WaveGlow",
+        what="A `waveglow`, preset `tiny`, of sound given its mel spectrogram.",
+        data=known,
+        training=f"{trained.steps} steps of 8 segments in {trained.seconds:.0f} seconds, after a linear prediction "
+        "from the spectrogram.",
+        scores={"nats a sample": f"{trained.validation_loss:.3f}"},
+        uses="Trying what `diffeo speech` does, and for tests.",
+        limits=[*limits, "Sounding better than Griffin and Lim's algorithm: after so little training it does not."],
+        model=vocoder,
+    )
     print(f"Held-out loss of the voice {voice.validation_loss:.3f}; nats a sample of the vocoder "
           f"{trained.validation_loss:.3f}.")  # fmt: skip
     print(f"Wrote {folder / 'index.html'}.")
