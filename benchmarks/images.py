@@ -182,7 +182,7 @@ def section() -> str:
     way = ""
     if any(any(cells[1:]) for cells in reached):
         table = markdown(["model", *(f"{t} min" for t in times)], reached)
-        way = f"On {HELD:,} held-out digits, after so many minutes of so many, by which the learning rate falls to zero:\n\n{table}\n\n"
+        way = f"On {HELD:,} held-out digits, after so many minutes of a run of so many:\n\n{table}\n\n"
     return f"""\
 ## Pictures: MNIST
 

@@ -401,6 +401,10 @@ def vocoder(seconds: float) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     made = {
         "waveglow": [tools.vocode(flow, mels[i], settings, generator=generator) for i in test],
+        "waveglow and 10 rounds of Griffin-Lim": [
+            tools.vocode(flow, mels[i], settings, rounds=10, generator=generator) for i in test
+        ],
+        "Griffin-Lim, 10 rounds": [tools.from_mel(mels[i], settings, rounds=10) for i in test],
         "Griffin-Lim": [tools.from_mel(mels[i], settings) for i in test],
     }
     rows = {}

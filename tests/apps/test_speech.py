@@ -372,6 +372,19 @@ def test_a_vocoder_makes_sound_of_spectrograms(vocoder, voice, corpus, tmp_path,
         assert message in capsys.readouterr().err
 
 
+def test_rounds_pull_sound_to_its_spectrogram(vocoder, corpus):
+    flow, notes = diffeo.load(vocoder).eval(), read_notes(vocoder)
+    settings = tools.Mel(*notes["mel"])
+    mel = tools.mels_of(tools.read_corpus(corpus)[:1], settings)[0]
+
+    def away(rounds):
+        sound = tools.vocode(flow, mel, settings, rounds=rounds, generator=torch.Generator().manual_seed(0))
+        assert len(sound) == (len(mel) - 1) * settings.hop
+        return float((tools.to_mel(sound, settings) - mel).abs().mean())
+
+    assert away(20) < away(2) < away(0)
+
+
 def test_segments_of_sound_lie_beside_their_spectrograms():
     settings = tools.Mel.of(RATE)
     clips = [torch.linspace(-0.5, 0.5, n) for n in (9000, 2000)]

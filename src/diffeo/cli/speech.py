@@ -42,6 +42,9 @@ VocoderFile = Annotated[
     Path | None,
     typer.Option("--vocoder", help="Vocoder file that makes the sound.", show_default="Griffin and Lim's algorithm"),
 ]
+Rounds = Annotated[
+    int, typer.Option(help="Rounds of Griffin and Lim's algorithm after a vocoder; 0 for its sound alone.", min=0)
+]
 Speaker = Annotated[str | None, typer.Option(help="Who speaks.", show_default="the first")]
 
 
@@ -168,6 +171,7 @@ def say(
     temperature: Annotated[float, typer.Option(help="Scales the noise; 0 for the plainest way.", min=0)] = 0.667,
     speaker: Speaker = None,
     vocoder: VocoderFile = None,
+    rounds: Rounds = 10,
     style: Annotated[
         Path | None,
         typer.Option(help="Corpus of clips in whose manner it is said, as for fit.", show_default="none"),
@@ -189,7 +193,7 @@ def say(
     generator = torch.Generator().manual_seed(seed)
     manner = None if style is None else style_weight * tools.style_of(flow, _as_data(style, flow, notes, settings))
     mel = tools.say(flow, symbols, speaker=who, tempo=tempo, temperature=temperature, style=manner, generator=generator)
-    audio = _sound(mel, settings, sounding, seed)
+    audio = _sound(mel, settings, sounding, rounds, seed)
     tools.write_audio(audio, output, settings.rate)
     print(f"Wrote {output}, {len(audio) / settings.rate:.2f} s.")
 
@@ -242,6 +246,7 @@ def interpolate(
     steps: Annotated[int, typer.Option("-n", help="Versions, both ends counted in.", min=2)] = 5,
     speaker: Speaker = None,
     vocoder: VocoderFile = None,
+    rounds: Rounds = 10,
     seed: Seed = 0,
 ) -> None:
     """Speak a text between two ways to say it. One version after the other, from the first recording to the second."""
@@ -265,13 +270,13 @@ def interpolate(
     weights = torch.linspace(0, 1, steps).tolist()
     pause, sounds = torch.zeros(int(PAUSE * settings.rate)), []
     for mel in tools.interpolate(flow, mels[0], mels[1], symbols, weights, speaker=who):
-        sounds += [_sound(mel, settings, sounding, seed), pause]
+        sounds += [_sound(mel, settings, sounding, rounds, seed), pause]
     audio = torch.cat(sounds[:-1])
     tools.write_audio(audio, output, settings.rate)
     print(f"Wrote {output}, {steps} versions, {len(audio) / settings.rate:.2f} s.")
 
 
-def _sound(mel: Any, settings: Any, vocoder: Any, seed: int) -> Any:
+def _sound(mel: Any, settings: Any, vocoder: Any, rounds: int, seed: int) -> Any:
     """The sound of a spectrogram by a vocoder, or by the algorithm of Griffin and Lim."""
     import torch
 
@@ -279,7 +284,7 @@ def _sound(mel: Any, settings: Any, vocoder: Any, seed: int) -> Any:
 
     if vocoder is None:
         return tools.from_mel(mel, settings, seed=seed)
-    return tools.vocode(vocoder, mel, settings, generator=torch.Generator().manual_seed(seed))
+    return tools.vocode(vocoder, mel, settings, rounds=rounds, generator=torch.Generator().manual_seed(seed))
 
 
 @speech.command(epilog="Example:  diffeo speech vocoder LJSpeech-1.1/ -o vocoder.safetensors --time-limit 2h")
@@ -348,6 +353,7 @@ def resynthesize(
     sound: Annotated[Path, typer.Argument(help="Recording.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Sound file to write.")] = Path("out.wav"),
     temperature: Annotated[float, typer.Option(help="Scales the noise.", min=0)] = 0.8,
+    rounds: Rounds = 10,
     seed: Seed = 0,
 ) -> None:
     """Make a recording's sound anew from its spectrogram."""
@@ -365,7 +371,8 @@ def resynthesize(
         mel = tools.to_mel(audio, settings)
     except ValueError as error:
         raise ValueError(f"{sound}: {error}") from None
-    made = tools.vocode(flow, mel, settings, temperature=temperature, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    made = tools.vocode(flow, mel, settings, temperature=temperature, rounds=rounds, generator=generator)
     tools.write_audio(made, output, settings.rate)
     print(f"Wrote {output}, {len(made) / settings.rate:.2f} s.")
 

@@ -69,7 +69,7 @@ def to_mel(audio: Tensor, settings: Mel) -> Tensor:
     return mel.reshape(*audio.shape[:-1], *mel.shape[1:])
 
 
-def from_mel(mel: Tensor, settings: Mel, *, rounds: int = 60, seed: int = 0) -> Tensor:
+def from_mel(mel: Tensor, settings: Mel, *, rounds: int = 60, seed: int = 0, start: Tensor | None = None) -> Tensor:
     """Sound (*batch, N) whose mel spectrogram is close to this one: magnitudes by least squares, phases by Griffin-Lim.
 
     Args:
@@ -77,6 +77,7 @@ def from_mel(mel: Tensor, settings: Mel, *, rounds: int = 60, seed: int = 0) -> 
         settings: those of the spectrogram.
         rounds: of the fast Griffin-Lim algorithm.
         seed: of the first phases.
+        start: (*batch, N), sound whose phases come first, such as a vocoder's, in place of those of chance.
 
     "Signal Estimation from Modified Short-Time Fourier Transform" (Griffin and Lim, 1984),
     https://doi.org/10.1109/TASSP.1984.1164317; "A Fast Griffin-Lim Algorithm" (Perraudin et al., 2013),
@@ -91,7 +92,12 @@ def from_mel(mel: Tensor, settings: Mel, *, rounds: int = 60, seed: int = 0) -> 
     for _ in range(30):  # towards nonnegative magnitudes: multiplicative steps
         magnitude = (magnitude + 1e-8) * (matrix.mT @ flat) / (matrix.mT @ (matrix @ magnitude) + 1e-8)
     generator = torch.Generator().manual_seed(seed)
-    phase = 2 * math.pi * torch.rand(magnitude.shape, generator=generator).to(magnitude)
+    if start is None:
+        phase = 2 * math.pi * torch.rand(magnitude.shape, generator=generator).to(magnitude)
+    else:
+        sound = start.reshape(-1, start.shape[-1]).to(magnitude)
+        needed = (magnitude.shape[-1] - 1) * settings.hop
+        phase = _stft(F.pad(sound, (0, max(0, needed - sound.shape[-1]))), settings)[..., : magnitude.shape[-1]].angle()
     guess = torch.polar(magnitude, phase)
     last = torch.zeros_like(guess)
     for _ in range(rounds):

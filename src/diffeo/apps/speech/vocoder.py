@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffeo.apps.speech.audio import Mel, to_mel
+from diffeo.apps.speech.audio import Mel, from_mel, to_mel
 from diffeo.core import Flow, Objective
 from diffeo.functional import Context
 from diffeo.transforms import Fold
@@ -104,6 +104,7 @@ def vocode(
     settings: Mel,
     *,
     temperature: float = 0.8,
+    rounds: int = 0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Sound (N,) with this spectrogram, as a vocoder makes it; N = (T − 1) · hop.
@@ -113,12 +114,14 @@ def vocode(
         mel: (T, mels).
         settings: those of the spectrogram.
         temperature: of the noise, at least 0.
+        rounds: of Griffin and Lim's algorithm, which begins with the phases of the flow's sound and pulls its
+            spectrogram towards the one asked for; 0 for the flow's sound alone.
         generator: of the noise.
 
     Raises:
         ValueError: a spectrogram of fewer than two frames, or with other mels.
 
-    Cost: a sample of the flow.
+    Cost: a sample of the flow, and two Fourier transforms of the sound in each round.
     """
     if mel.ndim != 2 or len(mel) < 2:
         raise ValueError(f"vocode: expected a spectrogram (T, mels) of at least 2 frames, got {tuple(mel.shape)}")
@@ -126,7 +129,8 @@ def vocode(
     padded = -(-wanted // multiple_of(flow)) * multiple_of(flow)
     device = next(flow.parameters()).device
     context = {"mel": mel.to(device), "mask": torch.ones(padded, 1, dtype=torch.bool, device=device)}
-    return flow.sample((), context, temperature=temperature, generator=generator)[:wanted, 0]
+    sound = flow.sample((), context, temperature=temperature, generator=generator)[:wanted, 0]
+    return from_mel(context["mel"], settings, rounds=rounds, start=sound) if rounds else sound
 
 
 def prediction(settings: Mel, order: int = ORDER) -> dict[str, int]:
