@@ -106,6 +106,7 @@ bench-families: $(READY)  ## flows on energies, continuous flows, the sphere, th
 	$(BIN)/python benchmarks/continuous.py
 	DIFFEO_DATA=$(DATA) $(BIN)/python benchmarks/sphere.py
 	$(BIN)/python benchmarks/gallery.py
+	$(BIN)/python benchmarks/image_gallery.py
 	$(BIN)/python benchmarks/report.py
 
 bench-tables: $(READY)  ## the tables about outliers, regression, mixed columns and streaming; needs the data folder

@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize(("module", "page"), [("report", "benchmarks.md"), ("gallery", "gallery/index.md")])
+@pytest.mark.parametrize(
+    ("module", "page"),
+    [("report", "benchmarks.md"), ("gallery", "gallery/index.md"), ("image_gallery", "gallery/pictures.md")],
+)
 def test_a_page_is_what_the_stored_results_give(module, page, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     assert importlib.import_module(module).page() == (ROOT / "docs" / page).read_text()

@@ -89,7 +89,9 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
                 _written(folder, sounds[i], f"{texts[i]}, recorded", settings),
                 heard(mels[i], f"{texts[i]}, Griffin-Lim"),
                 _written(
-                    folder, vocode(vocoder, mels[i], settings, rounds=10, generator=generator), f"{texts[i]}, vocoder", settings
+                    folder, vocode(vocoder, mels[i], settings, rounds=10, generator=generator),
+                    f"{texts[i]}, vocoder",
+                    settings,
                 ),
                 spoken(texts[i], f"{texts[i]}, spoken", who[i]),
             )
