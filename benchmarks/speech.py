@@ -1,6 +1,6 @@
-"""Voices and vocoders: alignment, likelihood, intelligibility, distortion, controls, style, sound, speed, distillation.
+"""Voices and vocoders: alignment, likelihood, intelligibility, distortion, sound, speed, memory, distillation.
 
-    python benchmarks/speech.py [--parts alignment digits style vocoder speed distillation] [--minutes 5]
+    python benchmarks/speech.py [--parts alignment digits style vocoder speed memory distillation] [--minutes 5]
 
 `alignment` needs espeak-ng. Parts that are done are kept in results/speech.json, so that an interrupted run goes on; a
 part named is done anew.
@@ -23,6 +23,7 @@ import diffeo
 from diffeo.apps import speech as tools
 from diffeo.apps.speech.demo import spoken_words
 from distortion import distortion, mean_hertz
+from image_uses import saved_bytes
 from results import RESULTS, load, markdown, number, run_parts
 from tables import data_root
 
@@ -481,6 +482,34 @@ class Known(diffeo.core.Incremental):
         return self.of(a, b), None, (a, b)
 
 
+def memory(_: float) -> dict[str, Any]:
+    """What a forward pass keeps for the backward pass, by the number of flow steps and the policy."""
+    settings = tools.Mel.of(8000)
+    sound = {"mel": torch.randn(4, 41, settings.mels), "mask": torch.ones(4, 40 * settings.hop, 1, dtype=torch.bool)}
+    text = {"text": torch.randint(1, 20, (4, 15)), "durations": torch.full((4, 15), 4)}
+    text["mask"] = torch.ones(4, 120, 1, dtype=torch.bool)
+    rows = []
+    for steps in (4, 8, 16):
+        for system in ("waveglow", "glow_tts"):
+            row: dict[str, Any] = {"system": system, "steps": steps}
+            for policy in ("store", "invert"):
+                torch.manual_seed(0)
+                if system == "waveglow":  # two channels leave after every fourth
+                    flow, x, context = (
+                        diffeo.waveglow(settings.mels, settings.hop, preset="tiny", flows=steps, group=16),
+                        0.1 * torch.randn(4, 40 * settings.hop, 1),
+                        sound,
+                    )
+                else:
+                    flow = diffeo.glow_tts(settings.mels, 20, preset="tiny", blocks=steps)
+                    x, context = torch.randn(4, 120, settings.mels), text
+                flow.initialize(x, context)
+                flow.eval().transform.memory = policy  # pyright: ignore[reportAttributeAccessIssue]
+                row[policy] = saved_bytes(lambda flow=flow, x=x, context=context: flow(x, context)) / 2**20
+            rows.append(row)
+    return {"kept": rows}
+
+
 def distillation(seconds: float) -> dict[str, Any]:
     """KL(student ‖ teacher) of a known process, and how much faster a student of a `wavenet` makes sound."""
     layer = diffeo.Autoregressive(Known(), diffeo.LocationScale(bound=9.0), dim=-2, event_ndim=2)
@@ -518,7 +547,7 @@ def distillation(seconds: float) -> dict[str, Any]:
 
 PARTS = {
     "alignment": alignment, "digits": spoken_digits, "style": style, "vocoder": vocoder, "speed": speed,
-    "distillation": distillation,
+    "memory": memory, "distillation": distillation,
 }  # fmt: skip
 
 
@@ -530,7 +559,7 @@ def section() -> str:
     content = load(RESULT, {})
     told = {
         "alignment": _told_alignment, "digits": _told_digits, "style": _told_style, "vocoder": _told_vocoder,
-        "speed": _told_speed, "distillation": _told_distillation,
+        "speed": _told_speed, "memory": _told_memory, "distillation": _told_distillation,
     }  # fmt: skip
     parts = [tell(content[name]) for name, tell in told.items() if name in content]
     if not parts:
@@ -626,6 +655,15 @@ def _told_speed(r: dict[str, Any]) -> str:
 {r["cores"]} shared cores.
 
 {markdown(["model", "real-time factor"], rows)}"""
+
+
+def _told_memory(r: dict[str, Any]) -> str:
+    rows = [[k["system"], k["steps"], f"{k['store']:.1f}", f"{k['invert']:.1f}"] for k in r["kept"]]
+    return f"""\
+**Memory.** What a forward pass of four clips keeps for the backward pass, in MiB, by policy; presets `tiny`, the text
+encoder and what it makes of text counted in.
+
+{markdown(["model", "steps of flow", "store", "invert"], sorted(rows, key=lambda row: (str(row[0]), row[1])))}"""
 
 
 def _told_distillation(r: dict[str, Any]) -> str:

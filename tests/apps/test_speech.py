@@ -423,7 +423,7 @@ def test_the_demo_makes_a_page_without_espeak(tmp_path, monkeypatch):
     assert "recorded of espeak-ng" in page
     for name in ("voice", "vocoder"):
         card = (tmp_path / f"{name}.md").read_text()
-        assert all(f"## {part}" in card for part in ("Data", "Training", "Scores on held-out data", "Not for"))
+        assert all(f"## {part}" in card for part in ("Data", "Training", "Scores on held-out data", "Limits"))
         assert "nan" not in card.lower().split()
     assert main(["speech", "say", str(tmp_path / "voice.safetensors"), "seven", "-o", str(tmp_path / "s.wav")]) == 0
     call = ["speech", "resynthesize", str(tmp_path / "vocoder.safetensors"), str(tmp_path / "s.wav")]

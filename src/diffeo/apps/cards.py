@@ -66,7 +66,7 @@ def write_card(
 
 {uses}
 
-## Not for
+## Limits
 
 {bullets}
 """

@@ -49,7 +49,7 @@ class Beside(NamedTuple):
         after = (before + 1).clamp_max(frames.shape[-2] - 1)
         share = (time - before).to(frames.dtype).unsqueeze(-1)
         low, high = frames.index_select(-2, before), frames.index_select(-2, after)
-        return low + share * (high - low)
+        return torch.lerp(low, high, share)  # one pass over what is large
 
 
 def reads_of(beside: Beside | None) -> dict[str, int]:

@@ -84,7 +84,7 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
     shown = order[:3]
     generator = torch.Generator().manual_seed(0)
     sections = [
-        ("Held-out words: as recorded, by Griffin and Lim's algorithm, by the vocoder, and as the voice says them", [
+        ("Held-out words: recorded, by Griffin and Lim, by the vocoder with ten rounds of that, and by the voice", [
             player for i in shown for player in (
                 _written(folder, sounds[i], f"{texts[i]}, recorded", settings),
                 heard(mels[i], f"{texts[i]}, Griffin-Lim"),
@@ -116,8 +116,8 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
     known = f"{len(order) - HELD} clips of {len(WORDS)} English words, {source} (GPL v3), at three pitches and three "
     known += f"paces, 8 kHz; {HELD} more were held out."
     limits = [
-        "Sentences, other words' sounds, or passing for a person: it has heard single words of one synthetic voice.",
-        "Telling speakers apart: its three are one voice at three pitches.",
+        "It has heard single words of one synthetic voice: no sentences, and nothing that passes for a person.",
+        "Its three speakers are one voice at three pitches.",
     ]
     write_card(
         folder / "voice.md",
@@ -142,7 +142,7 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
         "from the spectrogram.",
         scores={"nats a sample": f"{trained.validation_loss:.3f}"},
         uses="Trying what `diffeo speech` does, and for tests.",
-        limits=[*limits, "Sounding better than Griffin and Lim's algorithm: after so little training it does not."],
+        limits=[*limits, "After so little training it sounds no better than Griffin and Lim's algorithm."],
         model=vocoder,
     )
     print(f"Held-out loss of the voice {voice.validation_loss:.3f}; nats a sample of the vocoder "
