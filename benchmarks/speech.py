@@ -8,6 +8,7 @@ part named is done anew.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -601,7 +602,7 @@ def _told_digits(r: dict[str, Any]) -> str:
     ]
     nat = [[name, number(n["nats"]), number(n["shuffled"]) if "shuffled" in n else ""] for name, n in r["nats"].items()]
     apart = [
-        [name, f"{d['mcd']:.1f}", f"{d['cents']:.0f}", f"{100 * d['voicing']:.0f} %"]
+        [name, f"{d['mcd']:.1f}", "" if math.isnan(d["cents"]) else f"{d['cents']:.0f}", f"{100 * d['voicing']:.0f} %"]
         for name, d in r.get("distortion", {}).items()
     ]
     control = [[name, f"{c['length_scale']:.2f}", f"{c['temperature']:.2f}"] for name, c in r["controls"].items()]

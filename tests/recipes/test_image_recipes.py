@@ -147,9 +147,10 @@ def test_long_fits_of_pictures_are_not_compiled_unasked():
     assert wants_compile(True, 1.0, model) == wants_compile("auto", 1e6, diffeo.nsf(2))  # where there is a compiler
 
 
-def test_published_size_of_flowpp():
-    model = diffeo.flowpp((3, 32, 32), preset="paper")
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(31_443_440, rel=0.01)
+@pytest.mark.parametrize(("recipe", "published", "rel"), [("flowpp", 31_443_440, 0.01), ("glow", 44e6, 0.02)])
+def test_published_sizes(recipe, published, rel):
+    model = getattr(diffeo, recipe)((3, 32, 32), preset="paper")
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(published, rel=rel)
 
 
 @pytest.mark.parametrize("components", [0, 3])
