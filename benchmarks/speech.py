@@ -331,7 +331,7 @@ def style(seconds: float) -> dict[str, Any]:
     codes = [tools.encode_text(text, symbols) for text in texts]
     low, high = min(pitches), max(pitches)
     kept = [i for i, pitch in enumerate(pitches) if pitch in (low, high)]
-    held = [i for i in kept if i % 9 == 0]
+    held = [i for i in kept if i % 3 == 1 and i // 9 % 3 == 0]  # every third word at the middle pace, at both pitches
     durations = tools.forced_alignment(mels, codes)
 
     def of(index: list[int]) -> tools.Spoken:

@@ -137,9 +137,10 @@ def flow_tts(
 ) -> Flow:
     """Flow-TTS: the density of a mel spectrogram given its text, by attention from the places of frames to letters.
 
-    Events and context are those of `glow_tts`, without durations. Two frames become one; then `blocks` of activation
-    norm, linear map and affine coupling by a WaveNet, beside what each frame hears of the text; after a third and after
-    two thirds of them a quarter of the channels leaves. The last layer shifts and scales all channels by what is heard
+    Events and context are those of `glow_tts`; letters lie where the context's durations put them, or, without any, the
+    predicted ones, stretched to the length of the sound. Two frames become one; then `blocks` of activation norm,
+    linear map and affine coupling by a WaveNet, beside what each frame hears of the text; after a third and after two
+    thirds of them a quarter of the channels leaves. The last layer shifts and scales all channels by what is heard
     alone, so that the noise has the mean of its letter, which the paper leaves to the couplings; the base is a standard
     normal. `diffeo.apps.speech` trains it and speaks.
 
@@ -154,7 +155,7 @@ def flow_tts(
         attention: layers of the text encoder.
         speakers: how many there are; 0 for one voice.
         dropout: in [0, 1).
-        strength: of the prior that keeps attention near the diagonal; 0 for none.
+        strength: of the prior that keeps attention near the letters' places, in 1 / pairs of frames; 0 for none.
 
     Raises:
         ValueError: an unknown preset; sizes outside these.
