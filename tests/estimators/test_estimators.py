@@ -17,6 +17,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import diffeo
 from diffeo.estimators import outlier
+from diffeo.estimators.outlier import Crowd
 
 SMALL = {"max_epochs": 2, "layers": 1, "hidden": (8,)}
 ESTIMATORS = {
@@ -319,3 +320,39 @@ def test_constant_columns_leave_the_share_of_alarms_as_it_is():
     assert 0.04 < (detector.predict(make(3000)) == -1).mean() < 0.18
     still = diffeo.FlowOutlierDetector(random_state=0).fit(np.full((30, 2), 7.0))
     assert still.predict([[7.0, 7.0], [7.0, 9.0]]).tolist() == [1, -1]
+
+
+def test_neighbours_of_latents_count():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400, 3))
+    crowd = Crowd(rows)
+    near, far = crowd.log_density(rows[:50], 5), crowd.log_density(rows[:50] + 10.0, 5)
+    assert abs(np.median(crowd.log_density(rng.normal(size=(2000, 3)), 5))) < 1.0
+    assert near.min() > far.max()
+    # copies say nothing of distances, and rows far from all of them are still far
+    copies = Crowd(np.repeat(rng.normal(size=(5, 2)), 100, 0))
+    assert copies.log_density(np.full((1, 2), 50.0), 5)[0] < copies.log_density(copies.rows[:1], 5)[0] - 5
+
+
+def test_rows_without_weight_are_no_neighbours():
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(size=(200, 2)), 4 + 0.1 * rng.normal(size=(100, 2))])
+    weight = np.r_[np.ones(200), np.zeros(100)]
+    kept = diffeo.FlowOutlierDetector(recipe="maf", max_epochs=2, random_state=0).fit(rows, sample_weight=weight)
+    assert sum(len(crowd.rows) for crowd in kept.crowds_) == 4 * 200
+
+
+def test_unseen_categories_in_estimators():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"town": "Rome", "size": rng.normal(size=200)})
+    other = table.head(3).assign(town="Oslo")
+    found = diffeo.FlowDensity(unseen="level", recipe="maf", max_epochs=1, random_state=0).fit(table)
+    assert np.isfinite(found.score_samples(other)).all()
+    assert found.score_samples(other).mean() < found.score_samples(table).mean()
+    for estimator in (diffeo.FlowDensity, diffeo.FlowOutlierDetector):
+        with pytest.raises(ValueError, match="unseen must be"):
+            estimator(unseen="maybe").fit(table)
+    with pytest.raises(ValueError, match="unseen must be"):
+        diffeo.FlowRegressor(unseen="maybe").fit(table, np.arange(200.0))
+    with pytest.raises(ValueError, match="whole number of neighbours"):
+        diffeo.FlowOutlierDetector(neighbours=2.5).fit(table)

@@ -408,7 +408,7 @@ def test_unseen_categories_have_a_level_on_request(tmp_path, given):
     model = diffeo.load(tmp_path / "m.safetensors")
     column: Any = model.schema.column("town")
     assert column.open
-    assert column.describe().endswith("or another")
+    assert column.describe().endswith("one for all others")
     log_p = model.log_prob(fresh)
     assert np.isfinite(log_p).all()
     if given:
@@ -445,6 +445,24 @@ def test_open_categories_of_every_dtype():
         assert column.strange(hidden).sum() == 1
         assert len(hidden) == 100
         assert from_json(json.loads(json.dumps(to_json(column)))) == column
+
+
+def test_open_categories_read_what_files_make_of_them():
+    numbers: Any = learn_column(pd.Series([1, 2, 3] * 20, dtype=object, name="n"), "category", None, True)
+    assert numbers.open
+    assert numbers.encode(pd.Series(["1", "3", "A", "2.0"])).tolist() == [0, 2, 3, 1]
+    assert numbers.parse("3.0") == 3
+    texts: Any = learn_column(pd.Series(["1", "2"] * 20, name="t"), "text", None, True)
+    assert texts.encode(pd.Series([1, 2, 7])).tolist() == [0, 1, 2]
+    assert texts.encode(pd.Series([1.0, 2.0])).tolist() == [0, 1]
+    declared = pd.Series(pd.Categorical(["x", "z"] * 20, categories=["x", "y", "z"], ordered=True), name="c")
+    some: Any = learn_column(declared, None, None, True)
+    assert some.levels == ["x", "z"]
+    assert some.encode(pd.Series(["x", "y"])).tolist() == [0, 2]
+    assert some.decode(np.array([1.0])).dtype == declared.dtype
+    assert some == from_json(json.loads(json.dumps(to_json(some))))
+    names: Any = learn_column(pd.Series([f"n{i}" for i in range(20)], name="n"), "category", None, True)
+    assert names.strange(names.hide(pd.Series(names.levels), np.random.default_rng(0))).sum() == 10
 
 
 def test_a_wrong_word_for_unseen_is_refused():

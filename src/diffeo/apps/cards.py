@@ -33,7 +33,7 @@ def write_card(
         what: the model is.
         data: it was trained on, with its source and licence.
         training: how.
-        scores: measured values by what they measure, on data that was held out.
+        scores: measured values by what they measure, and on which data.
         uses: what it is for.
         limits: what it cannot do.
         model: whose parameters are counted.
@@ -56,7 +56,7 @@ def write_card(
 
 {training}
 
-## Scores on held-out data
+## Scores
 
 | | |
 | --- | --- |

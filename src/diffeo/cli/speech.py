@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,6 +99,8 @@ def fit(
     seconds = None if time_limit is None else parse_duration(time_limit)
     folder = checkpoint_of(output, resume)
     if samples_dir is not None:
+        if find_spec("PIL") is None:
+            raise ValueError('--samples-dir draws pictures, which need Pillow: pip install "diffeo[speech]"')
         samples_dir.mkdir(parents=True, exist_ok=True)
     clips = tools.read_corpus(corpus)
     settings = tools.Mel.of(rate or _first_rate(clips, skip_bad))
@@ -143,11 +146,10 @@ def fit(
             heard, letters = mels[order[0]], texts[order[0]]
             picture = tools.spectrogram_png(heard, tools.align(flow, heard, letters, who))
             (samples_dir / f"{result.steps:08d}.png").write_bytes(picture)
-        sure = tools.sharpness(flow, of(order[: min(tenth, WATCHED)]))
-        print(
-            f"step {result.steps}: held-out loss {result.validation_loss:.3f}, alignment sharpness {sure:.2f}",
-            flush=True,
-        )
+        line = f"step {result.steps}: held-out loss {result.validation_loss:.3f}"
+        if system != "flow_tts":  # whose attention does not look at sound
+            line += f", alignment sharpness {tools.sharpness(flow, of(order[: min(tenth, WATCHED)])):.2f}"
+        print(line, flush=True)
 
     training: dict[str, Any] = {} if steps is None else {"steps": steps}
     result = diffeo.fit(
@@ -193,7 +195,7 @@ def say(
     generator = torch.Generator().manual_seed(seed)
     manner = None if style is None else style_weight * tools.style_of(flow, _as_data(style, flow, notes, settings))
     mel = tools.say(flow, symbols, speaker=who, tempo=tempo, temperature=temperature, style=manner, generator=generator)
-    audio = _sound(mel, settings, sounding, rounds, seed)
+    audio = _sound(mel, settings, sounding, rounds, generator)
     tools.write_audio(audio, output, settings.rate)
     print(f"Wrote {output}, {len(audio) / settings.rate:.2f} s.")
 
@@ -259,32 +261,30 @@ def interpolate(
     flow, notes, settings = _load(voice)
     sounding = None if vocoder is None else _load_vocoder(vocoder, settings)[0]
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
-    who = _asked(notes, speaker)
+    who, together = _asked(notes, speaker), tools.together_of(flow)
     mels = []
     for path in (first, second):
         clip = tools.Clip(path, text, speaker or "")
         with _named(clip):
             mels += tools.mels_of([clip], settings)
-            if len(symbols) > (len(mels[-1]) + 1) // 2:
-                raise ValueError(f"{len(symbols)} letters in {(len(mels[-1]) + 1) // 2} steps of sound")
-    weights = torch.linspace(0, 1, steps).tolist()
+            if len(symbols) > -(-len(mels[-1]) // together):
+                raise ValueError(f"{len(symbols)} letters in {-(-len(mels[-1]) // together)} steps of sound")
+    weights, generator = torch.linspace(0, 1, steps).tolist(), torch.Generator().manual_seed(seed)
     pause, sounds = torch.zeros(int(PAUSE * settings.rate)), []
     for mel in tools.interpolate(flow, mels[0], mels[1], symbols, weights, speaker=who):
-        sounds += [_sound(mel, settings, sounding, rounds, seed), pause]
+        sounds += [_sound(mel, settings, sounding, rounds, generator), pause]
     audio = torch.cat(sounds[:-1])
     tools.write_audio(audio, output, settings.rate)
     print(f"Wrote {output}, {steps} versions, {len(audio) / settings.rate:.2f} s.")
 
 
-def _sound(mel: Any, settings: Any, vocoder: Any, rounds: int, seed: int) -> Any:
+def _sound(mel: Any, settings: Any, vocoder: Any, rounds: int, generator: Any) -> Any:
     """The sound of a spectrogram by a vocoder, or by the algorithm of Griffin and Lim."""
-    import torch
-
     from diffeo.apps import speech as tools
 
     if vocoder is None:
-        return tools.from_mel(mel, settings, seed=seed)
-    return tools.vocode(vocoder, mel, settings, rounds=rounds, generator=torch.Generator().manual_seed(seed))
+        return tools.from_mel(mel, settings, seed=generator.initial_seed())
+    return tools.vocode(vocoder, mel, settings, rounds=rounds, generator=generator)
 
 
 @speech.command(epilog="Example:  diffeo speech vocoder LJSpeech-1.1/ -o vocoder.safetensors --time-limit 2h")

@@ -90,6 +90,8 @@ class FlowEstimator(BaseEstimator):
             table, weights = table.iloc[chosen], None if weights is None else weights[chosen]
         self.constants_ = table.iloc[0].to_numpy()
         self.spread_ = table.nunique().to_numpy() > 1  # columns that vary
+        if self.unseen == "level":  # a constant category is one of two
+            self.spread_ |= [not pd.api.types.is_bool_dtype(d) and _is_text(d) for d in table.dtypes]
         if not self.spread_.any():
             self.model_ = None
             return
@@ -140,6 +142,8 @@ class FlowEstimator(BaseEstimator):
 
     def _table(self, X: Any, reset: bool) -> pd.DataFrame:
         """X as a table: a DataFrame with columns that are not numeric as it is, everything else as float64 columns."""
+        if self.unseen not in ("error", "level"):
+            raise ValueError(f"{type(self).__name__}: unseen must be 'error' or 'level', got {self.unseen!r}")
         if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
             raise ValueError(f"{type(self).__name__}: masked values are missing; drop or fill those rows")
         if hasattr(X, "to_pandas"):  # polars, Arrow
@@ -189,6 +193,10 @@ class FlowEstimator(BaseEstimator):
 def is_mixed(dtype: Any) -> bool:
     numeric = pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype)
     return not numeric or pd.api.types.is_bool_dtype(dtype)
+
+
+def _is_text(dtype: Any) -> bool:
+    return pd.api.types.is_string_dtype(dtype) or isinstance(dtype, pd.CategoricalDtype)
 
 
 def narrow(values: pd.Series, constant: Any) -> np.ndarray:

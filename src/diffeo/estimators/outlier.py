@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -40,16 +41,16 @@ class Crowd:
     def log_density(self, z: np.ndarray, neighbours: int) -> np.ndarray:
         """−D log (r(z) / r₀) of each row."""
         if neighbours not in self.typical:
-            own = self.rows[:: max(1, len(self.rows) // SOME)]
-            self.typical[neighbours] = float(np.median(self._distance(own, neighbours + 1)))
-        least = NEAREST * self.typical[neighbours]
-        far = np.maximum(self._distance(z, neighbours), least) if least else np.ones(len(z))
-        return -self.rows.shape[1] * np.log(far / (self.typical[neighbours] or 1.0))
+            own = self._distances(self.rows[:: max(1, len(self.rows) // SOME)], neighbours + 1)[:, 1:].mean(1)
+            own = own[own > 0]  # copies of a row say nothing of distances
+            self.typical[neighbours] = float(np.median(own)) if len(own) else 1.0
+        far = self._distances(z, neighbours).mean(1) / self.typical[neighbours]
+        return -self.rows.shape[1] * np.log(np.maximum(far, NEAREST))
 
-    def _distance(self, z: np.ndarray, neighbours: int) -> np.ndarray:
-        """Mean distance from the nearest."""
+    def _distances(self, z: np.ndarray, neighbours: int) -> np.ndarray:
+        """Distances from the nearest, in ascending order."""
         assert self.tree is not None
-        return self.tree.kneighbors(z, min(neighbours, len(self.rows)))[0].mean(1)
+        return self.tree.kneighbors(z, min(neighbours, len(self.rows)))[0]
 
 
 class FlowOutlierDetector(OutlierMixin, FlowEstimator):
@@ -65,16 +66,17 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
 
     A flow's score of a row x that it maps to z, among the latents of the D numbers of its training rows, is
 
-        log p(x) − share · D · log (r(z) / r₀),
+        log p(x) − ⅓ D log (r(z) / r₀),
 
-    with r the mean distance of z from the nearest of them, and r₀ what r typically is among themselves: a density of
+    with r the mean distance of z from the nearest of them, and r₀ the median of r among themselves: a density of
     neighbours where the flow has taken out the shape of the data, which finds gaps that the flow has smoothed over.
 
     Args:
         contamination: share of rows like the training rows that `predict` calls outliers, in (0, 0.5].
         blur: standard deviation of the noise in whitened units, ≥ 0.
         max_samples: at most so many rows, drawn at random, are learnt from.
-        neighbours: how many of the nearest latents count; 0 for the log-density alone.
+        neighbours: how many of the nearest latents count, whatever the weights of their rows, if these are not 0; 0 for
+            the log-density alone.
         recipe, layers, hidden, max_epochs, time_limit, batch_size, learning_rate, validation_fraction, unseen, device,
             verbose, random_state: as in `FlowDensity`.
 
@@ -84,7 +86,8 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         result_, n_features_in_, feature_names_in_: as in `FlowDensity`.
 
     Cost: 600 training steps of one flow, or 150 of each of five, where `max_epochs` is open. Scoring is a pass of each
-    in float64, and `explain` takes about 100 density evaluations of each for every value.
+    in float64 and a search among the latents of its training rows, which files keep; `explain` takes about 100 density
+    evaluations of each for every value.
 
     "Noise Regularization for Conditional Density Estimation" (Rothfuss et al., 2019), https://arxiv.org/abs/1907.08982;
     "A nonparametric estimate of a multivariate density function" (Loftsgaarden and Quesenberry, 1965),
@@ -160,8 +163,10 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
             raise ValueError(
                 f"FlowOutlierDetector: expected blur ≥ 0 and max_samples ≥ 2, got {self.blur} and {self.max_samples}"
             )
-        if self.neighbours < 0:
-            raise ValueError(f"FlowOutlierDetector: expected neighbours of at least 0, got {self.neighbours}")
+        if not isinstance(self.neighbours, Integral) or self.neighbours < 0:
+            raise ValueError(
+                f"FlowOutlierDetector: expected a whole number of neighbours, at least 0, got {self.neighbours}"
+            )
         self.models_, self.crowds_, self.unseen_scores_ = [], [], np.zeros(1)
         self._fit_rows(X, sample_weight)
         # every score counts constant columns at their peak
@@ -183,7 +188,8 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
             here = None if weights is None else weights[rest]
             model = self._fit_table(table.iloc[rest], here, table.iloc[fold], seed)
             self.models_.append(model)
-            self.crowds_.append(Crowd(_latents(model, table.iloc[rest])))
+            counted = rest if here is None else rest[here > 0]
+            self.crowds_.append(Crowd(_latents(model, table.iloc[counted])))
             scores[:, len(self.models_) - 1] = self._scores(len(self.models_) - 1, table)
         self.model_ = self.models_[0]
         self.unseen_scores_ = _unseen(scores, folds, self._agreement(seed)) if len(folds) > 1 else scores[folds[0], 0]

@@ -26,7 +26,7 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, FlowEst
 
     Args:
         recipe: a flow whose base is the standard normal; "auto" is `nsf_ar`.
-        layers, hidden, max_epochs, time_limit, batch_size, learning_rate, validation_fraction, unseen, device, verbose,
+        layers, hidden, max_epochs, time_limit, batch_size, learning_rate, validation_fraction, device, verbose,
             random_state: as in `FlowDensity`.
 
     Attributes:

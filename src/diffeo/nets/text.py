@@ -183,6 +183,8 @@ class PositionalAttention(nn.Module):
         letters = given.pop("means")
         text, steps = given["text"], mask.any(-1).sum(-1) // self.together
         batch = torch.broadcast_shapes(letters.shape[:-2], steps.shape)
+        if "durations" in given:
+            batch = torch.broadcast_shapes(batch, given["durations"].shape[:-1])
         letters = letters.expand(*batch, *letters.shape[-2:])
         real = (text > 0).expand(*batch, text.shape[-1])
         frames = (steps.expand(batch), mask.shape[-2] // self.together)

@@ -189,6 +189,7 @@ class Category:
     levels: list[Any]
     ordered: bool = False
     open: bool = False
+    declared: list[Any] = field(default_factory=list)  # all categories of the dtype, where the levels are but some
     type: str = "category"
 
     @property
@@ -197,11 +198,11 @@ class Category:
         return len(self.levels) + self.open
 
     def describe(self) -> str:
-        return f"{len(self.levels)} categories" + (", or another" if self.open else "")
+        return f"{len(self.levels)} categories" + (" and one for all others" if self.open else "")
 
     def strange(self, values: pd.Series) -> np.ndarray:
         """Which values are none of the levels."""
-        return ~values.isin(self.levels).to_numpy(dtype=bool)
+        return ~self._read(values).isin(self.levels).to_numpy(dtype=bool)
 
     def hide(self, values: pd.Series, generator: np.random.Generator) -> pd.Series:
         """Training values, some of which became one that is no level, so that a model learns what an unseen one says.
@@ -212,7 +213,7 @@ class Category:
         https://doi.org/10.1093/biomet/40.3-4.237
         """
         once = int((values.value_counts() == 1).sum())
-        count = max(once, math.ceil(UNSEEN * len(values)))
+        count = min(max(once, math.ceil(UNSEEN * len(values))), len(values) // 2)
         hidden = values.astype(object)
         hidden.iloc[generator.permutation(len(values))[:count]] = HIDDEN
         return hidden
@@ -220,7 +221,7 @@ class Category:
     def encode(self, values: pd.Series) -> np.ndarray:
         code = {level: i for i, level in enumerate(self.levels)}
         other = len(self.levels) if self.open else -1
-        codes = np.array([code.get(value, other) for value in values.tolist()], dtype=np.int64)
+        codes = np.array([code.get(value, other) for value in self._read(values).tolist()], dtype=np.int64)
         if (codes < 0).any():
             unseen = list(dict.fromkeys(values[codes < 0].tolist()))
             raise ValueError(
@@ -228,9 +229,24 @@ class Category:
             )
         return codes.astype(np.float64)
 
+    def _read(self, values: pd.Series) -> pd.Series:
+        """Values in the type of the levels, which a file with one odd row changes; only of an open column."""
+        if not self.open:
+            return values
+        if all(isinstance(level, str) for level in self.levels):
+            if pd.api.types.is_numeric_dtype(values.dtype):
+                return values.map(lambda v: str(int(v)) if float(v).is_integer() else str(v))
+            return values
+        if pd.api.types.is_numeric_dtype(values.dtype):
+            return values
+        read = pd.to_numeric(values.astype(object), errors="coerce").astype(object)
+        return read.where(read.notna(), values.astype(object))
+
     def parse(self, text: str) -> Any:
         """A value of the column from text."""
         for level in self.levels:
+            if isinstance(level, int | float) and not isinstance(level, bool) and _same_number(text, level):
+                return level
             if str(level) == text or (isinstance(level, bool) and str(level).lower() == text.lower()):
                 return level
         if self.open:
@@ -240,9 +256,16 @@ class Category:
     def decode(self, y: np.ndarray) -> pd.Series:
         codes = np.rint(y).astype(np.int64)
         if self.dtype == "category":
-            levels = pd.CategoricalDtype(self.levels, self.ordered)
-            return pd.Series(pd.Categorical.from_codes(codes, dtype=levels))
+            dtype = pd.CategoricalDtype(self.declared or self.levels, self.ordered)
+            return pd.Series(pd.Categorical([self.levels[code] for code in codes], dtype=dtype))
         return pd.Series(np.array(self.levels, dtype=object)[codes]).astype(self.dtype)  # pyright: ignore
+
+
+def _same_number(text: str, level: float) -> bool:
+    try:
+        return float(text) == level
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -310,7 +333,7 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
     if kind is not None and kind not in KINDS and not (isinstance(kind, tuple | list) and len(kind) == 2):
         raise ValueError(f"column {name!r}: expected a kind among {', '.join(KINDS)}, or (low, high); got {kind!r}")
     if types.is_object_dtype(dtype) and all(_is_real(v) for v in every):
-        number = learn_column(pd.to_numeric(values), kind, pd.to_numeric(every))
+        number = learn_column(pd.to_numeric(values), kind, pd.to_numeric(every), unseen)
         return replace(number, name=name)
     if types.is_object_dtype(dtype):
         strange = [v for v in values if not isinstance(v, str | bool | np.bool_) and not _is_real(v)]
@@ -319,7 +342,8 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
             ways = {"Decimal": "astype(float)", "date": "pd.to_datetime", "datetime": "pd.to_datetime"}
             hint = f"convert them by {ways[what]}" if what in ways else "turn them into text or numbers"
             raise ValueError(f"column {name!r}: holds {what} objects; {hint}")
-    of_text = types.is_string_dtype(dtype) or isinstance(dtype, pd.CategoricalDtype)
+    of_bools = types.is_bool_dtype(dtype) or all(isinstance(v, bool | np.bool_) for v in values)
+    of_text = not of_bools and (types.is_string_dtype(dtype) or isinstance(dtype, pd.CategoricalDtype))
     unseen = unseen and (of_text or kind in ("category", "text"))
     every = values if unseen else every
     distinct = every.drop_duplicates()
@@ -345,7 +369,10 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
         if strange or not levels:
             what = f"categories such as {strange[0]!r}" if strange else "no categories"
             raise ValueError(f"column {name!r}: {what}; expected text or numbers, as .astype(str) gives")
-        return Category(name, "category", levels, bool(dtype.ordered), unseen)
+        if not unseen:
+            return Category(name, "category", levels, bool(dtype.ordered))
+        held = set(values.tolist())
+        return Category(name, "category", [v for v in levels if v in held], bool(dtype.ordered), True, levels)
     if not (types.is_bool_dtype(dtype) or types.is_string_dtype(dtype) or types.is_object_dtype(dtype)):
         ways = {"m": "turn durations into numbers, by .dt.total_seconds()", "O": "turn it into numbers or text"}
         hint = ways.get(getattr(dtype, "kind", ""), "turn it into numbers, categories or dates")

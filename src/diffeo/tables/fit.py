@@ -57,14 +57,16 @@ def fit_table(
         missing: "error", or "drop" to leave out rows with missing or infinite values.
         unseen: what categories that training did not hold are for the model: "error", or "level" to give each column of
             text or categories one more for all of them, so that such rows have a density. A share of the training rows
-            stands for them, that of the categories in one row only but at least 1 %. Samples hold known ones only.
+            stands for them, that of the categories in one row only, but at least 1 % and at most half. Samples hold
+            known ones only.
         recipe: which flow the numbers get; "auto" is `nsf_ar`.
         options: arguments of that recipe, such as `layers` or `hidden`.
         validation: share of rows held out, or held-out rows; None is a tenth, but 50 rows where these are at most a
             quarter: early stopping and percentiles go by them.
         weights: weight of each row of `table`, ≥ 0, in training and, of the share held out, in validation; where
             `validation` is rows, those of `table` or a pair: of `table` and of `validation`.
-        vocabulary: further rows whose categories the model should know (those of `validation` are known anyway).
+        vocabulary: further rows whose categories the model should know (those of `validation` are known anyway); with
+            `unseen="level"`, categories are those of the training rows alone.
         blur: standard deviation, in whitened units, of Gaussian noise added to the numbers in training, ≥ 0: densities
             stay finite and smooth at repeated values, which is what one wants of a score for outliers.
         seed: of weights, split and batches.

@@ -159,23 +159,22 @@ class TableDensity:
         conditions = self._conditions(n, given)
         context = None if conditions is None else self.schema.encode_given(conditions)
         generator = torch.Generator().manual_seed(int(seed)) if isinstance(seed, Integral) else seed
-        rows = []
-        for start in range(0, n, BLOCK):
-            size = min(BLOCK, n - start)
-            c = None if context is None else torch.from_numpy(context[start : start + size]).float()
-            rows.append(self.density.sample((size,), c, temperature=temperature, generator=generator))
-        drawn = torch.cat(rows).double().numpy()
+
+        def draw(count: int, known: np.ndarray | None) -> np.ndarray:
+            rows = []
+            for start in range(0, count, BLOCK):
+                size = min(BLOCK, count - start)
+                c = None if known is None else torch.from_numpy(known[start : start + size]).float()
+                rows.append(self.density.sample((size,), c, temperature=temperature, generator=generator))
+            return torch.cat(rows).double().numpy()
+
+        drawn = draw(n, context)
         for _ in range(REDRAWS):
             again = np.flatnonzero(self.schema.unseen(drawn))
-            if not len(again):
-                break
-            c = None if context is None else torch.from_numpy(context[again]).float()
-            redrawn = self.density.sample((len(again),), c, temperature=temperature, generator=generator)
-            drawn[again] = redrawn.double().numpy()
-        else:
-            raise ValueError(
-                f"sample: nearly all draws hold unseen categories, after {REDRAWS} rounds {len(again)} rows"
-            )
+            if len(again):
+                drawn[again] = draw(len(again), None if context is None else context[again])
+        if (left := int(self.schema.unseen(drawn).sum())) > 0:
+            raise ValueError(f"sample: {left} rows still hold unseen categories after {REDRAWS} draws of them")
         drawn = self.schema.decode(drawn, conditions)
         return as_kind(restored(drawn, self.notes.get("dtypes", [])), self.notes.get("frame", "pandas"))
 

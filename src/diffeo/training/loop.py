@@ -54,7 +54,7 @@ class Loop:
         self.fabric, self.objective, self.plan = fabric, objective, plan
         self.given = objective  # what the caller holds
         self.on_evaluation = on_evaluation
-        self.evaluating = 0.0  # seconds that the last evaluation took
+        self.evaluating = 0.0  # seconds of the last evaluation and what the caller did with it
         self.folder, self.checkpoint_every = folder, checkpoint_every
         self.kept = kept  # numbers of the training rows in the caller's data
         self.home = next((t.device for t in (*objective.parameters(), *objective.buffers())), torch.device("cpu"))
@@ -229,12 +229,11 @@ class Loop:
 
     def _close_interval(self, bar: Progress, total: Tensor, since: float) -> bool:
         """Validate the averaged weights and keep them if they are the best; True when patience has run out."""
+        asked = time.monotonic()
         train_loss, held_loss, stderr, losses = mean(self.fabric, total) / self.counts.counted, None, None, None
         with self.average.applied():
             if self.held is not None:
-                asked = time.monotonic()
                 held_loss, stderr, losses = self.evaluate()
-                self.evaluating = time.monotonic() - asked
             improved = self._keep_best(train_loss if held_loss is None else held_loss, stderr, losses)
             self.result.steps, self.result.seconds = self.counts.step, self.counts.elapsed
             self.result.history.append(
@@ -251,6 +250,7 @@ class Loop:
         self.counts.waited = 0 if improved else self.counts.waited + 1
         bar.report(train_loss, held_loss, self.counts.counted / max(1e-9, time.monotonic() - since))
         self.counts.total, self.counts.counted = 0.0, 0
+        self.evaluating = time.monotonic() - asked
         return self.plan.patience is not None and self.counts.waited >= self.plan.patience
 
     def _tell(self) -> None:

@@ -89,12 +89,12 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
         folder / "digits.md",
         title="Digits of 8×8 pixels: a class-conditional Glow",
         what="A `glow`, preset `tiny` with six steps at each scale, of digits given which digit it is.",
-        data=f"{len(train):,} of the 1,797 digits that scikit-learn ships, of 43 writers, from the test set of the UCI "
+        data=f"{len(train):,} of the 1,797 digits that scikit-learn ships, of 13 writers: the test set of the UCI "
         "data set Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998; CC BY 4.0); "
         f"{HELD} choose the weights and {HELD} test.",
         training=f"{result.steps} steps of 64 digits in {result.seconds:.0f} seconds, by maximum likelihood with "
         "uniform dequantization.",
-        scores={f"{name}, bits per dimension": f"{value:.3f}" for name, value in rows},
+        scores={f"{name}, bits per dimension of {HELD} test digits": f"{value:.3f}" for name, value in rows},
         uses="Trying what `diffeo images` does, and for tests.",
         limits=[
             "It is a density: a classifier reads digits better.",

@@ -9,6 +9,7 @@ import base64
 import html
 import sys
 import time
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
     diffeo.save(flow, folder / "voice.safetensors", notes=notes)
     diffeo.save(vocoder, folder / "vocoder.safetensors", notes={"vocoder": "waveglow", "mel": list(settings)})
     known = f"{len(order) - HELD} clips of {len(WORDS)} English words, {source} (GPL v3), at three pitches and three "
-    known += f"paces, 8 kHz; {HELD} more were held out."
+    known += f"paces, 8 kHz; {HELD} more chose the weights."
     limits = [
         "It has heard single words of one synthetic voice: no sentences, and nothing that passes for a person.",
         "Its three speakers are one voice at three pitches.",
@@ -126,8 +127,8 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
         data=known,
         training=f"{voice.steps} steps of 16 clips in {voice.seconds:.0f} seconds, with durations by forced alignment.",
         scores={
-            "loss: nats per mel number and error of log-durations": f"{voice.validation_loss:.3f}",
-            "sharpness of alignment": f"{sharpness(flow, of(order[:HELD])):.2f}",
+            "loss on the validation clips, nats per mel number and error of durations": f"{voice.validation_loss:.3f}",
+            "sharpness of alignment on them": f"{sharpness(flow, of(order[:HELD])):.2f}",
         },
         uses="Trying what `diffeo speech` does, and for tests.",
         limits=limits,
@@ -140,7 +141,7 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
         data=known,
         training=f"{trained.steps} steps of 8 segments in {trained.seconds:.0f} seconds, after a linear prediction "
         "from the spectrogram.",
-        scores={"nats a sample": f"{trained.validation_loss:.3f}"},
+        scores={"nats a sample of the validation clips": f"{trained.validation_loss:.3f}"},
         uses="Trying what `diffeo speech` does, and for tests.",
         limits=[*limits, "After so little training it sounds no better than Griffin and Lim's algorithm."],
         model=vocoder,
@@ -161,13 +162,13 @@ def corpus(settings: Mel) -> tuple[list[Tensor], list[str], list[int], str]:
         return [torch.from_numpy(s) for s in np.split(sound, ends[:-1])], texts, pitches, "recorded of espeak-ng"
 
 
-def spoken_words(rate: int) -> tuple[list[Tensor], list[str], list[int]]:
-    """The words of the demo, their texts and pitches."""
+def spoken_words(rate: int, at: Sequence[int] = PITCHES) -> tuple[list[Tensor], list[str], list[int]]:
+    """The words of the demo at these pitches and three paces, their texts and pitches."""
     import soxr
 
     sounds, texts, pitches = [], [], []
     for word in WORDS:
-        for pitch in PITCHES:
+        for pitch in at:
             for pace in PACES:
                 said = speak(word, pitch=pitch, words_per_minute=pace)
                 sounds.append(torch.from_numpy(soxr.resample(said.audio.numpy(), said.rate, rate)))

@@ -26,6 +26,7 @@ def spectrogram_png(mel: Tensor, frames: Tensor | None = None) -> bytes:
     except ImportError as error:
         raise ImportError('pictures of speech need Pillow: pip install "diffeo[speech]"') from error
 
+    mel, frames = mel.cpu(), None if frames is None else frames.cpu()
     low, high = mel.min(), mel.max()
     shades = ((mel - low) / (high - low).clamp_min(1e-6) * 255).to(torch.uint8).T.flip(0)
     pixels = shades.unsqueeze(-1).repeat_interleave(TALL, 0).repeat_interleave(WIDE, 1).repeat(1, 1, 3)

@@ -297,11 +297,13 @@ def interpolate(
 
 def _unlettered(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None) -> list[Tensor]:
     """The noise of each letter of a recording, less the letters' means."""
-    found = _aligned_clip(flow, mel, text, speaker)
+    durations = _aligned_clip(flow, mel, text, speaker).durations
+    # again, with the letters where they will be when the noise is decoded
+    found = aligned(flow, pad_frames(mel, together_of(flow)).to(_device(flow)), _timed(flow, text, speaker, durations))
     z = found.latent
     if isinstance(flow.base, Aligned):
         z = z - found.context["means"].repeat_interleave(found.durations, 0)
-    return list(z.split(found.durations.tolist()))
+    return list(z.split(durations.tolist()))
 
 
 @torch.no_grad()
@@ -309,7 +311,7 @@ def sharpness(flow: Flow, data: Spoken) -> float:
     """How sure a voice is which letter a frame is of, in (0, 1]: mean share of the likeliest one over frames.
 
     The shares are those of attention, of the layer that is least sure; or, of `glow_tts`, the letters' by their
-    densities at the frame.
+    densities at the frame. `flow_tts` attends without looking at sound, so that its share says how long letters are.
     """
     total, count = 0.0, 0
     for i in range(len(data)):
@@ -328,7 +330,10 @@ def sharpness(flow: Flow, data: Spoken) -> float:
 
 @torch.no_grad()
 def align(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None = None) -> Tensor:
-    """How many frames of a recording's spectrogram (T, mels) each letter of its text lasts, (L,)."""
+    """How many frames of a recording's spectrogram (T, mels) each letter of its text lasts, (L,).
+
+    `flow_tts` does not look at sound: its letters last as predicted, stretched to the length of the recording.
+    """
     return _aligned_clip(flow, mel, text, speaker).durations * together_of(flow)
 
 
