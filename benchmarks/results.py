@@ -47,7 +47,8 @@ def run_parts(doc: str | None, path: Path, parts: dict[str, Callable[[float], di
     content = load(path, {})
     for part in options.parts or [part for part in parts if part not in content]:
         print(part, flush=True)
-        content = {**load(path, {}), part: {**parts[part](60 * options.minutes), "cores": os.cpu_count()}}
+        found = {**parts[part](60 * options.minutes), "cores": os.cpu_count()}
+        content = {**load(path, {}), part: found}  # another process may have added to it meanwhile
         save(path, content)
         print(content[part], flush=True)
 

@@ -2,8 +2,8 @@
 # # Anomaly detection
 #
 # `FlowOutlierDetector` learns the density of ordinary rows. What is unlikely under it, and far from its neighbours where
-# the flow has taken out the shape of the data, stands out, and `explain` says
-# which columns make it so. The table: 569 tumours with 30 measurements each; the detector sees benign ones only.
+# the flow has taken out the shape of the data, stands out, and `explain` says which columns make it so. The table: 569
+# tumours with 30 measurements each; the detector sees benign ones only.
 
 # %%
 import matplotlib.pyplot as plt
