@@ -73,7 +73,7 @@ def test_every_public_name_has_an_api_page():
 def test_the_tutorials_are_executed():
     """Every code cell of every notebook has run, without an error, and says what its source says."""
     sources = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
-    assert len(sources) == 7
+    assert len(sources) == 9
     for source in sources:
         cells = json.loads(source.with_suffix(".ipynb").read_text())["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
