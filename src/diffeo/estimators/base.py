@@ -18,6 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor
 
 from diffeo.tables import TableDensity, fit_table
+from diffeo.tables.columns import is_text
 from diffeo.tables.schema import check_complete
 
 FLOOR = (
@@ -91,7 +92,7 @@ class FlowEstimator(BaseEstimator):
         self.constants_ = table.iloc[0].to_numpy()
         self.spread_ = table.nunique().to_numpy() > 1  # columns that vary
         if self.unseen == "level":  # a constant category is one of two
-            self.spread_ |= [not pd.api.types.is_bool_dtype(d) and _is_text(d) for d in table.dtypes]
+            self.spread_ |= [not pd.api.types.is_bool_dtype(d) and is_text(d) for d in table.dtypes]
         if not self.spread_.any():
             self.model_ = None
             return
@@ -193,10 +194,6 @@ class FlowEstimator(BaseEstimator):
 def is_mixed(dtype: Any) -> bool:
     numeric = pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype)
     return not numeric or pd.api.types.is_bool_dtype(dtype)
-
-
-def _is_text(dtype: Any) -> bool:
-    return pd.api.types.is_string_dtype(dtype) or isinstance(dtype, pd.CategoricalDtype)
 
 
 def narrow(values: pd.Series, constant: Any) -> np.ndarray:

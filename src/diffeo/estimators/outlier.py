@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -35,13 +36,18 @@ class Crowd:
 
     def __init__(self, rows: np.ndarray):
         self.rows = np.ascontiguousarray(rows, dtype=np.float32)
-        self.tree = NearestNeighbors().fit(self.rows) if self.rows.size else None
         self.typical: dict[int, float] = {}  # r₀ for each number of neighbours
+
+    @cached_property
+    def tree(self) -> NearestNeighbors:
+        """The rows, ready for searches."""
+        return NearestNeighbors().fit(self.rows)
 
     def log_density(self, z: np.ndarray, neighbours: int) -> np.ndarray:
         """−D log (r(z) / r₀) of each row."""
         if neighbours not in self.typical:
-            own = self._distances(self.rows[:: max(1, len(self.rows) // SOME)], neighbours + 1)[:, 1:].mean(1)
+            own = self._distances(self.rows[:: max(1, len(self.rows) // SOME)], neighbours + 1)
+            own = own[:, 1:].sum(1) / max(1, own.shape[1] - 1)  # the nearest is the row itself
             own = own[own > 0]  # copies of a row say nothing of distances
             self.typical[neighbours] = float(np.median(own)) if len(own) else 1.0
         far = self._distances(z, neighbours).mean(1) / self.typical[neighbours]
@@ -49,7 +55,6 @@ class Crowd:
 
     def _distances(self, z: np.ndarray, neighbours: int) -> np.ndarray:
         """Distances from the nearest, in ascending order."""
-        assert self.tree is not None
         return self.tree.kneighbors(z, min(neighbours, len(self.rows)))[0]
 
 

@@ -315,6 +315,11 @@ def from_json(data: dict[str, Any]) -> Column:
     return types_[data["type"]](**data)
 
 
+def is_text(dtype: Any) -> bool:
+    """Whether a column holds text or categories."""
+    return types.is_string_dtype(dtype) or isinstance(dtype, pd.CategoricalDtype)
+
+
 def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = None, unseen: bool = False) -> Column:
     """The column that these training values (none of them missing) make.
 
@@ -343,7 +348,7 @@ def learn_column(values: pd.Series, kind: Any = None, known: pd.Series | None = 
             hint = f"convert them by {ways[what]}" if what in ways else "turn them into text or numbers"
             raise ValueError(f"column {name!r}: holds {what} objects; {hint}")
     of_bools = types.is_bool_dtype(dtype) or all(isinstance(v, bool | np.bool_) for v in values)
-    of_text = not of_bools and (types.is_string_dtype(dtype) or isinstance(dtype, pd.CategoricalDtype))
+    of_text = not of_bools and is_text(dtype)
     unseen = unseen and (of_text or kind in ("category", "text"))
     every = values if unseen else every
     distinct = every.drop_duplicates()

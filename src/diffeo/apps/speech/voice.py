@@ -196,12 +196,9 @@ def style_of(flow: Flow, data: Spoken) -> Tensor:
     """
     total, count = torch.zeros((), device=_device(flow)), 0
     for i in range(len(data)):
-        x, context = join([data[i]])
-        given = {k: v.to(_device(flow)) for k, v in context.items() if k != "durations"}
-        found = aligned(flow, x.to(_device(flow)), given)
-        z = found.latent[0]
-        if isinstance(flow.base, Aligned):
-            z = z - found.context["means"][0].repeat_interleave(found.durations[0], 0)
+        mel, context = data[i]
+        speaker = context.get("speaker")
+        z = torch.cat(_unlettered(flow, mel, context["text"], None if speaker is None else int(speaker)))
         total, count = total + z.sum(0), count + len(z)
     return total / count
 
