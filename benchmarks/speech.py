@@ -325,8 +325,7 @@ def style(seconds: float) -> dict[str, Any]:
     """Pitch of a voice that heard words at two pitches and was told of neither, in the style of each."""
     from scipy.stats import spearmanr
 
-    # 80 bands tell the harmonics of low voices apart, so that the pitch of sound by Griffin-Lim is that of the clip
-    settings = tools.Mel.of(8000)._replace(mels=80)
+    settings = tools.Mel.of(8000)
     sounds, texts, pitches = spoken_words(settings.rate, STYLES)
     symbols = tools.symbols_of([tools.units_of(text) for text in texts])
     mels = [tools.to_mel(sound, settings) for sound in sounds]

@@ -67,7 +67,7 @@ def test_a_tone_lies_in_its_band_and_comes_back():
     settings = tools.Mel.of(RATE)
     tone = 0.5 * torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / RATE)
     mel = tools.to_mel(tone, settings)
-    assert mel.shape == (81, 40)
+    assert mel.shape == (81, 64)
     band = diffeo.apps.speech.audio.mel_matrix(*settings.bands)[:, 64].argmax()  # bin 64 of 512 is 1,000 Hz
     assert (mel[5:-5].argmax(1) == band).all()
     back = tools.from_mel(mel, settings)
@@ -404,7 +404,7 @@ def test_segments_of_sound_lie_beside_their_spectrograms():
     for i in range(4):
         x, context = data[i]
         assert x.shape == (3200, 1)
-        assert context["mel"].shape == (33, 40)
+        assert context["mel"].shape == (33, 64)
         assert torch.equal(data[i][0], x)  # the noise is the same each time
     assert float((data[0][0][:, 0] - clips[0][:3200]).abs().max()) <= 2.0**-12
     x, context = data[1]

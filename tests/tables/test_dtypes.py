@@ -20,6 +20,7 @@ NUMBERS, LETTERS, DAYS = (
 )
 COLUMNS = {
     "Arrow text": pd.Series(LETTERS).astype(pd.ArrowDtype(pa.string())),
+    "text held by Python": pd.Series(LETTERS).astype(pd.StringDtype("python")),
     "Arrow dictionary": pd.Series(LETTERS).astype(pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string()))),
     "Arrow date": pd.Series(DAYS.date).astype(pd.ArrowDtype(pa.date32())),
     "Arrow decimal": pd.Series(NUMBERS.round(2)).astype(pd.ArrowDtype(pa.decimal128(10, 2))),
@@ -43,6 +44,7 @@ def test_rarer_dtypes_come_back(kind, tmp_path):
     for m in (model, diffeo.load(tmp_path / "m.safetensors")):
         drawn = m.sample(30, seed=0)
         assert drawn["x"].dtype == table["x"].dtype
+        assert repr(drawn["x"].dtype) == repr(table["x"].dtype)  # how text is held counts, too
         assert drawn["x"].notna().all()
         assert np.isfinite(m.log_prob(table)).all()
         assert np.isfinite(m.log_prob(drawn)).all()
@@ -59,6 +61,23 @@ def test_a_given_column_of_a_rarer_dtype(kind, tmp_path):
     assert drawn["g"].dtype == table["g"].dtype
     assert (drawn["g"].astype(object) == table["g"].iloc[0]).all()
     assert len(model.sample(300, table[["g"]])) == 300
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pd.Series(NUMBERS.astype(complex)),
+        pd.Series(NUMBERS.astype(">c16")),
+        pd.Series(pd.arrays.ArrowExtensionArray(pa.array([[1], [2]] * 150))),
+        pd.Series(pd.arrays.ArrowExtensionArray(pa.array([{"a": 1}, {"a": 2}] * 150))),
+        pd.Series(pd.arrays.ArrowExtensionArray(pa.array(["a", "b"] * 150, type=pa.string_view()))),
+        pd.Series(pd.arrays.ArrowExtensionArray(pa.array([b"a", b"b"] * 150))),
+    ],
+    ids=["complex", "complex of another byte order", "lists", "structs", "string views", "bytes"],
+)
+def test_dtypes_without_a_density_are_named(values):
+    with pytest.raises(ValueError, match="column 'x': .* is not supported"):
+        diffeo.fit_table(pd.DataFrame({"x": values, "y": NUMBERS}), recipe="gaussian", steps=2, progress=False)
 
 
 def test_a_report_of_rarer_dtypes(tmp_path):

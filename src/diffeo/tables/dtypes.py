@@ -1,5 +1,5 @@
-"""Columns of rarer dtypes as plain ones for the codec, and back: sparse, of Arrow, of another byte order, of categories
-that are neither text nor numbers."""
+"""Columns of rarer dtypes as plain ones for the codec, and back: sparse, of Arrow, of text held in another way than
+pandas' own, of another byte order, of categories that are neither text nor numbers."""
 
 # pandas' annotations are unions of all that could come back
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -50,11 +50,24 @@ def plain_values(table: pd.DataFrame, dtypes: Sequence[tuple[Any, Mapping[str, A
     return table
 
 
+def refuse_strange(name: Any, dtype: Any) -> None:
+    """Name a column whose values pandas or NumPy cannot even compare, or whose dtype pandas does not know."""
+    strange = isinstance(dtype, np.dtype) and dtype.kind in "cV"
+    if isinstance(dtype, pd.ArrowDtype):
+        import pyarrow.types as kinds
+
+        strange = kinds.is_nested(dtype.pyarrow_dtype) or kinds.is_string_view(dtype.pyarrow_dtype)
+    if strange:
+        raise ValueError(f"column {name!r}: {dtype} is not supported; turn it into numbers, text or dates")
+
+
 def _is_rare(dtype: Any) -> bool:
     if isinstance(dtype, pd.SparseDtype):
         return True
     if isinstance(dtype, pd.ArrowDtype):
         return _arrow_kind(dtype) is not None
+    if isinstance(dtype, pd.StringDtype):
+        return dtype.storage != pd.api.types.pandas_dtype(str(dtype)).storage
     if isinstance(dtype, pd.CategoricalDtype):
         levels = dtype.categories
         alike = levels.dtype != object or all(type(v) is datetime.date for v in levels)
@@ -78,6 +91,8 @@ def _plain(values: pd.Series) -> pd.Series:
         return values.sparse.to_dense()
     if isinstance(dtype, pd.CategoricalDtype):
         return values.cat.rename_categories([str(v) for v in dtype.categories])
+    if isinstance(dtype, pd.StringDtype):
+        return values.astype(str(dtype))
     if not isinstance(dtype, pd.ArrowDtype):
         return values.astype(dtype.newbyteorder("="))
     kind = _arrow_kind(dtype)
@@ -100,6 +115,8 @@ def _written(dtype: Any) -> dict[str, Any]:
         import pyarrow as pa
 
         return {"arrow": _text(pa.schema([("x", dtype.pyarrow_dtype)]).serialize())}
+    if isinstance(dtype, pd.StringDtype):
+        return {"text": dtype.storage, "missing": "NA" if dtype.na_value is pd.NA else "nan"}
     if isinstance(dtype, pd.CategoricalDtype):
         import pyarrow as pa
 
@@ -118,6 +135,9 @@ def _restore(values: pd.Series, how: Mapping[str, Any]) -> pd.Series:
         return values.astype(pd.SparseDtype(subtype, np.nan if fill is None else fill))
     if "numpy" in how:
         return values.astype(how["numpy"])
+    if "text" in how:
+        missing = {"na_value": np.nan} if how["missing"] == "nan" else {}  # pandas 2.2 knows no other than NA
+        return values.astype(pd.StringDtype(how["text"], **missing))
     import pyarrow as pa
 
     if "categories" in how:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from diffeo.tables.columns import Category, Column, Constant, Moment, Number, atom, from_json, learn_column, to_json
+from diffeo.tables.dtypes import refuse_strange
 
 
 @dataclass(frozen=True)
@@ -315,7 +316,8 @@ def check_complete(table: pd.DataFrame, hint: str) -> None:
 
 
 def unusable(values: pd.Series) -> pd.Series:
-    """Which values are missing or infinite."""
+    """Which values are missing or infinite; refuses a dtype whose values cannot be compared."""
+    refuse_strange(values.name, values.dtype)
     bad = values.isna()
     if pd.api.types.is_float_dtype(values.dtype):
         bad |= np.isinf(values.to_numpy(dtype=np.float64, na_value=np.nan))

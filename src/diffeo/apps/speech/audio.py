@@ -47,9 +47,12 @@ class Mel(NamedTuple):
 
     @classmethod
     def of(cls, rate: int) -> Mel:
-        """For sound of that rate: windows of 64 ms every 12.5 ms, 40 mels below 11 kHz and 80 from there on."""
+        """For sound of that rate: windows of 64 ms every 12.5 ms, 64 mels below 11 kHz and 80 from there on.
+
+        Fewer, and bands are wider than the harmonics of low voices lie apart, whose pitch is then lost.
+        """
         window = 2 ** round(math.log2(0.064 * rate))
-        return cls(rate, window, round(0.0125 * rate), 40 if rate < 11_000 else 80, 0.0, rate / 2)
+        return cls(rate, window, round(0.0125 * rate), 64 if rate < 11_000 else 80, 0.0, rate / 2)
 
 
 def to_mel(audio: Tensor, settings: Mel) -> Tensor:
