@@ -76,7 +76,7 @@ def test_a_given_column_of_a_rarer_dtype(kind, tmp_path):
     ids=["complex", "complex of another byte order", "lists", "structs", "string views", "bytes"],
 )
 def test_dtypes_without_a_density_are_named(values):
-    with pytest.raises(ValueError, match="column 'x': .* is not supported"):
+    with pytest.raises(ValueError, match=r"column 'x': .* is not supported"):
         diffeo.fit_table(pd.DataFrame({"x": values, "y": NUMBERS}), recipe="gaussian", steps=2, progress=False)
 
 
