@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffeo.apps.images.resolution import shrink
-from diffeo.densities import Dequantized, bits_per_dim
+from diffeo.densities import Dequantized, Noisy, bits_per_dim
 from diffeo.nets import LowResolution, OneHot
 
 
@@ -48,7 +48,7 @@ def typicality(bits: Tensor, held_out: Tensor) -> Scores:
     )
 
 
-def picture_bits(model: Dequantized, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
+def picture_bits(model: Dequantized | Noisy, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
     """Bits per dimension of pictures; where classes are unknown, of the mixture of all of them.
 
     A model that enlarges pictures is given them, shrunk.

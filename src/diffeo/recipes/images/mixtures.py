@@ -8,7 +8,7 @@ from typing import Any
 from diffeo.core import Chain, Flow, Inverse, Transform, Univariate
 from diffeo.densities import Dequantized, Normal
 from diffeo.nets import ImageFeatures
-from diffeo.recipes.images.parts import coupling, image_shape, labels, real_line
+from diffeo.recipes.images.parts import coupling, image_shape, labels, real_line, with_classes
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import ActNorm, Affine, Along, Checkerboard, Conv1x1, Logit, MixtureCDF, Reshape, Squeeze
@@ -112,7 +112,7 @@ def flowpp(
         Along(ActNorm(small[0]), -3),
         Reshape(small, (numbers,)),
     )
-    flow = Flow(transform, Normal(numbers), labels(classes))
+    flow = Flow(with_classes(transform, numbers, classes), Normal(numbers), labels(classes))
     # the direction of the noise's samples is the cheap one
     noise = Flow(
         Chain(Logit(), Checkerboard(channels), *_steps(2 * channels, NOISE_STEPS, noise_layer)),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from diffeo.core import Chain, Flow, Inverse, Transform
-from diffeo.densities import Dequantized, Normal
+from diffeo.core import Chain, Inverse, Transform
+from diffeo.densities import Dequantized, Noisy
 from diffeo.nets import LipschitzConvNet
-from diffeo.recipes.images.parts import coupling, image_shape, labels, real_line
+from diffeo.recipes.images.parts import coupling, image_shape, images, real_line, with_classes
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Multiscale, Residual, Shift, Squeeze
@@ -42,15 +42,17 @@ def glow(
     scales: int | None = None,
     layers: int | None = None,
     hidden: int | None = None,
+    noise: float = 0.0,
     classes: int = 0,
     levels: int = 256,
-) -> Dequantized:
+) -> Dequantized | Noisy:
     """Glow: steps of activation norm, invertible 1×1 convolution and affine coupling, at several scales.
 
     Whole numbers x get uniform noise, and the logit of (x + u − low) / (high − low), with bounds a twentieth of the
     range beyond 0 and `levels`. At each scale pixels are squeezed into channels and go through `layers` steps; half of
     the channels leave, standardised by a conditional prior that reads the rest. Labels, if there are classes, are read
-    by every coupling.
+    by every coupling, and each class has a normal of its own as the base. With `noise` there is no logit, and samples
+    are freed of theirs: better pictures, but no probability of whole numbers.
 
     Args:
         shape: (C, H, W) of the images.
@@ -58,14 +60,15 @@ def glow(
         scales: how often the sides are halved, at least 1.
         layers: steps at each scale, at least 1.
         hidden: channels of the conditioners.
+        noise: standard deviation of Gaussian noise to train with, as in `tarflow`; 0 for uniform noise.
         classes: number of classes, whose labels 0 … classes − 1 are the context; 0 for none.
         levels: of the values 0 … levels − 1; 8×8 digits have 17.
 
     Returns:
-        A `Dequantized` flow; it takes and gives images of whole numbers.
+        A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers.
 
     Raises:
-        ValueError: an unknown preset; sides that cannot be halved so often.
+        ValueError: an unknown preset; sides that cannot be halved so often; negative noise.
 
     Cost: one pass for a bound on the log-probability, one for a sample.
 
@@ -89,7 +92,7 @@ def glow(
             ]
         return parts
 
-    return _multiscale("glow", shape, stage, sizes["scales"], sizes["hidden"], classes, levels)
+    return _multiscale("glow", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
 
 
 @recipe(events="images")
@@ -100,9 +103,10 @@ def realnvp_image(
     scales: int | None = None,
     blocks: int | None = None,
     hidden: int | None = None,
+    noise: float = 0.0,
     classes: int = 0,
     levels: int = 256,
-) -> Dequantized:
+) -> Dequantized | Noisy:
     """RealNVP for images: at each scale couplings over a checkerboard, then over channels, with residual conditioners.
 
     Three couplings of pixels in a checkerboard, a squeeze, three couplings of channels, activation norm before each;
@@ -115,14 +119,15 @@ def realnvp_image(
         scales: how often the sides are halved, at least 1.
         blocks: residual blocks of each conditioner, at least 1.
         hidden: channels of the conditioners.
+        noise: standard deviation of Gaussian noise to train with, as in `tarflow`; 0 for uniform noise.
         classes: number of classes, whose labels 0 … classes − 1 are the context; 0 for none.
         levels: of the values 0 … levels − 1.
 
     Returns:
-        A `Dequantized` flow; it takes and gives images of whole numbers.
+        A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers.
 
     Raises:
-        ValueError: an unknown preset; sides that cannot be halved so often.
+        ValueError: an unknown preset; sides that cannot be halved so often; negative noise.
 
     Cost: one pass for a bound on the log-probability, one for a sample.
 
@@ -149,7 +154,7 @@ def realnvp_image(
                 ]
         return [board, *pixels, Inverse(board), Squeeze(channels=channels), *folded]
 
-    return _multiscale("realnvp_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels)
+    return _multiscale("realnvp_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
 
 
 @recipe(events="images")
@@ -160,9 +165,10 @@ def nice_image(
     scales: int | None = None,
     layers: int | None = None,
     hidden: int | None = None,
+    noise: float = 0.0,
     classes: int = 0,
     levels: int = 256,
-) -> Dequantized:
+) -> Dequantized | Noisy:
     """NICE for images: additive couplings over a checkerboard, with convolutions, at one scale or several.
 
     Only an activation norm in front of each coupling and the conditional prior change volumes. Whole numbers get
@@ -175,14 +181,15 @@ def nice_image(
         scales: how often the sides are halved, at least 1.
         layers: couplings at each scale.
         hidden: channels of the conditioners.
+        noise: standard deviation of Gaussian noise to train with, as in `tarflow`; 0 for uniform noise.
         classes: number of classes, whose labels 0 … classes − 1 are the context; 0 for none.
         levels: of the values 0 … levels − 1.
 
     Returns:
-        A `Dequantized` flow; it takes and gives images of whole numbers.
+        A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers.
 
     Raises:
-        ValueError: an unknown preset; sides that cannot be halved so often.
+        ValueError: an unknown preset; sides that cannot be halved so often; negative noise.
 
     Cost: one pass for a bound on the log-probability, one for a sample.
 
@@ -204,7 +211,7 @@ def nice_image(
             ]
         return parts
 
-    return _multiscale("nice_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels)
+    return _multiscale("nice_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
 
 
 @recipe(events="images")
@@ -216,9 +223,10 @@ def residual_image(
     layers: int | None = None,
     hidden: int | None = None,
     lipschitz: float = 0.97,
+    noise: float = 0.0,
     classes: int = 0,
     levels: int = 256,
-) -> Dequantized:
+) -> Dequantized | Noisy:
     """Residual flow of images: layers x + g(x), g a contraction by convolutions that sees and moves every channel.
 
     Whole numbers get uniform noise and the logit, as in `glow`. At each scale pixels are squeezed into channels and go
@@ -232,15 +240,16 @@ def residual_image(
         layers: residual layers at each scale, at least 1.
         hidden: channels of the contractions.
         lipschitz: constant of each contraction, in (0, 1).
+        noise: standard deviation of Gaussian noise to train with, as in `tarflow`; 0 for uniform noise.
         classes: number of classes, whose labels 0 … classes − 1 are the context; 0 for none.
         levels: of the values 0 … levels − 1.
 
     Returns:
-        A `Dequantized` flow; it takes and gives images of whole numbers. Where a scale has more than 256 numbers,
-        log-probabilities are estimates without bias, and two calls differ.
+        A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers. Where a
+        scale has more than 256 numbers, log-probabilities are estimates without bias, and two calls differ.
 
     Raises:
-        ValueError: an unknown preset; sides that cannot be halved so often.
+        ValueError: an unknown preset; sides that cannot be halved so often; negative noise.
 
     Cost: an estimate takes some 10 passes of each contraction, an exact value one for each number of the image; a
     sample, a fixed-point iteration for each layer.
@@ -262,7 +271,7 @@ def residual_image(
             parts += [Residual(net), Along(ActNorm(4 * channels), -3)]
         return parts
 
-    return _multiscale("residual_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels)
+    return _multiscale("residual_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
 
 
 def _multiscale(
@@ -273,10 +282,11 @@ def _multiscale(
     hidden: int,
     classes: int,
     levels: int,
-) -> Dequantized:
+    noise: float,
+) -> Dequantized | Noisy:
     """Stages of channels that grow, each but the last with a conditional prior for the half that leaves."""
     event = image_shape(name, shape, scales)
-    first: list[Transform] = [real_line(event[0], levels)]
+    first: list[Transform] = [real_line(event[0], levels, noise)]
     stages: list[Transform] = []
     channels = event[0]
     for i in range(scales):
@@ -288,9 +298,6 @@ def _multiscale(
         )
         stages.append(Chain(*first, *stage(channels), prior))
         first, channels = [], 2 * channels
-    flow = Flow(
-        Multiscale(*stages, event=event),
-        Normal(event[0] * event[1] * event[2]),
-        labels(classes),
-    )
-    return Dequantized(flow, levels=levels)
+    numbers = event[0] * event[1] * event[2]
+    transform = with_classes(Multiscale(*stages, event=event), numbers, classes)
+    return images(name, transform, numbers, classes=classes, levels=levels, noise=noise)

@@ -1,4 +1,4 @@
-"""What recipes of images share: their arguments, the way to the line, and couplings of channels."""
+"""What recipes of images share: their arguments, the way in and out of a flow, and couplings of channels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from diffeo.core import Univariate
-from diffeo.nets import ConvNet, OneHot
-from diffeo.transforms import Along, Coupling, Unconstrain
+from diffeo.core import Chain, Flow, Transform, Univariate
+from diffeo.densities import Dequantized, Noisy, Normal
+from diffeo.nets import MLP, ConvNet, OneHot
+from diffeo.transforms import Affine, Along, Coupling, Standardize, Unconstrain
 
 MARGIN = 0.05  # of the range of values on either side, so that the logit stays tame at its ends
 
@@ -28,8 +29,10 @@ def image_shape(name: str, shape: Sequence[int], scales: int) -> tuple[int, int,
     return channels, height, width
 
 
-def real_line(channels: int, levels: int) -> Along:
-    """The logit of values with noise, 0 … levels, by channel."""
+def real_line(channels: int, levels: int, noise: float = 0.0) -> Along:
+    """The way to the line, by channel: the logit of values with uniform noise, 0 … levels; of Gaussian noise, none."""
+    if noise:
+        return Along(Standardize(channels), -3)
     margin = MARGIN * levels
     return Along(Unconstrain([-margin] * channels, [levels + margin] * channels), -3)
 
@@ -37,6 +40,41 @@ def real_line(channels: int, levels: int) -> Along:
 def labels(classes: int, drop: float = 0.0) -> OneHot | None:
     """The encoder of class labels, where there are classes."""
     return OneHot(classes, drop) if classes else None
+
+
+def images(
+    name: str,
+    transform: Transform,
+    numbers: int,
+    *,
+    classes: int = 0,
+    levels: int = 256,
+    noise: float = 0.0,
+    drop: float = 0.0,
+) -> Dequantized | Noisy:
+    """The density of images of whole numbers by a map of images with noise to a vector of so many numbers.
+
+    Args:
+        noise: standard deviation of Gaussian noise, as a share of half the range of values; 0 for uniform noise.
+        drop: chance that a label is left out in training.
+    """
+    if not noise >= 0 or not 0 <= drop < 1:
+        raise ValueError(f"{name}: expected noise >= 0 and 0 <= drop < 1, got {noise} and {drop}")
+    flow = Flow(transform, Normal(numbers), labels(classes, drop))
+    if noise:
+        return Noisy(flow, noise * (levels - 1) / 2, levels=levels)
+    return Dequantized(flow, levels=levels)
+
+
+def with_classes(transform: Transform, numbers: int, classes: int) -> Transform:
+    """A map to a vector whose base is another normal for each class: labels shift and scale every number.
+
+    Without it a class has to be told by convolutions alone, which know no places.
+    """
+    if not classes:
+        return transform
+    net = MLP(0, numbers, n_params=Affine.n_params, context=classes, hidden=())
+    return Chain(transform, Coupling(torch.zeros(numbers, dtype=torch.bool), net, Affine(bound=2.0)))
 
 
 def coupling(channels: int, first: bool, univariate: Univariate, **conditioner: Any) -> Coupling:

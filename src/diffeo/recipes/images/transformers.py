@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffeo.core import Chain, Flow, Transform
-from diffeo.densities import Dequantized, Noisy, Normal
+from diffeo.core import Chain, Transform
+from diffeo.densities import Dequantized, Noisy
 from diffeo.nets import CausalTransformer
-from diffeo.recipes.images.parts import image_shape, labels, real_line
+from diffeo.recipes.images.parts import image_shape, images, real_line
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import Affine, Along, Autoregressive, MixtureCDF, Patches, Reshape, Standardize
@@ -76,8 +76,6 @@ def tarflow(
     asked = {"patch": patch, "width": width, "blocks": blocks, "layers": layers, "heads": heads}
     sizes = preset_sizes("tarflow", TARFLOW, preset, **asked)
     event = image_shape("tarflow", shape, 0)
-    if not noise >= 0 or not 0 <= drop < 1:
-        raise ValueError(f"tarflow: expected noise >= 0 and 0 <= drop < 1, got {noise} and {drop}")
     patches = Patches(sizes["patch"], event)
     positions, features = patches.target
     univariate = MixtureCDF(components) if components else Affine()
@@ -97,7 +95,5 @@ def tarflow(
         )
         parts.append(Autoregressive(net, univariate, dim=-2, event_ndim=2))
     parts.append(Reshape((positions, features), (positions * features,)))
-    flow = Flow(Chain(*parts), Normal(positions * features), labels(classes, drop))
-    if noise:
-        return Noisy(flow, noise * (levels - 1) / 2, levels=levels)
-    return Dequantized(flow, levels=levels)
+    transform, numbers = Chain(*parts), positions * features
+    return images("tarflow", transform, numbers, classes=classes, levels=levels, noise=noise, drop=drop)
