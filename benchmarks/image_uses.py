@@ -546,7 +546,8 @@ def srflow(seconds: float) -> dict[str, Any]:
     )  # fmt: skip
     model.eval()
     with torch.no_grad():
-        bicubic = corrected(enlarged(small_test.float(), SCALE).clamp(0, 255), small_test, SCALE)
+        plainly = enlarged(small_test.float(), SCALE).clamp(0, 255).round()
+        bicubic = corrected(plainly, small_test, SCALE)
         by_l1 = corrected(((plain(small_test)["guess"] + 1) * 127.5).clamp(0, 255), small_test, SCALE)
         likeliest = upscale(model, small_test, 1, temperature=0.0)[0]
         drawn = upscale(model, small_test, 8, temperature=0.8, generator=torch.Generator().manual_seed(0))
@@ -558,6 +559,7 @@ def srflow(seconds: float) -> dict[str, Any]:
     spread = drawn.double().std(0).mean((-1, -2, -3))
     return {
         "psnr": {
+            "bicubic, not corrected": psnr(plainly, test),
             "bicubic": psnr(bicubic, test),
             "encoder by L1": psnr(by_l1, test),
             "flow, temperature 0": psnr(likeliest, test),
@@ -690,9 +692,9 @@ def _told_classes(r: dict[str, Any]) -> str:
         for name, v in r["samples"].items()
     ]
     return f"""\
-**Samples of classes**, MNIST, {r["seconds"] / 60:.0f} minutes of training each, with Gaussian noise of {NOISE} of half the range: how often a classifier of real digits
-sees the wanted class, and the Fréchet distance of 1,000 from the 10,000 test digits in its features; real digits are
-1,000 of training, which the classifier knows.
+**Samples of classes**, MNIST, {r["seconds"] / 60:.0f} minutes of training each, with Gaussian noise of {NOISE} of half
+the range of values: how often a classifier of real digits sees the wanted class, and the Fréchet distance of 1,000
+from the 10,000 test digits in its features; real digits are 1,000 of training, which the classifier knows.
 
 {markdown(["", "recognised", "Fréchet distance"], rows)}
 

@@ -468,8 +468,8 @@ def _image_flow(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Dens
     return flow
 
 
-def _noisy() -> diffeo.Density:
-    flow = diffeo.tarflow((1, 2, 2), preset="tiny", width=8, noise=0.5, levels=4)
+def _noisy(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Density:
+    flow = recipe((1, 2, 2), preset="tiny", noise=0.5, levels=4, **options)
     flow.denoise, flow.levels = False, None  # as a density of what is not rounded
     return flow
 
@@ -524,7 +524,8 @@ DENSITIES: dict[str, DensityCase] = {
     "residual_image, classes": DensityCase(lambda: _image_flow(diffeo.residual_image, layers=1, classes=2), CLASS),
     "flowpp": DensityCase(lambda: _image_flow(diffeo.flowpp, blocks=1, heads=2)),
     "tarflow, classes": DensityCase(lambda: _image_flow(diffeo.tarflow, hidden=None, width=8, classes=2), CLASS),
-    "tarflow, noise": DensityCase(lambda: _noisy()),
+    "tarflow, noise": DensityCase(lambda: _noisy(diffeo.tarflow, width=8)),
+    "glow, noise": DensityCase(lambda: _noisy(diffeo.glow, scales=1, layers=1, hidden=4, classes=2), CLASS),
     "srflow": DensityCase(
         lambda: _image_flow(diffeo.srflow, scale=2, scales=1, layers=1, features=4, blocks=1, small=True),
         torch.tensor([[[0.0, 3.0], [1.0, 2.0]]]),

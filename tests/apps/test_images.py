@@ -271,6 +271,21 @@ def test_the_program_enlarges_pictures(folder, tmp_path, capsys):
     assert "cannot flip or shift" in capsys.readouterr().err
 
 
+def test_a_flow_of_pictures_with_noise_draws_but_does_not_score(folder, tmp_path, capsys):
+    model, digits = tmp_path / "noisy.safetensors", str(folder / "digits")
+    call = ["images", "fit", digits, "-o", str(model), "--preset", "tiny", "--steps", "3", "--noise", "0.3"]
+    assert main([*call, "--classes-from-folders"]) == 0
+    assert "test pictures with noise" in capsys.readouterr().out
+    assert main(["images", "sample", str(model), "--class", "d1", "-o", str(tmp_path / "s.png")]) == 0
+    files = sorted(str(file) for file in (folder / "digits" / "d0").iterdir())[:2]
+    assert main(["images", "interpolate", str(model), *files, "-o", str(tmp_path / "i.png"), "--class", "d0"]) == 0
+    capsys.readouterr()
+    assert main(["images", "score", str(model), digits]) != 0
+    assert "fitted with --noise" in capsys.readouterr().err
+    assert main([*call, "--recipe", "flowpp"]) != 0
+    assert "flowpp is trained without" in capsys.readouterr().err
+
+
 def test_a_fit_with_other_augmentation_is_another_fit(tmp_path):
     images = torch.randint(4, (60, 1, 4, 4), generator=torch.Generator().manual_seed(0))
 

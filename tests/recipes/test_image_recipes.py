@@ -178,6 +178,22 @@ def test_each_novelty_of_flowpp_can_be_switched_off():
     assert max(sizes.values()) < sum(p.numel() for p in diffeo.flowpp((1, 8, 8), preset="tiny").parameters())
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options"), [("glow", {"layers": 2}), ("flowpp", {"hidden": 8, "blocks": 1, "attention": False})]
+)
+def test_classes_are_told_apart_early(recipe, options):
+    found = load_digits()
+    x, y = torch.from_numpy(found.images).to(torch.uint8).unsqueeze(1), torch.from_numpy(found.target)
+    torch.manual_seed(0)
+    model = getattr(diffeo, recipe)((1, 8, 8), preset="tiny", levels=17, classes=10, **options)
+    diffeo.fit(model, x[300:], y[300:], validation=0, steps=40, batch_size=128, lr=5e-3, progress=False)
+    each = []
+    for k in range(10):
+        same = torch.Generator().manual_seed(0)  # noise, for every class
+        each.append(model.log_prob(x[:300], torch.full((300,), k), generator=same))
+    assert float((torch.stack(each).argmax(0) == y[:300]).double().mean()) > 0.6
+
+
 def test_noise_is_taken_from_samples():
     torch.manual_seed(0)
     spikes = torch.tensor([3.0, 13.0])[torch.randint(2, (2000,))].reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
