@@ -51,6 +51,9 @@ class Coupling(Conditioned, Rebuildable):
             raise ValueError("Coupling: the mask is True everywhere, so nothing is transformed")
         super().__init__(net, univariate, len(mask), dim, event_ndim)
         self.kept = int(mask.sum())
+        # of an image, one slice after the other is no copy; rows of vectors are laid out anew anyway
+        self.slices = self.dim != -1 and int((mask[1:] != mask[:-1]).sum()) <= 1
+        self.first = bool(mask[0])
         self.register_buffer("apart", torch.cat([mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]]))
         self.register_buffer("together", self.apart.argsort())
 
@@ -59,11 +62,16 @@ class Coupling(Conditioned, Rebuildable):
 
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         sizes = [self.kept, len(self.apart) - self.kept]
+        if self.slices:
+            a, b = split(x, sizes, self.dim) if self.first else reversed(split(x, sizes[::-1], self.dim))
+            return a, b
         a, b = split(permute(x, self.apart, self.together, self.dim), sizes, self.dim)
         return a, batch_inner(b) if self.dim == -1 else b
 
     def put(self, a: Tensor, b: Tensor) -> Tensor:
         a = a.expand(*b.shape[: b.ndim - self.event_ndim], *a.shape[a.ndim - self.event_ndim :])
+        if self.slices:
+            return join((a, b) if self.first else (b, a), self.dim)
         return permute(join((a, b), self.dim), self.together, self.apart, self.dim)
 
     @property
