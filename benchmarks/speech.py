@@ -543,7 +543,7 @@ def _told_alignment(r: dict[str, Any]) -> str:
          f"{100 * n['length_error']:.0f} %" if "length_error" in n else ""]
         for name, n in r["nats"].items()
     ]  # fmt: skip
-    heard = [[name, f"{100 * share:.1f} %"] for name, share in r["phonemes"].items()]
+    heard = [[name, f"{100 * share:.1f} %"] for name, share in r.get("phonemes", {}).items()]
     return f"""\
 **Alignment.** {r["minutes_of_sound"]:.0f} minutes of sentences spoken by espeak-ng, whose times of phonemes are known;
 {HELD} sentences held out, presets `tiny` after {r["seconds"] / 60:.0f} minutes of training on a shared machine
