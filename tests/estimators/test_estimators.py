@@ -326,12 +326,12 @@ def test_neighbours_of_latents_count():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(400, 3))
     crowd = Crowd(rows)
-    near, far = crowd.log_density(rows[:50], 5), crowd.log_density(rows[:50] + 10.0, 5)
-    assert abs(np.median(crowd.log_density(rng.normal(size=(2000, 3)), 5))) < 1.0
+    near, far = crowd.nearness(rows[:50], 5), crowd.nearness(rows[:50] + 10.0, 5)
+    assert abs(np.median(crowd.nearness(rng.normal(size=(2000, 3)), 5))) < 1.0
     assert near.min() > far.max()
     # copies say nothing of distances, and rows far from all of them are still far
     copies = Crowd(np.repeat(rng.normal(size=(5, 2)), 100, 0))
-    assert copies.log_density(np.full((1, 2), 50.0), 5)[0] < copies.log_density(copies.rows[:1], 5)[0] - 5
+    assert copies.nearness(np.full((1, 2), 50.0), 5)[0] < copies.nearness(copies.rows[:1], 5)[0] - 2
 
 
 def test_rows_without_weight_are_no_neighbours():

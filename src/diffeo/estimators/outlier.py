@@ -21,7 +21,7 @@ from diffeo.tables import TableDensity
 FOLDS, MANY = 5, 2000  # of fewer rows than so many
 STEPS = {False: 600, True: 150}  # of one flow, and of each of several
 DRAWN = 400  # samples that say how far flows agree
-SHARE = 1 / 3  # of the neighbours' density
+WEIGHT = 4  # dims, at most, of the neighbours' density
 SOME = 500  # training rows that say what a typical distance is
 NEAREST = 1e-3  # of the typical distance: what counts as no distance at all
 FARTHEST = 1e6
@@ -43,15 +43,15 @@ class Crowd:
         """The rows, ready for searches."""
         return NearestNeighbors().fit(self.rows)
 
-    def log_density(self, z: np.ndarray, neighbours: int) -> np.ndarray:
-        """−D log (r(z) / r₀) of each row."""
+    def nearness(self, z: np.ndarray, neighbours: int) -> np.ndarray:
+        """−log (r(z) / r₀) of each row."""
         if neighbours not in self.typical:
             own = self._distances(self.rows[:: max(1, len(self.rows) // SOME)], neighbours + 1)
             own = own[:, 1:].sum(1) / max(1, own.shape[1] - 1)  # the nearest is the row itself
             own = own[own > 0]  # copies of a row say nothing of distances
             self.typical[neighbours] = float(np.median(own)) if len(own) else 1.0
         far = self._distances(z, neighbours).mean(1) / self.typical[neighbours]
-        return -self.rows.shape[1] * np.log(np.maximum(far, NEAREST))
+        return -np.log(np.maximum(far, NEAREST))
 
     def _distances(self, z: np.ndarray, neighbours: int) -> np.ndarray:
         """Distances from the nearest, in ascending order."""
@@ -71,10 +71,11 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
 
     A flow's score of a row x that it maps to z, among the latents of the D numbers of its training rows, is
 
-        log p(x) − ⅓ D log (r(z) / r₀),
+        log p(x) − min(D, 4) log (r(z) / r₀),
 
-    with r the mean distance of z from the nearest of them, and r₀ the median of r among themselves: a density of
-    neighbours where the flow has taken out the shape of the data, which finds gaps that the flow has smoothed over.
+    with r the mean distance of z from the nearest of them, and r₀ the median of r among themselves: neighbours where
+    the flow has taken out the shape of the data find gaps that it has smoothed over. As a density they would count D
+    times, which is too much of many numbers, where all distances are alike.
 
     Args:
         contamination: share of rows like the training rows that `predict` calls outliers, in (0, 0.5].
@@ -216,7 +217,8 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         log_p = self._member_scores(model, varying)
         if not self.neighbours or not crowd.rows.shape[1]:
             return log_p
-        return log_p + SHARE * crowd.log_density(_latents(model, varying), self.neighbours)
+        weight = min(crowd.rows.shape[1], WEIGHT)
+        return log_p + weight * crowd.nearness(_latents(model, varying), self.neighbours)
 
     def _agreement(self, seed: int) -> float:
         """The correlation of two flows' scores at rows that are new to both: samples of a third flow."""

@@ -58,9 +58,16 @@ def _operations(objective: nn.Module, train: Source) -> float:
 
     device = next((p.device for p in objective.parameters()), torch.device("cpu"))
     batch = next(train.batches(min(len(train), COUNTED), 0, 0))[1]
+    learned = [p for p in objective.parameters() if p.requires_grad]
     # nothing is drawn that is missing later, and no module takes it for a step of training
     with torch.random.fork_rng(devices=[]), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        objective.eval()(*move(batch, device))
+        try:
+            for p in learned:  # its hooks fail on modules that give a view of a parameter
+                p.requires_grad_(False)
+            objective.eval()(*move(batch, device))
+        finally:
+            for p in learned:
+                p.requires_grad_(True)
     weights = 2 * sum(p.numel() for p in objective.parameters())
     return counter.get_total_flops() / len(batch[0]) or weights
 
