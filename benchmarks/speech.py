@@ -366,11 +366,16 @@ def vocoder(seconds: float) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     made = {
         "waveglow": [tools.vocode(flow, mels[i], settings, generator=generator) for i in test],
-        "waveglow and 10 rounds of Griffin-Lim": [
-            tools.vocode(flow, mels[i], settings, rounds=10, generator=generator) for i in test
-        ],
-        "Griffin-Lim, 10 rounds": [tools.from_mel(mels[i], settings, rounds=10) for i in test],
-        "Griffin-Lim": [tools.from_mel(mels[i], settings) for i in test],
+        **{
+            f"waveglow and {rounds} rounds of Griffin-Lim": [
+                tools.vocode(flow, mels[i], settings, rounds=rounds, generator=generator) for i in test
+            ]
+            for rounds in (10, 60)
+        },
+        **{
+            f"Griffin-Lim, {rounds} rounds": [tools.from_mel(mels[i], settings, rounds=rounds) for i in test]
+            for rounds in (10, 60)
+        },
     }
     rows = {}
     for name, clips in made.items():
@@ -606,7 +611,7 @@ distance; rank correlation of weight and pitch {r["correlation"]:.2f}."""
 
 def _told_vocoder(r: dict[str, Any]) -> str:
     rows = [
-        [name, f"{m['spectral']:.2f}", f"{m['mel_l1']:.2f}", f"{100 * m['word']:.1f} %"]
+        [name, f"{m['spectral']:.3f}", f"{m['mel_l1']:.3f}", f"{100 * m['word']:.1f} %"]
         for name, m in r["made"].items()
     ]
     return f"""\
