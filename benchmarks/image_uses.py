@@ -666,7 +666,8 @@ def _told_srflow(r: dict[str, Any]) -> str:
     spread = r["pixel_spread"]
     return f"""\
 **Super-resolution**, 4×, 32×32 crops of photographs, tested on photographs that were not trained on;
-{r["seconds"] / 60:.0f} minutes for each. All pictures are corrected until they shrink to the small ones. PSNR in dB:
+{r["seconds"] / 60:.0f} minutes for each. Pictures are corrected until they shrink to the small ones, where
+nothing else is said. PSNR in dB:
 
 {markdown(["", "dB"], quality)}
 

@@ -121,15 +121,15 @@ def train_voice(
 
 @torch.no_grad()
 def nats(flow: Any, data: tools.Spoken, shuffled: bool = False) -> float:
-    """−log p of a number of a spectrogram, given its text, or that of the next clip that is long enough."""
+    """−log p of a number of a spectrogram, given its text, or that of the next clip of another text that fits in."""
     total, numbers = 0.0, 0
     for i in range(len(data)):
         mel, context = data[i]
         if shuffled:
             steps = len(mel) // 2
-            others = [j % len(data) for j in range(i + 1, i + len(data))]
-            j = next(j for j in others if len(data.texts[j]) <= steps and len(data.texts[j]) > 1)
-            context = {**context, "text": data.texts[j]}
+            others = [data.texts[j % len(data)] for j in range(i + 1, i + len(data))]
+            text = next(t for t in others if 1 < len(t) <= steps and not torch.equal(t, data.texts[i]))
+            context = {**context, "text": text}
         x, c = tools.join([(mel, {k: v for k, v in context.items() if k != "durations"})])
         total -= float(flow(x, c).sum())
         numbers += mel.numel()

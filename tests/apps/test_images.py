@@ -278,7 +278,7 @@ def test_a_flow_of_pictures_with_noise_draws_but_does_not_score(folder, tmp_path
     assert "test pictures with noise" in capsys.readouterr().out
     assert main(["images", "sample", str(model), "--class", "d1", "-o", str(tmp_path / "s.png")]) == 0
     files = sorted(str(file) for file in (folder / "digits" / "d0").iterdir())[:2]
-    assert main(["images", "interpolate", str(model), *files, "-o", str(tmp_path / "i.png"), "--class", "d0"]) == 0
+    assert main(["images", "interpolate", str(model), *files, "-o", str(tmp_path / "i.png")]) == 0
     capsys.readouterr()
     assert main(["images", "score", str(model), digits]) != 0
     assert "fitted with --noise" in capsys.readouterr().err

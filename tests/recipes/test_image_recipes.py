@@ -103,6 +103,39 @@ def test_memory_is_flat_in_depth_and_gradients_are_the_same(digits):
     assert saved[8, "invert"] < 0.5 * saved[8, "store"]
 
 
+@pytest.mark.parametrize(("recipe", "deeper"), [("glow", {"layers": 12}), ("flowpp", {})])
+def test_classes_and_nested_chains_follow_the_memory_policy(recipe, deeper, digits):
+    images, labels = digits[0][:16], torch.arange(16) % 10
+    noise = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    most, gradients = {}, {}
+    for memory in ("store", "recompute", "invert"):
+        torch.manual_seed(0)
+        options = {"preset": "tiny", "hidden": 8, "levels": 17, "classes": 10, **deeper}
+        if recipe == "flowpp":
+            options |= {"attention": False, "variational": False}
+        model = diffeo.testing.perturbed(getattr(diffeo, recipe)((1, 8, 8), **options))
+        model.transform.memory = memory
+        kept = 0
+
+        def pack(t):  # forward and backward: what a nested chain runs again counts, too
+            nonlocal kept
+            kept += t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss = model(images, labels, noise=noise).mean()
+        most[memory] = kept
+        loss.backward()
+        gradients[memory] = torch.cat([p.grad.flatten() for p in model.parameters()])
+        inner = [part for part in model.transform.modules() if hasattr(part, "memory")]
+        assert len(inner) > 1
+        assert all(part.memory == memory for part in inner)
+    for memory in ("recompute", "invert"):
+        scale = float(gradients["store"].abs().max())
+        assert torch.allclose(gradients["store"], gradients[memory], rtol=1e-3, atol=1e-3 * scale)
+    assert most["invert"] < 0.5 * most["store"]
+
+
 def test_published_size_of_glow():
     model = diffeo.glow((3, 32, 32), preset="paper")
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(44.0e6, rel=0.02)

@@ -32,6 +32,14 @@ COLUMNS = {
     "another byte order": pd.Series(np.exp(NUMBERS).astype(">f8")),
     "integers of another byte order": pd.Series((np.arange(300) % 50).astype(">i4")),
     "categories of dates": pd.Series(DAYS).dt.to_period("M").dt.to_timestamp().astype("category"),
+    "categories of objects": pd.Series(LETTERS.astype(object)).astype(
+        pd.CategoricalDtype(pd.Index(["b", "a"], dtype=object))
+    ),
+    "categories of text held by Python": pd.Series(LETTERS).astype(pd.StringDtype("python")).astype("category"),
+    "categories of Arrow text": pd.Series(LETTERS).astype(pd.ArrowDtype(pa.string())).astype("category"),
+    "categories of small numbers": pd.Series(np.arange(300) % 4).astype("int8").astype("category"),
+    "categories of single precision": pd.Series(np.arange(300) % 4 / 2).astype("float32").astype("category"),
+    "categories of nullable numbers": pd.Series(np.arange(300) % 4).astype("Int64").astype("category"),
     "categories of intervals": pd.cut(pd.Series(NUMBERS), 3),
 }
 
@@ -45,6 +53,8 @@ def test_rarer_dtypes_come_back(kind, tmp_path):
         drawn = m.sample(30, seed=0)
         assert drawn["x"].dtype == table["x"].dtype
         assert repr(drawn["x"].dtype) == repr(table["x"].dtype)  # how text is held counts, too
+        if "categories" in kind:
+            assert repr(drawn["x"].cat.categories.dtype) == repr(table["x"].cat.categories.dtype)
         assert drawn["x"].notna().all()
         assert np.isfinite(m.log_prob(table)).all()
         assert np.isfinite(m.log_prob(drawn)).all()
@@ -72,12 +82,16 @@ def test_a_given_column_of_a_rarer_dtype(kind, tmp_path):
         pd.Series(pd.arrays.ArrowExtensionArray(pa.array([{"a": 1}, {"a": 2}] * 150))),
         pd.Series(pd.arrays.ArrowExtensionArray(pa.array(["a", "b"] * 150, type=pa.string_view()))),
         pd.Series(pd.arrays.ArrowExtensionArray(pa.array([b"a", b"b"] * 150))),
+        pd.Series(pd.arrays.ArrowExtensionArray(pa.array([b"a", b"b"] * 150, type=pa.binary_view()))),
+        pd.Series(pd.arrays.ArrowExtensionArray(pa.array([(1, 2, 3)] * 300, type=pa.month_day_nano_interval()))),
     ],
-    ids=["complex", "complex of another byte order", "lists", "structs", "string views", "bytes"],
+    ids=["complex", "other byte order", "lists", "structs", "string views", "bytes", "byte views", "spans"],
 )
-def test_dtypes_without_a_density_are_named(values):
+@pytest.mark.parametrize("missing", ["error", "drop"])
+def test_dtypes_without_a_density_are_named(values, missing):
+    table = pd.DataFrame({"x": values, "y": NUMBERS})
     with pytest.raises(ValueError, match=r"column 'x': .* is not supported"):
-        diffeo.fit_table(pd.DataFrame({"x": values, "y": NUMBERS}), recipe="gaussian", steps=2, progress=False)
+        diffeo.fit_table(table, missing=missing, recipe="gaussian", steps=2, progress=False)
 
 
 def test_a_report_of_rarer_dtypes(tmp_path):

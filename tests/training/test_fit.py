@@ -118,6 +118,18 @@ def test_a_flow_without_parameters_is_fitted_by_initialize():
     assert result.validation_loss is not None
 
 
+def test_a_net_that_gives_its_parameters_as_they_are_is_fitted():
+    learned = diffeo.nets.MLP(0, 2, n_params=2)  # of nothing: constants, handed out as a view
+    everything = torch.zeros(2, dtype=torch.bool)
+    flow = diffeo.Flow(diffeo.Coupling(everything, learned, diffeo.Affine()), diffeo.Normal(2))
+    x = 3 + 2 * torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    diffeo.fit(flow, x, steps=200, lr=5e-2, progress=False)
+    drawn = flow.sample(4000, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(drawn.mean(0), x.mean(0), atol=0.3)
+    assert torch.allclose(drawn.std(0), x.std(0), atol=0.3)
+    assert all(p.requires_grad for p in flow.parameters())
+
+
 def test_datasets_and_loaders():
     data = torch.tensor(rows()).float()
     assert diffeo.fit(small(), TensorDataset(data), steps=5).steps == 5

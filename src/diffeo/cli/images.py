@@ -72,7 +72,10 @@ def fit(
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
 ) -> None:
-    """Fit a flow to pictures. Prints its bits per dimension on held-out ones beside simple baselines."""
+    """Fit a flow to pictures. Prints its bits per dimension on held-out ones beside simple baselines.
+
+    With --noise there are no bits: it prints nats for each number of pictures with noise.
+    """
     import inspect
     import math
     import shutil
@@ -142,7 +145,9 @@ def fit(
     print(f"{result.steps} steps on {len(train)} pictures in {result.seconds:.0f} s ({why[result.stopped]}).")
     if noise:
         with torch.no_grad():
-            nats = -float(model.log_prob(*of(test), generator=torch.Generator().manual_seed(seed)).mean())
+            generator = torch.Generator().manual_seed(seed)
+            each = [model.log_prob(*of(some), generator=generator) for some in test.split(batch_size)]
+        nats = -float(torch.cat(each).mean())
         print(f"{nats / math.prod(x.shape[1:]):.3f} nats a number of {len(test)} test pictures with noise.")
     else:
         rows.append(("Gaussian", scores.gaussian_bits(x[train], x[test], seed)))
@@ -388,13 +393,14 @@ def _one_label(density: Any, notes: dict[str, Any], name: str | None, image: Any
     """The label of the class by that name, or of the class under which the picture is most likely."""
     import torch
 
-    from diffeo.apps.images import picture_bits
-
     found = _labels(notes, name, 1)
     if found is None or name is not None:
         return None if found is None else found[0]
-    n = len(notes["classes"])
-    return picture_bits(density, image.expand(n, *image.shape), torch.arange(n)).argmin()
+    likely = []
+    for label in torch.arange(len(notes["classes"])):
+        with torch.no_grad():  # the same noise for every class
+            likely.append(density.log_prob(image[None], label, generator=torch.Generator().manual_seed(0)))
+    return torch.cat(likely).argmax()
 
 
 def _write(density: Any, pictures: Any, output: Path, columns: int | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -25,7 +26,8 @@ class Chain(Transform):
         memory: what training keeps for the backward pass, an attribute that may be set later. "store": every
             activation. "recompute": the input of each part, which is run again. "invert": the input of every eighth
             part; the rest is rebuilt by inverting, checked against what was kept, and recomputed from there where a
-            part is ill-conditioned, or where its inverse is numerical or runs step by step.
+            part is ill-conditioned, or where its inverse is numerical or runs step by step. Parts with a `memory` of
+            their own, such as chains, get the same.
 
     Raises:
         ValueError: no part; an unknown memory policy; a bare parameterised `Univariate`; neighbours whose event shapes
@@ -40,7 +42,6 @@ class Chain(Transform):
 
     def __init__(self, *parts: Transform, memory: str = "store"):
         super().__init__()
-        self.memory = memory
         if not parts:
             raise ValueError("Chain: expected at least one transform, got none")
         for i, part in enumerate(parts):
@@ -50,6 +51,9 @@ class Chain(Transform):
                     "wrap it in Elementwise, Coupling or Autoregressive"
                 )
         self.parts = nn.ModuleList(parts)
+        self._memory = "store"
+        if memory != "store":  # else inner chains keep what they were given
+            self.memory = memory
 
         ndim = parts[-1].event_ndim_out
         for part in reversed(parts):
@@ -97,8 +101,7 @@ class Chain(Transform):
             check_event(x, self.event, self._entry)
         parts, contexts = list(self._transforms()), self.contexts(context)
         if self.memory != "store" and torch.is_grad_enabled():
-            pairs = run_parts(parts, self.run, x, contexts, self.memory)
-            return pairs[-1][0], sum((logdet for _, logdet in pairs[1:]), pairs[0][1])
+            return self._sparing(parts, x, contexts)
         z = x
         logdets: list[Tensor] = []
         for i, c in enumerate(contexts):
@@ -116,6 +119,32 @@ class Chain(Transform):
         if policy not in POLICIES:
             raise ValueError(f"Chain: memory must be one of {', '.join(POLICIES)}, got {policy!r}")
         self._memory = policy
+        for part in self.parts:
+            if hasattr(part, "memory"):
+                part.memory = policy  # pyright: ignore[reportArgumentType]
+
+    def _sparing(self, parts: list[Transform], x: Tensor, contexts: list[Context]) -> tuple[Tensor, Tensor]:
+        """The forward pass under a memory policy, which parts with a memory of their own follow by themselves."""
+        z = x
+        logdets: list[Tensor] = []
+        numbered = enumerate(zip(parts, contexts, strict=True))
+        for own, group in itertools.groupby(numbered, key=lambda item: hasattr(item[1][0], "memory")):
+            some = list(group)
+            if own:
+                for i, (_, c) in some:
+                    z, logdet = self.run(i, z, c)
+                    logdets.append(logdet)
+                continue
+            first = some[0][0]
+            inner, given = [part for _, (part, _) in some], [c for _, (_, c) in some]
+
+            def run(i: int, x: Tensor, context: Context, first: int = first) -> tuple[Tensor, Tensor]:
+                return self.run(first + i, x, context)
+
+            pairs = run_parts(inner, run, z, given, self.memory)
+            z = pairs[-1][0]
+            logdets += [logdet for _, logdet in pairs]
+        return z, sum(logdets[1:], logdets[0])
 
     def run(self, i: int, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Part i, its log-det folded to the batch of the chain."""

@@ -61,6 +61,21 @@ class Noisy(Density):
             raise ValueError(f"Noisy: {type(self.density).__name__} is no Flow, so it has no transform or base")
         return self.density
 
+    @property
+    def transform(self):
+        """The transform of the flow inside."""
+        return self.flow.transform
+
+    @property
+    def base(self) -> Density:
+        """The base of the flow inside."""
+        return self.flow.base
+
+    @property
+    def encoder(self):
+        """The encoder of the flow inside."""
+        return self.flow.encoder
+
     def event_shape(self, context: Context = None) -> Size:
         return self.density.event_shape(context)
 

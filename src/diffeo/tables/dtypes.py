@@ -56,7 +56,10 @@ def refuse_strange(name: Any, dtype: Any) -> None:
     if isinstance(dtype, pd.ArrowDtype):
         import pyarrow.types as kinds
 
-        strange = kinds.is_nested(dtype.pyarrow_dtype) or kinds.is_string_view(dtype.pyarrow_dtype)
+        try:
+            strange = kinds.is_nested(dtype.pyarrow_dtype) or dtype.type is None
+        except NotImplementedError:  # a kind of Arrow's that pandas does not know
+            strange = True
     if strange:
         raise ValueError(f"column {name!r}: {dtype} is not supported; turn it into numbers, text or dates")
 
@@ -67,12 +70,24 @@ def _is_rare(dtype: Any) -> bool:
     if isinstance(dtype, pd.ArrowDtype):
         return _arrow_kind(dtype) is not None
     if isinstance(dtype, pd.StringDtype):
-        return dtype.storage != pd.api.types.pandas_dtype(str(dtype)).storage
+        return dtype.storage != getattr(pd.api.types.pandas_dtype(str(dtype)), "storage", None)
     if isinstance(dtype, pd.CategoricalDtype):
-        levels = dtype.categories
-        alike = levels.dtype != object or all(type(v) is datetime.date for v in levels)
-        return len(levels) > 0 and alike and all(isinstance(v, MOMENTS) for v in levels)
+        return _of_moments(dtype) or _of_other_levels(dtype)
     return isinstance(dtype, np.dtype) and dtype.kind in "iuf" and not dtype.isnative
+
+
+def _of_moments(dtype: pd.CategoricalDtype) -> bool:
+    """Whether categories are dates, spans or intervals."""
+    levels = dtype.categories
+    alike = levels.dtype != object or all(type(v) is datetime.date for v in levels)
+    return len(levels) > 0 and alike and all(isinstance(v, MOMENTS) for v in levels)
+
+
+def _of_other_levels(dtype: pd.CategoricalDtype) -> bool:
+    """Whether categories are text or numbers of another dtype than such values have by themselves."""
+    levels = dtype.categories.tolist()
+    known = len(levels) > 0 and all(isinstance(v, str | bool | int | float) for v in levels)
+    return known and repr(pd.Index(levels).dtype) != repr(dtype.categories.dtype)
 
 
 def _arrow_kind(dtype: pd.ArrowDtype) -> str | None:
@@ -90,9 +105,9 @@ def _plain(values: pd.Series) -> pd.Series:
     if isinstance(dtype, pd.SparseDtype):
         return values.sparse.to_dense()
     if isinstance(dtype, pd.CategoricalDtype):
-        return values.cat.rename_categories([str(v) for v in dtype.categories])
+        return values.cat.rename_categories([str(v) for v in dtype.categories]) if _of_moments(dtype) else values
     if isinstance(dtype, pd.StringDtype):
-        return values.astype(str(dtype))
+        return values.astype(object).where(values.notna(), None)
     if not isinstance(dtype, pd.ArrowDtype):
         return values.astype(dtype.newbyteorder("="))
     kind = _arrow_kind(dtype)
@@ -117,6 +132,9 @@ def _written(dtype: Any) -> dict[str, Any]:
         return {"arrow": _text(pa.schema([("x", dtype.pyarrow_dtype)]).serialize())}
     if isinstance(dtype, pd.StringDtype):
         return {"text": dtype.storage, "missing": "NA" if dtype.na_value is pd.NA else "nan"}
+    if isinstance(dtype, pd.CategoricalDtype) and not _of_moments(dtype):
+        levels = dtype.categories.dtype
+        return {"levels": _written(levels) if _is_rare(levels) else {"name": str(levels)}}
     if isinstance(dtype, pd.CategoricalDtype):
         import pyarrow as pa
 
@@ -133,10 +151,16 @@ def _restore(values: pd.Series, how: Mapping[str, Any]) -> pd.Series:
         if isinstance(fill, str):
             fill = pd.Timestamp(fill) if subtype.startswith("datetime") else pd.Timedelta(fill)
         return values.astype(pd.SparseDtype(subtype, np.nan if fill is None else fill))
+    if "levels" in how:
+        levels = pd.Series(values.cat.categories)
+        inner = how["levels"]
+        as_before = levels.astype(inner["name"]) if "name" in inner else _restore(levels, inner)
+        return values.cat.rename_categories(pd.Index(as_before))
     if "numpy" in how:
         return values.astype(how["numpy"])
     if "text" in how:
-        missing = {"na_value": np.nan} if how["missing"] == "nan" else {}  # pandas 2.2 knows no other than NA
+        # pandas 2.2 knows no other than NA, but for a storage of that name
+        missing = {"na_value": np.nan} if how["missing"] == "nan" and how["text"] != "pyarrow_numpy" else {}
         return values.astype(pd.StringDtype(how["text"], **missing))
     import pyarrow as pa
 

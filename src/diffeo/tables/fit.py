@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from diffeo.recipes import mixed, recipes
-from diffeo.tables.dtypes import rare
+from diffeo.tables.dtypes import rare, refuse_strange
 from diffeo.tables.frames import as_pandas, kind_of
 from diffeo.tables.model import TableDensity
 from diffeo.tables.schema import Schema, check_complete, learn_schema
@@ -104,6 +104,9 @@ def fit_table(
     parts = [table, *([validation] if isinstance(validation, pd.DataFrame) else [])]
     pair = weights if isinstance(weights, tuple) and len(parts) == 2 and len(weights) == 2 else (weights, None)
     masses = [_masses(given, part) for given, part in zip(pair, parts, strict=False)]
+    for part in parts:
+        for column, dtype in zip(part.columns, part.dtypes, strict=True):
+            refuse_strange(column, dtype)
     if missing == "drop":
         kept = [part.replace([np.inf, -np.inf], np.nan).notna().all(axis=1) for part in parts]
         parts = [part[rows] for part, rows in zip(parts, kept, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from diffeo.core import Rebuildable, Univariate
 from diffeo.core.memory import Rebuilt, Recallable
 from diffeo.functional import Context, sum_event
 from diffeo.kernels.layout import batch_inner, join, permute, split
+from diffeo.kernels.private import is_transformed
 from diffeo.transforms.conditioned import Conditioned
 
 
@@ -41,6 +44,8 @@ class Coupling(Conditioned, Rebuildable):
 
     apart: Tensor
     together: Tensor
+    slices: bool
+    first: bool
 
     def __init__(
         self, mask: Tensor, net: nn.Module, univariate: Univariate, *, dim: int = -1, event_ndim: int | None = None
@@ -51,18 +56,22 @@ class Coupling(Conditioned, Rebuildable):
             raise ValueError("Coupling: the mask is True everywhere, so nothing is transformed")
         super().__init__(net, univariate, len(mask), dim, event_ndim)
         self.kept = int(mask.sum())
-        # of an image, one slice after the other is no copy; rows of vectors are laid out anew anyway
-        self.slices = self.dim != -1 and int((mask[1:] != mask[:-1]).sum()) <= 1
-        self.first = bool(mask[0])
         self.register_buffer("apart", torch.cat([mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]]))
         self.register_buffer("together", self.apart.argsort())
+        self.register_load_state_dict_post_hook(_find_slices)
+        _find_slices(self)
+
+    @property
+    def _sliced(self) -> bool:
+        """Whether slices will do; under vmap the masks of an ensemble may differ."""
+        return self.slices and (torch.compiler.is_compiling() or not is_transformed())
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self.map(z, context, "inverse")
 
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         sizes = [self.kept, len(self.apart) - self.kept]
-        if self.slices:
+        if self._sliced:
             a, b = split(x, sizes, self.dim) if self.first else reversed(split(x, sizes[::-1], self.dim))
             return a, b
         a, b = split(permute(x, self.apart, self.together, self.dim), sizes, self.dim)
@@ -70,7 +79,7 @@ class Coupling(Conditioned, Rebuildable):
 
     def put(self, a: Tensor, b: Tensor) -> Tensor:
         a = a.expand(*b.shape[: b.ndim - self.event_ndim], *a.shape[a.ndim - self.event_ndim :])
-        if self.slices:
+        if self._sliced:
             return join((a, b) if self.first else (b, a), self.dim)
         return permute(join((a, b), self.dim), self.together, self.apart, self.dim)
 
@@ -95,3 +104,11 @@ class Coupling(Conditioned, Rebuildable):
                 z_b, logdet = self.univariate(x_b, params)
             z_b, logdet = self.spare(x_b, z_b, logdet, context)
             return Rebuilt(x, (a, x_b), self.put(a, z_b), sum_event(logdet, self.event_ndim), lambda g: self.put(*g))
+
+
+def _find_slices(layer: Coupling, *_: Any) -> None:
+    """Which part comes first, where both are slices: of images that is no copy; rows are laid out anew anyway."""
+    order, n = layer.apart.tolist(), len(layer.apart)
+    layer.first = order == list(range(n))
+    turned = order == [*range(n - layer.kept, n), *range(n - layer.kept)]
+    layer.slices = layer.dim != -1 and (layer.first or turned)

@@ -52,6 +52,9 @@ def picture_bits(model: Dequantized | Noisy, images: Tensor, labels: Tensor | No
     """Bits per dimension of pictures; where classes are unknown, of the mixture of all of them.
 
     A model that enlarges pictures is given them, shrunk.
+
+    Raises:
+        ValueError: a model of pictures with Gaussian noise, which gives no bits.
     """
     encoder = model.flow.encoder
     if isinstance(encoder, LowResolution) and labels is None:

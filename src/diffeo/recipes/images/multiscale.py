@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from diffeo.core import Chain, Inverse, Transform
-from diffeo.densities import Dequantized, Noisy
+from diffeo.core import Chain, Flow, Inverse, Transform
+from diffeo.densities import Dequantized, Noisy, Normal
 from diffeo.nets import LipschitzConvNet
-from diffeo.recipes.images.parts import coupling, image_shape, images, real_line, with_classes
+from diffeo.recipes.images.parts import coupling, image_shape, images, labels, real_line, with_classes
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Multiscale, Residual, Shift, Squeeze
@@ -61,7 +61,8 @@ def glow(
         layers: steps at each scale, at least 1.
         hidden: channels of the conditioners.
         noise: standard deviation of Gaussian noise to train with, as in `tarflow`; 0 for uniform noise.
-        classes: number of classes, whose labels 0 … classes − 1 are the context; 0 for none.
+        classes: number of classes, whose labels 0 … classes − 1 are the context, each with 2 · C · H · W
+            weights of its own; 0 for none.
         levels: of the values 0 … levels − 1; 8×8 digits have 17.
 
     Returns:
@@ -110,8 +111,8 @@ def realnvp_image(
     """RealNVP for images: at each scale couplings over a checkerboard, then over channels, with residual conditioners.
 
     Three couplings of pixels in a checkerboard, a squeeze, three couplings of channels, activation norm before each;
-    half of the channels then leave, standardised by a conditional prior that reads the rest. Whole numbers get uniform
-    noise and the logit, as in `glow`.
+    half of the channels then leave, standardised by a conditional prior that reads the rest. Whole numbers get noise,
+    and classes have normals of their own, as in `glow`.
 
     Args:
         shape: (C, H, W) of the images.
@@ -120,7 +121,8 @@ def realnvp_image(
         blocks: residual blocks of each conditioner, at least 1.
         hidden: channels of the conditioners.
         noise: standard deviation of Gaussian noise to train with, as in `tarflow`; 0 for uniform noise.
-        classes: number of classes, whose labels 0 … classes − 1 are the context; 0 for none.
+        classes: number of classes, whose labels 0 … classes − 1 are the context, each with 2 · C · H · W
+            weights of its own; 0 for none.
         levels: of the values 0 … levels − 1.
 
     Returns:
@@ -171,8 +173,8 @@ def nice_image(
 ) -> Dequantized | Noisy:
     """NICE for images: additive couplings over a checkerboard, with convolutions, at one scale or several.
 
-    Only an activation norm in front of each coupling and the conditional prior change volumes. Whole numbers get
-    uniform noise and the logit, as in `glow`.
+    Only an activation norm in front of each coupling, the conditional prior and the normals of classes change volumes.
+    Whole numbers get noise, and classes have normals of their own, as in `glow`.
 
     Args:
         shape: (C, H, W) of the images.
@@ -182,7 +184,8 @@ def nice_image(
         layers: couplings at each scale.
         hidden: channels of the conditioners.
         noise: standard deviation of Gaussian noise to train with, as in `tarflow`; 0 for uniform noise.
-        classes: number of classes, whose labels 0 … classes − 1 are the context; 0 for none.
+        classes: number of classes, whose labels 0 … classes − 1 are the context, each with 2 · C · H · W
+            weights of its own; 0 for none.
         levels: of the values 0 … levels − 1.
 
     Returns:
@@ -223,15 +226,14 @@ def residual_image(
     layers: int | None = None,
     hidden: int | None = None,
     lipschitz: float = 0.97,
-    noise: float = 0.0,
     classes: int = 0,
     levels: int = 256,
-) -> Dequantized | Noisy:
+) -> Dequantized:
     """Residual flow of images: layers x + g(x), g a contraction by convolutions that sees and moves every channel.
 
-    Whole numbers get uniform noise and the logit, as in `glow`. At each scale pixels are squeezed into channels and go
-    through `layers` steps of residual layer and activation norm; half of the channels leave, standardised by a
-    conditional prior that reads the rest.
+    Whole numbers get uniform noise and the logit, and classes have normals of their own, as in `glow`. At each scale
+    pixels are squeezed into channels and go through `layers` steps of residual layer and activation norm; half of the
+    channels leave, standardised by a conditional prior that reads the rest.
 
     Args:
         shape: (C, H, W) of the images.
@@ -240,16 +242,16 @@ def residual_image(
         layers: residual layers at each scale, at least 1.
         hidden: channels of the contractions.
         lipschitz: constant of each contraction, in (0, 1).
-        noise: standard deviation of Gaussian noise to train with, as in `tarflow`; 0 for uniform noise.
-        classes: number of classes, whose labels 0 … classes − 1 are the context; 0 for none.
+        classes: number of classes, whose labels 0 … classes − 1 are the context, each with 2 · C · H · W
+            weights of its own; 0 for none.
         levels: of the values 0 … levels − 1.
 
     Returns:
-        A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers. Where a
-        scale has more than 256 numbers, log-probabilities are estimates without bias, and two calls differ.
+        A `Dequantized` flow; it takes and gives images of whole numbers. Where a scale has more than 256 numbers,
+        log-probabilities are estimates without bias, and two calls differ.
 
     Raises:
-        ValueError: an unknown preset; sides that cannot be halved so often; negative noise.
+        ValueError: an unknown preset; sides that cannot be halved so often.
 
     Cost: an estimate takes some 10 passes of each contraction, an exact value one for each number of the image; a
     sample, a fixed-point iteration for each layer.
@@ -271,7 +273,9 @@ def residual_image(
             parts += [Residual(net), Along(ActNorm(4 * channels), -3)]
         return parts
 
-    return _multiscale("residual_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
+    # log-probabilities may be estimates, whose gradients would not free samples of noise
+    transform, numbers = _stages("residual_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels)
+    return Dequantized(Flow(transform, Normal(numbers), labels(classes)), levels=levels)
 
 
 def _multiscale(
@@ -284,7 +288,22 @@ def _multiscale(
     levels: int,
     noise: float,
 ) -> Dequantized | Noisy:
-    """Stages of channels that grow, each but the last with a conditional prior for the half that leaves."""
+    """The density of images by stages of channels that grow."""
+    transform, numbers = _stages(name, shape, stage, scales, hidden, classes, levels, noise)
+    return images(name, transform, numbers, classes=classes, levels=levels, noise=noise)
+
+
+def _stages(
+    name: str,
+    shape: Sequence[int],
+    stage: Callable[[int], list[Transform]],
+    scales: int,
+    hidden: int,
+    classes: int,
+    levels: int,
+    noise: float = 0.0,
+) -> tuple[Transform, int]:
+    """Stages of channels that grow, each but the last with a conditional prior for the half that leaves; numbers."""
     event = image_shape(name, shape, scales)
     first: list[Transform] = [real_line(event[0], levels, noise)]
     stages: list[Transform] = []
@@ -299,5 +318,4 @@ def _multiscale(
         stages.append(Chain(*first, *stage(channels), prior))
         first, channels = [], 2 * channels
     numbers = event[0] * event[1] * event[2]
-    transform = with_classes(Multiscale(*stages, event=event), numbers, classes)
-    return images(name, transform, numbers, classes=classes, levels=levels, noise=noise)
+    return with_classes(Multiscale(*stages, event=event), numbers, classes), numbers

@@ -1,0 +1,51 @@
+"""Couplings of channels whose halves are slices of memory: the same maps as those that pick channels one by one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.func import functional_call, stack_module_state
+
+import diffeo
+from diffeo.testing import perturbed
+
+HALVES = {"first": [True, True, False, False], "last": [False, False, True, True]}
+MASKS = {**HALVES, "none": [False] * 4, "mixed": [True, False, True, False], "three": [True, True, True, False]}
+
+
+def layer(mask):
+    kept = sum(mask)
+    net = diffeo.nets.ConvNet(kept, 4 - kept, 2, hidden=4) if kept else diffeo.nets.ConvNet(0, 4, 2, map=("m", 2))
+    torch.manual_seed(1)
+    return perturbed(diffeo.Coupling(torch.tensor(mask), net, diffeo.Affine(bound=2.0), dim=-3)).double()
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_slices_and_picked_channels_give_the_same(name):
+    coupling = layer(MASKS[name])
+    context = {"m": torch.ones(2, 2, 3, 3, dtype=torch.float64)} if name == "none" else None
+    picked = copy.deepcopy(coupling)
+    picked.slices = False
+    assert coupling.slices is (name != "mixed")
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    for direction in ("forward", "inverse"):
+        found, wanted = (getattr(c, direction)(x, context) for c in (coupling, picked))
+        assert torch.equal(found[0], wanted[0])
+        assert torch.equal(found[1], wanted[1])
+
+
+def test_a_loaded_mask_is_the_one_that_is_used():
+    first, last = (layer(mask) for mask in HALVES.values())
+    last.load_state_dict(first.state_dict())
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    assert torch.equal(first(x)[0], last(x)[0])
+
+
+def test_masks_of_an_ensemble_may_differ():
+    couplings = [layer(mask) for mask in HALVES.values()]
+    params, buffers = stack_module_state(couplings)
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    found = torch.vmap(lambda p, b: functional_call(couplings[0], (p, b), (x,))[0])(params, buffers)
+    assert torch.allclose(found, torch.stack([coupling(x)[0] for coupling in couplings]))
