@@ -249,13 +249,15 @@ def _told_settings(means: dict[tuple[str, str], float], names: list[str], others
         worst = min(names, key=lambda name: reached[name] - best[name])
         ahead = mean(reached.values()) - max(mean(means[name, other] for name in names) for other in others)
         told.append(
-            f"by {rule} there, the mean is {mean(reached.values()):.4f}, {number(ahead)} above the best other\n"
-            f"detector, and the worst table {worst}, {number(best[worst] - reached[worst])} behind the best there"
+            f"- by {rule} there, the mean is {mean(reached.values()):.4f}, {number(ahead)} above the best other\n"
+            f"  detector; the worst table is {worst}, {number(best[worst] - reached[worst])} behind the best there"
         )
+    lines = "\n".join(told)
     return f"""
-Chosen blindly, each table's number and weight of neighbours are, among {len(NEIGHBOURS) * len(WEIGHTS)}, those of the
-other {len(names) - 1} tables: {"; ".join(told)}.
-"""
+Chosen blindly, the number and the weight of the neighbours of a table are the best of {len(NEIGHBOURS) * len(WEIGHTS)}
+on the other {len(names) - 1} tables:
+
+{lines}"""
 
 
 if __name__ == "__main__":
