@@ -1,5 +1,6 @@
 """Columns of rarer dtypes as plain ones for the codec, and back: sparse, of Arrow, of text held in another way than
-pandas' own, of another byte order, of categories that are neither text nor numbers."""
+pandas' own, of another byte order, of categories that are neither text nor numbers or that are held in another dtype
+than theirs."""
 
 # pandas' annotations are unions of all that could come back
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
