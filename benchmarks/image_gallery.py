@@ -108,8 +108,7 @@ def page() -> str:
 Every recipe of pictures on the 8×8 digits that scikit-learn ships, {minutes:g} minutes of training each with one thread
 beside other work: bits per dimension of {HELD} digits that were not trained on (lower is better, four samples of the
 noise), and the most that a value changes to noise and back, in shades of {LEVELS}. Then samples at the temperature
-{TEMPERATURE}, a column for each digit where the recipe was told which digit it is; recipes whose steps cost
-much have taken few, and hardly follow what they were told yet. Made by
+{TEMPERATURE}, a column for each digit where the recipe was told which digit it is. Made by
 `python benchmarks/image_gallery.py`.
 
 {markdown(["recipe", "parameters", "steps", "bits per dimension", "lost"], rows)}
