@@ -10,7 +10,8 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 from torch.nn import functional
 
-from diffeo.core import Density, Flow
+from diffeo.core import Density
+from diffeo.densities.around import AroundFlow
 from diffeo.functional import (
     Context,
     context_batch,
@@ -30,7 +31,7 @@ class Integer(Constraint):
         return value % 1 == 0
 
 
-class Dequantized(Density):
+class Dequantized(AroundFlow):
     """A probability for values on a grid: log P(x) ≥ E_u[log p(x + u·spacing) − log q(u | x)] + Σ log spacingᵢ.
 
     p is a density on the line. u is uniform on [0, 1)^D, where q = 1, or has a learned density q. The value is a lower
@@ -108,28 +109,6 @@ class Dequantized(Density):
         self._on_grid = bool((steps == 1).all())  # samples are integers
         self.event, self.event_ndim = density.event, density.event_ndim
         self._context_dims = density.context_dims()
-
-    @property
-    def flow(self) -> Flow:
-        """The continuous flow inside."""
-        if not isinstance(self.density, Flow):
-            raise ValueError(f"Dequantized: {type(self.density).__name__} is no Flow, so it has no transform or base")
-        return self.density
-
-    @property
-    def transform(self):
-        """The transform of the flow inside."""
-        return self.flow.transform
-
-    @property
-    def base(self) -> Density:
-        """The base of the flow inside."""
-        return self.flow.base
-
-    @property
-    def encoder(self):
-        """The encoder of the flow inside."""
-        return self.flow.encoder
 
     @property
     def support(self) -> Constraint:

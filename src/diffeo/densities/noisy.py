@@ -8,13 +8,14 @@ import torch
 from torch import Generator, Size, Tensor
 from torch.distributions.constraints import Constraint
 
-from diffeo.core import Density, Flow
+from diffeo.core import Density
+from diffeo.densities.around import AroundFlow
 from diffeo.densities.dequantized import check_levels
 from diffeo.densities.normal import standard_normal
 from diffeo.functional import Context, LogProb, context_batch, joined
 
 
-class Noisy(Density):
+class Noisy(AroundFlow):
     """x = y + σ ε with y from a density and ε standard normal: p(x) = E_ε p_y(x − σ ε), estimated from below.
 
     Trained on data, the density becomes that of data with noise, which is smooth where the data is not. Its samples y
@@ -53,28 +54,6 @@ class Noisy(Density):
     @property
     def support(self) -> Constraint:
         return self.density.support
-
-    @property
-    def flow(self) -> Flow:
-        """The flow of noisy events."""
-        if not isinstance(self.density, Flow):
-            raise ValueError(f"Noisy: {type(self.density).__name__} is no Flow, so it has no transform or base")
-        return self.density
-
-    @property
-    def transform(self):
-        """The transform of the flow inside."""
-        return self.flow.transform
-
-    @property
-    def base(self) -> Density:
-        """The base of the flow inside."""
-        return self.flow.base
-
-    @property
-    def encoder(self):
-        """The encoder of the flow inside."""
-        return self.flow.encoder
 
     def event_shape(self, context: Context = None) -> Size:
         return self.density.event_shape(context)

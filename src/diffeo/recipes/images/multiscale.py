@@ -93,7 +93,8 @@ def glow(
             ]
         return parts
 
-    return _multiscale("glow", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
+    parts = _stages("glow", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
+    return images("glow", *parts, classes=classes, levels=levels, noise=noise)
 
 
 @recipe(events="images")
@@ -156,7 +157,8 @@ def realnvp_image(
                 ]
         return [board, *pixels, Inverse(board), Squeeze(channels=channels), *folded]
 
-    return _multiscale("realnvp_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
+    parts = _stages("realnvp_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
+    return images("realnvp_image", *parts, classes=classes, levels=levels, noise=noise)
 
 
 @recipe(events="images")
@@ -214,7 +216,8 @@ def nice_image(
             ]
         return parts
 
-    return _multiscale("nice_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
+    parts = _stages("nice_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
+    return images("nice_image", *parts, classes=classes, levels=levels, noise=noise)
 
 
 @recipe(events="images")
@@ -276,21 +279,6 @@ def residual_image(
     # log-probabilities may be estimates, whose gradients would not free samples of noise
     transform, numbers = _stages("residual_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels)
     return Dequantized(Flow(transform, Normal(numbers), labels(classes)), levels=levels)
-
-
-def _multiscale(
-    name: str,
-    shape: Sequence[int],
-    stage: Callable[[int], list[Transform]],
-    scales: int,
-    hidden: int,
-    classes: int,
-    levels: int,
-    noise: float,
-) -> Dequantized | Noisy:
-    """The density of images by stages of channels that grow."""
-    transform, numbers = _stages(name, shape, stage, scales, hidden, classes, levels, noise)
-    return images(name, transform, numbers, classes=classes, levels=levels, noise=noise)
 
 
 def _stages(
