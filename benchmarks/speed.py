@@ -53,6 +53,7 @@ CONFIGURATIONS = [
 OPERATIONS = {"density": "Log-density", "step": "Training step", "sample": "Samples"}
 ROUNDS = 7  # a neighbour on the machine may slow a whole turn down
 BURST = 0.13  # seconds of one library's turn
+SETTLING = 2.0  # seconds of work before a condition is measured
 PAUSE = 0.1  # seconds between turns
 MOST, LEAST = 60, 1  # repetitions of one turn
 FITS = ("nsf_ar-2", "realnvp-8", "nsf-8")
@@ -155,6 +156,8 @@ def run_users(asked: list[Configuration], pythons: dict[str, str], threads: int,
         found["versions"] = {library: worker.versions() for library, worker in workers.items()}
         for condition in CONDITIONS:
             with busy(0 if condition == "quiet" else os.cpu_count() or 1):
+                for worker in workers.values():
+                    _settle(worker)
                 found[condition] = {"results": measure(workers, first, rounds=3)}
         for worker in workers.values():
             worker.close()
@@ -186,6 +189,14 @@ def run_fits(asked: list[Configuration], pythons: dict[str, str], threads: int, 
             print(configuration.name, condition, seconds, flush=True)
         content.setdefault("fits", {})[configuration.name] = found
         save(out, content)
+
+
+def _settle(worker: Worker) -> None:
+    """Lets it work until what it has learnt of the machine, if anything, is of this condition."""
+    began = time.perf_counter()
+    while time.perf_counter() - began < SETTLING:
+        for operation in ("density", "step"):
+            worker.time(operation, 1)
 
 
 @contextmanager

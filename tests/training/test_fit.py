@@ -417,3 +417,30 @@ def test_a_weighted_fit_and_one_that_recomputes_compile_too():
         diffeo.fit(a, rows(), weights=w, steps=20, compile=False)
         diffeo.fit(b, rows(), weights=w, steps=20, compile=True)
         assert torch.allclose(weights(a), weights(b), atol=1e-4)
+
+
+@pytest.mark.parametrize(("hidden", "threads"), [([8], 1), ([512, 512], 2)])
+def test_small_fits_leave_the_other_cores_alone(hidden, threads):
+    seen = []
+
+    class Watched(diffeo.MaximumLikelihood):
+        def forward(self, x, context=None):
+            seen.append((self.training, torch.get_num_threads()))
+            return super().forward(x, context)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        flow = diffeo.realnvp(4, layers=2, hidden=hidden)
+        diffeo.fit(Watched(flow), torch.randn(4096, 4), steps=2, batch_size=2048, validation=0, progress=False)
+        assert torch.get_num_threads() == 2
+        assert {count for training, count in seen if training} == {threads}
+        with pytest.raises(RuntimeError, match="on purpose"):
+            diffeo.fit(flow, torch.randn(64, 4), steps=2, validation=0, progress=False, on_evaluation=_fail)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fail(result):
+    raise RuntimeError("on purpose")

@@ -27,6 +27,7 @@ from diffeo.kernels.private import has_hooks, mark_constant
 WIDEST = 512  # inputs of a layer; far wider ones are for libraries of matrix products
 SHARE = 64  # rows for which another thread pays, and
 WORK = 1 << 20  # products, since tiny ones are done before it has woken
+LEAST = 16  # weights of a layer alone, fewer than which are not worth the call
 SHARES = 3  # of the rows of a backward pass, for each thread: one that is held up does fewer
 # value and slope at x; a NaN stays one
 ACTIVATIONS = {
@@ -127,6 +128,14 @@ def run(whole: Perceptron, planes: int = 1) -> Tensor:
         out, _ = call(rows, list(weights), list(biases), list(bounds), activation, enter, planes, False)
     params = out.unflatten(0, (planes, -1)).permute(2, 1, 0)
     return params.unflatten(0, x.shape[:-1]) if x.ndim > 1 else params.squeeze(0)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """b + W x: a perceptron of one layer, whose few products are not worth the threads that libraries wake for them."""
+    whole = Perceptron("relu", x, [weight], [bias])
+    if weight.numel() < LEAST or not (may_run(x) and fits(whole)):
+        return F.linear(x, weight, bias)
+    return run(whole).squeeze(-1)
 
 
 # not `torch.library.custom_op`, which checks every call for aliases

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +32,20 @@ def prepare() -> None:
     keep_freed_memory()
     if waiting.may_change:
         waiting.look()
+
+
+@contextmanager
+def one_thread(use: bool = True) -> Iterator[None]:
+    """Inside, PyTorch runs on the calling thread alone."""
+    before = torch.get_num_threads()
+    if not use or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache

@@ -18,6 +18,9 @@ RATE = {"cpu": 2e10}
 ELSEWHERE = 1e12
 SHORT = 5.0  # seconds: C takes two or three to compile, the first time on a machine
 COUNTED = 8  # rows whose operations are counted
+# Seconds of a step below which a second thread gains nothing: what is not products runs on one anyway. Beside other
+# programs, whose share of the cores it would wait for, a step on one thread takes half to two thirds of the time.
+TINY = 0.025
 LONG = 240.0  # seconds: a cold compiler takes up to a minute or two, and compiled steps less than half the time
 
 
@@ -43,13 +46,12 @@ def is_traceable(objective: nn.Module) -> bool:
     return all(part.traceable for part in objective.modules() if isinstance(part, Transform))
 
 
-def predicted_seconds(plan: Plan, objective: nn.Module, train: Source, device: str, world: int) -> float:
-    """About how long the fit takes without compiling, from the products of one row: forward, and twice that back.
+def seconds_of_step(plan: Plan, objective: nn.Module, train: Source, device: str, world: int) -> float:
+    """About how long a step takes without compiling, from the products of one row: forward, and twice that back.
 
     Where products cannot be counted, each weight counts as one of them (Kaplan et al., 2020).
     """
-    seconds = 3.0 * plan.steps * plan.batch_size / world * _operations(objective, train) / RATE.get(device, ELSEWHERE)
-    return seconds if plan.time_limit is None else min(seconds, plan.time_limit)
+    return 3.0 * plan.batch_size / world * _operations(objective, train) / RATE.get(device, ELSEWHERE)
 
 
 def _operations(objective: nn.Module, train: Source) -> float:

@@ -16,10 +16,10 @@ from diffeo.core import Objective
 from diffeo.kernels.compiling import compiled
 from diffeo.kernels.dispatch import compiled_kernels
 from diffeo.kernels.private import replace_calls
-from diffeo.kernels.process import prepare
+from diffeo.kernels.process import one_thread, prepare
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.averaging import Average
-from diffeo.training.compiling import CompiledGradients, is_traceable, predicted_seconds, wants_compile, wants_loops
+from diffeo.training.compiling import TINY, CompiledGradients, is_traceable, seconds_of_step, wants_compile, wants_loops
 from diffeo.training.diagnosis import NonFiniteError, first_non_finite
 from diffeo.training.interrupts import deferred_interrupt
 from diffeo.training.plan import Plan
@@ -71,7 +71,9 @@ class Loop:
         if self.sharded:
             self.objective = copy.deepcopy(objective)  # since what is sharded stays so
 
-        seconds = predicted_seconds(plan, objective, self.train, fabric.device.type, fabric.world_size)
+        step = seconds_of_step(plan, objective, self.train, fabric.device.type, fabric.world_size)
+        seconds = min(step * plan.steps, plan.time_limit or math.inf)
+        self.alone = step < TINY  # goes by the size of the work, not by a clock: threads may change roundings
         compiles = wants_compile(compile, seconds, objective) and is_traceable(objective) and not self.sharded
         self.loops = wants_loops(compile, seconds)
         self.result = FitResult(in_nats=objective.in_nats, compiled=compiles)
@@ -118,7 +120,13 @@ class Loop:
                 self._compile()
             shown = progress and self.fabric.global_rank == 0
             progressing = Progress(self.plan.steps, self.counts.step, shown, self.result.in_nats)
-            with progressing as bar, deferred_interrupt() as interrupted, compiled_kernels(self.loops), quietly():
+            with (
+                progressing as bar,
+                deferred_interrupt() as interrupted,
+                one_thread(self.alone),
+                compiled_kernels(self.loops),
+                quietly(),
+            ):
                 stopped = self._loop(bar, interrupted)
             together = True
         except NonFiniteError:

@@ -22,6 +22,7 @@ from diffeo.functional import (
     soft_clip,
     sum_event,
 )
+from diffeo.kernels.perceptron import linear
 from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.univariate import Affine
 
@@ -61,7 +62,7 @@ class LULinear(Transform):
         check_event(x, self.event, "LULinear")
         lower, upper, log_scale = self._factors(x.dtype)
         with full_precision(x):
-            z = F.linear(F.linear(x, upper), lower, self.bias.to(x.dtype))
+            z = linear(x, lower @ upper, self.bias.to(x.dtype))
         return _rows_kept(x, z, sum_event(log_scale, 1), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
@@ -115,7 +116,7 @@ class TriangularLinear(Transform):
         check_event(x, self.event, "TriangularLinear")
         matrix, log_scale = self._matrix(x.dtype)
         with full_precision(x):
-            z = F.linear(x, matrix, self.bias.to(x.dtype))
+            z = linear(x, matrix, self.bias.to(x.dtype))
         return _rows_kept(x, z, sum_event(log_scale, 1), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
@@ -164,7 +165,7 @@ class ExpLinear(Transform):
         check_event(x, self.event, "ExpLinear")
         generator = soft_clip(self.weight.to(x.dtype), self.bound)
         with full_precision(x):
-            z = F.linear(x, torch.linalg.matrix_exp(generator), self.bias.to(x.dtype))
+            z = linear(x, torch.linalg.matrix_exp(generator), self.bias.to(x.dtype))
         return _rows_kept(x, z, sum_event(generator.diagonal(), 1), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
