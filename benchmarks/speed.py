@@ -53,7 +53,7 @@ CONFIGURATIONS = [
 OPERATIONS = {"density": "Log-density", "step": "Training step", "sample": "Samples"}
 ROUNDS = 7  # a neighbour on the machine may slow a whole turn down
 BURST = 0.13  # seconds of one library's turn
-SETTLING = 2.0  # seconds of work before a condition is measured
+SETTLING = 1.0  # seconds of work of either kind before a condition is measured
 PAUSE = 0.1  # seconds between turns
 MOST, LEAST = 60, 1  # repetitions of one turn
 FITS = ("nsf_ar-2", "realnvp-8", "nsf-8")
@@ -193,10 +193,9 @@ def run_fits(asked: list[Configuration], pythons: dict[str, str], threads: int, 
 
 def _settle(worker: Worker) -> None:
     """Lets it work until what it has learnt of the machine, if anything, is of this condition."""
-    began = time.perf_counter()
-    while time.perf_counter() - began < SETTLING:
-        for operation in ("density", "step"):
-            worker.time(operation, 1)
+    for operation in ("density", "step"):
+        once = worker.time(operation, 1)[0] / 1e3
+        worker.time(operation, max(1, round(SETTLING / once)))
 
 
 @contextmanager

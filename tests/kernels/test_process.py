@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from diffeo.kernels.process import QUIET
+from diffeo.kernels.process import QUIET, WANTED
 
 CODE = """
 import os, threading, torch, diffeo
@@ -25,10 +25,11 @@ def work(seconds, switches):
     return process.waiting.asleep, threading.active_count()
 
 process.waiting.forget()
-said = [work(0.1, 20), work(1, 5), work(1, 300), work(1, 5000)]  # too short to tell; quiet; beside others, twice
+said = [work(0.1, 20), work(1, 5), work(1, 300)]  # too short to tell; quiet; one window says nothing yet
+said += [work(1, 5)] + [work(1, 5000) for _ in range(process.WANTED)]
 said += [work(1, 5) for _ in range(process.QUIET)]
 print([int(asleep) for asleep, _ in said], [threads for _, threads in said])
-work(1, 300)
+[work(1, 300) for _ in range(process.WANTED)]
 x = torch.randn(512, 64)
 print(bool(torch.isfinite(diffeo.realnvp(64, layers=1)(x)).all()))
 child = os.fork()
@@ -49,6 +50,6 @@ def run(**environment):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the threads of GNU's OpenMP library")
 def test_threads_sleep_beside_others_and_what_the_user_says_counts():
-    asleep = [0, 0, 1, 1, *[1] * (QUIET - 1), 0]
+    asleep = [0, 0, 0, 0, *[0] * (WANTED - 1), 1, *[1] * (QUIET - 1), 0]
     assert run() == [f"{asleep} {[1 + a for a in asleep]}", "True", "False"]
     assert run(OMP_WAIT_POLICY="active") == [f"{[0] * len(asleep)} {[1] * len(asleep)}", "True", "False"]

@@ -20,9 +20,11 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 LARGE = 1 << 20  # numbers that PyTorch shares out among its threads
 WINDOW = 0.25  # seconds of work after which to look again whether others want the cores
 LONGEST = 4 * WINDOW  # more work than this since the last look was no steps but compiling, which says nothing of them
-# Switches to other programs in a second of work. On a quiet machine 1 to 20; beside others at least 100, however
-# threads wait.
-PREEMPTED = 60
+# Switches to other programs in a second of work. On a quiet machine 1 to 20; beside others at least 120, however
+# threads wait. A program that sends small requests here and wakes for each answer takes a core hundreds of times in a
+# window now and then, but not in two.
+PREEMPTED = 100
+WANTED = 2  # windows in a row after which threads sleep
 RELUCTANT = 32  # times the work that a thread has to be worth otherwise while waiting threads sleep: it has to be woken
 QUIET = 2  # quiet windows in a row after which threads stay awake again
 
@@ -75,7 +77,7 @@ class Waiting:
         self._team: _Team | None = None
         self._lock = threading.Lock()
         self._switches, self._worked = 0, 0.0
-        self._quiet = 0
+        self._quiet, self._wanted = 0, 0  # windows in a row
 
     @property
     def asleep(self) -> bool:
@@ -98,8 +100,8 @@ class Waiting:
             self._switches, self._worked = usage.ru_nivcsw, self._worked + worked
             if worked > LONGEST:
                 return
-            self._quiet = 0 if wanted else self._quiet + 1
-            if wanted and self._team is None:
+            self._quiet, self._wanted = (0, self._wanted + 1) if wanted else (self._quiet + 1, 0)
+            if self._wanted >= WANTED and self._team is None:
                 self._team = _Team()
             elif self._team is not None and self._quiet >= QUIET:
                 self._team.end()
