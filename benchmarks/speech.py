@@ -110,7 +110,8 @@ def train_voice(
     system: str, settings: tools.Mel, data: Any, held: Any, symbols: int, seconds: float, speakers: int = 0
 ) -> tuple[Any, int]:
     torch.manual_seed(0)
-    flow = getattr(diffeo, system)(settings.mels, symbols, preset="tiny", speakers=speakers)
+    prosody = 0 if data.prosody is None else len(tools.PROSODY)
+    flow = getattr(diffeo, system)(settings.mels, symbols, preset="tiny", speakers=speakers, prosody=prosody)
     result = diffeo.fit(
         tools.Voice(flow), data, validation=held, collate=tools.join, batch_size=16, time_limit=seconds, epochs=1000,
         lr=2e-3, seed=0, progress=False,
@@ -285,7 +286,7 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
 
 
 def style(seconds: float) -> dict[str, Any]:
-    """Pitch of a voice that heard words at two pitches and was told of neither, in the style of each."""
+    """Pitch of a voice that heard words at two pitches, in the style of each: their mean prosody and noise."""
     from scipy.stats import spearmanr
 
     settings = tools.Mel.of(8000)
@@ -296,26 +297,28 @@ def style(seconds: float) -> dict[str, Any]:
     low, high = STYLES
     held = [i for i in range(len(sounds)) if i % 3 == 1 and i // 6 % 3 == 0]  # every third word at the middle pace
     durations = tools.forced_alignment(mels, codes)
+    prosody = [tools.prosody_of(sound, settings.rate, len(code)) for sound, code in zip(sounds, codes, strict=True)]
 
     def of(index: list[int]) -> tools.Spoken:
-        return tools.Spoken([mels[i] for i in index], [codes[i] for i in index],
-                            durations=[durations[i] for i in index])  # fmt: skip
+        parts = [[values[i] for i in index] for values in (mels, codes, durations, prosody)]
+        return tools.Spoken(parts[0], parts[1], durations=parts[2], prosody=parts[3])
 
     train = [i for i in range(len(sounds)) if i not in set(held)]
     flow, steps = train_voice("flowtron", settings, of(train), of(held), len(symbols), seconds)
-    manners = {p: tools.style_of(flow, of([i for i in train if pitches[i] == p])) for p in (low, high)}
+    clips = {p: of([i for i in train if pitches[i] == p]) for p in (low, high)}
+    manners = [(tools.style_of(flow, data), torch.stack(data.prosody).nanmean(0)) for data in clips.values()]
     said = [codes[i] for i in held]
 
-    def hertz(manner: Tensor | None) -> float:
-        made = [tools.say(flow, text, style=manner, temperature=0.3,
+    def hertz(style: Tensor | None = None, prosody: Tensor | None = None) -> float:
+        made = [tools.say(flow, text, style=style, prosody=prosody, temperature=0.3,
                           generator=torch.Generator().manual_seed(n)) for n, text in enumerate(said)]  # fmt: skip
         return mean_hertz([tools.from_mel(mel, settings) for mel in made], settings)
 
     weights = [0.0, 0.25, 0.5, 0.75, 1.0]
-    between = [hertz((1 - w) * manners[low] + w * manners[high]) for w in weights]
+    between = [hertz(*(torch.lerp(*ends, w) for ends in zip(*manners, strict=True))) for w in weights]
     natural = [mean_hertz([sounds[i] for i in held if pitches[i] == p], settings) for p in (low, high)]
     return {
-        "natural": natural, "between": between, "weights": weights, "plain": hertz(None),
+        "natural": natural, "between": between, "weights": weights, "plain": hertz(),
         "moved": (between[-1] - between[0]) / (natural[1] - natural[0]),
         "correlation": float(spearmanr(weights, between).statistic), "steps": steps, "seconds": seconds,
     }  # fmt: skip
@@ -604,7 +607,7 @@ def _told_style(r: dict[str, Any]) -> str:
     told = ", ".join(f"{hertz:.0f}" for hertz in r["between"])
     return f"""\
 **Style.** A `flowtron`, `tiny`, after {r["seconds"] / 60:.0f} minutes ({r["steps"]:,} steps) on words of espeak-ng at
-two pitches, {low:.0f} and {high:.0f} Hz in the mean of held-out ones, of which it is not told. Words in
+two pitches, {low:.0f} and {high:.0f} Hz in the mean of held-out ones, with the prosody of each clip. Words in
 the style of the low clips, of the high ones and of three mixtures between: {told} Hz, {100 * r["moved"]:.0f} % of the
 distance; rank correlation of weight and pitch {r["correlation"]:.2f}."""
 

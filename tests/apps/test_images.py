@@ -305,7 +305,7 @@ def test_what_cannot_be_drawn_is_refused_before_training(tmp_path):
     model = diffeo.nice_image((2, 4, 4), preset="tiny", hidden=4, layers=2, levels=4)
     with pytest.raises(ValueError, match="1 or 3 channels"):
         tools.fit(model, torch.randint(4, (60, 2, 4, 4)), samples_dir=tmp_path / "s", steps=1, progress=False)
-    assert not model.flow.transform.stages[0].parts[2].transform.initialized
+    assert not model.flow.transform.parts[0].stages[0].parts[2].transform.initialized
 
 
 def test_labels_that_no_class_has_are_refused():

@@ -132,6 +132,52 @@ def test_a_check_names_everything_that_is_wrong(tmp_path):
         tools.read_corpus(tmp_path)
 
 
+@pytest.mark.parametrize("hertz", [75, 110, 220, 330, 450])
+def test_the_pitch_of_voiced_sound(hertz):
+    rng, time = np.random.default_rng(0), np.arange(RATE) / RATE
+    glottal = sum(np.sin(2 * np.pi * k * hertz * time) / k for k in range(1, int(RATE / 2 / hertz)))
+    noisy = torch.from_numpy(0.2 * glottal + 0.01 * rng.normal(size=RATE)).float()
+    assert (tools.pitch_of(noisy, RATE) / hertz - 1).abs().max() < 0.01
+    assert torch.equal(tools.pitch_of(noisy, RATE).isnan(), tools.pitch_of(0.01 * noisy, RATE).isnan())
+    half = tools.pitch_of(torch.cat([noisy, torch.zeros(RATE)]), RATE)
+    assert half[:90].isfinite().all()
+    assert half[106:].isnan().all()
+
+
+def test_prosody_of_sound():
+    rng, time = np.random.default_rng(0), np.arange(RATE) / RATE
+    silence = torch.zeros(RATE // 2)
+    tone = torch.from_numpy(0.3 * np.sin(2 * np.pi * 200 * time)).float()
+    pitch, spread, loudness, pace = tools.prosody_of(torch.cat([silence, tone, silence]), RATE, 8).tolist()
+    assert abs(np.exp(pitch) - 200) < 2
+    assert spread < 0.01
+    assert abs(np.exp(loudness) - 0.3 / np.sqrt(2)) < 0.01
+    assert abs(np.exp(pace) - 8) < 0.7  # what borders on silence counts partly
+    whisper = tools.prosody_of(torch.from_numpy(0.1 * rng.normal(size=RATE)).float(), RATE, 8)
+    assert whisper.isnan().tolist() == [True, True, False, False]
+    for nothing in (silence, silence[:10], silence[:0]):
+        assert tools.prosody_of(nothing, RATE, 8).isnan().all()
+    fifth = torch.from_numpy(0.3 * np.sin(2 * np.pi * 300 * time)).float()
+    assert abs(float(tools.prosody_of(torch.cat([tone, fifth]), RATE, 8)[1]) - np.log(1.5) / 2) < 0.02
+
+
+def test_pitch_and_style_of_a_voice(voice, corpus, tmp_path, capsys):
+    made = []
+    for options in ([], ["--pitch", "1.3"], ["--loudness", "2"], ["--style", str(corpus), "--style-weight", "0.5"]):
+        out = tmp_path / f"{len(made)}.wav"
+        assert main(["speech", "say", str(voice), "aeo", "-o", str(out), "--temperature", "0", *options]) == 0
+        made.append(out.read_bytes())
+    assert len(set(made)) == len(made)
+    assert "loudness:" in capsys.readouterr().err  # all clips of this corpus are as loud
+    plain = tmp_path / "plain.safetensors"
+    flow, notes = diffeo.load(voice), read_notes(voice)
+    diffeo.save(diffeo.glow_tts(notes["mel"][3], len(notes["symbols"]), preset="tiny"), plain, notes=notes)
+    assert tools.usual_prosody(flow) is not None
+    for options in (["--pitch", "1.3"], ["--loudness", "0.5"]):
+        assert main(["speech", "say", str(plain), "aeo", *options]) == 2
+        assert "reads prosody" in capsys.readouterr().err
+
+
 def test_a_voice_says_a_text_and_hears_where_its_letters_are(voice, corpus, tmp_path, capsys):
     out = tmp_path / "out.wav"
     assert main(["speech", "say", str(voice), "aeo", "-o", str(out), "--temperature", "0"]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from scipy.stats import betabinom
+from torch import nn
 
 import diffeo
 from diffeo.apps import speech as tools
@@ -16,7 +17,7 @@ SYSTEMS = ("glow_tts", "flow_tts", "flowtron")
 @pytest.fixture(params=SYSTEMS)
 def voice(request):
     torch.manual_seed(0)
-    flow = getattr(diffeo, request.param)(6, 9, preset="tiny", hidden=8, width=8, speakers=3)
+    flow = getattr(diffeo, request.param)(6, 9, preset="tiny", hidden=8, width=8, speakers=3, prosody=2)
     return diffeo.testing.perturbed(flow).eval()
 
 
@@ -29,8 +30,11 @@ def clips():
     return mels, texts, durations
 
 
+PROSODY = [torch.tensor([0.5, -1.0]), torch.tensor([torch.nan, 2.0]), torch.tensor([-0.3, torch.nan])]
+
+
 def test_alone_and_in_a_batch_a_clip_has_the_same_loss_and_gradient(voice, clips):
-    data = tools.Spoken(*clips[:2], [0, 1, 2], durations=clips[2])
+    data = tools.Spoken(*clips[:2], [0, 1, 2], durations=clips[2], prosody=PROSODY)
     objective = tools.Voice(voice)
     x, context = tools.join([data[i] for i in range(3)])
     together = objective(torch.where(context["mask"], x, 9.0), context)
@@ -49,7 +53,8 @@ def test_alone_and_in_a_batch_a_clip_has_the_same_loss_and_gradient(voice, clips
 
 def test_a_clip_has_the_same_sample_alone_and_in_a_batch(voice, clips):
     """From the same noise: what is drawn for padding is left out."""
-    context = tools.join([tools.Spoken(*clips[:2], [0, 1, 2], durations=clips[2])[i] for i in range(3)])[1]
+    data = tools.Spoken(*clips[:2], [0, 1, 2], durations=clips[2], prosody=PROSODY)
+    context = tools.join([data[i] for i in range(3)])[1]
     encoded = voice.encode(context)
     inner = voice.transform.map_context(encoded)
     with torch.no_grad():
@@ -58,7 +63,7 @@ def test_a_clip_has_the_same_sample_alone_and_in_a_batch(voice, clips):
         for i in range(3):
             n, letters = 2 * int(clips[2][i].sum()), len(clips[1][i])
             own = {"text": context["text"][i, :letters], "speaker": context["speaker"][i],
-                   "durations": clips[2][i], "mask": context["mask"][i, :n]}  # fmt: skip
+                   "prosody": PROSODY[i], "durations": clips[2][i], "mask": context["mask"][i, :n]}  # fmt: skip
             alone = voice.transform.inverse(z[i, : n // 2], voice.encode(own))[0]
             assert torch.allclose(alone, x[i, :n], atol=1e-4)
 
@@ -80,7 +85,7 @@ def test_attention_follows_the_durations_that_it_is_taught(clips):
 
 
 def test_style_moves_what_is_said(voice, clips):
-    data = tools.Spoken(*clips[:2], [0, 1, 2])
+    data = tools.Spoken(*clips[:2], [0, 1, 2], prosody=PROSODY)
     style = tools.style_of(voice, data)
     plain = tools.say(voice, clips[1][0], speaker=0, temperature=0.0)
     moved = tools.say(voice, clips[1][0], speaker=0, temperature=0.0, style=style)
@@ -89,6 +94,56 @@ def test_style_moves_what_is_said(voice, clips):
     assert torch.allclose(plain, none, atol=1e-5)
     assert float((half - plain).abs().mean()) < float((moved - plain).abs().mean())
     assert style.shape == (12,)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_prosody_says_how_a_text_is_said(system):
+    """Frames are their letter's, shifted by the first number of each clip; the second says nothing."""
+    generator = torch.Generator().manual_seed(0)
+    means, mels, texts, prosody = torch.randn(4, 6, generator=generator), [], [], []
+    for _ in range(60):
+        text = torch.randperm(4, generator=generator)[:3]
+        numbers = torch.randn(2, generator=generator)
+        frames = means[text].repeat_interleave(4, 0) + 0.5 * numbers[0]
+        mels.append(frames + 0.1 * torch.randn(frames.shape, generator=generator))
+        texts.append(text + 1)
+        prosody.append(100 + 5 * numbers)  # units of its own
+    durations = [torch.full((3,), 2)] * len(mels)
+    torch.manual_seed(0)
+    flow = getattr(diffeo, system)(6, 4, preset="tiny", hidden=16, width=16, prosody=2, dropout=0.0)
+    data = tools.Spoken(mels, texts, durations=durations, prosody=prosody)
+    diffeo.fit(
+        tools.Voice(flow), data, validation=0, collate=tools.join, batch_size=20, steps=250, lr=1e-2, progress=False
+    )
+    usual = tools.usual_prosody(flow)
+    assert torch.allclose(usual, torch.stack(prosody).mean(0), atol=1e-3)
+
+    def said(**how):
+        return float(tools.say(flow, texts[0], durations=durations[0], temperature=0.0, **how).mean())
+
+    first, second = (5 * torch.eye(2)[i] for i in range(2))
+    higher, lower = said(prosody=usual + first), said(prosody=usual - first)
+    assert abs(higher - lower - 1.0) < 0.25
+    assert abs(said(prosody=usual + second) - said(prosody=usual - second)) < 0.15
+    assert said() == said(prosody=usual) == said(prosody=torch.full((2,), torch.nan))
+
+
+def test_usual_prosody_is_that_of_the_speaker():
+    encoder = diffeo.nets.Letters(3, 8, speakers=3, prosody=2)
+    given = torch.tensor([[1.0, 10.0], [3.0, torch.nan], [7.0, torch.nan], [9.0, torch.nan]])
+    encoder.initialize({"prosody": given, "speaker": torch.tensor([0, 0, 1, 1])})
+    known = encoder.text.manner
+    assert known.usual(0).tolist() == [2.0, 10.0]
+    assert known.usual(1).tolist() == [8.0, 10.0]  # where nothing is known of a speaker, the mean of all
+    assert known.usual(2).tolist() == [5.0, 10.0]
+    assert known.scale.tolist() == [1.0, 1.0]
+    assert known.within(torch.tensor([7.0, 10.0]), 0).tolist() == [6.0, 10.0]
+    far = {"prosody": torch.tensor([[6.0, 10.0], [9.0, torch.nan]]), "speaker": torch.zeros(2)}
+    nn.init.normal_(known.vector.weight)
+    assert torch.equal(*known(far, torch.Size([2])))
+    before = known.mean.clone()
+    encoder.initialize({"prosody": given + 5, "speaker": torch.tensor([0, 0, 1, 1])})
+    assert torch.equal(known.mean, before)  # once
 
 
 def test_the_prior_is_beta_binomial():

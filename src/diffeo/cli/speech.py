@@ -1,10 +1,9 @@
-"""`diffeo speech`: voices and vocoders from recordings, what they say, and where each letter is said."""
+"""`diffeo speech`: voices from recordings, what they say, and where each letter is said."""
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,21 @@ from typing import Annotated, Any
 import typer
 
 from diffeo.cli.app import MODEL, app, checkpoint_of, parse_duration
+from diffeo.cli.clips import (
+    PRESETS,
+    SOUND,
+    Corpus,
+    Rate,
+    Rounds,
+    Seed,
+    SkipBad,
+    check_choice,
+    first_rate,
+    hear,
+    kept,
+    load_vocoder,
+    named,
+)
 
 speech = typer.Typer(
     rich_markup_mode=None,
@@ -22,29 +36,17 @@ speech = typer.Typer(
 )
 app.add_typer(speech)
 
-VOICES, VOCODERS = ("glow_tts", "flow_tts", "flowtron"), ("waveglow", "waveflow")
-PRESETS = ("tiny", "small", "paper")
+VOICES = ("glow_tts", "flow_tts", "flowtron")
 FEWEST, HELD = 20, 200  # clips of a corpus; clips at most that validate
 WATCHED = 8  # of these, how many show how sharp the alignment is
 PAUSE = 0.25  # seconds between two versions of a sentence
-SOUND = (".wav", ".flac", ".ogg")
-Corpus = Annotated[
-    Path, typer.Argument(help="Folder with metadata.csv and wavs/, or a .csv of path,text,speaker.", show_default=False)
-]
 Voice = Annotated[Path, typer.Argument(help="Voice file, as `diffeo speech fit` writes.", show_default=False)]
 Reading = Annotated[
     str, typer.Option(help="How texts are read: letters, or phonemes of a language of espeak-ng, such as en-us.")
 ]
-Vocoder = Annotated[Path, typer.Argument(help="Vocoder file, as `diffeo speech vocoder` writes.", show_default=False)]
-Rate = Annotated[int | None, typer.Option(help="Samples in a second.", show_default="of the first clip", min=1000)]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out clips that cannot be used.")]
-Seed = Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)]
 VocoderFile = Annotated[
     Path | None,
     typer.Option("--vocoder", help="Vocoder file that makes the sound.", show_default="Griffin and Lim's algorithm"),
-]
-Rounds = Annotated[
-    int, typer.Option(help="Rounds of Griffin and Lim's algorithm after a vocoder; 0 for its sound alone.", min=0)
 ]
 Speaker = Annotated[str | None, typer.Option(help="Who speaks.", show_default="the first")]
 
@@ -94,8 +96,8 @@ def fit(
     from diffeo.cli.files import check_output
 
     check_output(output, (MODEL,), corpus)
-    _check_choice("--system", system, VOICES)
-    _check_choice("--preset", preset, PRESETS)
+    check_choice("--system", system, VOICES)
+    check_choice("--preset", preset, PRESETS)
     seconds = None if time_limit is None else parse_duration(time_limit)
     folder = checkpoint_of(output, resume)
     if samples_dir is not None:
@@ -103,8 +105,9 @@ def fit(
             raise ValueError('--samples-dir draws pictures, which need Pillow: pip install "diffeo[speech]"')
         samples_dir.mkdir(parents=True, exist_ok=True)
     clips = tools.read_corpus(corpus)
-    settings = tools.Mel.of(rate or _first_rate(clips, skip_bad))
-    usable, mels = _usable(clips, settings, skip_bad, reading)
+    settings = tools.Mel.of(rate or first_rate(clips, skip_bad))
+    usable, heard = _usable(clips, settings, skip_bad, reading)
+    mels, prosody = ([each[i] for each in heard] for i in range(2))
     if len(usable) < FEWEST:
         raise ValueError(f"{corpus}: {len(usable)} clips; a voice needs at least {FEWEST}")
     symbols = tools.symbols_of([tools.units_of(clip.text, reading) for clip in usable])
@@ -119,15 +122,15 @@ def fit(
 
     def of(index: list[int]) -> Any:
         who = None if voices is None else [voices[i] for i in index]
-        return tools.Spoken(
-            [mels[i] for i in index], [texts[i] for i in index], who, durations=[durations[i] for i in index]
-        )
+        parts = [[values[i] for i in index] for values in (mels, texts, durations, prosody)]
+        return tools.Spoken(parts[0], parts[1], who, durations=parts[2], prosody=parts[3])
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         flow = getattr(diffeo, system)(
-            settings.mels, len(symbols), preset=preset, speakers=len(speakers) if several else 0
-        )
+            settings.mels, len(symbols), preset=preset, speakers=len(speakers) if several else 0,
+            prosody=len(tools.PROSODY),
+        )  # fmt: skip
     minutes = sum(len(mel) for mel in mels) * settings.hop / settings.rate / 60
     count = sum(p.numel() for p in flow.parameters())
     print(
@@ -143,8 +146,8 @@ def fit(
             who = speakers.index(shown.speaker) if several else None
             mel = tools.say(flow, tools.encode_text(shown.text, symbols, reading), speaker=who)
             tools.write_audio(tools.from_mel(mel, settings), samples_dir / f"{result.steps:08d}.wav", settings.rate)
-            heard, letters = mels[order[0]], texts[order[0]]
-            picture = tools.spectrogram_png(heard, tools.align(flow, heard, letters, who))
+            clip, letters = mels[order[0]], texts[order[0]]
+            picture = tools.spectrogram_png(clip, tools.align(flow, clip, letters, who, prosody[order[0]]))
             (samples_dir / f"{result.steps:08d}.png").write_bytes(picture)
         line = f"step {result.steps}: held-out loss {result.validation_loss:.3f}"
         if system != "flow_tts":  # whose attention does not look at sound
@@ -179,6 +182,8 @@ def say(
         typer.Option(help="Corpus of clips in whose manner it is said, as for fit.", show_default="none"),
     ] = None,
     style_weight: Annotated[float, typer.Option(help="How much of it; 0 for none.")] = 1.0,
+    pitch: Annotated[float, typer.Option(help="Times the voice's own; above 1 for higher.", min=0.25, max=4)] = 1.0,
+    loudness: Annotated[float, typer.Option(help="Times the voice's own.", min=0.1, max=10)] = 1.0,
     seed: Seed = 0,
 ) -> None:
     """Speak a text."""
@@ -189,12 +194,17 @@ def say(
 
     check_output(output, SOUND, voice)
     flow, notes, settings = _load(voice)
-    sounding = None if vocoder is None else _load_vocoder(vocoder, settings)[0]
+    sounding = None if vocoder is None else load_vocoder(vocoder, settings)[0]
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
     who = _asked(notes, speaker)
     generator = torch.Generator().manual_seed(seed)
-    manner = None if style is None else style_weight * tools.style_of(flow, _as_data(style, flow, notes, settings))
-    mel = tools.say(flow, symbols, speaker=who, tempo=tempo, temperature=temperature, style=manner, generator=generator)
+    clips = None if style is None else _as_data(style, flow, notes, settings)
+    manner = None if clips is None else style_weight * tools.style_of(flow, clips)
+    prosody = _prosody(flow, who, clips, style_weight, pitch, loudness)
+    mel = tools.say(
+        flow, symbols, speaker=who, tempo=tempo, temperature=temperature, style=manner, prosody=prosody,
+        generator=generator,
+    )  # fmt: skip
     audio = _sound(mel, settings, sounding, rounds, generator)
     tools.write_audio(audio, output, settings.rate)
     print(f"Wrote {output}, {len(audio) / settings.rate:.2f} s.")
@@ -218,13 +228,13 @@ def align(
 
     check_output(output, (".csv",), voice, corpus)
     flow, notes, settings = _load(voice)
-    clips = tools.read_corpus(corpus)
+    clips, reads = tools.read_corpus(corpus), tools.usual_prosody(flow) is not None
     rows = []
     for clip in clips:
-        with _named(clip):
-            mel = tools.mels_of([clip], settings)[0]
+        with named(clip):
             symbols = tools.encode_text(clip.text, notes["symbols"], notes["reading"])
-            frames = tools.align(flow, mel, symbols, _who(notes, clip.speaker or None))
+            mel, prosody = hear(clip, settings, len(symbols))
+            frames = tools.align(flow, mel, symbols, _who(notes, clip.speaker or None), prosody if reads else None)
         ends = (frames.cumsum(0) * settings.hop / settings.rate).tolist()
         letters = [notes["symbols"][i - 1] for i in symbols.tolist()]
         spans = list(zip(letters, [0.0, *ends[:-1]], ends, strict=True))
@@ -259,13 +269,13 @@ def interpolate(
 
     check_output(output, SOUND, voice, first, second)
     flow, notes, settings = _load(voice)
-    sounding = None if vocoder is None else _load_vocoder(vocoder, settings)[0]
+    sounding = None if vocoder is None else load_vocoder(vocoder, settings)[0]
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
     who, together = _asked(notes, speaker), tools.together_of(flow)
     mels = []
     for path in (first, second):
         clip = tools.Clip(path, text, speaker or "")
-        with _named(clip):
+        with named(clip):
             mels += tools.mels_of([clip], settings)
             if len(symbols) > -(-len(mels[-1]) // together):
                 raise ValueError(f"{len(symbols)} letters in {-(-len(mels[-1]) // together)} steps of sound")
@@ -278,6 +288,30 @@ def interpolate(
     print(f"Wrote {output}, {steps} versions, {len(audio) / settings.rate:.2f} s.")
 
 
+def _prosody(flow: Any, speaker: int | None, clips: Any, weight: float, pitch: float, loudness: float) -> Any:
+    """The prosody to say something with: the speaker's own, moved towards that of clips, at another pitch."""
+    import torch
+
+    from diffeo.apps.speech import PROSODY, usual_prosody, within_reach
+
+    usual = usual_prosody(flow, speaker)
+    if usual is None:
+        if pitch != 1 or loudness != 1:
+            raise ValueError("--pitch and --loudness need a voice that reads prosody, as `diffeo speech fit` makes")
+        return None
+    found = usual.clone()
+    if clips is not None:
+        away = torch.stack(list(clips.prosody)).nanmean(0).to(usual) - usual
+        found += weight * torch.where(away.isfinite(), away, 0.0)
+    found[PROSODY.index("pitch")] += math.log(pitch)
+    found[PROSODY.index("loudness")] += math.log(loudness)
+    reached = within_reach(flow, found, speaker)
+    for name, wanted, near in zip(PROSODY, found.exp().tolist(), reached.exp().tolist(), strict=True):
+        if not math.isclose(wanted, near, rel_tol=1e-3):
+            print(f"diffeo: {name}: {near / wanted:.2f} times what was asked, which no clip came near", file=sys.stderr)
+    return found
+
+
 def _sound(mel: Any, settings: Any, vocoder: Any, rounds: int, generator: Any) -> Any:
     """The sound of a spectrogram by a vocoder, or by the algorithm of Griffin and Lim."""
     from diffeo.apps import speech as tools
@@ -287,155 +321,17 @@ def _sound(mel: Any, settings: Any, vocoder: Any, rounds: int, generator: Any) -
     return tools.vocode(vocoder, mel, settings, rounds=rounds, generator=generator)
 
 
-@speech.command(epilog="Example:  diffeo speech vocoder LJSpeech-1.1/ -o vocoder.safetensors --time-limit 2h")
-def vocoder(
-    corpus: Corpus,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Vocoder file to write.")] = Path(
-        "vocoder.safetensors"
-    ),
-    system: Annotated[str, typer.Option(help="Which flow: waveglow or waveflow.")] = "waveglow",
-    preset: Annotated[str, typer.Option(help="Size of the flow: tiny, small or paper.")] = "tiny",
-    rate: Rate = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps.", show_default="by size", min=1)] = None,
-    time_limit: Annotated[
-        str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Segments in a step.", min=1)] = 8,
-    skip_bad: SkipBad = False,
-    seed: Seed = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
-) -> None:
-    """Train a vocoder, which makes sound of spectrograms. Prints its nats a sample on held-out clips."""
-    import shutil
-
-    import torch
-
-    import diffeo
-    from diffeo.apps import speech as tools
-    from diffeo.cli.files import check_output
-
-    check_output(output, (MODEL,), corpus)
-    _check_choice("--system", system, VOCODERS)
-    _check_choice("--preset", preset, PRESETS)
-    seconds = None if time_limit is None else parse_duration(time_limit)
-    folder = checkpoint_of(output, resume)
-    clips = tools.read_corpus(corpus)
-    settings = tools.Mel.of(rate or _first_rate(clips, skip_bad))
-    clips, sounds = _kept(clips, lambda clip: tools.read_audio(clip.path, settings.rate)[0], skip_bad)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        flow = getattr(diffeo, system)(settings.mels, settings.hop, preset=preset, **tools.prediction(settings))
-    order = torch.randperm(len(sounds), generator=torch.Generator().manual_seed(seed)).tolist()
-    tenth = min(HELD, max(1, len(order) // 10))
-    if len(order) < 2:
-        raise ValueError(f"{corpus}: a vocoder needs at least 2 clips, one of them to validate")
-
-    def of(index: list[int]) -> Any:
-        return tools.Sounds([sounds[i] for i in index], settings, multiple=tools.multiple_of(flow), seed=seed)
-
-    train, held = of(order[tenth:]), of(order[:tenth])
-    count = sum(p.numel() for p in flow.parameters())
-    print(f"{len(clips)} clips at {settings.rate} Hz, {len(train)} segments; {system}, {preset}: {count:,} parameters.")
-    training: dict[str, Any] = {} if steps is None else {"steps": steps}
-    result = diffeo.fit(
-        tools.Vocoder(flow), train, validation=held, batch_size=batch_size, time_limit=seconds, seed=seed, lr=2e-3,
-        checkpoint=folder, resume=resume, **training,
-    )  # fmt: skip
-    diffeo.save(flow, output, notes={"vocoder": system, "mel": list(settings)})
-    shutil.rmtree(folder, ignore_errors=True)
-    print(f"{result.steps} steps in {result.seconds:.0f} s. Held-out nats a sample: {result.validation_loss:.3f}")
-    print(f"Wrote {output}. Hear a recording through it:  diffeo speech resynthesize {output} {clips[0].path}")
-
-
-@speech.command()
-def resynthesize(
-    vocoder: Vocoder,
-    sound: Annotated[Path, typer.Argument(help="Recording.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Sound file to write.")] = Path("out.wav"),
-    temperature: Annotated[float, typer.Option(help="Scales the noise.", min=0)] = 0.8,
-    rounds: Rounds = 10,
-    seed: Seed = 0,
-) -> None:
-    """Make a recording's sound anew from its spectrogram."""
-    import torch
-
-    from diffeo.apps import speech as tools
-    from diffeo.cli.files import check_output
-
-    check_output(output, SOUND, vocoder, sound)
-    flow, settings = _load_vocoder(vocoder)
-    audio, _, notes = tools.read_audio(sound, settings.rate)
-    for note in notes:
-        print(f"diffeo: {sound}: {note}", file=sys.stderr)
-    try:
-        mel = tools.to_mel(audio, settings)
-    except ValueError as error:
-        raise ValueError(f"{sound}: {error}") from None
-    generator = torch.Generator().manual_seed(seed)
-    made = tools.vocode(flow, mel, settings, temperature=temperature, rounds=rounds, generator=generator)
-    tools.write_audio(made, output, settings.rate)
-    print(f"Wrote {output}, {len(made) / settings.rate:.2f} s.")
-
-
-def _load_vocoder(path: Path, settings: Any = None) -> tuple[Any, Any]:
-    """A vocoder and how it hears, which must be as a voice does; or an error that says what the file is instead."""
-    import diffeo
-    from diffeo.apps.speech import Mel
-    from diffeo.recipes import read_notes
-
-    flow, notes = diffeo.load(path), read_notes(path)
-    if "vocoder" not in notes:
-        raise ValueError(f"{path}: no vocoder, as `diffeo speech vocoder` writes")
-    own = Mel(*notes["mel"])
-    if settings is not None and own != settings:
-        raise ValueError(f"{path}: it makes sound of {own}, the voice gives {settings}; train one at the voice's rate")
-    return flow.eval(), own
-
-
-def _first_rate(clips: list[Any], skip_bad: bool) -> int:
-    """The rate of the first clip; with `skip_bad`, of the first that can be read."""
-    from diffeo.apps.speech import read_audio
-
-    for clip in clips:
-        try:
-            return read_audio(clip.path)[1]
-        except ValueError:
-            if not skip_bad:
-                raise
-    raise ValueError(f"{clips[0].path}: neither this recording nor any other can be read")
-
-
 def _usable(clips: list[Any], settings: Any, skip_bad: bool, reading: str) -> tuple[list[Any], list[Any]]:
-    """Clips that a voice can be trained on and their spectrograms."""
+    """Clips that a voice can be trained on, with their spectrograms and prosody."""
     from diffeo.apps import speech as tools
 
-    def heard(clip: Any) -> Any:
-        mel = tools.mels_of([clip], settings)[0]
-        length = len(tools.units_of(clip.text, reading))
+    def heard(clip: Any) -> tuple[Any, Any]:
+        mel, prosody = hear(clip, settings, length := len(tools.units_of(clip.text, reading)))
         if not 1 <= length <= (len(mel) + 1) // 2:
             raise ValueError(f"{clip.path}: {length} letters in {(len(mel) + 1) // 2} steps of sound")
-        return mel
+        return mel, prosody
 
-    return _kept(clips, heard, skip_bad)
-
-
-def _kept(clips: list[Any], read: Callable[[Any], Any], skip_bad: bool) -> tuple[list[Any], list[Any]]:
-    """Clips that can be read, and what was read; an error that names the first that cannot, or a line for each."""
-    found, contents = [], []
-    for clip in clips:
-        try:
-            content = read(clip)
-        except ValueError as error:
-            message = str(error) if str(clip.path) in str(error) else f"{clip.path}: {error}"
-            if not skip_bad:
-                raise ValueError(f"{message} (--skip-bad leaves such clips out)") from None
-            print(f"diffeo: left out: {message}", file=sys.stderr)
-            continue
-        found.append(clip)
-        contents.append(content)
-    if len(found) < len(clips):
-        print(f"diffeo: {len(clips) - len(found)} clips left out, {len(found)} used", file=sys.stderr)
-    return found, contents
+    return kept(clips, heard, skip_bad)
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any], Any]:
@@ -455,28 +351,23 @@ def _as_data(corpus: Path, flow: Any, notes: dict[str, Any], settings: Any) -> A
     from diffeo.apps import speech as tools
 
     clips = tools.read_corpus(corpus)
-    mels, texts, who = [], [], []
+    mels, texts, who, prosody = [], [], [], []
     for clip in clips:
-        with _named(clip):
-            mels += tools.mels_of([clip], settings)
+        with named(clip):
             texts.append(tools.encode_text(clip.text, notes["symbols"], notes["reading"]))
+            mel, manner = hear(clip, settings, len(texts[-1]))
+            mels.append(mel)
+            prosody.append(manner)
             who.append(_who(notes, clip.speaker or None))
     several = len(notes["speakers"]) > 1
-    return tools.Spoken(mels, texts, who if several else None, together=tools.together_of(flow))
-
-
-@contextmanager
-def _named(clip: Any) -> Iterator[None]:
-    """Errors about a clip say which."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error) if str(clip.path) in str(error) else f"{clip.path}: {error}") from None
-
-
-def _check_choice(option: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise ValueError(f"{option}: expected one of {', '.join(known)}, got {given!r}")
+    reads = tools.usual_prosody(flow) is not None
+    return tools.Spoken(
+        mels,
+        texts,
+        who if several else None,
+        together=tools.together_of(flow),
+        prosody=prosody if reads else None,
+    )
 
 
 def _who(notes: dict[str, Any], name: str | None) -> int | None:

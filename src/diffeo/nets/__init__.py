@@ -16,6 +16,7 @@ from diffeo.nets.recurrent import AttentiveLSTM as AttentiveLSTM
 from diffeo.nets.scaler import ContextScaler as ContextScaler
 from diffeo.nets.text import Letters as Letters
 from diffeo.nets.text import PositionalAttention as PositionalAttention
+from diffeo.nets.text import Prosody as Prosody
 from diffeo.nets.text import TextEncoder as TextEncoder
 from diffeo.nets.transformer import CausalTransformer as CausalTransformer
 from diffeo.nets.transformer import Guided as Guided

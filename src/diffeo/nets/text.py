@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from diffeo.functional import Context, as_fixed_event, context_mask, entries
 
@@ -26,13 +27,14 @@ class TextEncoder(nn.Module):
         layers: of attention.
         heads: of attention.
         window: how many letters away attention tells apart.
-        speakers: how many there are; their vectors become the entry `"features"`, of width `width`. 0 for one voice.
+        speakers: how many there are; 0 for one voice.
+        prosody: how many numbers say how a clip is said (`Prosody`); 0 for none.
         recurrent: whether an LSTM in both directions reads the letters, in place of attention.
         dropout: in [0, 1).
 
     Returns:
         The context with `"means"`, (*batch, L, features); `"log_durations"`, (*batch, L), in frames; `"text"` as it
-        came; and `"features"` where there are speakers.
+        came; and `"features"`, (*batch, width), where there are speakers or prosody, whose vectors it adds.
 
     Raises:
         ValueError: sizes outside these; no text, or symbols and speakers that are not there.
@@ -58,6 +60,7 @@ class TextEncoder(nn.Module):
         heads: int = 2,
         window: int = 4,
         speakers: int = 0,
+        prosody: int = 0,
         recurrent: bool = False,
         dropout: float = 0.1,
     ):
@@ -65,7 +68,7 @@ class TextEncoder(nn.Module):
         as_fixed_event((symbols, features, width, layers, heads, window), self)
         if width % heads or speakers < 0:
             raise ValueError(f"TextEncoder: expected heads that divide width, speakers >= 0; got {heads}, {speakers}")
-        self.reads = {"text": 1, "speaker": 0}
+        self.reads = {"text": 1, "speaker": 0, "prosody": 1}
         self.symbols, self.speakers = symbols, speakers
         self.letters = nn.Embedding(symbols + 1, width, padding_idx=0)
         nn.init.normal_(self.letters.weight, std=width**-0.5)
@@ -75,6 +78,7 @@ class TextEncoder(nn.Module):
         )
         self.leave = nn.Linear(width, features)
         self.voice = nn.Embedding(speakers, width) if speakers else None
+        self.manner = Prosody(prosody, width, speakers) if prosody else None
         self.pace = nn.ModuleList([ConvNorm(width, width, dropout), ConvNorm(width, width, dropout)])
         self.duration = nn.Linear(width, 1)
 
@@ -86,18 +90,22 @@ class TextEncoder(nn.Module):
         batch, text = text.shape[:-1], text.reshape(-1, text.shape[-1]).long()
         real = (text > 0).unsqueeze(-1)
         h = self.letters(text) * math.sqrt(self.letters.embedding_dim)
-        voice = None
+        clip = None  # what is the same for all letters
         if self.voice is not None:
             if "speaker" not in given:
                 raise ValueError(f'TextEncoder: expected the entry "speaker", 0 … {self.speakers - 1}, got none')
-            voice = F.normalize(self.voice(given["speaker"].long().expand(batch).reshape(-1)), dim=-1)
-            given["features"] = voice.reshape(*batch, -1)
+            clip = F.normalize(self.voice(given["speaker"].long().expand(batch).reshape(-1)), dim=-1)
+        if self.manner is not None:
+            manner = self.manner(given, batch)
+            clip = manner if clip is None else clip + manner
+        if clip is not None:
+            given["features"] = clip.reshape(*batch, -1)
         for layer in self.enter:
             h = h + layer(h, real)
         for layer in self.layers:
             h = layer(h, real)
-        if voice is not None:
-            h = h + voice.unsqueeze(-2)
+        if clip is not None:
+            h = h + clip.unsqueeze(-2)
         pace = h.detach()
         for layer in self.pace:
             pace = layer(pace, real)
@@ -107,6 +115,93 @@ class TextEncoder(nn.Module):
             "means": means.reshape(*batch, *means.shape[1:]),
             "log_durations": durations.reshape(*batch, -1),
         }
+
+    def initialize(self, context: Context) -> None:
+        """Learn what prosody is usual; once."""
+        if self.manner is not None:
+            self.manner.initialize(entries(context))
+
+
+FARTHEST = 4.0  # standard deviations: no clip is said further from what is usual
+
+
+class Prosody(nn.Module):
+    """How a clip is said, in numbers such as pitch and pace, as a vector: W clamp((c − mean) / std, −4, 4).
+
+    Means are those of the speaker, standard deviations those within speakers, of the training clips. Numbers that are
+    NaN, and all of a context without the entry `"prosody"`, (*batch, count), count as the mean.
+
+    Args:
+        count: numbers.
+        width: of the vector.
+        speakers: how many there are; 0 for one voice.
+
+    Raises:
+        ValueError: sizes outside these; another count of numbers.
+
+    >>> import torch, diffeo
+    >>> net = diffeo.nets.Prosody(4, 8)
+    >>> net({"prosody": torch.zeros(5, 4)}, torch.Size([5])).shape
+    torch.Size([5, 8])
+    """
+
+    mean: Tensor
+    scale: Tensor
+    initialized: Tensor
+
+    def __init__(self, count: int, width: int, speakers: int = 0):
+        super().__init__()
+        as_fixed_event((count, width), self)
+        self.count = count
+        self.register_buffer("mean", torch.zeros(max(1, speakers), count))
+        self.register_buffer("scale", torch.ones(count))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.vector = nn.Linear(count, width, bias=False)
+        nn.init.zeros_(self.vector.weight)
+
+    def forward(self, given: Mapping[str, Tensor], batch: Size) -> Tensor:
+        """Of shape (rows, width), for a batch of that shape."""
+        if "prosody" not in given:
+            return self.mean.new_zeros(math.prod(batch), self.vector.out_features)
+        found = self._rows(given["prosody"], batch)
+        away = (found - self._usual(given.get("speaker"), batch)) / self.scale
+        return self.vector(torch.where(away.isnan(), 0.0, away.clamp(-FARTHEST, FARTHEST)))
+
+    def usual(self, speaker: int | None = None) -> Tensor:
+        """What is usual for a speaker, (count,)."""
+        return self.mean[speaker or 0]
+
+    def within(self, prosody: Tensor, speaker: int | None = None) -> Tensor:
+        """The nearest prosody, (count,), that a speaker's clips come close to; further ones count as this."""
+        away = FARTHEST * self.scale
+        return prosody.clamp(self.usual(speaker) - away, self.usual(speaker) + away)
+
+    @torch.no_grad()
+    def initialize(self, given: Mapping[str, Tensor]) -> None:
+        """Learn what is usual from training clips, once."""
+        if self.initialized or "prosody" not in given:
+            return
+        batch = given["prosody"].shape[:-1]
+        rows = self._rows(given["prosody"], batch)
+        self.mean.copy_(rows.nanmean(0).nan_to_num(0.0).expand_as(self.mean))
+        if len(self.mean) > 1:
+            who = given["speaker"].long().expand(batch).reshape(-1)
+            for k in who.unique().tolist():
+                own = rows[who == k].nanmean(0)
+                self.mean[k] = torch.where(own.isfinite(), own, self.mean[k])
+        spread = (rows - self._usual(given.get("speaker"), batch)).square().nanmean(0).sqrt()
+        self.scale.copy_(torch.where(spread > 0, spread, 1.0))  # NaN where no clip tells
+        self.initialized.fill_(True)
+
+    def _rows(self, prosody: Tensor, batch: Size) -> Tensor:
+        if prosody.shape[-1] != self.count:
+            raise ValueError(f"Prosody: expected {self.count} numbers, got {prosody.shape[-1]}")
+        return prosody.to(self.mean).expand(*batch, self.count).reshape(-1, self.count)
+
+    def _usual(self, speaker: Tensor | None, batch: Size) -> Tensor:
+        if speaker is None or len(self.mean) == 1:
+            return self.mean[0]
+        return self.mean[speaker.long().expand(batch).reshape(-1)]
 
 
 class PositionalAttention(nn.Module):
@@ -125,12 +220,13 @@ class PositionalAttention(nn.Module):
         heads: of that attention; they divide `features`.
         together: frames of the mask that make one of the result.
         speakers: how many there are; 0 for one voice.
+        prosody: how many numbers say how a clip is said; 0 for none.
         dropout: in [0, 1).
         strength: ω of the prior, > 0, in 1 / frames of the result; 0 for no prior.
 
     Returns:
-        The context with `"features"`, (*batch, T, features), speakers counted in; `"attention"`, (*batch, T, L), its
-        logarithm; and `"log_durations"`, (*batch, L), as of `TextEncoder`.
+        The context with `"features"`, (*batch, T, features), speakers and prosody counted in; `"attention"`,
+        (*batch, T, L), its logarithm; and `"log_durations"`, (*batch, L), as of `TextEncoder`.
 
     Raises:
         ValueError: sizes outside these; no text, or no mask, which says how many frames there are.
@@ -156,6 +252,7 @@ class PositionalAttention(nn.Module):
         heads: int = 2,
         together: int = 2,
         speakers: int = 0,
+        prosody: int = 0,
         dropout: float = 0.1,
         strength: float = 1.0,
     ):
@@ -163,13 +260,20 @@ class PositionalAttention(nn.Module):
         if features % 2 or not strength >= 0:
             raise ValueError(f"PositionalAttention: expected even features, strength >= 0; got {features}, {strength}")
         self.text = TextEncoder(
-            symbols, features, width=features, layers=layers, heads=heads, speakers=speakers, dropout=dropout
+            symbols,
+            features,
+            width=features,
+            layers=layers,
+            heads=heads,
+            speakers=speakers,
+            prosody=prosody,
+            dropout=dropout,
         )
         self.reads = {**self.text.reads, "mask": 2, "durations": 1}
         self.together, self.strength, self.width = together, strength, features
         self.query, self.key = nn.Linear(features, features), nn.Linear(2 * features, features)
         self.value = nn.Linear(2 * features, features)
-        self.voice = nn.Linear(features, features, bias=False) if speakers else None
+        self.clip = nn.Linear(features, features, bias=False) if speakers or prosody else None
         nn.init.zeros_(self.query.weight)  # attention starts as the prior
         nn.init.zeros_(self.query.bias)
 
@@ -201,10 +305,14 @@ class PositionalAttention(nn.Module):
         attention = scores.masked_fill(~real.unsqueeze(-2), -1e4).log_softmax(-1)
         value = self.value(keys)
         found = attention.exp().to(value.dtype) @ value
-        if self.voice is not None:
-            found = found + self.voice(given["features"]).unsqueeze(-2)
+        if self.clip is not None:
+            found = found + self.clip(given["features"]).unsqueeze(-2)
         heard = (t < frames[0].unsqueeze(-1)).unsqueeze(-1)  # padding hears nothing
         return {**given, "features": torch.where(heard, found, 0.0), "attention": attention}
+
+    def initialize(self, context: Context) -> None:
+        """Learn what prosody is usual; once."""
+        self.text.initialize(context)
 
     def _prior(self, t: Tensor, begins: Tensor, lasting: Tensor) -> Tensor:
         """log (σ(a) − σ(b)) = log σ(a) + log σ(−b) + log (1 − exp(b − a)) of the places of frames, (*batch, T, L)."""
@@ -228,6 +336,7 @@ class Letters(nn.Module):
         symbols: how many there are, numbered 1 … symbols; 0 is padding.
         width: of the vectors, even.
         speakers: how many there are; 0 for one voice.
+        prosody: how many numbers say how a clip is said; 0 for none.
         dropout: in [0, 1).
 
     Returns:
@@ -244,16 +353,28 @@ class Letters(nn.Module):
     torch.Size([3, 8])
     """
 
-    def __init__(self, symbols: int, width: int, *, speakers: int = 0, dropout: float = 0.1):
+    def __init__(self, symbols: int, width: int, *, speakers: int = 0, prosody: int = 0, dropout: float = 0.1):
         super().__init__()
         self.text = TextEncoder(
-            symbols, width, width=width, layers=1, heads=1, speakers=speakers, recurrent=True, dropout=dropout
+            symbols,
+            width,
+            width=width,
+            layers=1,
+            heads=1,
+            speakers=speakers,
+            prosody=prosody,
+            recurrent=True,
+            dropout=dropout,
         )
         self.reads = self.text.reads
 
     def forward(self, context: Context) -> Context:
         given = dict(entries(self.text(context)))
         return {**given, "letters": given.pop("means")}
+
+    def initialize(self, context: Context) -> None:
+        """Learn what prosody is usual; once."""
+        self.text.initialize(context)
 
 
 class ConvNorm(nn.Module):

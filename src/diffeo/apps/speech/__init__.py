@@ -13,6 +13,9 @@ from diffeo.apps.speech.corpus import read_corpus as read_corpus
 from diffeo.apps.speech.espeak import Utterance as Utterance
 from diffeo.apps.speech.espeak import speak as speak
 from diffeo.apps.speech.pictures import spectrogram_png as spectrogram_png
+from diffeo.apps.speech.prosody import PROSODY as PROSODY
+from diffeo.apps.speech.prosody import pitch_of as pitch_of
+from diffeo.apps.speech.prosody import prosody_of as prosody_of
 from diffeo.apps.speech.text import encode_text as encode_text
 from diffeo.apps.speech.text import symbols_of as symbols_of
 from diffeo.apps.speech.text import units_of as units_of
@@ -31,3 +34,5 @@ from diffeo.apps.speech.voice import say as say
 from diffeo.apps.speech.voice import sharpness as sharpness
 from diffeo.apps.speech.voice import style_of as style_of
 from diffeo.apps.speech.voice import together_of as together_of
+from diffeo.apps.speech.voice import usual_prosody as usual_prosody
+from diffeo.apps.speech.voice import within_reach as within_reach

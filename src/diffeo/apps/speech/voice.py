@@ -13,7 +13,7 @@ from diffeo.apps.speech.audio import pad_frames
 from diffeo.core import Flow, Objective
 from diffeo.densities import Aligned
 from diffeo.functional import Context, backwards, entries
-from diffeo.nets import AttentiveLSTM, Letters, PositionalAttention, TextEncoder
+from diffeo.nets import AttentiveLSTM, Letters, PositionalAttention, Prosody, TextEncoder
 from diffeo.solvers import alignment_total, letters_of, monotonic_alignment
 from diffeo.transforms import Autoregressive, Fold
 
@@ -29,6 +29,7 @@ class Spoken(Dataset[Example]):
         speakers: numbers, or None for one voice.
         together: frames of which lengths are made a multiple, by repeating the last one.
         durations: (L,) steps of each letter, as `forced_alignment` finds them; None to search for them in training.
+        prosody: (4,) numbers each, as `prosody_of` finds them, for voices that read them.
 
     Raises:
         ValueError: a text with more letters than steps of its spectrogram, by number.
@@ -41,8 +42,9 @@ class Spoken(Dataset[Example]):
         speakers: Sequence[int] | None = None,
         together: int = 2,
         durations: Sequence[Tensor] | None = None,
+        prosody: Sequence[Tensor] | None = None,
     ):
-        self.durations = durations
+        self.durations, self.prosody = durations, prosody
         self.mels = [pad_frames(mel, together) for mel in mels]
         self.texts = list(texts)
         self.speakers = None if speakers is None else [torch.tensor(n) for n in speakers]
@@ -58,7 +60,8 @@ class Spoken(Dataset[Example]):
     def __getitem__(self, i: int) -> Example:
         speaker = {} if self.speakers is None else {"speaker": self.speakers[i]}
         durations = {} if self.durations is None else {"durations": self.durations[i]}
-        return self.mels[i], {"text": self.texts[i], **speaker, **durations}
+        prosody = {} if self.prosody is None else {"prosody": self.prosody[i]}
+        return self.mels[i], {"text": self.texts[i], **speaker, **durations, **prosody}
 
 
 def join(examples: Sequence[Example]) -> Example:
@@ -70,8 +73,8 @@ def join(examples: Sequence[Example]) -> Example:
     context = {"text": pad([c["text"] for _, c in examples], batch_first=True), "mask": mask}
     if "durations" in examples[0][1]:
         context["durations"] = pad([c["durations"] for _, c in examples], batch_first=True)
-    if "speaker" in examples[0][1]:
-        context["speaker"] = torch.stack([c["speaker"] for _, c in examples])
+    for name in {"speaker", "prosody"} & set(examples[0][1]):
+        context[name] = torch.stack([c[name] for _, c in examples])
     return mel, context
 
 
@@ -185,7 +188,8 @@ def aligned(flow: Flow, x: Tensor, context: Context) -> Alignment:
 def style_of(flow: Flow, data: Spoken) -> Tensor:
     """The style of clips, (C,): the mean of their latents over frames and clips, less the means of their letters.
 
-    Noise of a voice has mean zero; that of clips in one manner does not. `say` adds it to the noise.
+    Noise of a voice has mean zero; that of clips in one manner does not. `say` adds it to the noise. A voice that reads
+    prosody explains most of a manner by that: see `usual_prosody`.
 
     Args:
         flow: of `diffeo.flowtron`, `glow_tts` or `flow_tts`.
@@ -197,14 +201,37 @@ def style_of(flow: Flow, data: Spoken) -> Tensor:
     total, count = torch.zeros((), device=_device(flow)), 0
     for i in range(len(data)):
         mel, context = data[i]
-        speaker = context.get("speaker")
-        z = torch.cat(_unlettered(flow, mel, context["text"], None if speaker is None else int(speaker)))
+        z = torch.cat(_unlettered(flow, mel, **_said(context)))
         total, count = total + z.sum(0), count + len(z)
     return total / count
 
 
+def usual_prosody(flow: Flow, speaker: int | None = None) -> Tensor | None:
+    """The mean prosody of a speaker's training clips, (4,); None of a voice that reads none."""
+    found = _prosody(flow)
+    return None if found is None else found.usual(speaker)
+
+
+def within_reach(flow: Flow, prosody: Tensor, speaker: int | None = None) -> Tensor:
+    """The prosody nearest to this one, (4,), that a voice can say something with: clips of the speaker came near it.
+
+    Raises:
+        ValueError: a voice that reads no prosody.
+    """
+    found = _prosody(flow)
+    if found is None:
+        raise ValueError("this voice reads no prosody; make one by a recipe with prosody=4")
+    return found.within(prosody, speaker)
+
+
+def _prosody(flow: Flow) -> Prosody | None:
+    return next((part for part in flow.modules() if isinstance(part, Prosody)), None)
+
+
 @torch.no_grad()
-def durations_of(flow: Flow, text: Tensor, speaker: int | None = None, tempo: float = 1.0) -> Tensor:
+def durations_of(
+    flow: Flow, text: Tensor, speaker: int | None = None, tempo: float = 1.0, prosody: Tensor | None = None
+) -> Tensor:
     """How many steps each letter of a text lasts, at least one; a tempo of 2 halves them.
 
     Raises:
@@ -215,7 +242,7 @@ def durations_of(flow: Flow, text: Tensor, speaker: int | None = None, tempo: fl
     together = together_of(flow)
     # attention wants to know how long the sound is, which changes nothing here
     mask = torch.ones(together * text.shape[-1], 1, dtype=torch.bool, device=_device(flow))
-    encoded = entries(flow.encode({**_context(flow, text, speaker), "mask": mask}))
+    encoded = entries(flow.encode({**_context(flow, text, speaker, prosody), "mask": mask}))
     return (encoded["log_durations"].exp() / tempo).round().clamp_min(1).long()
 
 
@@ -229,6 +256,7 @@ def say(
     temperature: float = 0.667,
     durations: Tensor | None = None,
     style: Tensor | None = None,
+    prosody: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """The spectrogram (T, mels) of a text.
@@ -241,10 +269,12 @@ def say(
         temperature: of the noise; 0 for the plainest way to say it.
         durations: steps of each letter, in place of the predicted ones; of `flowtron`, only their sum counts.
         style: (C,), as `style_of` gives it, or a part of it: the mean of the noise.
+        prosody: (4,), in the units of `prosody_of`, of a voice that reads it; None for what is usual for the speaker.
+            What is further from that than four standard deviations of the training clips counts as these.
         generator: of the noise.
     """
-    durations = durations_of(flow, text, speaker, tempo) if durations is None else durations
-    context = _timed(flow, text, speaker, durations)
+    durations = durations_of(flow, text, speaker, tempo, prosody) if durations is None else durations
+    context = _timed(flow, text, speaker, durations, prosody)
     if style is None:
         return flow.sample((), context, temperature=temperature, generator=generator)
     encoded = flow.encode(context)
@@ -292,11 +322,14 @@ def interpolate(
     return made
 
 
-def _unlettered(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None) -> list[Tensor]:
+def _unlettered(
+    flow: Flow, mel: Tensor, text: Tensor, speaker: int | None, prosody: Tensor | None = None
+) -> list[Tensor]:
     """The noise of each letter of a recording, less the letters' means."""
-    durations = _aligned_clip(flow, mel, text, speaker).durations
+    durations = _aligned_clip(flow, mel, text, speaker, prosody).durations
     # again, with the letters where they will be when the noise is decoded
-    found = aligned(flow, pad_frames(mel, together_of(flow)).to(_device(flow)), _timed(flow, text, speaker, durations))
+    padded = pad_frames(mel, together_of(flow)).to(_device(flow))
+    found = aligned(flow, padded, _timed(flow, text, speaker, durations, prosody))
     z = found.latent
     if isinstance(flow.base, Aligned):
         z = z - found.context["means"].repeat_interleave(found.durations, 0)
@@ -313,8 +346,7 @@ def sharpness(flow: Flow, data: Spoken) -> float:
     total, count = 0.0, 0
     for i in range(len(data)):
         mel, context = data[i]
-        speaker = context.get("speaker")
-        found = _aligned_clip(flow, mel, context["text"], None if speaker is None else int(speaker))
+        found = _aligned_clip(flow, mel, **_said(context))
         if isinstance(flow.base, Aligned):
             away = torch.cdist(found.latent, found.context["means"])
             layers = [(-0.5 * away.square()).log_softmax(-1)]
@@ -326,30 +358,50 @@ def sharpness(flow: Flow, data: Spoken) -> float:
 
 
 @torch.no_grad()
-def align(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None = None) -> Tensor:
+def align(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None = None, prosody: Tensor | None = None) -> Tensor:
     """How many frames of a recording's spectrogram (T, mels) each letter of its text lasts, (L,).
 
     `flow_tts` does not look at sound: its letters last as predicted, stretched to the length of the recording.
     """
-    return _aligned_clip(flow, mel, text, speaker).durations * together_of(flow)
+    return _aligned_clip(flow, mel, text, speaker, prosody).durations * together_of(flow)
 
 
-def _aligned_clip(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None) -> Alignment:
+def _said(context: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What is said in a clip, by whom and how."""
+    speaker = context.get("speaker")
+    return {
+        "text": context["text"],
+        "speaker": None if speaker is None else int(speaker),
+        "prosody": context.get("prosody"),
+    }
+
+
+def _aligned_clip(
+    flow: Flow, mel: Tensor, text: Tensor, speaker: int | None, prosody: Tensor | None = None
+) -> Alignment:
     padded = pad_frames(mel, together_of(flow)).to(_device(flow))
     mask = torch.ones(len(padded), 1, dtype=torch.bool, device=padded.device)
-    return aligned(flow, padded, {**_context(flow, text, speaker), "mask": mask})
+    return aligned(flow, padded, {**_context(flow, text, speaker, prosody), "mask": mask})
 
 
-def _context(flow: Flow, text: Tensor, speaker: int | None) -> dict[str, Tensor]:
-    found = {"text": text, **({} if speaker is None else {"speaker": torch.tensor(speaker)})}
+def _context(flow: Flow, text: Tensor, speaker: int | None, prosody: Tensor | None = None) -> dict[str, Tensor]:
+    found = {"text": text}
+    if speaker is not None:
+        found["speaker"] = torch.tensor(speaker)
+    if prosody is not None:
+        if _prosody(flow) is None:
+            raise ValueError("this voice reads no prosody; make one by a recipe with prosody=4")
+        found["prosody"] = prosody
     return {name: t.to(_device(flow)) for name, t in found.items()}
 
 
-def _timed(flow: Flow, text: Tensor, speaker: int | None, durations: Tensor) -> dict[str, Tensor]:
+def _timed(
+    flow: Flow, text: Tensor, speaker: int | None, durations: Tensor, prosody: Tensor | None = None
+) -> dict[str, Tensor]:
     """The context of sound whose letters last so long; a flow that finds their places itself gets their sum alone."""
     mask = torch.ones(int(durations.sum()) * together_of(flow), 1, dtype=torch.bool, device=_device(flow))
     known = {} if isinstance(flow.encoder, Letters) else {"durations": durations.to(mask.device)}
-    return {**_context(flow, text, speaker), "mask": mask, **known}
+    return {**_context(flow, text, speaker, prosody), "mask": mask, **known}
 
 
 def _device(flow: Flow) -> torch.device:

@@ -8,17 +8,16 @@ from typing import Any
 from diffeo.core import Chain, Flow, Inverse, Transform, Univariate
 from diffeo.densities import Dequantized, Normal
 from diffeo.nets import ImageFeatures
-from diffeo.recipes.images.parts import coupling, image_shape, labels, real_line, with_classes
+from diffeo.recipes.images.parts import coupling, image_shape, labels, real_line, with_places
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import ActNorm, Affine, Along, Checkerboard, Conv1x1, Logit, MixtureCDF, Reshape, Squeeze
 
 FLOWPP = {
-    "tiny": {"hidden": 24, "blocks": 1, "components": 4, "heads": 2},
-    "small": {"hidden": 48, "blocks": 2, "components": 8, "heads": 4},
-    "paper": {"hidden": 96, "blocks": 10, "components": 32, "heads": 4},
+    "tiny": {"hidden": 24, "blocks": 1, "components": 4, "heads": 2, "noise_layers": 4, "noise_blocks": 1},
+    "small": {"hidden": 48, "blocks": 2, "components": 8, "heads": 4, "noise_layers": 4, "noise_blocks": 2},
+    "paper": {"hidden": 96, "blocks": 10, "components": 32, "heads": 4, "noise_layers": 4, "noise_blocks": 2},
 }
-NOISE_STEPS = 4  # couplings of the dequantizer
 
 
 @recipe(events="images")
@@ -30,6 +29,9 @@ def flowpp(
     blocks: int | None = None,
     components: int | None = None,
     heads: int | None = None,
+    noise_layers: int | None = None,
+    noise_blocks: int | None = None,
+    couplings: Sequence[int] = (4, 2, 3),
     mixture: bool = True,
     attention: bool = True,
     variational: bool = True,
@@ -39,17 +41,22 @@ def flowpp(
 ) -> Dequantized:
     """Flow++: couplings by distribution functions of mixtures, whose conditioners have attention, and learned noise.
 
-    Four couplings of pixels in a checkerboard, two of channels at half the size, three over a checkerboard there, each
+    Couplings of pixels in a checkerboard, of channels at half the size, and over a checkerboard there, each
     behind activation norm and a 1×1 convolution. The noise of whole numbers is drawn from a conditional flow of
     images, trained with the rest; `mixture`, `attention` and `variational` switch the three novelties of the paper off.
 
     Args:
         shape: (C, H, W) of the images; sides that 4 divides.
-        preset: "tiny", "small" or "paper" (CIFAR-10, with `dropout=0.2`), which set the next four where these are None.
+        preset: "tiny", "small" or "paper" (CIFAR-10, with `dropout=0.2`), which set the next six where these are None.
+            The paper's model of ImageNet 32×32 is `preset="paper", hidden=128, blocks=20, couplings=(7, 3, 3),
+            noise_layers=8, noise_blocks=8`.
         hidden: channels of the conditioners; `heads` divide it.
         blocks: gated residual blocks of each conditioner.
         components: of each mixture of logistics.
         heads: of attention.
+        noise_layers: couplings of the learned noise.
+        noise_blocks: gated residual blocks of each of their conditioners.
+        couplings: how many there are of pixels, of channels at half the size, and of pixels there.
         mixture: couplings by mixtures of logistics, or affine ones.
         attention: self-attention after each block.
         variational: learned noise, or uniform noise.
@@ -61,7 +68,7 @@ def flowpp(
         A `Dequantized` flow; it takes and gives images of whole numbers.
 
     Raises:
-        ValueError: an unknown preset; sides that cannot be halved twice.
+        ValueError: an unknown preset; sides that cannot be halved twice; other than three numbers of couplings.
 
     Cost: one pass of the flow, and one of the noise, for a bound on the log-probability; a sample inverts each mixture
     by a search, some tens of evaluations of it.
@@ -75,7 +82,10 @@ def flowpp(
     torch.Size([5])
     """
     asked = {"hidden": hidden, "blocks": blocks, "components": components, "heads": heads}
+    asked |= {"noise_layers": noise_layers, "noise_blocks": noise_blocks}
     sizes = preset_sizes("flowpp", FLOWPP, preset, **asked)
+    if len(couplings) != 3 or min(couplings) < 1:
+        raise ValueError(f"flowpp: expected three numbers of couplings, each at least 1, got {tuple(couplings)}")
     channels, height, width = image_shape("flowpp", shape, 2)
     conditioner: dict[str, Any] = {
         "hidden": sizes["hidden"],
@@ -95,27 +105,27 @@ def flowpp(
         return _steps(channels, number, layer)
 
     def noise_layer(first: bool) -> Transform:
-        reads = {"size": (height, width // 2), "map": ("map", sizes["hidden"]), "blocks": min(2, sizes["blocks"])}
+        reads = {"size": (height, width // 2), "map": ("map", sizes["hidden"]), "blocks": sizes["noise_blocks"]}
         return Inverse(coupling(2 * channels, first, scalars(), **conditioner, **reads))
 
     small, numbers = (4 * channels, height // 2, width // 2), channels * height * width
     transform = Chain(
         real_line(channels, levels),
         Checkerboard(channels),
-        *steps(2 * channels, height, width // 2, 4),
+        *steps(2 * channels, height, width // 2, couplings[0]),
         Inverse(Checkerboard(channels)),
         Squeeze(channels=channels),
-        *steps(*small, 2),
+        *steps(*small, couplings[1]),
         Checkerboard(small[0]),
-        *steps(2 * small[0], small[1], small[2] // 2, 3),
+        *steps(2 * small[0], small[1], small[2] // 2, couplings[2]),
         Inverse(Checkerboard(small[0])),
         Along(ActNorm(small[0]), -3),
         Reshape(small, (numbers,)),
     )
-    flow = Flow(with_classes(transform, numbers, classes), Normal(numbers), labels(classes))
+    flow = Flow(with_places(transform, numbers, classes), Normal(numbers), labels(classes))
     # the direction of the noise's samples is the cheap one
     noise = Flow(
-        Chain(Logit(), Checkerboard(channels), *_steps(2 * channels, NOISE_STEPS, noise_layer)),
+        Chain(Logit(), Checkerboard(channels), *_steps(2 * channels, sizes["noise_layers"], noise_layer)),
         Normal((2 * channels, height, width // 2)),
         ImageFeatures(channels, sizes["hidden"], levels=levels),
     )

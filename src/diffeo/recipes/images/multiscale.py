@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from diffeo.core import Chain, Flow, Inverse, Transform
 from diffeo.densities import Dequantized, Noisy, Normal
 from diffeo.nets import LipschitzConvNet
-from diffeo.recipes.images.parts import coupling, image_shape, images, labels, real_line, with_classes
+from diffeo.recipes.images.parts import coupling, image_shape, images, labels, real_line, with_places
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Multiscale, Residual, Shift, Squeeze
@@ -50,9 +50,10 @@ def glow(
 
     Whole numbers x get uniform noise, and the logit of (x + u − low) / (high − low), with bounds a twentieth of the
     range beyond 0 and `levels`. At each scale pixels are squeezed into channels and go through `layers` steps; half of
-    the channels leave, standardised by a conditional prior that reads the rest. Labels, if there are classes, are read
-    by every coupling, and each class has a normal of its own as the base. With `noise` there is no logit, and samples
-    are freed of theirs: better pictures, but no probability of whole numbers.
+    the channels leave, standardised by a conditional prior that reads the rest. In the end each number is shifted and
+    scaled by weights of its own. Labels, if there are classes, are read by every coupling, and choose among these
+    weights. With `noise` there is no logit, and samples are freed of theirs: better pictures, but no probability of
+    whole numbers.
 
     Args:
         shape: (C, H, W) of the images.
@@ -306,4 +307,4 @@ def _stages(
         stages.append(Chain(*first, *stage(channels), prior))
         first, channels = [], 2 * channels
     numbers = event[0] * event[1] * event[2]
-    return with_classes(Multiscale(*stages, event=event), numbers, classes), numbers
+    return with_places(Multiscale(*stages, event=event), numbers, classes), numbers

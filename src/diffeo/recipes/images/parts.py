@@ -10,7 +10,7 @@ import torch
 from diffeo.core import Chain, Flow, Transform, Univariate
 from diffeo.densities import Dequantized, Noisy, Normal
 from diffeo.nets import MLP, ConvNet, OneHot
-from diffeo.transforms import Affine, Along, Coupling, Standardize, Unconstrain
+from diffeo.transforms import Affine, Along, Coupling, Elementwise, Standardize, Unconstrain
 
 MARGIN = 0.05  # of the range of values on either side, so that the logit stays tame at its ends
 
@@ -66,13 +66,13 @@ def images(
     return Dequantized(flow, levels=levels)
 
 
-def with_classes(transform: Transform, numbers: int, classes: int) -> Transform:
-    """A map to a vector whose base is another normal for each class: labels shift and scale every number.
+def with_places(transform: Transform, numbers: int, classes: int) -> Transform:
+    """A map to a vector each of whose numbers is shifted and scaled once more, for each class in its own way.
 
-    Without it a class has to be told by convolutions alone, which know no places.
+    Convolutions know no places: without it they alone have to tell the middle from the edges, and classes apart.
     """
     if not classes:
-        return transform
+        return Chain(transform, Elementwise(Affine(bound=2.0), numbers))
     net = MLP(0, numbers, n_params=Affine.n_params, context=classes, hidden=())
     return Chain(transform, Coupling(torch.zeros(numbers, dtype=torch.bool), net, Affine(bound=2.0)))
 

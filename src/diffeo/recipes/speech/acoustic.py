@@ -53,12 +53,14 @@ def glow_tts(
     width: int | None = None,
     attention: int | None = None,
     speakers: int = 0,
+    prosody: int = 0,
     dropout: float = 0.05,
 ) -> Flow:
     """Glow-TTS: the density of a mel spectrogram given its text, with the likeliest alignment of letters and frames.
 
     Events are frames (T, features). The context is a dict: `"text"`, (L,) symbols 1, 2, … with 0 for padding;
-    `"mask"`, (T, 1), where a frame is real; `"speaker"`, a number, where there are several; and, for samples,
+    `"mask"`, (T, 1), where a frame is real; `"speaker"`, a number, where there are several; `"prosody"`, numbers that
+    say how the clip is said, which are those usual for the speaker where they are NaN or missing; and, for samples,
     `"durations"`, (L,), how many pairs of frames each letter lasts. T is even, and no less than 2 L.
 
     Two frames become one; then `blocks` of activation norm, linear map and affine coupling by a WaveNet. The base has
@@ -75,6 +77,7 @@ def glow_tts(
         width: of the letters' vectors.
         attention: layers of the text encoder.
         speakers: how many there are; 0 for one voice.
+        prosody: how many numbers say how a clip is said, such as its pitch; 0 for none.
         dropout: in [0, 1).
 
     Returns:
@@ -100,7 +103,13 @@ def glow_tts(
     parts: list[Transform] = [Along(Standardize(features), -1, 2), Fold(TOGETHER, features)]
     mask = torch.arange(folded) < folded // 2
     encoder = TextEncoder(
-        symbols, folded, width=sizes["width"], layers=sizes["attention"], speakers=speakers, dropout=2 * dropout
+        symbols,
+        folded,
+        width=sizes["width"],
+        layers=sizes["attention"],
+        speakers=speakers,
+        prosody=prosody,
+        dropout=2 * dropout,
     )
     for i in range(sizes["blocks"]):
         net = WaveNet(
@@ -109,7 +118,7 @@ def glow_tts(
             Affine.n_params,
             hidden=sizes["hidden"],
             layers=sizes["layers"],
-            context=sizes["width"] if speakers else 0,
+            context=sizes["width"] if speakers or prosody else 0,
             dropout=dropout,
         )
         parts += [
@@ -132,6 +141,7 @@ def flow_tts(
     width: int | None = None,
     attention: int | None = None,
     speakers: int = 0,
+    prosody: int = 0,
     dropout: float = 0.05,
     strength: float = 1.0,
 ) -> Flow:
@@ -154,6 +164,7 @@ def flow_tts(
         width: of the letters' vectors.
         attention: layers of the text encoder.
         speakers: how many there are; 0 for one voice.
+        prosody: how many numbers say how a clip is said, such as its pitch; 0 for none.
         dropout: in [0, 1).
         strength: of the prior that keeps attention near the letters' places, in 1 / pairs of frames; 0 for none.
 
@@ -204,6 +215,7 @@ def flow_tts(
         layers=sizes["attention"],
         together=TOGETHER,
         speakers=speakers,
+        prosody=prosody,
         dropout=2 * dropout,
         strength=strength,
     )
@@ -221,6 +233,7 @@ def flowtron(
     width: int | None = None,
     attention: int | None = None,
     speakers: int = 0,
+    prosody: int = 0,
     dropout: float = 0.1,
     strength: float = 1.0,
 ) -> Flow:
@@ -240,6 +253,7 @@ def flowtron(
         width: of the letters' vectors.
         attention: width of the attention.
         speakers: how many there are; 0 for one voice.
+        prosody: how many numbers say how a clip is said, such as its pitch; 0 for none.
         dropout: of the text encoder, in [0, 1).
         strength: of the prior that keeps attention near the diagonal; 0 for none.
 
@@ -272,5 +286,5 @@ def flowtron(
             backward=i % 2 == 1,
         )
         parts += [*([Reverse(folded)] if i else []), Autoregressive(net, Affine(), dim=-2, event_ndim=2)]
-    encoder = Letters(symbols, sizes["width"], speakers=speakers, dropout=dropout)
+    encoder = Letters(symbols, sizes["width"], speakers=speakers, prosody=prosody, dropout=dropout)
     return Flow(Chain(*parts), Normal((None, folded)), encoder)

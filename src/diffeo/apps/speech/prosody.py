@@ -1,0 +1,96 @@
+"""How a clip is said, in numbers: pitch, range, loudness, pace."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+PROSODY = ("pitch", "range", "loudness", "pace")
+LOWEST, HIGHEST = 60.0, 500.0  # Hz
+STEP = 0.01  # seconds from frame to frame
+VOICED = 0.45  # of a correlation, above which a frame is voiced
+OCTAVE = 0.01  # what an octave further down costs: twice the period correlates as well
+QUIET = 0.03  # of the loudest frame, below which nothing is said
+FEWEST = 3  # voiced frames of a clip whose pitch is known
+
+
+def pitch_of(audio: Tensor, rate: int) -> Tensor:
+    """Pitch in Hz of sound (N,), every 10 ms, NaN where it is not voiced: the strongest peak of the autocorrelation.
+
+    Frames are windows of three periods of 60 Hz; their autocorrelation is divided by that of the window. Sound of less
+    than a window has no frame.
+
+    "Accurate short-term analysis of the fundamental frequency and the harmonics-to-noise ratio of a sampled sound"
+    (Boersma, 1993), https://www.fon.hum.uva.nl/paul/papers/Proceedings_1993.pdf
+
+    >>> import torch
+    >>> tone = torch.sin(2 * torch.pi * 220 * torch.arange(8000) / 8000)
+    >>> round(float(pitch_of(tone, 8000).median()))
+    220
+    """
+    frames, _ = _frames(audio, rate)
+    if not len(frames):
+        return frames.new_zeros(0)
+    width = frames.shape[1]
+    window = torch.hann_window(width, dtype=frames.dtype, device=frames.device)
+    centred = (frames - frames.mean(1, keepdim=True)) * window
+    correlation = _autocorrelation(centred) / _autocorrelation(window)
+    correlation = correlation / (_autocorrelation(centred)[:, :1] / _autocorrelation(window)[:1]).clamp_min(1e-12)
+    least, most = math.floor(rate / HIGHEST), min(math.ceil(rate / LOWEST), width // 2)
+    lags = torch.arange(least, most + 1, device=frames.device)
+    before, at, after = (correlation[:, lags + shift] for shift in (-1, 0, 1))
+    curve = (2 * at - before - after).clamp_min(1e-12)
+    # a parabola through the neighbours of the peak
+    height, place = at + (after - before).square() / (8 * curve), lags + 0.5 * (after - before) / curve
+    is_peak = (at >= before) & (at > after)
+    score = torch.where(is_peak, height - OCTAVE * (place * LOWEST / rate).clamp_min(1e-6).log2(), -torch.inf)
+    best = score.argmax(1, keepdim=True)
+    loud = frames.square().mean(1).sqrt()
+    heard = (height.gather(1, best)[:, 0] > VOICED) & is_peak.any(1) & (loud > QUIET * loud.max())
+    return torch.where(heard, rate / place.gather(1, best)[:, 0], torch.nan)
+
+
+def prosody_of(audio: Tensor, rate: int, letters: int) -> Tensor:
+    """How sound (N,) is said, (4,): mean log pitch in Hz, its standard deviation, log loudness, log letters a second.
+
+    Loudness is the root mean square of the frames in which something is said, the pace counts from the first of these
+    to the last. What cannot be heard is NaN: the pitch of a whisper, everything of silence.
+
+    Args:
+        audio: in [−1, 1].
+        rate: samples in a second.
+        letters: of its text.
+    """
+    frames, step = _frames(audio, rate)
+    unknown = torch.full((len(PROSODY),), torch.nan)
+    loud = frames.square().mean(1).sqrt() if len(frames) else frames.new_zeros(1)
+    if not float(loud.max()) > 0:
+        return unknown
+    said = loud > QUIET * loud.max()
+    at = said.nonzero()[:, 0]
+    seconds = float(at[-1] - at[0] + 1) * step / rate
+    pitch = pitch_of(audio, rate).log()
+    pitch = pitch[pitch.isfinite()]
+    enough = len(pitch) >= FEWEST
+    found = [
+        float(pitch.mean()) if enough else math.nan,
+        float(pitch.std(correction=0)) if enough else math.nan,
+        float(loud[said].square().mean().sqrt().log()),
+        math.log(max(1, letters) / seconds),
+    ]
+    return torch.tensor(found)
+
+
+def _frames(audio: Tensor, rate: int) -> tuple[Tensor, int]:
+    """Overlapping frames (count, width) of three of the longest periods, and samples from one to the next."""
+    width, step = round(3 * rate / LOWEST), max(1, round(STEP * rate))
+    audio = audio.double()
+    return (audio.unfold(0, width, step) if len(audio) >= width else audio.new_zeros(0, width)), step
+
+
+def _autocorrelation(x: Tensor) -> Tensor:
+    spectrum = torch.fft.rfft(F.pad(x, (0, x.shape[-1]))).abs().square()
+    return torch.fft.irfft(spectrum)[..., : x.shape[-1]]

@@ -1,0 +1,92 @@
+"""Options and steps that the commands of `diffeo speech` share: reading clips, and vocoders."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PRESETS = ("tiny", "small", "paper")
+SOUND = (".wav", ".flac", ".ogg")
+Corpus = Annotated[
+    Path, typer.Argument(help="Folder with metadata.csv and wavs/, or a .csv of path,text,speaker.", show_default=False)
+]
+Rate = Annotated[int | None, typer.Option(help="Samples in a second.", show_default="of the first clip", min=1000)]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out clips that cannot be used.")]
+Seed = Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)]
+Rounds = Annotated[
+    int, typer.Option(help="Rounds of Griffin and Lim's algorithm after a vocoder; 0 for its sound alone.", min=0)
+]
+
+
+def check_choice(option: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise ValueError(f"{option}: expected one of {', '.join(known)}, got {given!r}")
+
+
+def first_rate(clips: list[Any], skip_bad: bool) -> int:
+    """The rate of the first clip; with `skip_bad`, of the first that can be read."""
+    from diffeo.apps.speech import read_audio
+
+    for clip in clips:
+        try:
+            return read_audio(clip.path)[1]
+        except ValueError:
+            if not skip_bad:
+                raise
+    raise ValueError(f"{clips[0].path}: neither this recording nor any other can be read")
+
+
+def hear(clip: Any, settings: Any, letters: int) -> tuple[Any, Any]:
+    """The spectrogram and the prosody of a clip."""
+    from diffeo.apps import speech as tools
+
+    audio = tools.read_audio(clip.path, settings.rate)[0]
+    return tools.to_mel(audio, settings), tools.prosody_of(audio, settings.rate, letters)
+
+
+def kept(clips: list[Any], read: Callable[[Any], Any], skip_bad: bool) -> tuple[list[Any], list[Any]]:
+    """Clips that can be read, and what was read; an error that names the first that cannot, or a line for each."""
+    found, contents = [], []
+    for clip in clips:
+        try:
+            content = read(clip)
+        except ValueError as error:
+            message = str(error) if str(clip.path) in str(error) else f"{clip.path}: {error}"
+            if not skip_bad:
+                raise ValueError(f"{message} (--skip-bad leaves such clips out)") from None
+            print(f"diffeo: left out: {message}", file=sys.stderr)
+            continue
+        found.append(clip)
+        contents.append(content)
+    if len(found) < len(clips):
+        print(f"diffeo: {len(clips) - len(found)} clips left out, {len(found)} used", file=sys.stderr)
+    return found, contents
+
+
+@contextmanager
+def named(clip: Any) -> Iterator[None]:
+    """Errors about a clip say which."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if str(clip.path) in str(error) else f"{clip.path}: {error}") from None
+
+
+def load_vocoder(path: Path, settings: Any = None) -> tuple[Any, Any]:
+    """A vocoder and how it hears, which must be as a voice does; or an error that says what the file is instead."""
+    import diffeo
+    from diffeo.apps.speech import Mel
+    from diffeo.recipes import read_notes
+
+    flow, notes = diffeo.load(path), read_notes(path)
+    if "vocoder" not in notes:
+        raise ValueError(f"{path}: no vocoder, as `diffeo speech vocoder` writes")
+    own = Mel(*notes["mel"])
+    if settings is not None and own != settings:
+        raise ValueError(f"{path}: it makes sound of {own}, the voice gives {settings}; train one at the voice's rate")
+    return flow.eval(), own
