@@ -12,6 +12,7 @@ import math
 import random
 import statistics
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -41,6 +42,14 @@ WORDS = {
 }
 SENTENCES, HELD = 360, 60
 STYLES = (50, 99)  # of pitch, as espeak-ng counts it
+DRAWS = 3  # of each held-out word in a style
+GUIDES = {  # of attention: strength of the prior, weight of the loss over all alignments
+    "prior and loss": (1.0, 1.0),
+    "loss alone": (0.0, 1.0),
+    "prior alone": (1.0, 0.0),
+    "neither": (0.0, 0.0),
+}
+WATCHED = 10  # held-out sentences whose attention is looked at during training
 ROUNDS = 7
 
 
@@ -205,6 +214,40 @@ def alignment(seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def attention(seconds: float) -> dict[str, Any]:
+    """At which step Flowtron's attention follows a text, with and without its prior and the loss of alignments.
+
+    No alignment is given. It follows where boundaries of held-out phonemes, by the likeliest path through the
+    attention, lie half as far from the truth as those of equal shares.
+    """
+    settings, mels, texts, begins, symbols = espeak_corpus()
+    frame, held, train = settings.hop / settings.rate, list(range(WATCHED)), list(range(HELD, SENTENCES))
+
+    def of(index: list[int]) -> tools.Spoken:
+        return tools.Spoken([mels[i] for i in index], [texts[i] for i in index])
+
+    def error(durations: list[Tensor]) -> float:
+        pairs = zip(durations, held, strict=True)
+        return 1000 * float(torch.cat([(d.double().cumsum(0)[:-1] * frame - begins[i]).abs() for d, i in pairs]).mean())
+
+    equal = error([torch.full((len(texts[i]),), len(mels[i]) / len(texts[i])) for i in held])
+    runs: dict[str, Any] = {}
+    for name, (strength, weight) in GUIDES.items():
+        torch.manual_seed(0)
+        flow, curve = diffeo.flowtron(settings.mels, symbols, preset="tiny", strength=strength), []
+
+        def look(result: Any, flow: Any = flow, curve: list = curve) -> None:
+            curve.append([result.steps, error([tools.align(flow, mels[i], texts[i]) for i in held])])
+
+        diffeo.fit(
+            tools.Voice(flow, attention=weight), of(train), validation=of(held), collate=tools.join, batch_size=16,
+            time_limit=seconds, epochs=1000, lr=2e-3, seed=0, progress=False, on_evaluation=look,
+        )  # fmt: skip
+        runs[name] = {"curve": curve, "follows": next((step for step, far in curve if far <= equal / 2), None)}
+        print(name, runs[name], flush=True)
+    return {"equal": equal, "runs": runs, "seconds": seconds}
+
+
 def spoken_digits(seconds: float) -> dict[str, Any]:
     """Whether listeners that know only natural clips recognise digits and speakers of voices; and their controls."""
     from scipy.stats import spearmanr
@@ -286,7 +329,7 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
 
 
 def style(seconds: float) -> dict[str, Any]:
-    """Pitch of a voice that heard words at two pitches, in the style of each: their mean prosody and noise."""
+    """Words of a voice that heard them at two pitches and three paces, in the style of some clips or others."""
     from scipy.stats import spearmanr
 
     settings = tools.Mel.of(8000)
@@ -305,23 +348,38 @@ def style(seconds: float) -> dict[str, Any]:
 
     train = [i for i in range(len(sounds)) if i not in set(held)]
     flow, steps = train_voice("flowtron", settings, of(train), of(held), len(symbols), seconds)
-    clips = {p: of([i for i in train if pitches[i] == p]) for p in (low, high)}
-    manners = [(tools.style_of(flow, data), torch.stack(data.prosody).nanmean(0)) for data in clips.values()]
-    said = [codes[i] for i in held]
+    said = [codes[i] for i in held] * DRAWS
 
-    def hertz(style: Tensor | None = None, prosody: Tensor | None = None) -> float:
-        made = [tools.say(flow, text, style=style, prosody=prosody, temperature=0.3,
+    def manner(index: list[int]) -> tuple[Tensor, Tensor]:
+        """How clips are said: the mean of their noise, and of their prosody."""
+        data = of(index)
+        return tools.style_of(flow, data), torch.stack(prosody)[index].nanmean(0)
+
+    def spoken(style: Tensor, prosody: Tensor) -> list[Tensor]:
+        return [tools.say(flow, text, style=style, prosody=prosody, temperature=0.3,
                           generator=torch.Generator().manual_seed(n)) for n, text in enumerate(said)]  # fmt: skip
+
+    def hertz(made: list[Tensor]) -> float:
         return mean_hertz([tools.from_mel(mel, settings) for mel in made], settings)
 
-    weights = [0.0, 0.25, 0.5, 0.75, 1.0]
-    between = [hertz(*(torch.lerp(*ends, w) for ends in zip(*manners, strict=True))) for w in weights]
-    natural = [mean_hertz([sounds[i] for i in held if pitches[i] == p], settings) for p in (low, high)]
-    return {
-        "natural": natural, "between": between, "weights": weights, "plain": hertz(),
-        "moved": (between[-1] - between[0]) / (natural[1] - natural[0]),
-        "correlation": float(spearmanr(weights, between).statistic), "steps": steps, "seconds": seconds,
-    }  # fmt: skip
+    def seconds_of(made: list[Tensor]) -> float:
+        return statistics.mean(len(mel) for mel in made) * settings.hop / settings.rate
+
+    def move(first: list[int], second: list[int], measure: Callable[[list[Tensor]], float]) -> dict[str, Any]:
+        """From the manner of some clips to that of others: how far words move, as a share of how far the clips lie."""
+        ends = [manner(index) for index in (first, second)]
+        weights = [0.0, 0.25, 0.5, 0.75, 1.0]
+        between = [measure(spoken(*(torch.lerp(*pair, w) for pair in zip(*ends, strict=True)))) for w in weights]
+        natural = [measure([mels[i] for i in index]) for index in (first, second)]
+        return {
+            "natural": natural, "between": between, "weights": weights,
+            "moved": (between[-1] - between[0]) / (natural[1] - natural[0]),
+            "correlation": abs(float(spearmanr(weights, between).statistic)),
+        }  # fmt: skip
+
+    pitch = move(*([i for i in train if pitches[i] == p] for p in (low, high)), hertz)
+    pace = move(*([i for i in train if i % 3 == k] for k in (0, 2)), seconds_of)
+    return {"pitch": pitch, "pace": pace, "steps": steps, "seconds": seconds}
 
 
 def lpc_nats(sound: Tensor, train: Tensor, order: int = 20) -> float:
@@ -518,8 +576,8 @@ def distillation(seconds: float) -> dict[str, Any]:
 
 
 PARTS = {
-    "alignment": alignment, "digits": spoken_digits, "style": style, "vocoder": vocoder, "speed": speed,
-    "memory": memory, "distillation": distillation,
+    "alignment": alignment, "attention": attention, "digits": spoken_digits, "style": style, "vocoder": vocoder,
+    "speed": speed, "memory": memory, "distillation": distillation,
 }  # fmt: skip
 
 
@@ -530,7 +588,8 @@ def section() -> str:
     """Each part that was measured."""
     content = load(RESULT, {})
     told = {
-        "alignment": _told_alignment, "digits": _told_digits, "style": _told_style, "vocoder": _told_vocoder,
+        "alignment": _told_alignment, "attention": _told_attention, "digits": _told_digits, "style": _told_style,
+        "vocoder": _told_vocoder,
         "speed": _told_speed, "memory": _told_memory, "distillation": _told_distillation,
     }  # fmt: skip
     parts = [tell(content[name]) for name, tell in told.items() if name in content]
@@ -571,6 +630,21 @@ Phonemes that a recogniser mishears in these sentences, as voices say them at te
 {markdown(["clips", "phoneme error rate"], heard)}"""
 
 
+def _told_attention(r: dict[str, Any]) -> str:
+    rows = []
+    for name, run in r["runs"].items():
+        last, far = run["curve"][-1]
+        follows = "not" if run["follows"] is None else f"{run['follows']:,}"
+        rows.append([name, follows, f"{last:,}", f"{far:.0f}"])
+    return f"""\
+**Attention without alignments.** A `flowtron`, `tiny`, on the same sentences, {r["seconds"] / 60:g} minutes each, that
+is given no alignment: the prior keeps attention near the diagonal, the loss asks that all monotonic alignments together be
+likely. It follows the text where boundaries lie half as far from the truth as those of equal shares
+({r["equal"]:.0f} ms).
+
+{markdown(["taught by", "follows at step", "steps", "ms at the end"], rows)}"""
+
+
 def _told_digits(r: dict[str, Any]) -> str:
     ceiling = r["heard"]["natural"]["word"]
     rows = [
@@ -603,13 +677,17 @@ Rank correlation of the length that is asked for with that of the sound, and of 
 
 
 def _told_style(r: dict[str, Any]) -> str:
-    low, high = r["natural"]
-    told = ", ".join(f"{hertz:.0f}" for hertz in r["between"])
+    pitch, pace = r["pitch"], r["pace"]
+    low, high = pitch["natural"]
+    told = ", ".join(f"{hertz:.0f}" for hertz in pitch["between"])
+    long = ", ".join(f"{seconds:.2f}" for seconds in pace["between"])
     return f"""\
 **Style.** A `flowtron`, `tiny`, after {r["seconds"] / 60:.0f} minutes ({r["steps"]:,} steps) on words of espeak-ng at
-two pitches, {low:.0f} and {high:.0f} Hz in the mean of held-out ones, with the prosody of each clip. Words in
-the style of the low clips, of the high ones and of three mixtures between: {told} Hz, {100 * r["moved"]:.0f} % of the
-distance; rank correlation of weight and pitch {r["correlation"]:.2f}."""
+two pitches, {low:.0f} and {high:.0f} Hz by Griffin and Lim's algorithm, and three paces, with the prosody of each clip.
+Held-out words in the style of the low clips, of the high ones and of three mixtures between: {told} Hz,
+{100 * pitch["moved"]:.0f} % of the distance; rank correlation of weight and pitch {pitch["correlation"]:.2f}. In the
+style of the slow clips ({pace["natural"][0]:.2f} s in the mean) to that of the fast ones ({pace["natural"][1]:.2f} s):
+{long} s, rank correlation {pace["correlation"]:.2f}."""
 
 
 def _told_vocoder(r: dict[str, Any]) -> str:

@@ -23,8 +23,8 @@ def flow(features: int, context: int, parts: Sequence[Transform], components: in
 
 
 def mixture_size(features: int, components: int | None) -> int:
-    """Room for several fits of many clusters where columns are few, else for one of a few."""
-    return components if components is not None else 64 if features <= FEW else 16
+    """Room for several fits of many clusters where columns are few; else few, since more hold training back."""
+    return components if components is not None else 64 if features <= FEW else 8
 
 
 def alternate(features: int, i: int) -> Tensor:

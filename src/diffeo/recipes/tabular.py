@@ -218,7 +218,7 @@ def nsf(
         bins: pieces of each spline, at least 2.
         bound: half-width of the splines, in standard deviations.
         components: largest number of Gaussians in the base, a mixture that `initialize` fits first (64 of up to five
-            features, else 16); 0 for a standard normal.
+            features, else 8); 0 for a standard normal.
         dropout: probability of dropping a hidden unit while training.
         residual: residual blocks in the conditioners.
 
@@ -263,7 +263,7 @@ def nsf_ar(
         bins: pieces of each spline, at least 2.
         bound: half-width of the splines, in standard deviations.
         components: largest number of Gaussians in the base, a mixture that `initialize` fits first (64 of up to five
-            features, else 16); 0 for a standard normal.
+            features, else 8); 0 for a standard normal.
         adjacency: (D, D) booleans, which coordinate may depend on which, the same in every layer; instead of orders.
         dropout: probability of dropping a hidden unit while training.
         residual: residual blocks in the conditioners.
