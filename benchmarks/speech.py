@@ -41,7 +41,7 @@ WORDS = {
     "prepositions": "over under near behind through without above beside",
 }
 SENTENCES, HELD = 360, 60
-STYLES = (50, 99)  # of pitch, as espeak-ng counts it
+STYLES = (50, 66, 83, 99)  # of pitch, as espeak-ng counts it
 DRAWS = 3  # of each held-out word in a style
 GUIDES = {  # of attention: strength of the prior, weight of the loss over all alignments
     "prior and loss": (1.0, 1.0),
@@ -329,7 +329,7 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
 
 
 def style(seconds: float) -> dict[str, Any]:
-    """Words of a voice that heard them at two pitches and three paces, in the style of some clips or others."""
+    """Words of a voice that heard them at four pitches and three paces, in the style of some clips or others."""
     from scipy.stats import spearmanr
 
     settings = tools.Mel.of(8000)
@@ -337,8 +337,10 @@ def style(seconds: float) -> dict[str, Any]:
     symbols = tools.symbols_of([tools.units_of(text) for text in texts])
     mels = [tools.to_mel(sound, settings) for sound in sounds]
     codes = [tools.encode_text(text, symbols) for text in texts]
-    low, high = STYLES
-    held = [i for i in range(len(sounds)) if i % 3 == 1 and i // 6 % 3 == 0]  # every third word at the middle pace
+    low, high = STYLES[0], STYLES[-1]
+    held = [
+        i for i in range(len(sounds)) if i % 3 == 1 and i // (3 * len(STYLES)) % 3 == 0
+    ]  # every third word at the middle pace
     durations = tools.forced_alignment(mels, codes)
     prosody = [tools.prosody_of(sound, settings.rate, len(code)) for sound, code in zip(sounds, codes, strict=True)]
 
@@ -638,8 +640,8 @@ def _told_attention(r: dict[str, Any]) -> str:
         rows.append([name, follows, f"{last:,}", f"{far:.0f}"])
     return f"""\
 **Attention without alignments.** A `flowtron`, `tiny`, on the same sentences, {r["seconds"] / 60:g} minutes each, that
-is given no alignment: the prior keeps attention near the diagonal, the loss asks that all monotonic alignments together be
-likely. It follows the text where boundaries lie half as far from the truth as those of equal shares
+is given no alignment: the prior keeps attention near the diagonal, the loss asks that all monotonic alignments
+together be likely. It follows the text where boundaries lie half as far from the truth as those of equal shares
 ({r["equal"]:.0f} ms).
 
 {markdown(["taught by", "follows at step", "steps", "ms at the end"], rows)}"""
@@ -683,8 +685,9 @@ def _told_style(r: dict[str, Any]) -> str:
     long = ", ".join(f"{seconds:.2f}" for seconds in pace["between"])
     return f"""\
 **Style.** A `flowtron`, `tiny`, after {r["seconds"] / 60:.0f} minutes ({r["steps"]:,} steps) on words of espeak-ng at
-two pitches, {low:.0f} and {high:.0f} Hz by Griffin and Lim's algorithm, and three paces, with the prosody of each clip.
-Held-out words in the style of the low clips, of the high ones and of three mixtures between: {told} Hz,
+four pitches and three paces, with the prosody of each clip. The lowest clips have {low:.0f} Hz in the mean, the highest
+{high:.0f}, by Griffin and Lim's algorithm as the rest; held-out words in the style of those, of these and of three
+mixtures between: {told} Hz,
 {100 * pitch["moved"]:.0f} % of the distance; rank correlation of weight and pitch {pitch["correlation"]:.2f}. In the
 style of the slow clips ({pace["natural"][0]:.2f} s in the mean) to that of the fast ones ({pace["natural"][1]:.2f} s):
 {long} s, rank correlation {pace["correlation"]:.2f}."""
