@@ -41,7 +41,7 @@ WORDS = {
     "prepositions": "over under near behind through without above beside",
 }
 SENTENCES, HELD = 360, 60
-STYLES = (50, 66, 83, 99)  # of pitch, as espeak-ng counts it
+STYLES = (50, 99)  # of pitch, as espeak-ng counts it
 DRAWS = 3  # of each held-out word in a style
 GUIDES = {  # of attention: strength of the prior, weight of the loss over all alignments
     "prior and loss": (1.0, 1.0),
@@ -329,7 +329,7 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
 
 
 def style(seconds: float) -> dict[str, Any]:
-    """Words of a voice that heard them at four pitches and three paces, in the style of some clips or others."""
+    """Words of a voice that heard them at two pitches and three paces, in the style of some clips or others."""
     from scipy.stats import spearmanr
 
     settings = tools.Mel.of(8000)
@@ -685,7 +685,7 @@ def _told_style(r: dict[str, Any]) -> str:
     long = ", ".join(f"{seconds:.2f}" for seconds in pace["between"])
     return f"""\
 **Style.** A `flowtron`, `tiny`, after {r["seconds"] / 60:.0f} minutes ({r["steps"]:,} steps) on words of espeak-ng at
-four pitches and three paces, with the prosody of each clip. The lowest clips have {low:.0f} Hz in the mean, the highest
+two pitches and three paces, with the prosody of each clip. The low clips have {low:.0f} Hz in the mean, the high ones
 {high:.0f}, by Griffin and Lim's algorithm as the rest; held-out words in the style of those, of these and of three
 mixtures between: {told} Hz,
 {100 * pitch["moved"]:.0f} % of the distance; rank correlation of weight and pitch {pitch["correlation"]:.2f}. In the
