@@ -128,6 +128,16 @@ def test_prosody_says_how_a_text_is_said(system):
     assert said() == said(prosody=usual) == said(prosody=torch.full((2,), torch.nan))
 
 
+def test_prosody_is_refused_where_nothing_reads_it(clips):
+    flow = diffeo.glow_tts(6, 9, preset="tiny", hidden=8, width=8)
+    with pytest.raises(ValueError, match="prosody"):
+        flow.initialize(*tools.join([tools.Spoken(*clips[:2], prosody=PROSODY)[0]]))
+    with pytest.raises(ValueError, match="reads no prosody"):
+        tools.say(flow, clips[1][0], prosody=torch.zeros(2))
+    with pytest.raises(ValueError, match="reads no prosody"):
+        tools.within_reach(flow, torch.zeros(4))
+
+
 def test_usual_prosody_is_that_of_the_speaker():
     encoder = diffeo.nets.Letters(3, 8, speakers=3, prosody=2)
     given = torch.tensor([[1.0, 10.0], [3.0, torch.nan], [7.0, torch.nan], [9.0, torch.nan]])

@@ -87,6 +87,10 @@ class TextEncoder(nn.Module):
         text = given.get("text")
         if text is None:
             raise ValueError('TextEncoder: expected a context {"text": …} of symbols 1, 2, …, and 0 for padding')
+        if self.manner is None and "prosody" in given:
+            raise ValueError(
+                'TextEncoder: the context has the entry "prosody", which this one does not read: prosody=0'
+            )
         batch, text = text.shape[:-1], text.reshape(-1, text.shape[-1]).long()
         real = (text > 0).unsqueeze(-1)
         h = self.letters(text) * math.sqrt(self.letters.embedding_dim)
@@ -184,7 +188,7 @@ class Prosody(nn.Module):
         batch = given["prosody"].shape[:-1]
         rows = self._rows(given["prosody"], batch)
         self.mean.copy_(rows.nanmean(0).nan_to_num(0.0).expand_as(self.mean))
-        if len(self.mean) > 1:
+        if len(self.mean) > 1 and "speaker" in given:
             who = given["speaker"].long().expand(batch).reshape(-1)
             for k in who.unique().tolist():
                 own = rows[who == k].nanmean(0)

@@ -73,7 +73,8 @@ class Loop:
 
         step = seconds_of_step(plan, objective, self.train, fabric.device.type, fabric.world_size)
         seconds = min(step * plan.steps, plan.time_limit or math.inf)
-        self.alone = step < TINY  # goes by the size of the work, not by a clock: threads may change roundings
+        # goes by the size of the work, not by a clock: threads may change roundings
+        self.is_small = fabric.device.type == "cpu" and step < TINY
         compiles = wants_compile(compile, seconds, objective) and is_traceable(objective) and not self.sharded
         self.loops = wants_loops(compile, seconds)
         self.result = FitResult(in_nats=objective.in_nats, compiled=compiles)
@@ -123,7 +124,7 @@ class Loop:
             with (
                 progressing as bar,
                 deferred_interrupt() as interrupted,
-                one_thread(self.alone),
+                one_thread(self.is_small),
                 compiled_kernels(self.loops),
                 quietly(),
             ):
