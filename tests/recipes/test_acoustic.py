@@ -128,6 +128,16 @@ def test_prosody_says_how_a_text_is_said(system):
     assert said() == said(prosody=usual) == said(prosody=torch.full((2,), torch.nan))
 
 
+def test_a_number_that_all_clips_share_tells_nothing():
+    for value in (-1.5432, -2.1, 5.3):
+        net = diffeo.nets.Prosody(1, 2)
+        net.initialize({"prosody": torch.full((37, 1), value)})
+        nn.init.ones_(net.vector.weight)
+        assert not net({"prosody": torch.tensor([[value], [value + 1]])}, torch.Size([2])).any()
+        for asked in (torch.nan, value + 1):
+            assert net.within(torch.tensor([asked])).tolist() == net.usual().tolist()
+
+
 def test_prosody_is_refused_where_nothing_reads_it(clips):
     flow = diffeo.glow_tts(6, 9, preset="tiny", hidden=8, width=8)
     with pytest.raises(ValueError, match="prosody"):
@@ -146,7 +156,7 @@ def test_usual_prosody_is_that_of_the_speaker():
     assert known.usual(0).tolist() == [2.0, 10.0]
     assert known.usual(1).tolist() == [8.0, 10.0]  # where nothing is known of a speaker, the mean of all
     assert known.usual(2).tolist() == [5.0, 10.0]
-    assert known.scale.tolist() == [1.0, 1.0]
+    assert known.scale.tolist() == [1.0, torch.inf]  # one clip shows no difference
     assert known.within(torch.tensor([7.0, 10.0]), 0).tolist() == [6.0, 10.0]
     far = {"prosody": torch.tensor([[6.0, 10.0], [9.0, torch.nan]]), "speaker": torch.zeros(2)}
     nn.init.normal_(known.vector.weight)

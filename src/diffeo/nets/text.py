@@ -126,6 +126,7 @@ class TextEncoder(nn.Module):
             self.manner.initialize(entries(context))
 
 
+LEAST = 1e-3  # standard deviation of a number, below which it is the same in all clips but for rounding
 FARTHEST = 4.0  # standard deviations: no clip is said further from what is usual
 
 
@@ -133,7 +134,8 @@ class Prosody(nn.Module):
     """How a clip is said, in numbers such as pitch and pace, as a vector: W clamp((c − mean) / std, −4, 4).
 
     Means are those of the speaker, standard deviations those within speakers, of the training clips. Numbers that are
-    NaN, and all of a context without the entry `"prosody"`, (*batch, count), count as the mean.
+    NaN, those that all clips share, and all of a context without the entry `"prosody"`, (*batch, count), count as the
+    mean.
 
     Args:
         count: numbers.
@@ -177,8 +179,9 @@ class Prosody(nn.Module):
 
     def within(self, prosody: Tensor, speaker: int | None = None) -> Tensor:
         """The nearest prosody, (count,), that a speaker's clips come close to; further ones count as this."""
-        away = FARTHEST * self.scale
-        return prosody.clamp(self.usual(speaker) - away, self.usual(speaker) + away)
+        usual, away = self.usual(speaker), torch.where(self.scale.isinf(), 0.0, FARTHEST * self.scale)
+        asked = prosody.to(usual)
+        return torch.where(asked.isnan(), usual, asked.clamp(usual - away, usual + away))
 
     @torch.no_grad()
     def initialize(self, given: Mapping[str, Tensor]) -> None:
@@ -194,7 +197,7 @@ class Prosody(nn.Module):
                 own = rows[who == k].nanmean(0)
                 self.mean[k] = torch.where(own.isfinite(), own, self.mean[k])
         spread = (rows - self._usual(given.get("speaker"), batch)).square().nanmean(0).sqrt()
-        self.scale.copy_(torch.where(spread > 0, spread, 1.0))  # NaN where no clip tells
+        self.scale.copy_(torch.where(spread > LEAST, spread, torch.inf))  # NaN where no clip tells
         self.initialized.fill_(True)
 
     def _rows(self, prosody: Tensor, batch: Size) -> Tensor:
