@@ -35,6 +35,7 @@ DEFAULT_TABLES = (
 )  # fmt: skip
 RECIPES = ("gaussian", "nice", "realnvp", "maf", "iaf", "nsf", "nsf_ar")
 ROUNDTRIP_STEPS = 200
+SHARE, MEDIAN = 0.999, 1e-5  # the goal of round trips: least share of entries below 1e-3, largest median
 FAMILIES = {"nsf_ar": "Autoregressive", "nsf": "Coupling"}
 # best of zuko, nflows, normflows and FlowJAX as measured when the goal was set, with standard error where given
 GOALS = {
@@ -325,11 +326,20 @@ def roundtrip_section() -> str:
         found = [r for r in result["runs"] if r["recipe"] == recipe]
         rows.append([f"{recipe}, {result['protocol']['steps']} steps", *_errors(found)])
     rows.append(["nsf_ar, the full default fits above", *_errors(full)])
+    named = [(r["recipe"], r["table"], r) for r in result["runs"]]
+    named += [("nsf_ar, full", r["table"], r["roundtrip"]) for r in load(DEFAULTS)["runs"]]
+    goal = f"{MEDIAN * 1e5:g}e-5"
+    missed = [
+        f"{recipe} on {table} ({100 * r['share_below_1e-3']:.2f} %)"
+        for recipe, table, r in named
+        if r["share_below_1e-3"] < SHARE or r["median"] > MEDIAN
+    ]
     return f"""\
 ## Round trip in float32
 
 |x − inverse(forward(x))| / (1 + |x|) over test entries in the tables' own units, after training on each of the ten
-tables; the worst table counts in each cell. Goal: 99.9 % of entries below 1e-3, median below 1e-5.
+tables; the worst table counts in each cell. Goal: {100 * SHARE:.1f} % of entries below 1e-3, median below {goal}.
+Missed by: {", ".join(missed) or "none"}.
 
 {markdown(["recipe", "tables", "largest median", "largest 99.9 % quantile", "least share below 1e-3"], rows)}
 

@@ -121,6 +121,8 @@ def train_voice(
     torch.manual_seed(0)
     prosody = 0 if data.prosody is None else len(tools.PROSODY)
     flow = getattr(diffeo, system)(settings.mels, symbols, preset="tiny", speakers=speakers, prosody=prosody)
+    if prosody:
+        tools.learn_prosody(flow, data)
     result = diffeo.fit(
         tools.Voice(flow), data, validation=held, collate=tools.join, batch_size=16, time_limit=seconds, epochs=1000,
         lr=2e-3, seed=0, progress=False,

@@ -152,7 +152,10 @@ def test_prosody_of_sound():
     assert abs(np.exp(pitch) - 200) < 2
     assert spread < 0.01
     assert abs(np.exp(loudness) - 0.3 / np.sqrt(2)) < 0.01
-    assert abs(np.exp(pace) - 8) < 0.7  # what borders on silence counts partly
+    assert abs(np.exp(pace) - 8) < 0.1
+    for length in (400, 800, 2400, RATE):  # without silence around it
+        alone = tools.prosody_of(tone[:length], RATE, 10)[3].exp()
+        assert abs(alone * length / RATE / 10 - 1) < 0.01
     whisper = tools.prosody_of(torch.from_numpy(0.1 * rng.normal(size=RATE)).float(), RATE, 8)
     assert whisper.isnan().tolist() == [True, True, False, False]
     for nothing in (silence, silence[:10], silence[:0]):
@@ -167,9 +170,10 @@ def test_pitch_and_style_of_a_voice(voice, corpus, tmp_path, capsys):
         out = tmp_path / f"{len(made)}.wav"
         assert main(["speech", "say", str(voice), "aeo", "-o", str(out), "--temperature", "0", *options]) == 0
         made.append(out.read_bytes())
-    assert made[2] == made[0]
-    assert len(set(made)) == 3
-    assert "loudness:" in capsys.readouterr().err  # all clips are as loud, so it cannot be asked for
+    assert len(set(made)) == len(made)
+    assert (
+        "loudness:" in capsys.readouterr().err
+    )  # twice as loud is more than its clips, which are nearly as loud, allow
     plain = tmp_path / "plain.safetensors"
     flow, notes = diffeo.load(voice), read_notes(voice)
     diffeo.save(diffeo.glow_tts(notes["mel"][3], len(notes["symbols"]), preset="tiny"), plain, notes=notes)

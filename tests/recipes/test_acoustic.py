@@ -128,6 +128,25 @@ def test_prosody_says_how_a_text_is_said(system):
     assert said() == said(prosody=usual) == said(prosody=torch.full((2,), torch.nan))
 
 
+def test_usual_prosody_is_learned_from_all_clips():
+    """Of more clips and speakers than layers are initialised with."""
+    speakers, each, frames = 200, 6, 1000
+    generator = torch.Generator().manual_seed(0)
+    usual = torch.randn(speakers, 2, generator=generator)
+    who = [k for k in range(speakers) for _ in range(each)]
+    numbers = usual[who] + 0.1 * torch.randn(len(who), 2, generator=generator)
+    mels, texts = [torch.zeros(frames, 80)] * len(who), [torch.tensor([1, 2])] * len(who)
+    data = tools.Spoken(mels, texts, who, prosody=list(numbers))
+    flow = diffeo.glow_tts(80, 3, preset="tiny", blocks=1, hidden=8, width=8, speakers=speakers, prosody=2)
+    tools.learn_prosody(flow, data)
+    means = numbers.reshape(speakers, each, 2).mean(1)
+    found = torch.stack([tools.usual_prosody(flow, k) for k in range(speakers)])
+    assert torch.allclose(found, means, atol=1e-5)
+    assert torch.allclose(flow.encoder.manner.scale, torch.tensor(0.1), rtol=0.1)
+    with pytest.raises(ValueError, match="without prosody"):
+        tools.learn_prosody(flow, tools.Spoken(mels[:1], texts[:1], [0]))
+
+
 def test_a_number_that_all_clips_share_tells_nothing():
     for value in (-1.5432, -2.1, 5.3):
         net = diffeo.nets.Prosody(1, 2)
@@ -156,9 +175,9 @@ def test_usual_prosody_is_that_of_the_speaker():
     assert known.usual(0).tolist() == [2.0, 10.0]
     assert known.usual(1).tolist() == [8.0, 10.0]  # where nothing is known of a speaker, the mean of all
     assert known.usual(2).tolist() == [5.0, 10.0]
-    assert known.scale.tolist() == [1.0, torch.inf]  # one clip shows no difference
-    assert known.within(torch.tensor([7.0, 10.0]), 0).tolist() == [6.0, 10.0]
-    far = {"prosody": torch.tensor([[6.0, 10.0], [9.0, torch.nan]]), "speaker": torch.zeros(2)}
+    assert torch.equal(known.scale, torch.tensor([2.0**0.5, torch.inf]))  # one clip shows no difference
+    assert torch.allclose(known.within(torch.tensor([9.0, 10.0]), 0), torch.tensor([2 + 4 * 2.0**0.5, 10.0]))
+    far = {"prosody": torch.tensor([[8.0, 10.0], [9.0, torch.nan]]), "speaker": torch.zeros(2)}
     nn.init.normal_(known.vector.weight)
     assert torch.equal(*known(far, torch.Size([2])))
     before = known.mean.clone()

@@ -435,6 +435,12 @@ def test_small_fits_leave_the_other_cores_alone(hidden, threads):
         diffeo.fit(Watched(flow), torch.randn(4096, 4), steps=2, batch_size=2048, validation=0, progress=False)
         assert torch.get_num_threads() == 2
         assert {count for training, count in seen if training} == {threads}
+        told = []
+        diffeo.fit(
+            Watched(flow), torch.randn(4096, 4), steps=2, batch_size=2048, validation=torch.randn(64, 4),
+            progress=False, on_evaluation=lambda result: told.append(torch.get_num_threads()),
+        )  # fmt: skip
+        assert set(told) == {2}
         with pytest.raises(RuntimeError, match="on purpose"):
             diffeo.fit(flow, torch.randn(64, 4), steps=2, validation=0, progress=False, on_evaluation=_fail)
         assert torch.get_num_threads() == 2

@@ -154,6 +154,7 @@ def fit(
             line += f", alignment sharpness {tools.sharpness(flow, of(order[: min(tenth, WATCHED)])):.2f}"
         print(line, flush=True)
 
+    tools.learn_prosody(flow, of(order[tenth:]))
     training: dict[str, Any] = {} if steps is None else {"steps": steps}
     result = diffeo.fit(
         tools.Voice(flow), of(order[tenth:]), validation=of(order[:tenth]), collate=tools.join, batch_size=batch_size,

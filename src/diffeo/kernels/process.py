@@ -38,7 +38,10 @@ def prepare() -> None:
 
 @contextmanager
 def one_thread(use: bool = True) -> Iterator[None]:
-    """Inside, PyTorch runs on the calling thread alone."""
+    """Inside, PyTorch runs on the calling thread alone.
+
+    A thread of Python that first uses PyTorch meanwhile takes the number over for good, so blocks are to be short.
+    """
     before = torch.get_num_threads()
     if not use or before == 1:
         yield

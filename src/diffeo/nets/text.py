@@ -185,19 +185,22 @@ class Prosody(nn.Module):
 
     @torch.no_grad()
     def initialize(self, given: Mapping[str, Tensor]) -> None:
-        """Learn what is usual from training clips, once."""
+        """Learn what is usual from training clips, once; a speaker of whom they tell nothing has the mean of all."""
         if self.initialized or "prosody" not in given:
             return
         batch = given["prosody"].shape[:-1]
-        rows = self._rows(given["prosody"], batch)
-        self.mean.copy_(rows.nanmean(0).nan_to_num(0.0).expand_as(self.mean))
+        rows = given["prosody"].double().reshape(-1, self.count)
+        who = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
         if len(self.mean) > 1 and "speaker" in given:
             who = given["speaker"].long().expand(batch).reshape(-1)
-            for k in who.unique().tolist():
-                own = rows[who == k].nanmean(0)
-                self.mean[k] = torch.where(own.isfinite(), own, self.mean[k])
-        spread = (rows - self._usual(given.get("speaker"), batch)).square().nanmean(0).sqrt()
-        self.scale.copy_(torch.where(spread > LEAST, spread, torch.inf))  # NaN where no clip tells
+        usual, left = rows.nanmean(0).nan_to_num(0.0).repeat(len(self.mean), 1), rows.isfinite().sum(0)
+        for k in who.unique().tolist():
+            own = rows[who == k].nanmean(0)
+            usual[k] = torch.where(own.isfinite(), own, usual[k])
+            left = left - own.isfinite().long()  # a mean of one's own takes one clip's worth of differences
+        spread = ((rows - usual[who]).square().nansum(0) / left.clamp_min(1)).sqrt()
+        self.mean.copy_(usual)
+        self.scale.copy_(torch.where((spread > LEAST) & (left > 0), spread, torch.inf))
         self.initialized.fill_(True)
 
     def _rows(self, prosody: Tensor, batch: Size) -> Tensor:

@@ -121,13 +121,7 @@ class Loop:
                 self._compile()
             shown = progress and self.fabric.global_rank == 0
             progressing = Progress(self.plan.steps, self.counts.step, shown, self.result.in_nats)
-            with (
-                progressing as bar,
-                deferred_interrupt() as interrupted,
-                one_thread(self.is_small),
-                compiled_kernels(self.loops),
-                quietly(),
-            ):
+            with progressing as bar, deferred_interrupt() as interrupted, compiled_kernels(self.loops), quietly():
                 stopped = self._loop(bar, interrupted)
             together = True
         except NonFiniteError:
@@ -182,26 +176,20 @@ class Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             weights = None if self.scale is None or index is None else self.scale.index_select(0, index)
-            if self.gradients is not None:
-                loss = self.gradients(*batch, weights=weights)
-            else:
-                losses = self.model(*batch)
-                loss = (losses if weights is None else losses * weights).mean()
-                fabric.backward(loss)
-            norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=plan.clip, error_if_nonfinite=False)
-            norm = whole(norm)
-            with torch.no_grad():
-                fine = loss.isfinite() & norm.isfinite()
-                if not alone:  # what is not finite, or interrupted, in one process is so for all
-                    fine, going = everywhere(fabric, fine, torch.tensor(not interrupted, device=device))
-                bad_step = torch.where((bad_step < 0) & ~fine, self.counts.step, bad_step)
-                torch.maximum(bad, (~fine).to(bad.dtype), out=bad)
-                total += loss.detach()
-            self.stepper.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.counts.step += 1
-            self.counts.counted += 1
-            self.average.update(self.counts.step)
+            with one_thread(self.is_small):
+                loss, norm = self._pull(batch, weights)
+                with torch.no_grad():
+                    fine = loss.isfinite() & norm.isfinite()
+                    if not alone:  # what is not finite, or interrupted, in one process is so for all
+                        fine, going = everywhere(fabric, fine, torch.tensor(not interrupted, device=device))
+                    bad_step = torch.where((bad_step < 0) & ~fine, self.counts.step, bad_step)
+                    torch.maximum(bad, (~fine).to(bad.dtype), out=bad)
+                    total += loss.detach()
+                self.stepper.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                self.counts.step += 1
+                self.counts.counted += 1
+                self.average.update(self.counts.step)
             bar.advance()
             closing = self.counts.step % plan.evaluate_every == 0 or self.counts.step == plan.steps
             if plan.time_limit is not None and alone:  # slow steps: some evaluations within the limit all the same
@@ -229,6 +217,17 @@ class Loop:
             if stop:
                 return "interrupt"
         raise RuntimeError("fit: the data ended")
+
+    def _pull(self, batch: Batch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss of a batch and the norm of its gradients, which are left clipped."""
+        if self.gradients is not None:
+            loss = self.gradients(*batch, weights=weights)
+        else:
+            losses = self.model(*batch)
+            loss = (losses if weights is None else losses * weights).mean()
+            self.fabric.backward(loss)
+        norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.plan.clip, error_if_nonfinite=False)
+        return loss, whole(norm)
 
     def _batches(self) -> Iterator[tuple[Tensor | None, Batch]]:
         """Numbers and rows of this process's part of every batch, from the current step on."""

@@ -36,7 +36,8 @@ class LULinear(Transform):
         features: D.
         bound: largest absolute log-scale on the diagonal, > 0.
 
-    Cost: O(D²) for each row in either direction (the inverse solves two triangular systems).
+    Cost: O(D²) for each row in either direction (the inverse solves two triangular systems), and O(D³) for a batch
+    forward, whose factors are multiplied first.
 
     "Glow: Generative Flow with Invertible 1x1 Convolutions" (Kingma and Dhariwal, 2018),
     https://arxiv.org/abs/1807.03039

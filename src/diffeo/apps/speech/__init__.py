@@ -30,6 +30,7 @@ from diffeo.apps.speech.voice import align as align
 from diffeo.apps.speech.voice import durations_of as durations_of
 from diffeo.apps.speech.voice import interpolate as interpolate
 from diffeo.apps.speech.voice import join as join
+from diffeo.apps.speech.voice import learn_prosody as learn_prosody
 from diffeo.apps.speech.voice import say as say
 from diffeo.apps.speech.voice import sharpness as sharpness
 from diffeo.apps.speech.voice import style_of as style_of

@@ -20,8 +20,8 @@ FEWEST = 3  # voiced frames of a clip whose pitch is known
 def pitch_of(audio: Tensor, rate: int) -> Tensor:
     """Pitch in Hz of sound (N,), every 10 ms, NaN where it is not voiced: the strongest peak of the autocorrelation.
 
-    Frames are windows of three periods of 60 Hz; their autocorrelation is divided by that of the window. Sound of less
-    than a window has no frame.
+    It is looked for between 60 and 500 Hz; a tone above is heard an octave or more below. Frames are windows of three
+    periods of 60 Hz; their autocorrelation is divided by that of the window. Sound of less than a window has no frame.
 
     "Accurate short-term analysis of the fundamental frequency and the harmonics-to-noise ratio of a sampled sound"
     (Boersma, 1993), https://www.fon.hum.uva.nl/paul/papers/Proceedings_1993.pdf
@@ -31,14 +31,14 @@ def pitch_of(audio: Tensor, rate: int) -> Tensor:
     >>> round(float(pitch_of(tone, 8000).median()))
     220
     """
-    frames, _ = _frames(audio, rate)
+    frames = _frames(audio, rate)
     if not len(frames):
         return frames.new_zeros(0)
     width = frames.shape[1]
     window = torch.hann_window(width, dtype=frames.dtype, device=frames.device)
     centred = (frames - frames.mean(1, keepdim=True)) * window
     correlation = _autocorrelation(centred) / _autocorrelation(window)
-    correlation = correlation / (_autocorrelation(centred)[:, :1] / _autocorrelation(window)[:1]).clamp_min(1e-12)
+    correlation = correlation / correlation[:, :1].clamp_min(1e-12)
     least, most = math.floor(rate / HIGHEST), min(math.ceil(rate / LOWEST), width // 2)
     lags = torch.arange(least, most + 1, device=frames.device)
     before, at, after = (correlation[:, lags + shift] for shift in (-1, 0, 1))
@@ -56,22 +56,24 @@ def pitch_of(audio: Tensor, rate: int) -> Tensor:
 def prosody_of(audio: Tensor, rate: int, letters: int) -> Tensor:
     """How sound (N,) is said, (4,): mean log pitch in Hz, its standard deviation, log loudness, log letters a second.
 
-    Loudness is the root mean square of the frames in which something is said, the pace counts from the first of these
-    to the last. What cannot be heard is NaN: the pitch of a whisper, everything of silence.
+    Loudness is the root mean square of the hundredths of a second in which something is said, the pace counts from the
+    first of these to the last. What cannot be heard is NaN: the pitch of a whisper, everything of silence.
 
     Args:
         audio: in [−1, 1].
         rate: samples in a second.
         letters: of its text.
     """
-    frames, step = _frames(audio, rate)
-    unknown = torch.full((len(PROSODY),), torch.nan)
-    loud = frames.square().mean(1).sqrt() if len(frames) else frames.new_zeros(1)
+    step = max(1, round(STEP * rate))
+    short = (
+        F.pad(audio.double(), (0, -len(audio) % step)).unflatten(0, (-1, step)) if len(audio) else audio.new_zeros(1, 1)
+    )
+    loud = short.square().mean(1).sqrt()
     if not float(loud.max()) > 0:
-        return unknown
+        return torch.full((len(PROSODY),), torch.nan)
     said = loud > QUIET * loud.max()
     at = said.nonzero()[:, 0]
-    seconds = float(at[-1] - at[0] + 1) * step / rate
+    seconds = min(float(at[-1] - at[0] + 1) * step, len(audio)) / rate
     pitch = pitch_of(audio, rate).log()
     pitch = pitch[pitch.isfinite()]
     enough = len(pitch) >= FEWEST
@@ -84,11 +86,11 @@ def prosody_of(audio: Tensor, rate: int, letters: int) -> Tensor:
     return torch.tensor(found)
 
 
-def _frames(audio: Tensor, rate: int) -> tuple[Tensor, int]:
-    """Overlapping frames (count, width) of three of the longest periods, and samples from one to the next."""
+def _frames(audio: Tensor, rate: int) -> Tensor:
+    """Overlapping frames (count, width) of three of the longest periods, every 10 ms."""
     width, step = round(3 * rate / LOWEST), max(1, round(STEP * rate))
     audio = audio.double()
-    return (audio.unfold(0, width, step) if len(audio) >= width else audio.new_zeros(0, width)), step
+    return audio.unfold(0, width, step) if len(audio) >= width else audio.new_zeros(0, width)
 
 
 def _autocorrelation(x: Tensor) -> Tensor:

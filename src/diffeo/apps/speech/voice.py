@@ -208,8 +208,23 @@ def style_of(flow: Flow, data: Spoken) -> Tensor:
 
 def usual_prosody(flow: Flow, speaker: int | None = None) -> Tensor | None:
     """The mean prosody of a speaker's training clips, (4,); None of a voice that reads none."""
-    found = _prosody(flow)
+    found = _prosody_part(flow)
     return None if found is None else found.usual(speaker)
+
+
+def learn_prosody(flow: Flow, data: Spoken) -> None:
+    """Learn from all training clips what prosody is usual for each speaker, once; to be called before `diffeo.fit`.
+
+    `fit` by itself shows layers some tens of clips, of which many speakers may have none.
+
+    Raises:
+        ValueError: a voice that reads no prosody; clips without it.
+    """
+    found = _reads_prosody(flow)
+    if data.prosody is None:
+        raise ValueError("learn_prosody: the clips come without prosody; see `prosody_of`")
+    speakers = {} if data.speakers is None else {"speaker": torch.stack(data.speakers)}
+    found.initialize({"prosody": torch.stack(list(data.prosody)).to(found.mean.device), **speakers})
 
 
 def within_reach(flow: Flow, prosody: Tensor, speaker: int | None = None) -> Tensor:
@@ -218,13 +233,18 @@ def within_reach(flow: Flow, prosody: Tensor, speaker: int | None = None) -> Ten
     Raises:
         ValueError: a voice that reads no prosody.
     """
-    found = _prosody(flow)
+    return _reads_prosody(flow).within(prosody, speaker)
+
+
+def _reads_prosody(flow: Flow) -> Prosody:
+    """The part that does, or an error."""
+    found = _prosody_part(flow)
     if found is None:
         raise ValueError("this voice reads no prosody; make one by a recipe with prosody=4")
-    return found.within(prosody, speaker)
+    return found
 
 
-def _prosody(flow: Flow) -> Prosody | None:
+def _prosody_part(flow: Flow) -> Prosody | None:
     return next((part for part in flow.modules() if isinstance(part, Prosody)), None)
 
 
@@ -389,8 +409,7 @@ def _context(flow: Flow, text: Tensor, speaker: int | None, prosody: Tensor | No
     if speaker is not None:
         found["speaker"] = torch.tensor(speaker)
     if prosody is not None:
-        if _prosody(flow) is None:
-            raise ValueError("this voice reads no prosody; make one by a recipe with prosody=4")
+        _reads_prosody(flow)
         found["prosody"] = prosody
     return {name: t.to(_device(flow)) for name, t in found.items()}
 
