@@ -213,11 +213,12 @@ def test_ends_between_two_recordings_are_the_recordings(system, corpus):
     text = tools.encode_text(clips[0].text, symbols)
     mels = tools.mels_of(clips, settings)
     torch.manual_seed(0)
-    flow = getattr(diffeo, system)(settings.mels, len(symbols), preset="tiny").eval()
+    prosody = (torch.tensor([1.0, -0.5]), torch.tensor([torch.nan, 2.0]))
+    flow = getattr(diffeo, system)(settings.mels, len(symbols), preset="tiny", prosody=2).eval()
     with torch.no_grad():
         for p in flow.parameters():
             p.add_(0.02 * torch.randn_like(p))
-    ends = tools.interpolate(flow, *mels, text, [0.0, 0.5, 1.0])
+    ends = tools.interpolate(flow, *mels, text, [0.0, 0.5, 1.0], prosody=prosody)
     for mel, end in zip(mels, ends[::2], strict=True):
         whole = 2 * (len(mel) // 2)
         assert torch.allclose(end[:whole], mel[:whole], atol=1e-3)

@@ -273,16 +273,19 @@ def interpolate(
     sounding = None if vocoder is None else load_vocoder(vocoder, settings)[0]
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
     who, together = _asked(notes, speaker), tools.together_of(flow)
-    mels = []
+    mels, manners = [], []
     for path in (first, second):
         clip = tools.Clip(path, text, speaker or "")
         with named(clip):
-            mels += tools.mels_of([clip], settings)
-            if len(symbols) > -(-len(mels[-1]) // together):
-                raise ValueError(f"{len(symbols)} letters in {-(-len(mels[-1]) // together)} steps of sound")
+            mel, manner = hear(clip, settings, len(symbols))
+            if len(symbols) > -(-len(mel) // together):
+                raise ValueError(f"{len(symbols)} letters in {-(-len(mel) // together)} steps of sound")
+        mels.append(mel)
+        manners.append(manner)
+    prosody = None if tools.usual_prosody(flow) is None else (manners[0], manners[1])
     weights, generator = torch.linspace(0, 1, steps).tolist(), torch.Generator().manual_seed(seed)
     pause, sounds = torch.zeros(int(PAUSE * settings.rate)), []
-    for mel in tools.interpolate(flow, mels[0], mels[1], symbols, weights, speaker=who):
+    for mel in tools.interpolate(flow, mels[0], mels[1], symbols, weights, speaker=who, prosody=prosody):
         sounds += [_sound(mel, settings, sounding, rounds, generator), pause]
     audio = torch.cat(sounds[:-1])
     tools.write_audio(audio, output, settings.rate)

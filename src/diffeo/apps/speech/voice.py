@@ -304,12 +304,20 @@ def say(
 
 @torch.no_grad()
 def interpolate(
-    flow: Flow, a: Tensor, b: Tensor, text: Tensor, weights: Sequence[float], *, speaker: int | None = None
+    flow: Flow,
+    a: Tensor,
+    b: Tensor,
+    text: Tensor,
+    weights: Sequence[float],
+    *,
+    speaker: int | None = None,
+    prosody: tuple[Tensor, Tensor] | None = None,
 ) -> list[Tensor]:
     """Spectrograms (T, mels) on the way from one recording of a text to another, one for each weight.
 
-    Letters last (1 − w) d_a + w d_b steps; the noise of a letter is that of both recordings' steps at the same place
-    in it, √(1 − w) z_a + √w z_b, which has the variance of noise for every w, and is that of a recording at an end.
+    Letters last (1 − w) d_a + w d_b steps, and prosody is (1 − w) p_a + w p_b; the noise of a letter is that of both
+    recordings' steps at the same place in it, √(1 − w) z_a + √w z_b, which has the variance of noise for every w, and
+    is that of a recording at an end.
 
     Args:
         flow: of `diffeo.glow_tts`, `flow_tts` or `flowtron`.
@@ -317,13 +325,15 @@ def interpolate(
         text: (L,) symbols of what both say.
         weights: w of each, in [0, 1]; 0 is the first recording, 1 the second.
         speaker: where there are several; that of both.
+        prosody: (4,) of each recording, of a voice that reads it; None for what is usual for the speaker.
 
     Raises:
         ValueError: weights outside [0, 1].
     """
     if not all(0 <= w <= 1 for w in weights):
         raise ValueError(f"interpolate: expected weights in [0, 1], got {list(weights)}")
-    ends = [_unlettered(flow, mel, text, speaker) for mel in (a, b)]
+    manners = [None, None] if prosody is None else [within_reach(flow, p, speaker) for p in prosody]
+    ends = [_unlettered(flow, mel, text, speaker, p) for mel, p in zip((a, b), manners, strict=True)]
     made = []
     for w in weights:
         parts = []
@@ -334,7 +344,8 @@ def interpolate(
             at = [piece[(place * len(piece)).long().to(piece.device)] for piece in pieces]
             parts.append((1 - w) ** 0.5 * at[0] + w**0.5 * at[1])
         durations = torch.tensor([len(part) for part in parts], device=parts[0].device)
-        encoded = flow.encode(_timed(flow, text, speaker, durations))
+        manner = None if prosody is None else torch.lerp(*manners, w)  # pyright: ignore (then both are tensors)
+        encoded = flow.encode(_timed(flow, text, speaker, durations, manner))
         z = torch.cat(parts)
         if isinstance(flow.base, Aligned):
             z = z + entries(encoded)["means"].repeat_interleave(durations, 0)
