@@ -617,7 +617,7 @@ def _told_alignment(r: dict[str, Any]) -> str:
     heard = [[name, f"{100 * share:.1f} %"] for name, share in r.get("phonemes", {}).items()]
     return f"""\
 **Alignment.** {r["minutes_of_sound"]:.0f} minutes of sentences spoken by espeak-ng, whose times of phonemes are known;
-{HELD} sentences held out, presets `tiny` after {r["seconds"] / 60:.0f} minutes of training on a shared machine
+{HELD} sentences held out, presets `tiny` after at most {r["seconds"] / 60:.0f} minutes of training on a shared machine
 ({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}). Distance of boundaries from the truth, and as a share
 of that of equal shares; forced alignment took {r["alignment_seconds"]:.0f} s.
 
@@ -641,8 +641,9 @@ def _told_attention(r: dict[str, Any]) -> str:
         follows = "not" if run["follows"] is None else f"{run['follows']:,}"
         rows.append([name, follows, f"{last:,}", f"{far:.0f}"])
     return f"""\
-**Attention without alignments.** A `flowtron`, `tiny`, on the same sentences, {r["seconds"] / 60:g} minutes each, that
-is given no alignment: the prior keeps attention near the diagonal, the loss asks that all monotonic alignments
+**Attention without alignments.** A `flowtron`, `tiny`, on the same sentences,
+at most {r["seconds"] / 60:g} minutes each, that is given no alignment:
+the prior keeps attention near the diagonal, the loss asks that all monotonic alignments
 together be likely. It follows the text where boundaries lie half as far from the truth as those of equal shares
 ({r["equal"]:.0f} ms). A loss over all paths is met by attention that dwells on one letter, too; so `diffeo speech fit`
 gives every system the durations of forced alignment.
@@ -665,7 +666,8 @@ def _told_digits(r: dict[str, Any]) -> str:
     return f"""\
 **Spoken digits.** Six speakers; listeners trained on natural clips alone hear the words and speakers of the test split
 (takes 0 to 4), natural and as voices say them, through Griffin-Lim. Presets `tiny` after
-{r["seconds"] / 60:.0f} minutes ({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}), temperature 0.667.
+at most {r["seconds"] / 60:.0f} minutes
+({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}), temperature 0.667.
 
 {markdown(["clips", "word", "of natural", "speaker"], rows)}
 
@@ -687,8 +689,9 @@ def _told_style(r: dict[str, Any]) -> str:
     told = ", ".join(f"{hertz:.0f}" for hertz in pitch["between"])
     long = ", ".join(f"{seconds:.2f}" for seconds in pace["between"])
     return f"""\
-**Style.** A `flowtron`, `tiny`, after {r["seconds"] / 60:.0f} minutes ({r["steps"]:,} steps) on words of espeak-ng at
-two pitches and three paces, with the prosody of each clip. The low clips have {low:.0f} Hz in the mean, the high ones
+**Style.** A `flowtron`, `tiny`, after at most {r["seconds"] / 60:.0f} minutes ({r["steps"]:,} steps)
+on words of espeak-ng at two pitches and three paces, with the prosody of each clip. The low clips have {low:.0f} Hz
+in the mean, the high ones
 {high:.0f}, by Griffin and Lim's algorithm as the rest; held-out words in the style of those, of these and of three
 mixtures between: {told} Hz,
 {100 * pitch["moved"]:.0f} % of the distance; rank correlation of weight and pitch {pitch["correlation"]:.2f}. In the
@@ -702,10 +705,10 @@ def _told_vocoder(r: dict[str, Any]) -> str:
         for name, m in r["made"].items()
     ]
     return f"""\
-**Vocoder.** `waveglow`, `tiny`, {r["parameters"]:,} parameters, after {r["seconds"] / 60:.0f} minutes ({r["steps"]:,}
-steps) on the training split of the digits; test clips made anew from their spectrograms. Held-out nats a sample
-{number(r["nats"])}; before training, by linear prediction from the spectrogram alone, {number(r["untrained_nats"])}; by
-one linear prediction of order 20 for all sound, {number(r["lpc_nats"])}.
+**Vocoder.** `waveglow`, `tiny`, {r["parameters"]:,} parameters, after at most {r["seconds"] / 60:.0f} minutes
+({r["steps"]:,} steps) on the training split of the digits; test clips made anew from their spectrograms. Held-out
+nats a sample {number(r["nats"])}; before training, by linear prediction from the spectrogram alone,
+{number(r["untrained_nats"])}; by one linear prediction of order 20 for all sound, {number(r["lpc_nats"])}.
 
 {markdown(["sound by", "multi-resolution STFT error", "mel L1", "digit heard"], rows)}"""
 
