@@ -1,6 +1,6 @@
 """Voices and vocoders: alignment, likelihood, intelligibility, distortion, sound, speed, memory, distillation.
 
-    python benchmarks/speech.py [--parts alignment digits style vocoder speed memory distillation] [--minutes 5]
+    python benchmarks/speech.py [--parts digits style …] [--minutes 5]
 
 `alignment` needs espeak-ng. Parts that are done are kept in results/speech.json, so that an interrupted run goes on; a
 part named is done anew.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 import diffeo
 from diffeo.apps import speech as tools
-from diffeo.apps.speech.demo import spoken_words
+from diffeo.apps.speech.demo import WORDS as SINGLE
 from distortion import distortion, mean_hertz
 from image_uses import saved_bytes
 from listeners import error_rate, listen, train_listener, train_recogniser
@@ -41,14 +41,22 @@ WORDS = {
     "prepositions": "over under near behind through without above beside",
 }
 SENTENCES, HELD = 360, 60
-STYLES = (50, 99)  # of pitch, as espeak-ng counts it
-DRAWS = 3  # of each held-out word in a style
+TAKES = 6  # of each word, each at a pitch and a pace of its own
+PITCH, PACE = (20, 99), (110, 260)  # as espeak-ng counts them, and words a minute
+STYLED = 4  # the clips of one style are a quarter of all
 GUIDES = {  # of attention: strength of the prior, weight of the loss over all alignments
     "prior and loss": (1.0, 1.0),
     "loss alone": (0.0, 1.0),
     "prior alone": (1.0, 0.0),
     "neither": (0.0, 0.0),
 }
+ABLATIONS = {  # of Flow-TTS
+    "whole": {},
+    "no channel leaves early": {"stages": 1},
+    "attention read by the last layer alone": {"listens": False},
+    "attention without its prior": {"strength": 0.0},
+}
+ABLATED_STEPS = 400
 WATCHED = 10  # held-out sentences whose attention is looked at during training
 ROUNDS = 7
 
@@ -250,6 +258,56 @@ def attention(seconds: float) -> dict[str, Any]:
     return {"equal": equal, "runs": runs, "seconds": seconds}
 
 
+def ablations(_: float) -> dict[str, Any]:
+    """Held-out nats of Flow-TTS after as many steps each, without one of its novelties."""
+    settings, mels, texts, _, symbols = espeak_corpus()
+    durations = tools.forced_alignment(mels, texts)
+
+    def of(index: range) -> tools.Spoken:
+        chosen = [[values[i] for i in index] for values in (mels, texts, durations)]
+        return tools.Spoken(chosen[0], chosen[1], durations=chosen[2])
+
+    train, held = of(range(HELD, SENTENCES)), of(range(HELD))
+    found = {}
+    for name, options in ABLATIONS.items():
+        torch.manual_seed(0)
+        flow = diffeo.flow_tts(settings.mels, symbols, preset="tiny", **options)
+        diffeo.fit(
+            tools.Voice(flow), train, validation=held, collate=tools.join, batch_size=16, steps=ABLATED_STEPS, lr=2e-3,
+            seed=0, progress=False,
+        )  # fmt: skip
+        found[name] = nats(flow.eval(), held)
+        print(name, found[name], flush=True)
+    return {"nats": found, "steps": ABLATED_STEPS}
+
+
+def prompts(seconds: float) -> dict[str, Any]:
+    """Held-out nats of voices of one speaker, who reads prompts of a telephone."""
+    with np.load(data_root() / "speech" / "asterisk_allison_16k.npz") as file:
+        audio, offset, written = file["audio"].astype(np.float32) / 32768, file["offset"], file["text"].tolist()
+    settings = tools.Mel.of(16000)
+    units = [tools.units_of(text) for text in written]
+    symbols = tools.symbols_of(units)
+    texts = [tools.encode_text(text, symbols) for text in written]
+    mels = [tools.to_mel(torch.from_numpy(audio[a:b].copy()), settings) for a, b in pairwise(offset)]
+    fits = [i for i, (mel, text) in enumerate(zip(mels, texts, strict=True)) if (len(mel) + 1) // 2 >= len(text) > 0]
+    durations = tools.forced_alignment([mels[i] for i in fits], [texts[i] for i in fits])
+
+    def of(index: list[int]) -> tools.Spoken:
+        """Of the clips that fit, by their place."""
+        return tools.Spoken([mels[fits[k]] for k in index], [texts[fits[k]] for k in index],
+                            durations=[durations[k] for k in index])  # fmt: skip
+
+    held = list(range(0, len(fits), 10))
+    train = of([k for k in range(len(fits)) if k % 10])
+    likelihood, steps = {"Gaussian of each letter": {"nats": gaussian_nats(train, of(held))}}, {}
+    for system in SYSTEMS:
+        flow, steps[system] = train_voice(system, settings, train, of(held), len(symbols), seconds)
+        likelihood[system] = {"nats": nats(flow, of(held)), "shuffled": nats(flow, of(held), shuffled=True)}
+        print(system, likelihood[system], flush=True)
+    return {"nats": likelihood, "steps": steps, "seconds": seconds, "clips": len(fits), "held": len(held)}
+
+
 def spoken_digits(seconds: float) -> dict[str, Any]:
     """Whether listeners that know only natural clips recognise digits and speakers of voices; and their controls."""
     from scipy.stats import spearmanr
@@ -331,18 +389,21 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
 
 
 def style(seconds: float) -> dict[str, Any]:
-    """Words of a voice that heard them at two pitches and three paces, in the style of some clips or others."""
+    """Words of a voice that heard them at all pitches and paces, in the style of some clips or others."""
+    import soxr
     from scipy.stats import spearmanr
 
-    settings = tools.Mel.of(8000)
-    sounds, texts, pitches = spoken_words(settings.rate, STYLES)
+    settings, rng = tools.Mel.of(8000), random.Random(0)
+    texts = [word for word in SINGLE for _ in range(TAKES)]
+    pitches, paces = ([rng.randint(*ends) for _ in texts] for ends in (PITCH, PACE))
+    sounds = []
+    for text, pitch, pace in zip(texts, pitches, paces, strict=True):
+        said = tools.speak(text, voice="en-us+f3", pitch=pitch, words_per_minute=pace)
+        sounds.append(torch.from_numpy(soxr.resample(said.audio.numpy(), said.rate, settings.rate)))
     symbols = tools.symbols_of([tools.units_of(text) for text in texts])
     mels = [tools.to_mel(sound, settings) for sound in sounds]
     codes = [tools.encode_text(text, symbols) for text in texts]
-    low, high = STYLES[0], STYLES[-1]
-    held = [
-        i for i in range(len(sounds)) if i % 3 == 1 and i // (3 * len(STYLES)) % 3 == 0
-    ]  # every third word at the middle pace
+    held = list(range(0, len(texts), TAKES))  # one take of each word
     durations = tools.forced_alignment(mels, codes)
     prosody = [tools.prosody_of(sound, settings.rate, len(code)) for sound, code in zip(sounds, codes, strict=True)]
 
@@ -352,7 +413,7 @@ def style(seconds: float) -> dict[str, Any]:
 
     train = [i for i in range(len(sounds)) if i not in set(held)]
     flow, steps = train_voice("flowtron", settings, of(train), of(held), len(symbols), seconds)
-    said = [codes[i] for i in held] * DRAWS
+    said = [codes[i] for i in held]
 
     def manner(index: list[int]) -> tuple[Tensor, Tensor]:
         """How clips are said: the mean of their noise, and of their prosody."""
@@ -381,8 +442,12 @@ def style(seconds: float) -> dict[str, Any]:
             "correlation": abs(float(spearmanr(weights, between).statistic)),
         }  # fmt: skip
 
-    pitch = move(*([i for i in train if pitches[i] == p] for p in (low, high)), hertz)
-    pace = move(*([i for i in train if i % 3 == k] for k in (0, 2)), seconds_of)
+    def ends(values: list[int]) -> tuple[list[int], list[int]]:
+        """The clips of the least and of the greatest values."""
+        ordered = sorted(train, key=lambda i: values[i])
+        return ordered[: len(train) // STYLED], ordered[-(len(train) // STYLED) :]
+
+    pitch, pace = move(*ends(pitches), hertz), move(*ends(paces), seconds_of)
     return {"pitch": pitch, "pace": pace, "steps": steps, "seconds": seconds}
 
 
@@ -580,8 +645,9 @@ def distillation(seconds: float) -> dict[str, Any]:
 
 
 PARTS = {
-    "alignment": alignment, "attention": attention, "digits": spoken_digits, "style": style, "vocoder": vocoder,
-    "speed": speed, "memory": memory, "distillation": distillation,
+    "alignment": alignment, "attention": attention, "ablations": ablations, "prompts": prompts,
+    "digits": spoken_digits, "style": style, "vocoder": vocoder, "speed": speed, "memory": memory,
+    "distillation": distillation,
 }  # fmt: skip
 
 
@@ -592,8 +658,8 @@ def section() -> str:
     """Each part that was measured."""
     content = load(RESULT, {})
     told = {
-        "alignment": _told_alignment, "attention": _told_attention, "digits": _told_digits, "style": _told_style,
-        "vocoder": _told_vocoder,
+        "alignment": _told_alignment, "attention": _told_attention, "ablations": _told_ablations,
+        "prompts": _told_prompts, "digits": _told_digits, "style": _told_style, "vocoder": _told_vocoder,
         "speed": _told_speed, "memory": _told_memory, "distillation": _told_distillation,
     }  # fmt: skip
     parts = [tell(content[name]) for name, tell in told.items() if name in content]
@@ -651,6 +717,25 @@ gives every system the durations of forced alignment.
 {markdown(["taught by", "follows at step", "steps", "ms at the end"], rows)}"""
 
 
+def _told_ablations(r: dict[str, Any]) -> str:
+    rows = [[name, number(value)] for name, value in r["nats"].items()]
+    return f"""\
+**Flow-TTS without one of its novelties**, `tiny`, on the same sentences, after {r["steps"]:,} steps each:
+
+{markdown(["", "held-out nats a number"], rows)}"""
+
+
+def _told_prompts(r: dict[str, Any]) -> str:
+    rows = [
+        [name, number(n["nats"]), number(n["shuffled"]) if "shuffled" in n else ""] for name, n in r["nats"].items()
+    ]
+    return f"""\
+**Prompts.** {r["clips"]:,} prompts by one speaker, {r["held"]} of them held out; presets `tiny` after at most
+{r["seconds"] / 60:.0f} minutes ({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}).
+
+{markdown(["model", "held-out nats a number", "texts of others"], rows)}"""
+
+
 def _told_digits(r: dict[str, Any]) -> str:
     ceiling = r["heard"]["natural"]["word"]
     rows = [
@@ -690,13 +775,12 @@ def _told_style(r: dict[str, Any]) -> str:
     long = ", ".join(f"{seconds:.2f}" for seconds in pace["between"])
     return f"""\
 **Style.** A `flowtron`, `tiny`, after at most {r["seconds"] / 60:.0f} minutes ({r["steps"]:,} steps)
-on words of espeak-ng at two pitches and three paces, with the prosody of each clip. The low clips have {low:.0f} Hz
-in the mean, the high ones
-{high:.0f}, by Griffin and Lim's algorithm as the rest; held-out words in the style of those, of these and of three
-mixtures between: {told} Hz,
-{100 * pitch["moved"]:.0f} % of the distance; rank correlation of weight and pitch {pitch["correlation"]:.2f}. In the
-style of the slow clips ({pace["natural"][0]:.2f} s in the mean) to that of the fast ones ({pace["natural"][1]:.2f} s):
-{long} s, rank correlation {pace["correlation"]:.2f}."""
+on {len(SINGLE)} words of espeak-ng, {TAKES} times each, every time at another pitch and pace, with the prosody of each
+clip. A style is a quarter of the clips: the lowest have {low:.0f} Hz in the mean, the highest {high:.0f}, by Griffin
+and Lim's algorithm as the rest. The words in the style of those, of these and of three mixtures between: {told} Hz,
+{100 * pitch["moved"]:.0f} % of the distance; rank correlation of weight and pitch {pitch["correlation"]:.2f}. From the
+style of the slowest clips ({pace["natural"][0]:.2f} s in the mean) to that of the fastest ({pace["natural"][1]:.2f} s):
+{long} s, {100 * pace["moved"]:.0f} % of the distance, rank correlation {pace["correlation"]:.2f}."""
 
 
 def _told_vocoder(r: dict[str, Any]) -> str:

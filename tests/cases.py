@@ -270,6 +270,9 @@ TRANSFORMS: dict[str, TransformCase] = {
     "LULinear": TransformCase(lambda seed: diffeo.LULinear(4), _normal(6, 4)),
     "TriangularLinear": TransformCase(lambda seed: diffeo.TriangularLinear(4), _normal(6, 4)),
     "TriangularLinear, lower": TransformCase(lambda seed: diffeo.TriangularLinear(3, upper=False), _normal(6, 3)),
+    "FixedLinear": TransformCase(
+        _seeded(lambda: diffeo.FixedLinear(torch.eye(4) + 0.3 * torch.randn(4, 4), torch.randn(4))), _normal(6, 4)
+    ),
     "ExpLinear": TransformCase(lambda seed: diffeo.ExpLinear(3), _normal(6, 3)),
     "qr_linear": TransformCase(_seeded(lambda: diffeo.qr_linear(3)), _normal(6, 3)),
     "svd_linear": TransformCase(_seeded(lambda: diffeo.svd_linear(3)), _normal(6, 3)),

@@ -91,6 +91,7 @@ from diffeo.transforms import Conv1x1 as Conv1x1
 from diffeo.transforms import Coupling as Coupling
 from diffeo.transforms import Elementwise as Elementwise
 from diffeo.transforms import ExpLinear as ExpLinear
+from diffeo.transforms import FixedLinear as FixedLinear
 from diffeo.transforms import Fold as Fold
 from diffeo.transforms import Gaussianize as Gaussianize
 from diffeo.transforms import Haar as Haar
@@ -114,6 +115,7 @@ from diffeo.transforms import Sylvester as Sylvester
 from diffeo.transforms import TriangularLinear as TriangularLinear
 from diffeo.transforms import Unconstrain as Unconstrain
 from diffeo.transforms import Whiten as Whiten
+from diffeo.transforms import prepare_inference as prepare_inference
 from diffeo.transforms import qr_linear as qr_linear
 from diffeo.transforms import svd_linear as svd_linear
 from diffeo.transforms.univariate import *  # noqa: F403 (a scalar map is exported in one place)

@@ -271,26 +271,30 @@ class Loop:
         self.objective.train()
 
     def _keep_best(self, loss: float, stderr: float | None, losses: Tensor | None) -> bool:
-        """Keep the weights if they are better than those kept, by more than chance; True for the least loss so far.
+        """Keep the weights with the least loss of those that beat the first by more than chance; True for the least.
 
         The best of many evaluations is partly luck: on few held-out rows, weights that are no better than what
         `initialize` made would win by it. Without held-out rows the last average is the best there is.
         """
         improved = losses is None or loss < self.counts.best_loss
         self.counts.best_loss = min(loss, self.counts.best_loss) if losses is not None else loss
-        if losses is None or self.state.best is None or self._surely_better(losses):
-            self.state.best = {k: v.detach().clone() for k, v in self.objective.state_dict().items()}
-            self.state.losses, self.result.best_step = losses, self.counts.step
-            if losses is not None:
-                self.result.validation_loss, self.result.validation_stderr = loss, stderr
+        kept = self.result.validation_loss
+        if self.state.best is None:
+            self.state.losses = losses
+        elif losses is not None and not ((kept is None or loss < kept) and self._surely_better(losses)):
+            return improved
+        self.state.best = {k: v.detach().clone() for k, v in self.objective.state_dict().items()}
+        self.result.best_step = self.counts.step
+        if losses is not None:
+            self.result.validation_loss, self.result.validation_stderr = loss, stderr
         return improved
 
     def _surely_better(self, losses: Tensor) -> bool:
-        """Whether the kept weights are worse on the held-out rows by more than a standard error of the difference."""
-        kept = self.state.losses
-        if kept is None:
+        """Whether the first weights are worse on the held-out rows by more than a standard error of the difference."""
+        first = self.state.losses
+        if first is None:
             return True
-        gain, w = kept - losses, self._held_weights(losses)
+        gain, w = first - losses, self._held_weights(losses)
         average = (w * gain).sum()
         return of_the_first(self.fabric, bool(average > (w * w * (gain - average) ** 2).sum().sqrt()))
 

@@ -55,7 +55,7 @@ class State:
         self.result = result
         self.counts = Counts()
         self.best: dict[str, Tensor] | None = None
-        self.losses: Tensor | None = None  # of the held-out rows under the best
+        self.losses: Tensor | None = None  # of the held-out rows under the first weights
 
     def write(self, folder: Path, plan: Plan, data: dict[str, Any], sharded: bool, finished: bool) -> None:
         """Write the state to a folder; every process takes part."""

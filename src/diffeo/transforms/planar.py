@@ -28,8 +28,9 @@ from diffeo.functional import (
     precise,
     sum_event,
 )
+from diffeo.kernels.private import is_transformed
 from diffeo.nets import MLP
-from diffeo.solvers import invert_increasing
+from diffeo.solvers import invert_increasing, solve_increasing
 
 ORTHOGONAL = ("orthogonal", "householder", "triangular")
 
@@ -209,32 +210,32 @@ class Sylvester(LowRank):
             q, r, r_tilde, b = self._unpack(x, context)
             y = x @ q
             y = y.expand(joined(y.shape, b.shape))  # the context may bring more rows
-            found: list[Tensor] = []  # tanh(R̃ v + b), from the last entry to the first
-            v: list[Tensor] = []
-            total = torch.zeros_like(y[..., 0])
-            for i in range(self.rank - 1, -1, -1):
-                shift, rest = b[..., i], y[..., i]
-                for j, (v_j, h_j) in enumerate(zip(v, found, strict=True)):
-                    k = self.rank - 1 - j
-                    shift = shift + r_tilde[..., i, k] * v_j
-                    rest = rest - r[..., i, k] * h_j
-                scale, steep = r[..., i, i].expand_as(rest), r_tilde[..., i, i].expand_as(rest)
-                params = torch.stack([scale, steep, shift.expand_as(rest)], -1)
-                v_i, log_slope = invert_increasing(_scaled_ridge, rest, params, "Sylvester")
-                v.append(v_i)
-                found.append((steep * v_i + shift).tanh())
-                total = total + log_slope
-            h = torch.stack(found[::-1], -1)
+            with torch.no_grad():
+                v = (solve_ridges if is_transformed() else opaque_ridges)(y, r, r_tilde, b)
+            h = _ridges(v, r_tilde, b)
+            if torch.is_grad_enabled():
+                # Newton steps that autograd sees: one is right to first order, two are to third
+                for _ in range(2):
+                    slopes = torch.eye(self.rank, dtype=v.dtype, device=v.device)
+                    slopes = slopes + (r * (1 - h * h).unsqueeze(-2)) @ r_tilde
+                    excess = (v - y).unsqueeze(-1) + r @ h.unsqueeze(-1)
+                    v = v - torch.linalg.solve_triangular(slopes, excess, upper=True).squeeze(-1)
+                    h = _ridges(v, r_tilde, b)
             z = x - (r @ h.unsqueeze(-1)).squeeze(-1) @ q.mT
-            return keep_rows(x, z, total, context)
+            return keep_rows(x, z, -self._log_slope(h, r, r_tilde), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         with full_precision(z):
             q, r, r_tilde, b = self._unpack(z, context)
-            h = ((r_tilde @ (z @ q).unsqueeze(-1)).squeeze(-1) + b).tanh()
-            c = (r.diagonal(dim1=-2, dim2=-1) * r_tilde.diagonal(dim1=-2, dim2=-1)).expand_as(h)
+            h = _ridges(z @ q, r_tilde, b)
             x = z + (r @ h.unsqueeze(-1)).squeeze(-1) @ q.mT
-            return keep_rows(z, x, sum_event(torch.log1p(c * (1 - h * h)), 1), context)
+            return keep_rows(z, x, self._log_slope(h, r, r_tilde), context)
+
+    @staticmethod
+    def _log_slope(h: Tensor, r: Tensor, r_tilde: Tensor) -> Tensor:
+        """Σᵢ log(1 + Rᵢᵢ R̃ᵢᵢ (1 − hᵢ²))."""
+        c = (r.diagonal(dim1=-2, dim2=-1) * r_tilde.diagonal(dim1=-2, dim2=-1)).expand_as(h)
+        return sum_event(torch.log1p(c * (1 - h * h)), 1)
 
     def _unpack(self, v: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         m, inner = self.rank, self._inner
@@ -260,6 +261,41 @@ class Sylvester(LowRank):
                 q = q - torch.outer(v, v @ q) * (2 / (v @ v))
             return q
         return columns
+
+
+def solve_ridges(y: Tensor, r: Tensor, r_tilde: Tensor, b: Tensor) -> Tensor:
+    """v with v + R tanh(R̃ v + b) = y, without gradient: R and R̃ are upper triangular, so the last entry comes first.
+
+    Raises:
+        UnsolvedError: as for `diffeo.solvers.solve_increasing`.
+    """
+    v, h = torch.zeros_like(y), torch.zeros_like(y)
+    for i in range(y.shape[-1] - 1, -1, -1):
+        shift = b[..., i] + (r_tilde[..., i, :] * v).sum(-1)
+        rest = y[..., i] - (r[..., i, :] * h).sum(-1)
+        steep = r_tilde[..., i, i].expand_as(rest)
+        params = torch.stack([r[..., i, i].expand_as(rest), steep, shift.expand_as(rest)], -1)
+        v_i = solve_increasing(lambda x, params=params: _scaled_ridge(x, params), rest, "Sylvester")
+        here = torch.arange(y.shape[-1], device=y.device) == i
+        v = torch.where(here, v_i.unsqueeze(-1), v)
+        h = torch.where(here, (steep * v_i + shift).tanh().unsqueeze(-1), h)
+    return v
+
+
+@torch.library.custom_op("diffeo::ridges", mutates_args=())
+def opaque_ridges(y: Tensor, r: Tensor, r_tilde: Tensor, b: Tensor) -> Tensor:
+    """`solve_ridges` as one operation: a compiler that saw every evaluation of every search would take many minutes."""
+    return solve_ridges(y, r, r_tilde, b).contiguous()
+
+
+@opaque_ridges.register_fake
+def _(y: Tensor, r: Tensor, r_tilde: Tensor, b: Tensor) -> Tensor:
+    return torch.empty_like(y, memory_format=torch.contiguous_format)
+
+
+def _ridges(v: Tensor, r_tilde: Tensor, b: Tensor) -> Tensor:
+    """tanh(R̃ v + b)."""
+    return ((r_tilde @ v.unsqueeze(-1)).squeeze(-1) + b).tanh()
 
 
 def _ridge(a: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:

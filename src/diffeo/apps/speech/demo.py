@@ -9,7 +9,6 @@ import base64
 import html
 import sys
 import time
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -162,13 +161,13 @@ def corpus(settings: Mel) -> tuple[list[Tensor], list[str], list[int], str]:
         return [torch.from_numpy(s) for s in np.split(sound, ends[:-1])], texts, pitches, "recorded of espeak-ng"
 
 
-def spoken_words(rate: int, at: Sequence[int] = PITCHES) -> tuple[list[Tensor], list[str], list[int]]:
-    """The words of the demo at these pitches and three paces, their texts and pitches."""
+def spoken_words(rate: int) -> tuple[list[Tensor], list[str], list[int]]:
+    """The words of the demo at three pitches and three paces, their texts and pitches."""
     import soxr
 
     sounds, texts, pitches = [], [], []
     for word in WORDS:
-        for pitch in at:
+        for pitch in PITCHES:
             for pace in PACES:
                 said = speak(word, pitch=pitch, words_per_minute=pace)
                 sounds.append(torch.from_numpy(soxr.resample(said.audio.numpy(), said.rate, rate)))

@@ -38,7 +38,6 @@ FLOWTRON = {
     "paper": {"flows": 2, "hidden": 1024, "width": 640, "attention": 640},
 }
 TOGETHER = 2  # frames that become one
-STAGES = 3  # of Flow-TTS: after each but the last, channels leave
 
 
 @recipe(events="sequences")
@@ -144,15 +143,17 @@ def flow_tts(
     prosody: int = 0,
     dropout: float = 0.05,
     strength: float = 1.0,
+    stages: int = 3,
+    listens: bool = True,
 ) -> Flow:
     """Flow-TTS: the density of a mel spectrogram given its text, by attention from the places of frames to letters.
 
     Events and context are those of `glow_tts`; letters lie where the context's durations put them, or, without any, the
     predicted ones, stretched to the length of the sound. Two frames become one; then `blocks` of activation norm,
-    linear map and affine coupling by a WaveNet, beside what each frame hears of the text; after a third and after two
-    thirds of them a quarter of the channels leaves. The last layer shifts and scales all channels by what is heard
-    alone, so that the noise has the mean of its letter, which the paper leaves to the couplings; the base is a standard
-    normal. `diffeo.apps.speech` trains it and speaks.
+    linear map and affine coupling by a WaveNet, beside what each frame hears of the text; after each of the
+    `stages` but the last, a quarter of the channels leaves. The last layer shifts and scales all channels by what is
+    heard alone, so that the noise has the mean of its letter, which the paper leaves to the couplings; the base is a
+    standard normal. `diffeo.apps.speech` trains it and speaks.
 
     Args:
         features: of a frame, such as 80 mels.
@@ -167,6 +168,8 @@ def flow_tts(
         prosody: how many numbers say how a clip is said, such as its pitch; 0 for none.
         dropout: in [0, 1).
         strength: of the prior that keeps attention near the letters' places, in 1 / pairs of frames; 0 for none.
+        stages: 1 to 4, equal shares of the blocks; with 1, no channel leaves early.
+        listens: whether couplings read what is heard; otherwise the last layer alone does.
 
     Raises:
         ValueError: an unknown preset; sizes outside these.
@@ -185,9 +188,11 @@ def flow_tts(
     asked = {"blocks": blocks, "hidden": hidden, "layers": layers, "width": width, "attention": attention}
     sizes = preset_sizes("flow_tts", FLOW_TTS, preset, **asked)
     folded, count = TOGETHER * features, sizes["blocks"]
+    if not 1 <= stages <= 4:
+        raise ValueError(f"flow_tts: expected 1 to 4 stages, got {stages}")
     parts: list[Transform] = [Along(Standardize(features), -1, 2), Fold(TOGETHER, features)]
     for i in range(count):
-        left = folded // 4 * (STAGES * i // count)
+        left = folded // 4 * (stages * i // count)
         kept = folded - left
         mask = torch.arange(kept) < kept // 2
         mask = mask if i % 2 == 0 else ~mask
@@ -197,7 +202,7 @@ def flow_tts(
             Affine.n_params,
             hidden=sizes["hidden"],
             layers=sizes["layers"],
-            beside=Beside("features", sizes["width"], 1.0),
+            beside=Beside("features", sizes["width"], 1.0) if listens else None,
             dropout=dropout,
         )
         step = Chain(

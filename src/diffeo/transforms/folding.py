@@ -1,0 +1,95 @@
+"""Flows as they are used after training: what depends on weights alone is worked out once."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from itertools import groupby
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.core import Chain, Transform
+from diffeo.transforms.along import Along
+from diffeo.transforms.linear import ExpLinear, FixedLinear, Householder, LULinear, TriangularLinear
+from diffeo.transforms.norm import ActNorm, Standardize, Whiten
+from diffeo.transforms.permute import Permute
+
+DENSE = (LULinear, TriangularLinear, ExpLinear, Householder, Whiten, FixedLinear)  # z = W x + b, at a cost of O(D²)
+THIN = (ActNorm, Standardize, Permute)  # and of O(D)
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def prepare_inference(module: M) -> M:
+    """A copy for inference alone: neighbouring linear maps, norms and permutations of a `Chain` become one matrix.
+
+    z = W_k(… (W_1 x + b_1) …) + b_k = W x + b; W and W⁻¹ are worked out once, in float64, so that neither direction
+    multiplies or inverts factors again. The copy gives the same values up to rounding, learns nothing and has no recipe
+    that a file could name: save the original.
+
+    Args:
+        module: a flow, a density around one, or a transform, all of whose layers have been initialised.
+
+    Returns:
+        A copy in evaluation mode, without gradients of weights.
+
+    Raises:
+        ValueError: a layer that has not seen data yet.
+
+    Cost: O(D³) for each run of linear maps, once.
+
+    >>> import torch, diffeo
+    >>> chain = diffeo.Chain(diffeo.Permute(torch.tensor([1, 0])), diffeo.LULinear(2))
+    >>> len(diffeo.prepare_inference(chain).parts)
+    1
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, THIN + DENSE) and not getattr(part, "initialized", True):
+            raise ValueError(f"prepare_inference: {type(part).__name__} at {name!r} has not seen data; fit first")
+    return _prepared(deepcopy(module).eval().requires_grad_(False))
+
+
+def _prepared(module: M) -> M:
+    for name, child in module.named_children():
+        setattr(module, name, _prepared(child))
+    return _folded(module) if type(module) is Chain else module  # pyright: ignore[reportReturnType] (then M is Chain)
+
+
+def _folded(chain: Chain) -> Chain:
+    parts: list[Transform] = []
+    for place, run in groupby(chain.parts, key=_place):
+        some: list[Transform] = list(run)  # pyright: ignore[reportAssignmentType] (a ModuleList forgets its elements)
+        maps = [part.transform if isinstance(part, Along) else part for part in some]
+        if place is None or not any(isinstance(part, DENSE) for part in maps):
+            parts += some
+            continue
+        one = FixedLinear(*_matrix(maps))
+        parts.append(one if place == (-1, 1) else Along(one, *place))
+    return Chain(*parts, memory=chain.memory)
+
+
+def _place(part: nn.Module) -> tuple[int, int] | None:
+    """The dim that a linear map runs along and the dims of its event; None for anything else."""
+    inner = part.transform if isinstance(part, Along) else part
+    if not isinstance(inner, DENSE + THIN):
+        return None
+    return (part.dim, part.event_ndim) if isinstance(part, Along) else (-1, 1)
+
+
+def _features(part: Transform) -> int:
+    if part.event is None or not part.event or part.event[-1] is None:
+        raise ValueError(f"prepare_inference: {type(part).__name__} maps vectors of no fixed length")
+    return part.event[-1]
+
+
+@torch.no_grad()
+def _matrix(maps: list[Transform]) -> tuple[Tensor, Tensor]:
+    """W and b of all maps in turn, by what they make of zero and of the unit vectors."""
+    some = next(t for part in maps for t in (*part.parameters(), *part.buffers()) if t.is_floating_point())
+    eye = torch.eye(_features(maps[0]), dtype=torch.float64, device=some.device)
+    x = torch.cat([torch.zeros_like(eye[:1]), eye])
+    for part in maps:
+        x = deepcopy(part).double()(x)[0]
+    bias = x[0]
+    return (x[1:] - bias).T.to(some.dtype), bias.to(some.dtype)
