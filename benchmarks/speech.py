@@ -2,8 +2,8 @@
 
     python benchmarks/speech.py [--parts digits style …] [--minutes 5]
 
-`alignment` needs espeak-ng. Parts that are done are kept in results/speech.json, so that an interrupted run goes on; a
-part named is done anew.
+`alignment` and `style` need espeak-ng, `peer` the files of another library (see speech_cost.py). Parts that are done
+are kept in results/speech.json, so that an interrupted run goes on; a part named is done anew.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import diffeo
+import speech_cost
 from diffeo.apps import speech as tools
 from diffeo.apps.speech.demo import WORDS as SINGLE
 from distortion import distortion, mean_hertz
-from image_uses import saved_bytes
 from listeners import error_rate, listen, train_listener, train_recogniser
 from results import RESULTS, load, markdown, number, run_parts
 from tables import data_root
@@ -41,8 +41,8 @@ WORDS = {
     "prepositions": "over under near behind through without above beside",
 }
 SENTENCES, HELD = 360, 60
-TAKES = 6  # of each word, each at a pitch and a pace of its own
-PITCH, PACE = (20, 99), (110, 260)  # as espeak-ng counts them, and words a minute
+TAKES = 16  # of each word, each at a pitch and a pace of its own
+PITCH, PACE = (45, 99), (110, 260)  # as espeak-ng counts them, and words a minute
 STYLED = 4  # the clips of one style are a quarter of all
 GUIDES = {  # of attention: strength of the prior, weight of the loss over all alignments
     "prior and loss": (1.0, 1.0),
@@ -58,7 +58,6 @@ ABLATIONS = {  # of Flow-TTS
 }
 ABLATED_STEPS = 400
 WATCHED = 10  # held-out sentences whose attention is looked at during training
-ROUNDS = 7
 
 
 def main() -> None:
@@ -532,36 +531,6 @@ def vocoder(seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@torch.no_grad()
-def speed(_: float) -> dict[str, Any]:
-    """Seconds of work for a second of sound at 16 kHz, of models that have learned nothing."""
-    settings = tools.Mel.of(16000)
-    mel = torch.randn(81, settings.mels)
-    calls = {}
-    for system in ("waveglow", "waveflow", "parallel_wavenet"):
-        for preset in ("tiny", "small"):
-            first = {} if system == "parallel_wavenet" else tools.prediction(settings)
-            flow = getattr(diffeo, system)(settings.mels, settings.hop, preset=preset, **first).eval()
-            calls[f"{system}, {preset}"] = lambda flow=flow: tools.vocode(flow, mel, settings)
-    text = torch.arange(1, 13)
-    for system in SYSTEMS:
-        for preset in ("tiny", "small"):
-            flow = getattr(diffeo, system)(settings.mels, 40, preset=preset).eval()
-            steps = torch.tensor([4] * 4 + [3] * 8)  # forty of two frames: one second
-            calls[f"{system}, {preset}"] = lambda flow=flow, steps=steps: tools.say(flow, text, durations=steps)
-    calls["Griffin-Lim"] = lambda: tools.from_mel(mel.clamp(-5, 1), settings)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(ROUNDS + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if round_:
-                times[name].append(time.perf_counter() - began)
-    return {"factor": {
-        name: {"median": statistics.median(t), "low": min(t), "high": max(t)} for name, t in times.items()
-    }}  # fmt: skip
-
-
 class Known(diffeo.core.Incremental):
     """x_t ~ N(0.8 sin 2x_{t−1} + 0.3 x_{t−2}, exp(−1 + 0.5 tanh 2x_{t−1})): its parameters."""
 
@@ -579,34 +548,6 @@ class Known(diffeo.core.Incremental):
     def step(self, x_prev: Tensor | None, state: Any) -> Any:
         a, b = state if x_prev is None else (x_prev, state[0])
         return self.of(a, b), None, (a, b)
-
-
-def memory(_: float) -> dict[str, Any]:
-    """What a forward pass keeps for the backward pass, by the number of flow steps and the policy."""
-    settings = tools.Mel.of(8000)
-    sound = {"mel": torch.randn(4, 41, settings.mels), "mask": torch.ones(4, 40 * settings.hop, 1, dtype=torch.bool)}
-    text = {"text": torch.randint(1, 20, (4, 15)), "durations": torch.full((4, 15), 4)}
-    text["mask"] = torch.ones(4, 120, 1, dtype=torch.bool)
-    rows = []
-    for steps in (4, 8, 16):
-        for system in ("waveglow", "glow_tts"):
-            row: dict[str, Any] = {"system": system, "steps": steps}
-            for policy in ("store", "invert"):
-                torch.manual_seed(0)
-                if system == "waveglow":  # two channels leave after every fourth
-                    flow, x, context = (
-                        diffeo.waveglow(settings.mels, settings.hop, preset="tiny", flows=steps, group=16),
-                        0.1 * torch.randn(4, 40 * settings.hop, 1),
-                        sound,
-                    )
-                else:
-                    flow = diffeo.glow_tts(settings.mels, 20, preset="tiny", blocks=steps)
-                    x, context = torch.randn(4, 120, settings.mels), text
-                flow.initialize(x, context)
-                flow.eval().transform.memory = policy  # pyright: ignore[reportAttributeAccessIssue]
-                row[policy] = saved_bytes(lambda flow=flow, x=x, context=context: flow(x, context)) / 2**20
-            rows.append(row)
-    return {"kept": rows}
 
 
 def distillation(seconds: float) -> dict[str, Any]:
@@ -646,8 +587,8 @@ def distillation(seconds: float) -> dict[str, Any]:
 
 PARTS = {
     "alignment": alignment, "attention": attention, "ablations": ablations, "prompts": prompts,
-    "digits": spoken_digits, "style": style, "vocoder": vocoder, "speed": speed, "memory": memory,
-    "distillation": distillation,
+    "digits": spoken_digits, "style": style, "vocoder": vocoder, "speed": speech_cost.speed,
+    "peer": speech_cost.peer, "memory": speech_cost.memory, "distillation": distillation,
 }  # fmt: skip
 
 
@@ -660,7 +601,8 @@ def section() -> str:
     told = {
         "alignment": _told_alignment, "attention": _told_attention, "ablations": _told_ablations,
         "prompts": _told_prompts, "digits": _told_digits, "style": _told_style, "vocoder": _told_vocoder,
-        "speed": _told_speed, "memory": _told_memory, "distillation": _told_distillation,
+        "speed": speech_cost.told_speed, "peer": speech_cost.told_peer, "memory": speech_cost.told_memory,
+        "distillation": _told_distillation,
     }  # fmt: skip
     parts = [tell(content[name]) for name, tell in told.items() if name in content]
     if not parts:
@@ -795,24 +737,6 @@ nats a sample {number(r["nats"])}; before training, by linear prediction from th
 {number(r["untrained_nats"])}; by one linear prediction of order 20 for all sound, {number(r["lpc_nats"])}.
 
 {markdown(["sound by", "multi-resolution STFT error", "mel L1", "digit heard"], rows)}"""
-
-
-def _told_speed(r: dict[str, Any]) -> str:
-    rows = [[name, f"{t['median']:.3f} ({t['low']:.3f} – {t['high']:.3f})"] for name, t in r["factor"].items()]
-    return f"""\
-**Speed.** Seconds of work for a second of sound at 16 kHz: median of {ROUNDS} interleaved rounds (extremes) on
-{r["cores"]} shared cores.
-
-{markdown(["model", "real-time factor"], rows)}"""
-
-
-def _told_memory(r: dict[str, Any]) -> str:
-    rows = [[k["system"], k["steps"], f"{k['store']:.1f}", f"{k['invert']:.1f}"] for k in r["kept"]]
-    return f"""\
-**Memory.** What a forward pass of four clips keeps for the backward pass, in MiB, by policy; presets `tiny`, the text
-encoder and what it makes of text counted in.
-
-{markdown(["model", "steps of flow", "store", "invert"], sorted(rows, key=lambda row: (str(row[0]), row[1])))}"""
 
 
 def _told_distillation(r: dict[str, Any]) -> str:

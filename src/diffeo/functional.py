@@ -241,6 +241,18 @@ def keep_masked(x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple
     return torch.where(mask, z, x), torch.where(mask, logdet, 0.0)
 
 
+def keep_scaled(x: Tensor, z: Tensor, log_scale: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """As `keep_masked`, for a map whose log-slope at each feature is the same for all x: log-dets of whole vectors."""
+    mask, total = context_mask(context), sum_event(log_scale, 1)
+    if mask is None:
+        return z, constant_logdet(total, x, 1)
+    if mask.shape[-1] == 1:
+        logdet = torch.where(mask[..., 0], total, 0.0)
+        return torch.where(mask, z, x), logdet.expand(joined(logdet.shape, x.shape[:-1]))
+    kept, logdet = keep_masked(x, z, log_scale.expand_as(x), context)
+    return kept, sum_event(logdet, 1)
+
+
 def keep_rows(x: Tensor, z: Tensor, logdet: Tensor, context: Context, ndim: int = 1) -> tuple[Tensor, Tensor]:
     """As `keep_masked`, for a map that mixes all numbers of an event: its mask covers whole events, `(*batch, 1)`."""
     mask, logdet = context_mask(context), precise(logdet)

@@ -107,8 +107,8 @@ class Coupling(Conditioned, Rebuildable):
 
 
 def _find_slices(layer: Coupling, *_: Any) -> None:
-    """Which part comes first, where both are slices: of images that is no copy; rows are laid out anew anyway."""
+    """Which part comes first, where both are slices, which need no copy; vectors are laid out anew anyway."""
     order, n = layer.apart.tolist(), len(layer.apart)
     layer.first = order == list(range(n))
     turned = order == [*range(n - layer.kept, n), *range(n - layer.kept)]
-    layer.slices = layer.dim != -1 and (layer.first or turned)
+    layer.slices = layer.event_ndim > 1 and (layer.first or turned)

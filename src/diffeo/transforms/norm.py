@@ -16,7 +16,7 @@ from diffeo.functional import (
     as_fixed_event,
     check_event,
     full_precision,
-    keep_masked,
+    keep_scaled,
     precise,
     quartiles,
     real_rows,
@@ -64,14 +64,12 @@ class Standardize(Transform):
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Standardize")
         scale = self.scale.to(x.dtype)
-        z, logdet = keep_masked(x, (x - self.mean.to(x.dtype)) / scale, (-scale.log()).expand_as(x), context)
-        return z, sum_event(logdet, 1)
+        return keep_scaled(x, (x - self.mean.to(x.dtype)) / scale, -scale.log(), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Standardize")
         scale = self.scale.to(z.dtype)
-        x, logdet = keep_masked(z, z * scale + self.mean.to(z.dtype), scale.log().expand_as(z), context)
-        return x, sum_event(logdet, 1)
+        return keep_scaled(z, z * scale + self.mean.to(z.dtype), scale.log(), context)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
@@ -124,14 +122,12 @@ class ActNorm(Transform):
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "ActNorm")
         s = self.log_scale.to(x.dtype)
-        z, logdet = keep_masked(x, (x + self.bias.to(x.dtype)) * s.exp(), s.expand_as(x), context)
-        return z, sum_event(logdet, 1)
+        return keep_scaled(x, (x + self.bias.to(x.dtype)) * s.exp(), s, context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "ActNorm")
         s = self.log_scale.to(z.dtype)
-        x, logdet = keep_masked(z, z * (-s).exp() - self.bias.to(z.dtype), -s.expand_as(z), context)
-        return x, sum_event(logdet, 1)
+        return keep_scaled(z, z * (-s).exp() - self.bias.to(z.dtype), -s, context)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
