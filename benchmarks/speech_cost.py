@@ -197,8 +197,8 @@ def told_peer(r: dict[str, Any]) -> str:
     return f"""\
 **Beside another library.** The decoder of Glow-TTS at equal sizes: a step on {BATCH} spectrograms of {FRAMES} frames,
 forward and backward, and the inverse of one of them; ours is prepared for inference (`prepare_inference`), theirs
-stores its inverse matrices. Milliseconds, median of {ROUNDS} interleaved rounds (extremes), and as a multiple of theirs.
-What is left at the preset `small` are convolutions that run at the speed of matrix products.
+stores its inverse matrices. Milliseconds, median of {ROUNDS} interleaved rounds (extremes), and as a multiple of their
+time. What is left at the preset `small` are convolutions that run at the speed of matrix products.
 
 {markdown(["preset", "library", "parameters", "step", "one sample"], rows)}"""
 

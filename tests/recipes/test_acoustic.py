@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scipy.stats import betabinom
@@ -82,6 +84,41 @@ def test_attention_follows_the_durations_that_it_is_taught(clips):
     without = tools.Spoken(mels, texts)  # all alignments in order, none in particular
     loss = tools.Voice(flow)(*tools.join([without[i] for i in range(3)]))
     assert loss.isfinite().all()
+
+
+@pytest.mark.parametrize("flows", [1, 2])
+def test_a_gate_ends_speech(flows):
+    """Letter k lasts k steps; whether the layer that speaks first goes forwards in time or backwards."""
+    generator = torch.Generator().manual_seed(0)
+    means, mels, texts = torch.randn(5, 6, generator=generator), [], []
+    for _ in range(60):
+        text = 1 + torch.randperm(4, generator=generator)[: int(torch.randint(1, 5, (), generator=generator))]
+        frames = means[text].repeat_interleave(2 * text, 0)
+        mels.append(frames + 0.1 * torch.randn(frames.shape, generator=generator))
+        texts.append(text)
+    torch.manual_seed(0)
+    flow = diffeo.flowtron(6, 4, preset="tiny", flows=flows, hidden=16, width=16, dropout=0.0)
+    data = tools.Spoken(mels, texts, durations=texts)
+    diffeo.fit(
+        tools.Voice(flow), data, validation=0, collate=tools.join, batch_size=20, steps=400, lr=1e-2, progress=False
+    )
+    pairs = list(zip(mels, texts, strict=True))
+    off = [len(tools.say(flow, text, temperature=0.0, gate=True)) - len(mel) for mel, text in pairs]
+    assert sum(map(abs, off)) < 1.5 * len(off)  # frames, two of which are a step
+    last = next(i for i, error in enumerate(off) if error == 0)
+    said = [tools.say(flow, texts[last], temperature=0.0, gate=gate) for gate in (True, False)]
+    assert torch.allclose(*said, atol=1e-4)
+    gate = [part.gate for part in flow.modules() if isinstance(part, diffeo.nets.AttentiveLSTM)][-1]
+    torch.nn.init.zeros_(gate.weight)
+    for bias, steps in ((1e3, 1), (-1e3, math.ceil(1.5 * int(tools.durations_of(flow, texts[0]).sum())))):
+        torch.nn.init.constant_(gate.bias, bias)
+        assert len(tools.say(flow, texts[0], gate=True)) == 2 * steps
+
+
+def test_voices_without_a_gate_refuse_one(clips):
+    for flow in (diffeo.glow_tts(6, 9, preset="tiny"), diffeo.flowtron(6, 9, preset="tiny", gate=False)):
+        with pytest.raises(ValueError, match="no gate"):
+            tools.say(flow, clips[1][0], gate=True)
 
 
 def test_style_moves_what_is_said(voice, clips):

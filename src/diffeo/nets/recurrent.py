@@ -24,12 +24,28 @@ class Heard(NamedTuple):
     speaking: tuple[Tensor, Tensor] | None
 
 
+class Listened(NamedTuple):
+    """What a net made of frames and a text.
+
+    Attributes:
+        params: (*batch, T, features, n_params).
+        attention: its logarithm, (*batch, T, L).
+        stop: (*batch, T), the logit of the chance that a frame is the last one, in the order of the steps; None
+            without a gate.
+    """
+
+    params: Tensor
+    attention: Tensor
+    stop: Tensor | None
+
+
 class AttentiveLSTM(Incremental):
     """Parameters of each frame from the frames before it and what they attend to in a text; zero at the start.
 
     An LSTM reads the frames before; its output asks the letters by additive attention, a_l ∝ exp(v · tanh(W q + U
-    k_l)); a second LSTM reads both. A beta-binomial prior keeps attention near the diagonal. A step costs the same,
-    however far the run is.
+    k_l)); a second LSTM reads both. A beta-binomial prior keeps attention near the diagonal; it takes the sound to be
+    as long as the mask says, or as the entry `"length"` of the context, (*batch,) frames, after which it stays at the
+    end. A step costs the same, however far the run is.
 
     Args:
         features: of a frame.
@@ -40,6 +56,7 @@ class AttentiveLSTM(Incremental):
         attention: width of the attention.
         strength: ω of the prior, > 0; 0 for none.
         backward: whether the frames come in reverse order, so that the prior is too.
+        gate: whether steps also emit `"stop"`, (rows,), the logit of the chance that theirs is the last frame.
 
     Returns:
         Parameters of shape `(*batch, T, features, n_params)`.
@@ -73,6 +90,7 @@ class AttentiveLSTM(Incremental):
         attention: int = 64,
         strength: float = 1.0,
         backward: bool = False,
+        gate: bool = False,
     ):
         super().__init__()
         as_fixed_event((features, n_params, width, hidden, attention), self)
@@ -80,7 +98,7 @@ class AttentiveLSTM(Incremental):
             raise ValueError(f"AttentiveLSTM: expected strength >= 0, got {strength}")
         self.features, self.n_params, self.width = features, n_params, width
         self.strength, self.backward = strength, backward
-        self.reads = {"letters": 2, "text": 1}
+        self.reads = {"letters": 2, "text": 1, "length": 0}
         self.hear = nn.LSTM(features, hidden, batch_first=True)
         self.query, self.key = nn.Linear(hidden, attention), nn.Linear(width, attention, bias=False)
         self.score = nn.Parameter(torch.randn(attention) / math.sqrt(attention))
@@ -89,25 +107,26 @@ class AttentiveLSTM(Incremental):
         self.leave = nn.Linear(hidden, features * n_params)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
+        self.gate = nn.Linear(hidden, 1) if gate else None
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        return self.listen(x, context)[0]
+        return self.listen(x, context).params
 
-    def listen(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        """The parameters, and the logarithm of the attention, (*batch, T, L)."""
+    def listen(self, x: Tensor, context: Context = None) -> Listened:
+        """The parameters, and what they come with."""
         state, batch = self._state(x, context)
         seen = nn.functional.pad(x[..., :-1, :], (0, 0, 1, 0))
         seen = seen.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
-        params, attention, _ = self._run(seen, state)
-        return params.reshape(*batch, *params.shape[1:]), attention.reshape(*batch, *attention.shape[1:])
+        found, _ = self._run(seen, state)
+        return Listened(*(None if t is None else t.reshape(*batch, *t.shape[1:]) for t in found))  # pyright: ignore
 
     def start(self, z: Tensor, context: Context = None) -> Heard:
         return self._state(z, context)[0]
 
     def step(self, x_prev: Tensor | None, state: Heard) -> tuple[Tensor, Any, Heard]:
         seen = state.letters.new_zeros(len(state.letters), self.features) if x_prev is None else x_prev
-        params, _, state = self._run(seen.unsqueeze(1), state)
-        return params.squeeze(1), None, state
+        found, state = self._run(seen.unsqueeze(1), state)
+        return found.params.squeeze(1), None if found.stop is None else {"stop": found.stop.squeeze(1)}, state
 
     def _state(self, x: Tensor, context: Context) -> tuple[Heard, tuple[int, ...]]:
         """What a run begins with, and the batch of all."""
@@ -122,19 +141,22 @@ class AttentiveLSTM(Incremental):
         frames = real_frames(context, longest)
         if frames is None:
             frames = torch.tensor(longest, device=x.device)
-        batch = joined(batch, frames.shape)
-        frames = frames.expand(batch).reshape(-1)
+        length = given.get("length", frames)  # that the prior takes the sound to have
+        batch = joined(batch, frames.shape, length.shape)
+        length = length.expand(batch).reshape(-1)
         text = text.expand(*batch, text.shape[-1]).reshape(-1, text.shape[-1])
         letters = letters.to(self.score.dtype).expand(*batch, *letters.shape[-2:]).reshape(-1, *letters.shape[-2:])
         real = text > 0
         bias = torch.where(real, 0.0, -1e4).unsqueeze(1).expand(-1, longest, -1)
         if self.strength:
-            prior = beta_binomial_prior(real.sum(-1), frames, text.shape[-1], longest, self.strength)
-            bias = bias + (backwards(prior, frames) if self.backward else prior)
+            prior = beta_binomial_prior(real.sum(-1), length, text.shape[-1], longest, self.strength)
+            prior = backwards(prior, length) if self.backward else prior
+            at = torch.minimum(torch.arange(longest, device=x.device), length.unsqueeze(-1) - 1).clamp_min(0)
+            bias = bias + prior.gather(1, at.unsqueeze(-1).expand_as(prior))
         return Heard(letters, self.key(letters), bias.to(letters.dtype), 0, None, None), tuple(batch)
 
-    def _run(self, seen: Tensor, state: Heard) -> tuple[Tensor, Tensor, Heard]:
-        """Frames after those of the state: their parameters, log attention, and the state after them."""
+    def _run(self, seen: Tensor, state: Heard) -> tuple[Listened, Heard]:
+        """What becomes of the frames after those of the state, and the state after them."""
         if is_traced():
             raise RuntimeError(
                 "AttentiveLSTM: vmap and torch.compile do not follow PyTorch's LSTMs, and would fail inside them; "
@@ -147,7 +169,8 @@ class AttentiveLSTM(Incremental):
         heard = attention.exp() @ state.letters
         found, speaking = self.speak(torch.cat([hidden, heard], -1), state.speaking)
         params = self.leave(self.think(found).tanh()).unflatten(-1, (self.features, self.n_params))
-        return params, attention, state._replace(done=done, hearing=hearing, speaking=speaking)
+        stop = None if self.gate is None else self.gate(found).squeeze(-1)
+        return Listened(params, attention, stop), state._replace(done=done, hearing=hearing, speaking=speaking)
 
 
 def beta_binomial_prior(letters: Tensor, frames: Tensor, most: int, longest: int, strength: float) -> Tensor:

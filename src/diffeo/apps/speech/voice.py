@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,6 +20,7 @@ from diffeo.solvers import alignment_total, letters_of, monotonic_alignment
 from diffeo.transforms import Autoregressive, Fold
 
 Example = tuple[Tensor, dict[str, Tensor]]
+LONGEST = 1.5  # times the predicted length, after which speech ends without a gate's word
 
 
 class Spoken(Dataset[Example]):
@@ -81,12 +84,13 @@ def join(examples: Sequence[Example]) -> Example:
 class Voice(Objective):
     """What a voice is trained by: −log p of the spectrogram in nats a number, errors of durations and of attention.
 
-    loss = −log p(mel | text) / (T · mels) + mean (log d̂ − log d)² + attention · miss
+    loss = −log p(mel | text) / (T · mels) + mean (log d̂ − log d)² + attention · miss − log p(stop at T) / T
 
     The durations d are those of the context, as `forced_alignment` finds them, or those of the likeliest alignment. A
     flow that attends to letters, a_t at frame t, misses them by −mean log a_t(l(t)), where l(t) is the letter that the
     durations give to frame t; or, without durations in the context, by −log Σ Π a_t(l(t)) / T, the sum over all
-    monotonic alignments. Where several layers attend, it is the mean of theirs.
+    monotonic alignments. Where several layers attend, it is the mean of theirs. A gate that says q_t of frame t stops
+    at the last one with the chance p(stop at T) = q_T Π_{t<T} (1 − q_t).
 
     Args:
         flow: of `diffeo.glow_tts`, `flow_tts` or `flowtron`.
@@ -118,10 +122,17 @@ class Voice(Objective):
         for attention in found.attention if self.attention else ():
             miss = self._miss(attention, text.sum(-1), durations, "durations" in entries(context))
             loss = loss + self.attention / len(found.attention) * miss
-        return loss
+        return loss if found.stop is None else loss + self._stop(found.stop, entries(context)["mask"])
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
         self.flow.initialize(x, context)
+
+    def _stop(self, stop: Tensor, mask: Tensor) -> Tensor:
+        """−log of the chance of a gate to stop where sound ends, for each step."""
+        steps = mask.any(-1).sum(-1).unsqueeze(-1) // together_of(self.flow)
+        at = torch.arange(stop.shape[-1], device=stop.device)
+        each = torch.where(at == steps - 1, F.softplus(-stop), F.softplus(stop))
+        return torch.where(at < steps, each, 0.0).sum(-1) / steps.squeeze(-1)
 
     @staticmethod
     def _miss(attention: Tensor, letters: Tensor, durations: Tensor, known: bool) -> Tensor:
@@ -142,6 +153,7 @@ class Alignment(NamedTuple):
         context: as the base reads it.
         durations: (*batch, L), steps of each letter: those given, or the likeliest.
         attention: its logarithm in each layer that attends, (*batch, T, L).
+        stop: (*batch, T), the logit of a gate in the order of its steps; None where there is none.
     """
 
     log_prob: Tensor
@@ -149,17 +161,19 @@ class Alignment(NamedTuple):
     context: Mapping[str, Tensor]
     durations: Tensor
     attention: list[Tensor]
+    stop: Tensor | None = None
 
 
 def aligned(flow: Flow, x: Tensor, context: Context) -> Alignment:
     """log p of spectrograms, and the durations given, or likeliest by the base or by attention."""
     base: Any = flow.base
     inner: Context = flow.encode(context)
-    z, logdet, attention = x, torch.zeros((), device=x.device), []
+    z, logdet, attention, stop = x, torch.zeros((), device=x.device), [], None
     parts: list[Any] = list(flow.transform.parts)  # pyright: ignore
     for part in parts:
         if isinstance(part, Autoregressive) and isinstance(part.net, AttentiveLSTM):
-            params, heard = part.net.listen(part.visible(z, inner), inner)
+            params, heard, gate = part.net.listen(part.visible(z, inner), inner)
+            stop = stop if gate is None else gate
             z, slopes = part.map_scalars(z, params.to(z.dtype), inner, "forward")
             logdet = logdet + slopes.sum((-1, -2))
             frames = entries(inner)["mask"].any(-1).sum(-1)
@@ -181,7 +195,7 @@ def aligned(flow: Flow, x: Tensor, context: Context) -> Alignment:
         rows = scores.reshape(-1, *scores.shape[-2:])
         durations = monotonic_alignment(rows, letters.expand(batch).reshape(-1), frames.expand(batch).reshape(-1))
         durations = durations.reshape(*batch, scores.shape[-2])
-    return Alignment(base(z, inner) + logdet, z, found, durations, attention)
+    return Alignment(base(z, inner) + logdet, z, found, durations, attention, stop)
 
 
 @torch.no_grad()
@@ -277,6 +291,7 @@ def say(
     durations: Tensor | None = None,
     style: Tensor | None = None,
     prosody: Tensor | None = None,
+    gate: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """The spectrogram (T, mels) of a text.
@@ -291,15 +306,51 @@ def say(
         style: (C,), as `style_of` gives it, or a part of it: the mean of the noise.
         prosody: (4,), in the units of `prosody_of`, of a voice that reads it; None for what is usual for the speaker.
             What is further from that than four standard deviations of the training clips counts as these.
+        gate: whether a `flowtron` ends where its gate says, at the median of the length, and after half as long again
+            as predicted at the latest.
         generator: of the noise.
+
+    Raises:
+        ValueError: a gate of a voice that has none.
     """
     durations = durations_of(flow, text, speaker, tempo, prosody) if durations is None else durations
+    if gate:
+        return _until_stopped(flow, text, speaker, durations, prosody, temperature, style, generator)
     context = _timed(flow, text, speaker, durations, prosody)
     if style is None:
         return flow.sample((), context, temperature=temperature, generator=generator)
     encoded = flow.encode(context)
     z = flow.base.draw(torch.Size(()), flow.transform.map_context(encoded), temperature, generator)
     return flow.transform.inverse(z + style, encoded)[0]
+
+
+def _until_stopped(
+    flow: Flow,
+    text: Tensor,
+    speaker: int | None,
+    durations: Tensor,
+    prosody: Tensor | None,
+    temperature: float,
+    style: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Speech whose first layer, the last of the flow, runs until its gate stops it."""
+    chain: Any = flow.transform
+    *others, last = chain.parts
+    if not (isinstance(last, Autoregressive) and isinstance(last.net, AttentiveLSTM) and last.net.gate is not None):
+        raise ValueError("say: this voice has no gate; make one by diffeo.flowtron, or leave gate out")
+    predicted = durations.sum()
+    encoded = flow.encode(_timed(flow, text, speaker, (LONGEST * predicted).ceil().long(), prosody))
+    inner = entries(chain.map_context(encoded))
+    z = flow.base.draw(torch.Size(()), inner, temperature, generator)
+    z, _, emitted = last.run(z if style is None else z + style, {**inner, "length": predicted})
+    # the median of the length: where it is as likely as not to have stopped
+    stopped = (-F.softplus(emitted["stop"]).cumsum(0) <= math.log(0.5)).nonzero()
+    z = z[: int(stopped[0]) + 1] if len(stopped) else z
+    encoded = flow.encode(_timed(flow, text, speaker, torch.tensor(len(z)), prosody))
+    for part, context in reversed([*zip(others, chain.contexts(encoded), strict=False)]):
+        z = part.inverse(z, context)[0]
+    return z
 
 
 @torch.no_grad()

@@ -241,13 +241,15 @@ def flowtron(
     prosody: int = 0,
     dropout: float = 0.1,
     strength: float = 1.0,
+    gate: bool = True,
 ) -> Flow:
     """Flowtron: the density of a mel spectrogram given its text, from frame to frame, by LSTMs that attend to letters.
 
     Events and context are those of `glow_tts`, without durations. Two frames become one; each of the `flows` scales and
     shifts a frame by what an `AttentiveLSTM` makes of those before it and of the text, every other one from the last
     frame to the first. The base is a standard normal, whose mean over clips is their style. `diffeo.apps.speech` trains
-    it and speaks; the length of speech comes from predicted durations.
+    it and speaks; the length of speech comes from predicted durations, or from the gate of the last flow, whose steps
+    come first in speech.
 
     Args:
         features: of a frame, such as 80 mels.
@@ -261,6 +263,7 @@ def flowtron(
         prosody: how many numbers say how a clip is said, such as its pitch; 0 for none.
         dropout: of the text encoder, in [0, 1).
         strength: of the prior that keeps attention near the diagonal; 0 for none.
+        gate: whether the last flow learns which frame is the last.
 
     Raises:
         ValueError: an unknown preset; sizes outside these.
@@ -289,6 +292,7 @@ def flowtron(
             attention=sizes["attention"],
             strength=strength,
             backward=i % 2 == 1,
+            gate=gate and i == sizes["flows"] - 1,
         )
         parts += [*([Reverse(folded)] if i else []), Autoregressive(net, Affine(), dim=-2, event_ndim=2)]
     encoder = Letters(symbols, sizes["width"], speakers=speakers, prosody=prosody, dropout=dropout)
