@@ -183,6 +183,7 @@ def say(
         typer.Option(help="Corpus of clips in whose manner it is said, as for fit.", show_default="none"),
     ] = None,
     style_weight: Annotated[float, typer.Option(help="How much of it; 0 for none.")] = 1.0,
+    gate: Annotated[bool, typer.Option("--gate", help="End where a flowtron's gate says, not when predicted.")] = False,
     pitch: Annotated[float, typer.Option(help="Times the voice's own; above 1 for higher.", min=0.25, max=4)] = 1.0,
     loudness: Annotated[float, typer.Option(help="Times the voice's own.", min=0.1, max=10)] = 1.0,
     seed: Seed = 0,
@@ -203,7 +204,7 @@ def say(
     manner = None if clips is None else style_weight * tools.style_of(flow, clips)
     prosody = _prosody(flow, who, clips, style_weight, pitch, loudness)
     mel = tools.say(
-        flow, symbols, speaker=who, tempo=tempo, temperature=temperature, style=manner, prosody=prosody,
+        flow, symbols, speaker=who, tempo=tempo, temperature=temperature, style=manner, prosody=prosody, gate=gate,
         generator=generator,
     )  # fmt: skip
     audio = _sound(mel, settings, sounding, rounds, generator)

@@ -88,7 +88,8 @@ def fit(
             `strategy="fsdp"` spreads weights and optimiser over the processes, on CPUs too.
         precision: "32-true", "64-true" or "bf16-mixed"; None is that of the flow.
         collate: joins examples of a `Dataset` to a batch, as for a `DataLoader`; `diffeo.training.padded` pads those of
-            different lengths and masks the padding.
+            different lengths and masks the padding. If the dataset has an attribute `lengths`, a number for each
+            example, batches are of similar ones, which saves most of the padding.
         seed: of split, batches and dropout.
         checkpoint: folder for the state of the fit, written atomically every `checkpoint_every` seconds, or by several
             processes after every evaluation; they must all see it.

@@ -25,6 +25,8 @@ Collate = Callable[[list[Any]], Any]
 WHOLE = slice(None)
 EVALUATED = 2**18  # numbers scored at once
 SHOWN = 1 << 22  # numbers of images or sequences, at most, that data-dependent layers see
+POOL = 32  # batches whose rows are sorted by length
+ORDINARY = 0.9  # share of the examples that data-dependent layers see some of: a single long one pads all others
 INITIAL = 100_000  # rows that data-dependent layers see of a source that is not in memory
 
 
@@ -136,10 +138,17 @@ class Rows(Source):
 
 
 class Examples(Source):
-    """A map-style dataset, whose examples a collate function joins to a batch, padded where their lengths differ."""
+    """A map-style dataset, whose examples a collate function joins to a batch, padded where their lengths differ.
+
+    If the dataset has an attribute `lengths`, examples of similar length come together.
+    """
 
     def __init__(self, dataset: Dataset, index: Tensor, dtype: torch.dtype, collate: Collate):
         self.dataset, self.index, self.dtype, self.collate = dataset, index, dtype, collate
+        lengths = getattr(dataset, "lengths", None)
+        if lengths is not None and len(lengths) != len(dataset):  # type: ignore[arg-type]
+            raise ValueError(f"fit: {len(lengths)} lengths of {len(dataset)} examples")  # type: ignore[arg-type]
+        self.lengths = None if lengths is None else torch.as_tensor(lengths)[index]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -149,11 +158,16 @@ class Examples(Source):
         return as_batch(self.collate([self.dataset[i] for i in self.index[index.cpu()].tolist()]), self.dtype)
 
     def batches(self, batch_size: int, seed: int, step: int, part: slice = WHOLE) -> Iterator[tuple[Tensor, Batch]]:
-        for index in batch_index(len(self), batch_size, seed, step):
+        for index in batch_index(len(self), batch_size, seed, step, self.lengths):
             yield index[part], self.rows(index[part])
 
     def sample(self) -> Batch:
-        """Examples evenly spread; of images and sequences as many as hold `SHOWN` numbers."""
+        """Examples evenly spread; of images and sequences as many as hold `SHOWN` numbers, the longest left out."""
+        if self.lengths is not None:
+            shorter = (self.lengths <= self.lengths.double().quantile(ORDINARY)).nonzero()[:, 0]
+            longest = int(self.lengths[shorter].max()) * self._width(self.lengths)
+            n = min(len(shorter), max(1, int(SHOWN / longest)))
+            return self.rows(shorter[torch.arange(n) * len(shorter) // n])
         x = self.rows(torch.zeros(1, dtype=torch.long))[0]
         n = min(len(self), INITIAL if x.ndim <= 2 else max(1, SHOWN // x[0].numel()))
         return self.rows(torch.arange(n) * len(self) // n)
@@ -165,9 +179,25 @@ class Examples(Source):
         return kept, held if len(held) else None, kept.index
 
     def blocks(self) -> Iterator[Batch]:
+        """All examples, some at a time: in their order, or from the shortest to the longest."""
+        if self.lengths is not None:
+            yield from map(self.rows, self._similar(self.lengths))
+            return
         size = rows_of_block(EVALUATED, self.rows(torch.zeros(1, dtype=torch.long))[0].shape[1:])
         for start in range(0, len(self), size):
             yield self.rows(torch.arange(start, min(start + size, len(self))))
+
+    def _similar(self, lengths: Tensor) -> Iterator[Tensor]:
+        """Numbers of examples of similar length, as many as hold `EVALUATED` numbers with their padding."""
+        order, width, start = lengths.argsort(stable=True), self._width(lengths), 0
+        for end in range(1, len(order) + 1):
+            if end == len(order) or (end + 1 - start) * int(lengths[order[end]]) * width > EVALUATED:
+                yield order[start:end]
+                start = end
+
+    def _width(self, lengths: Tensor) -> float:
+        """How many numbers an example holds for each unit of its length."""
+        return self.rows(torch.zeros(1, dtype=torch.long))[0].numel() / max(1, int(lengths[0]))
 
     @property
     def fingerprint(self) -> str:
@@ -379,17 +409,24 @@ def split(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[held:].sort().values, order[:held].sort().values
 
 
-def batch_index(n: int, batch_size: int, seed: int, step: int) -> Iterator[Tensor]:
+def batch_index(n: int, batch_size: int, seed: int, step: int, lengths: Tensor | None = None) -> Iterator[Tensor]:
     """Row indices of batch after batch from the given step on, an own permutation for each epoch.
 
     The permutation depends on seed and epoch only, so a resumed run continues exactly; rows that do not fill a last
-    batch wait for another epoch.
+    batch wait for another epoch. Where rows have lengths, those of `POOL` batches are sorted by them before they are
+    parted, and the batches shuffled.
     """
     per_epoch = max(1, n // batch_size)
     while True:
         epoch, at = divmod(step, per_epoch)
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(n, generator=generator)
+        if lengths is not None:
+            pools = []
+            for pool in order[: per_epoch * batch_size].split(POOL * batch_size):
+                batches = pool[lengths[pool].argsort(stable=True)].split(batch_size)
+                pools += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+            order = torch.cat(pools)
         for i in range(at, per_epoch):
             yield order[i * batch_size : (i + 1) * batch_size]
         step = (epoch + 1) * per_epoch

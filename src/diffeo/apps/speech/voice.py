@@ -57,6 +57,11 @@ class Spoken(Dataset[Example]):
                     f"clip {i}: {len(text)} letters in {len(mel) // together} steps of sound; every letter needs one"
                 )
 
+    @property
+    def lengths(self) -> list[int]:
+        """Frames of each clip, by which `fit` makes batches of similar ones."""
+        return [len(mel) for mel in self.mels]
+
     def __len__(self) -> int:
         return len(self.mels)
 
