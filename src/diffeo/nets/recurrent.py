@@ -163,14 +163,24 @@ class AttentiveLSTM(Incremental):
                 "run it without"
             )
         done = state.done + seen.shape[1]
-        hidden, hearing = self.hear(seen.to(self.score.dtype), state.hearing)
+        hidden, hearing = _recurrent(self.hear, seen.to(self.score.dtype), state.hearing)
         scores = (self.query(hidden).unsqueeze(2) + state.keys.unsqueeze(1)).tanh() @ self.score
         attention = (scores + state.bias[:, state.done : done]).log_softmax(-1)
         heard = attention.exp() @ state.letters
-        found, speaking = self.speak(torch.cat([hidden, heard], -1), state.speaking)
+        found, speaking = _recurrent(self.speak, torch.cat([hidden, heard], -1), state.speaking)
         params = self.leave(self.think(found).tanh()).unflatten(-1, (self.features, self.n_params))
         stop = None if self.gate is None else self.gate(found).squeeze(-1)
         return Listened(params, attention, stop), state._replace(done=done, hearing=hearing, speaking=speaking)
+
+
+def _recurrent(net: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`net(x, state)`; of a single frame by its cell, since PyTorch lays the weights out anew at each call of a net."""
+    if x.shape[1] != 1:
+        return net(x, state)
+    before = (x.new_zeros(len(x), net.hidden_size),) * 2 if state is None else (state[0][0], state[1][0])
+    weights: Any = net.weight_ih_l0, net.weight_hh_l0, net.bias_ih_l0, net.bias_hh_l0
+    h, c = torch.lstm_cell(x[:, 0], before, *weights)
+    return h.unsqueeze(1), (h.unsqueeze(0), c.unsqueeze(0))
 
 
 def beta_binomial_prior(letters: Tensor, frames: Tensor, most: int, longest: int, strength: float) -> Tensor:
