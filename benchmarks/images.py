@@ -36,6 +36,7 @@ MODELS: dict[str, dict] = {
 }
 HELD, SHOWN = 2_000, 1_000  # digits that choose the weights, and that go to noise and back
 DIMS = 28 * 28
+LR = 4e-3  # for all
 
 
 def main() -> None:
@@ -75,7 +76,7 @@ def run(images: torch.Tensor, test: torch.Tensor, folder: Path, recipe: str, min
     torch.manual_seed(0)
     model = getattr(diffeo, recipe)((1, 28, 28), **MODELS[recipe])
     result = diffeo.fit(
-        model, images[HELD:], validation=images[:HELD], batch_size=64, lr=2e-3, epochs=100,
+        model, images[HELD:], validation=images[:HELD], batch_size=64, lr=LR, epochs=100,
         time_limit=60 * minutes, checkpoint=folder, resume=True,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
@@ -116,14 +117,14 @@ def run_normflows(images: torch.Tensor, test: torch.Tensor, minutes: float) -> d
     train, held = images[HELD:], images[:HELD]
     with torch.no_grad():
         nats(train[:256])  # its activation norms start from the first batch
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(model.parameters(), LR)
     ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema)
     generator = torch.Generator().manual_seed(0)
     began, limit, steps, spent, curve = time.monotonic(), 60 * minutes, 0, 0.0, []
     while spent < limit:
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (steps + 1) / 50) * 0.5 * (1 + math.cos(math.pi * spent / limit))
+            group["lr"] = LR * min(1.0, (steps + 1) / 50) * 0.5 * (1 + math.cos(math.pi * spent / limit))
         optimizer.zero_grad()
         loss = -nats(train[torch.randint(len(train), (64,), generator=generator)]).mean()
         loss.backward()
