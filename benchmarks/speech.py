@@ -496,13 +496,16 @@ def vocoder(seconds: float) -> dict[str, Any]:
     made = {
         "waveglow": [tools.vocode(flow, mels[i], settings, generator=generator) for i in test],
         **{
-            f"waveglow and {rounds} rounds of Griffin-Lim": [
+            f"waveglow and {rounds} rounds of the fast one": [
                 tools.vocode(flow, mels[i], settings, rounds=rounds, generator=generator) for i in test
             ]
             for rounds in (10, 60)
         },
         **{
-            f"Griffin-Lim, {rounds} rounds": [tools.from_mel(mels[i], settings, rounds=rounds) for i in test]
+            f"{name}, {rounds} rounds": [
+                tools.from_mel(mels[i], settings, rounds=rounds, momentum=momentum) for i in test
+            ]
+            for name, momentum in (("Griffin-Lim of 1984", 0.0), ("fast Griffin-Lim", 0.99))
             for rounds in (10, 60)
         },
     }

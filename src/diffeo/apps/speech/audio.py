@@ -72,13 +72,16 @@ def to_mel(audio: Tensor, settings: Mel) -> Tensor:
     return mel.reshape(*audio.shape[:-1], *mel.shape[1:])
 
 
-def from_mel(mel: Tensor, settings: Mel, *, rounds: int = 60, seed: int = 0, start: Tensor | None = None) -> Tensor:
+def from_mel(
+    mel: Tensor, settings: Mel, *, rounds: int = 60, momentum: float = 0.99, seed: int = 0, start: Tensor | None = None
+) -> Tensor:
     """Sound (*batch, N) whose mel spectrogram is close to this one: magnitudes by least squares, phases by Griffin-Lim.
 
     Args:
         mel: (*batch, T, mels).
         settings: those of the spectrogram.
         rounds: of the fast Griffin-Lim algorithm.
+        momentum: of the fast algorithm, at least 0; with 0 it is the one of 1984.
         seed: of the first phases.
         start: (*batch, N), sound whose phases come first, such as a vocoder's, in place of those of chance.
 
@@ -105,7 +108,7 @@ def from_mel(mel: Tensor, settings: Mel, *, rounds: int = 60, seed: int = 0, sta
     last = torch.zeros_like(guess)
     for _ in range(rounds):
         again = _stft(_istft(guess, settings), settings)[..., : guess.shape[-1]]
-        ahead = again + 0.99 * (again - last)  # the momentum of the fast algorithm
+        ahead = again + momentum * (again - last)
         last = again
         guess = magnitude * ahead / ahead.abs().clamp_min(1e-9)
     audio = _istft(guess, settings)[..., : max(1, frames - 1) * settings.hop]
