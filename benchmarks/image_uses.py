@@ -167,8 +167,8 @@ def speed(_: float) -> dict[str, Any]:
         calls = {}
         for policy in ("store", "invert"):
             torch.manual_seed(0)
-            model = diffeo.glow((1, 16, 16), scales=1, layers=layers, hidden=32)
-            some = x[:32, :, 6:22, 6:22]
+            model = diffeo.glow(shape, scales=1, layers=layers, hidden=HIDDEN_GLOW)
+            some = x[: BATCH // 2]
             model.initialize(some)
             model.transform.memory = policy
             row[f"{policy}_mib"] = saved_bytes(lambda model=model, some=some: model(some)) / 2**20
@@ -635,8 +635,8 @@ multiple of ours.
 
 {markdown(["library", "parameters", "training step", "64 samples"], rows)}
 
-What a forward pass keeps for the backward pass, 32 pictures of 16×16, in MiB, by policy, and what `memory="invert"`
-costs in time, forward and backward:
+What a forward pass keeps for the backward pass, {BATCH // 2} of them, one scale, in MiB, by policy, and what
+`memory="invert"` costs in time, forward and backward:
 
 {markdown(["steps of flow", "store", "invert", "time"], memory)}"""
 
