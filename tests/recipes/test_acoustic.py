@@ -115,6 +115,24 @@ def test_a_gate_ends_speech(flows):
         assert len(tools.say(flow, texts[0], gate=True)) == 2 * steps
 
 
+def test_attention_to_long_texts_in_blocks(clips, monkeypatch):
+    """The same values and gradients, however many sums of a query and a key are kept."""
+    torch.manual_seed(0)
+    flow = diffeo.testing.perturbed(diffeo.flowtron(6, 9, preset="tiny", hidden=8, width=8)).double().eval()
+    data = tools.Spoken(*clips[:2], durations=clips[2])
+    mels, context = tools.join([data[i] for i in range(3)])
+    found = []
+    for sums in (1 << 24, 1 << 10, 1):
+        monkeypatch.setattr("diffeo.nets.recurrent.SUMS", sums)
+        flow.zero_grad()
+        losses = tools.Voice(flow)(mels.double(), context)
+        losses.sum().backward()
+        found.append((losses.detach(), torch.cat([p.grad.flatten() for p in flow.parameters()])))
+    for losses, gradients in found[1:]:
+        assert torch.allclose(losses, found[0][0])
+        assert torch.allclose(gradients, found[0][1])
+
+
 def test_voices_without_a_gate_refuse_one(clips):
     for flow in (diffeo.glow_tts(6, 9, preset="tiny"), diffeo.flowtron(6, 9, preset="tiny", gate=False)):
         with pytest.raises(ValueError, match="no gate"):

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from diffeo.core import Incremental
 from diffeo.functional import Context, as_fixed_event, backwards, entries, joined, real_frames
 from diffeo.kernels.dispatch import is_traced
+
+SUMS = 1 << 24  # of a query and a key, that attention keeps for the backward pass
 
 
 class Heard(NamedTuple):
@@ -164,13 +167,25 @@ class AttentiveLSTM(Incremental):
             )
         done = state.done + seen.shape[1]
         hidden, hearing = _recurrent(self.hear, seen.to(self.score.dtype), state.hearing)
-        scores = (self.query(hidden).unsqueeze(2) + state.keys.unsqueeze(1)).tanh() @ self.score
-        attention = (scores + state.bias[:, state.done : done]).log_softmax(-1)
+        attention = (self._scores(self.query(hidden), state.keys) + state.bias[:, state.done : done]).log_softmax(-1)
         heard = attention.exp() @ state.letters
         found, speaking = _recurrent(self.speak, torch.cat([hidden, heard], -1), state.speaking)
         params = self.leave(self.think(found).tanh()).unflatten(-1, (self.features, self.n_params))
         stop = None if self.gate is None else self.gate(found).squeeze(-1)
         return Listened(params, attention, stop), state._replace(done=done, hearing=hearing, speaking=speaking)
+
+    def _scores(self, asked: Tensor, keys: Tensor) -> Tensor:
+        """v · tanh(q + k), (rows, T, L): of long sounds block after block, made again in the backward pass."""
+
+        def of_block(asked: Tensor, keys: Tensor, score: Tensor) -> Tensor:
+            return (asked.unsqueeze(2) + keys.unsqueeze(1)).tanh() @ score
+
+        size = max(1, SUMS // max(1, keys.numel()))
+        if asked.shape[1] <= size:
+            return of_block(asked, keys, self.score)
+        again: Any = checkpoint
+        blocks = [again(of_block, part, keys, self.score, use_reentrant=False) for part in asked.split(size, 1)]
+        return torch.cat(blocks, 1)
 
 
 def _recurrent(net: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
