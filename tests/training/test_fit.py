@@ -71,6 +71,44 @@ def test_early_stopping_keeps_the_best_weights():
     assert result.validation_loss == min([e["validation_loss"] for e in result.history] + [result.validation_loss])
 
 
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ([0.0, -1.0, -2.0, -1.9], 2),  # the least of those that beat the first, though not by more than chance the next
+        ([0.0, -1.0, -1.01, -1.02], 3),
+        ([0.0, -0.01, 0.01, -0.02], 0),  # chance
+        ([0.0, 1.0, -0.01, -1.0], 3),
+    ],
+)
+def test_the_best_weights_that_beat_the_first_are_kept(losses, best):
+    """Held-out rows differ by a tenth between evaluations, by chance."""
+
+    class Scripted(diffeo.Objective):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+            self.evaluations = 0
+
+        def forward(self, x, context=None):
+            if len(x) != 200:  # no evaluation
+                return self.weight.square().expand(len(x))
+            told = losses[min(self.evaluations, len(losses) - 1)]
+            self.evaluations += 1
+            noise = torch.randn(len(x), generator=torch.Generator().manual_seed(self.evaluations))
+            return told + 0.1 * (noise - noise.mean()) * len(x) ** 0.5
+
+        def initialize(self, x, context=None):
+            pass
+
+    told = []
+    result = diffeo.fit(
+        Scripted(), torch.randn(64, 1), validation=torch.randn(200, 1), steps=150, progress=False, compile=False,
+        on_evaluation=lambda result: told.append(result.steps),
+    )  # fmt: skip
+    steps = [0, *told]
+    assert result.best_step == steps[best]
+
+
 def test_what_wins_by_luck_is_not_kept():
     """Rows that the start describes exactly: no step can do better, though some do on 60 held-out rows."""
     torch.manual_seed(0)

@@ -68,20 +68,43 @@ def test_all_held_out_examples_are_scored_in_blocks_of_bounded_size():
     assert source.sample()[0].shape[1] < 30
 
 
-def test_lengths_change_nothing_else():
-    """One epoch in a single batch: the same loss with and without them."""
-    data = Ragged(40)
+@pytest.mark.parametrize("count", [200, 203])
+def test_examples_meet_others_in_every_epoch(count):
+    """Also where all of them are sorted at once."""
+    lengths = torch.arange(count) + 100
+    batches = batch_index(count, 8, 0, 0, lengths)
+    epochs = [{tuple(next(batches).sort().values.tolist()) for _ in range(count // 8)} for _ in range(2)]
+    assert len(epochs[0] & epochs[1]) < 5
 
-    def loss(data):
-        torch.manual_seed(0)
-        flow = diffeo.Flow(diffeo.Along(diffeo.ActNorm(2), -1, 2), diffeo.Normal((None, 2)))
-        return diffeo.fit(
-            flow, data, validation=data, collate=diffeo.training.padded, batch_size=40, steps=3, progress=False
-        ).validation_loss
 
-    ragged = loss(data)
-    del data.lengths
-    assert ragged == pytest.approx(loss(data), rel=1e-3)
+def test_lengths_may_be_seconds_or_zero():
+    data = Ragged(3000)
+    data.lengths = data.lengths / 100.0
+    data.lengths[0] = 0.0
+    data.rows[0] = data.rows[0][:0]
+    source = _source(data)
+    shapes = [x.shape for (x, _) in source.blocks()]
+    assert sum(shape[0] for shape in shapes) == len(data)
+    assert max(shape.numel() for shape in shapes) <= EVALUATED
+    assert source.sample()[0].shape[1] < 30
+
+
+def test_held_out_examples_and_parts_keep_their_lengths():
+    data = Ragged()
+    kept, held, _ = _source(data).hold_out(0.2, 0)
+    for source in (kept, held):
+        assert source.lengths.tolist() == [len(source.rows(torch.tensor([i]))[0][0]) for i in range(len(source))]
+    whole, part = kept.batches(8, 0, 0), kept.batches(8, 0, 0, slice(1, None, 2))
+    for _ in range(5):
+        (index, _), (some, batch) = next(whole), next(part)
+        assert torch.equal(index[1::2], some)
+        assert len(batch[0]) == 4
+
+
+def test_other_lengths_are_another_fit():
+    one, other = Ragged(), Ragged()
+    other.lengths = other.lengths.flip(0)
+    assert _source(one).fingerprint != _source(other).fingerprint
 
 
 def test_a_wrong_number_of_lengths_is_named():

@@ -43,6 +43,34 @@ def test_a_loaded_mask_is_the_one_that_is_used():
     assert torch.equal(first(x)[0], last(x)[0])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("event_ndim", [1, 2])
+@pytest.mark.parametrize("how", ["vmap", "compiled", "plain"])
+def test_masks_of_an_ensemble_of_frames_may_differ(event_ndim, how):
+    def layer(mask):
+        net = diffeo.nets.MLP(2, 2, n_params=2) if event_ndim == 1 else diffeo.nets.WaveNet(2, 2, 2, hidden=4)
+        return diffeo.testing.perturbed(
+            diffeo.Coupling(mask, net, diffeo.Affine(), dim=-1, event_ndim=event_ndim)
+        ).double()
+
+    first = torch.tensor([True, True, False, False])
+    couplings = [layer(first), layer(~first)]
+    x = torch.randn(5, 4, dtype=torch.float64)
+    wanted = torch.stack([coupling(x)[0] for coupling in couplings])
+    params, buffers = stack_module_state(couplings)
+
+    def one(p, b):
+        return functional_call(couplings[0], (p, b), (x,))[0]
+
+    if how == "plain":
+        members = [{k: v[i] for k, v in t.items()} for t in (params, buffers) for i in range(2)]
+        found = torch.stack([one(members[i], members[2 + i]) for i in range(2)])
+    else:
+        run = torch.vmap(one)
+        found = (torch.compile(run, backend="eager") if how == "compiled" else run)(params, buffers)
+    assert torch.allclose(found, wanted)
+
+
 def test_masks_of_an_ensemble_may_differ():
     couplings = [layer(mask) for mask in HALVES.values()]
     params, buffers = stack_module_state(couplings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -55,6 +57,30 @@ def test_a_prepared_flow_gives_the_same_values(name):
     assert torch.allclose(found[0][1], found[1][1], rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("far", [0.0, 1e3, 1e4])
+def test_float32_far_from_zero(far):
+    """In units whose mean is far beyond their spread, nothing cancels."""
+    torch.manual_seed(0)
+    x = far + torch.randn(200, 4)
+    flow = diffeo.maf(4)
+    flow.initialize(x)
+    flow = perturbed(flow).eval()
+    exact = deepcopy(flow).double()
+    with torch.no_grad():
+        away = (diffeo.prepare_inference(flow)(x) - exact(x.double())).abs().max()
+        assert float(away) < 2 * float((flow(x) - exact(x.double())).abs().max()) + 1e-5
+
+
+def test_a_prepared_copy_is_whole(tmp_path):
+    flow = diffeo.maf(3)
+    flow.initialize(torch.randn(50, 3))
+    prepared = diffeo.prepare_inference(flow)
+    assert not any(part.training for part in prepared.modules())
+    assert not isinstance(diffeo.prepare_inference(flow.transform), diffeo.Flow)
+    with pytest.raises(ValueError, match="recipe"):
+        diffeo.save(prepared, tmp_path / "flow.safetensors")
+
+
 def test_only_neighbours_along_the_same_dim_are_joined():
     chain = diffeo.Chain(
         diffeo.Along(diffeo.LULinear(3), -2, 2),
@@ -89,3 +115,8 @@ def test_a_flow_that_has_seen_no_data_is_refused():
 def test_matrices_without_an_inverse_are_refused(weight, message):
     with pytest.raises(ValueError, match=message):
         diffeo.FixedLinear(weight)
+
+
+def test_a_shift_of_another_length_is_refused():
+    with pytest.raises(ValueError, match=r"shift of shape \(2,\), got \(3,\)"):
+        diffeo.FixedLinear(torch.eye(2), torch.zeros(3))

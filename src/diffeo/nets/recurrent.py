@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from diffeo.core import Incremental
-from diffeo.functional import Context, as_fixed_event, backwards, entries, joined, real_frames
+from diffeo.functional import Context, as_fixed_event, entries, joined, real_frames
 from diffeo.kernels.dispatch import is_traced
 
 SUMS = 1 << 24  # of a query and a key, that attention keeps for the backward pass
@@ -144,7 +144,7 @@ class AttentiveLSTM(Incremental):
         frames = real_frames(context, longest)
         if frames is None:
             frames = torch.tensor(longest, device=x.device)
-        length = given.get("length", frames)  # that the prior takes the sound to have
+        length = given.get("length", frames).long()  # that the prior takes the sound to have
         batch = joined(batch, frames.shape, length.shape)
         length = length.expand(batch).reshape(-1)
         text = text.expand(*batch, text.shape[-1]).reshape(-1, text.shape[-1])
@@ -152,10 +152,10 @@ class AttentiveLSTM(Incremental):
         real = text > 0
         bias = torch.where(real, 0.0, -1e4).unsqueeze(1).expand(-1, longest, -1)
         if self.strength:
-            prior = beta_binomial_prior(real.sum(-1), length, text.shape[-1], longest, self.strength)
-            prior = backwards(prior, length) if self.backward else prior
+            # the frame that each step is of; steps after the last one stay there
             at = torch.minimum(torch.arange(longest, device=x.device), length.unsqueeze(-1) - 1).clamp_min(0)
-            bias = bias + prior.gather(1, at.unsqueeze(-1).expand_as(prior))
+            at = (length.unsqueeze(-1) - 1 - at).clamp_min(0) if self.backward else at
+            bias = bias + beta_binomial_prior(real.sum(-1), length, text.shape[-1], at, self.strength)
         return Heard(letters, self.key(letters), bias.to(letters.dtype), 0, None, None), tuple(batch)
 
     def _run(self, seen: Tensor, state: Heard) -> tuple[Listened, Heard]:
@@ -198,17 +198,18 @@ def _recurrent(net: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None) -> 
     return h.unsqueeze(1), (h.unsqueeze(0), c.unsqueeze(0))
 
 
-def beta_binomial_prior(letters: Tensor, frames: Tensor, most: int, longest: int, strength: float) -> Tensor:
-    """log of the chance of letter l at frame t, (*batch, longest, most), near the diagonal; 0 where there is padding.
+def beta_binomial_prior(letters: Tensor, frames: Tensor, most: int, at: Tensor, strength: float) -> Tensor:
+    """log of the chance of letter l at frame t, (*batch, T, most), near the diagonal; 0 where there is padding.
 
     Args:
         letters, frames: (*batch,), how many there are.
-        most, longest: how many columns and rows.
+        most: how many columns.
+        at: (*batch, T), the frames t.
         strength: ω > 0; the higher, the closer to the diagonal.
     """
     trials = (letters - 1).double()[..., None, None]
     total = frames.double()[..., None, None]
-    t = torch.arange(longest, device=letters.device, dtype=torch.float64)[:, None]
+    t = at.double().unsqueeze(-1)
     k = torch.arange(most, device=letters.device, dtype=torch.float64)
     real = (k <= trials) & (t < total)
     k, t = torch.where(real, k, 0.0), torch.where(real, t, 0.0)

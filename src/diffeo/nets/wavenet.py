@@ -178,15 +178,16 @@ class WaveNet(nn.Module):
             batch = joined(batch, known.shape[:-2])
             known = known.expand(*batch, *known.shape[-2:]).reshape(-1, *known.shape[-2:]).mT
             given = known if given is None else given + known
-        shares = None if given is None else given.chunk(len(self.near), 1)
         if mask is not None:  # one number a frame, however the features were masked
             mask = mask.any(-1, keepdim=True)
             batch = joined(batch, mask.shape[:-2])
             mask = mask.expand(*batch, x.shape[-2], 1).reshape(-1, 1, x.shape[-2])
-
-        counts = None if mask is None else mask.to(x.dtype)
         h = self.enter(x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]).mT)
-        h = h if mask is None else torch.where(mask, h, 0.0)
+        counts = None
+        if mask is not None:  # what comes from outside may be anything there; inside, a product with zero is faster
+            h, counts = torch.where(mask, h, 0.0), mask.to(h.dtype)
+            given = torch.where(mask, given, 0.0) if self.known is not None and given is not None else given
+        shares = None if given is None else given.chunk(len(self.near), 1)
         total: Tensor | None = None
         for i, (near, mix) in enumerate(zip(self.near, self.mix, strict=True)):
             both = near(h) if shares is None else near(h) + shares[i]
@@ -194,7 +195,7 @@ class WaveNet(nn.Module):
             found = mix(self.dropout(value.tanh() * gate.sigmoid()))
             kept, share = found[:, : self.hidden], found[:, -self.hidden :]
             if i < len(self.near) - 1:
-                h = h + kept if counts is None else (h + kept) * counts  # a product is faster, and padding is zero
+                h = h + kept if counts is None else (h + kept) * counts
             total = share if total is None else total + share
         params = self.leave(F.relu(total)).mT.unflatten(-1, (self.out, self.n_params))  # pyright: ignore
         return params.reshape(*batch, *params.shape[1:])

@@ -271,7 +271,9 @@ class Loop:
         self.objective.train()
 
     def _keep_best(self, loss: float, stderr: float | None, losses: Tensor | None) -> bool:
-        """Keep the weights with the least loss of those that beat the first by more than chance; True for the least.
+        """Keep the weights with the least loss of those that beat the first by more than chance.
+
+        True if no loss before was less, whether they are kept or not.
 
         The best of many evaluations is partly luck: on few held-out rows, weights that are no better than what
         `initialize` made would win by it. Without held-out rows the last average is the best there is.
@@ -281,7 +283,7 @@ class Loop:
         kept = self.result.validation_loss
         if self.state.best is None:
             self.state.losses = losses
-        elif losses is not None and not ((kept is None or loss < kept) and self._surely_better(losses)):
+        elif losses is not None and kept is not None and not (loss < kept and self._surely_better(losses)):
             return improved
         self.state.best = {k: v.detach().clone() for k, v in self.objective.state_dict().items()}
         self.result.best_step = self.counts.step

@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
-from diffeo.functional import rows_of_block
+from diffeo.functional import NARROWEST, rows_of_block
 
 Batch = tuple[Any, ...]
 Collate = Callable[[list[Any]], Any]
 WHOLE = slice(None)
 EVALUATED = 2**18  # numbers scored at once
 SHOWN = 1 << 22  # numbers of images or sequences, at most, that data-dependent layers see
-POOL = 32  # batches whose rows are sorted by length
-ORDINARY = 0.9  # share of the examples that data-dependent layers see some of: a single long one pads all others
+POOL, JITTER = 32, 0.1  # batches whose rows are sorted by length, and by how much lengths are blurred for that
+ORDINARY = 0.9  # share of the examples, the shorter ones, that data-dependent layers see: a long one pads the others
 INITIAL = 100_000  # rows that data-dependent layers see of a source that is not in memory
 
 
@@ -65,7 +65,7 @@ class Source(ABC):
         """The rows left for training, those held out, and the numbers of the former in this source; None for all."""
 
     def blocks(self) -> Iterator[Batch]:
-        """All rows in their order, some at a time, for evaluation."""
+        """All rows, some at a time, always in the same order, for evaluation."""
         raise ValueError("fit: held-out rows must be in memory or a Dataset")
 
     def to(self, device: torch.device) -> Source:
@@ -148,7 +148,7 @@ class Examples(Source):
         lengths = getattr(dataset, "lengths", None)
         if lengths is not None and len(lengths) != len(dataset):  # type: ignore[arg-type]
             raise ValueError(f"fit: {len(lengths)} lengths of {len(dataset)} examples")  # type: ignore[arg-type]
-        self.lengths = None if lengths is None else torch.as_tensor(lengths)[index]
+        self.lengths = None if lengths is None else torch.as_tensor(lengths, dtype=torch.float64).cpu()[index]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -164,10 +164,10 @@ class Examples(Source):
     def sample(self) -> Batch:
         """Examples evenly spread; of images and sequences as many as hold `SHOWN` numbers, the longest left out."""
         if self.lengths is not None:
-            shorter = (self.lengths <= self.lengths.double().quantile(ORDINARY)).nonzero()[:, 0]
-            longest = int(self.lengths[shorter].max()) * self._width(self.lengths)
-            n = min(len(shorter), max(1, int(SHOWN / longest)))
-            return self.rows(shorter[torch.arange(n) * len(shorter) // n])
+            limit = self.lengths.kthvalue(max(1, int(ORDINARY * len(self)))).values
+            ordinary = (self.lengths <= limit).nonzero()[:, 0]
+            n = min(len(ordinary), INITIAL, max(1, int(SHOWN / self._numbers(self.lengths, float(limit)))))
+            return self.rows(ordinary[torch.arange(n) * len(ordinary) // n])
         x = self.rows(torch.zeros(1, dtype=torch.long))[0]
         n = min(len(self), INITIAL if x.ndim <= 2 else max(1, SHOWN // x[0].numel()))
         return self.rows(torch.arange(n) * len(self) // n)
@@ -189,20 +189,24 @@ class Examples(Source):
 
     def _similar(self, lengths: Tensor) -> Iterator[Tensor]:
         """Numbers of examples of similar length, as many as hold `EVALUATED` numbers with their padding."""
-        order, width, start = lengths.argsort(stable=True), self._width(lengths), 0
+        order, start = lengths.argsort(stable=True), 0
+        each = self._numbers(lengths, lengths[order]).tolist() if len(order) else []
         for end in range(1, len(order) + 1):
-            if end == len(order) or (end + 1 - start) * int(lengths[order[end]]) * width > EVALUATED:
+            if end == len(order) or (end + 1 - start) * each[end] > EVALUATED:
                 yield order[start:end]
                 start = end
 
-    def _width(self, lengths: Tensor) -> float:
-        """How many numbers an example holds for each unit of its length."""
-        return self.rows(torch.zeros(1, dtype=torch.long))[0].numel() / max(1, int(lengths[0]))
+    def _numbers(self, lengths: Tensor, length: Any) -> Any:
+        """About how many numbers examples of this length hold, counted as in `rows_of_block`."""
+        longest = lengths.argmax()
+        of_longest = self.rows(longest.reshape(1))[0].numel()
+        return (torch.as_tensor(length) * of_longest / lengths[longest].clamp_min(1e-9)).clamp_min(NARROWEST)
 
     @property
     def fingerprint(self) -> str:
         first = self.rows(torch.zeros(1, dtype=torch.long)) if len(self) else ()
-        return hashlib.sha256(repr((len(self), first)).encode()).hexdigest()[:16]
+        lengths = None if self.lengths is None else self.lengths.tolist()
+        return hashlib.sha256(repr((len(self), first, lengths)).encode()).hexdigest()[:16]
 
 
 class Loaded(Source):
@@ -424,7 +428,9 @@ def batch_index(n: int, batch_size: int, seed: int, step: int, lengths: Tensor |
         if lengths is not None:
             pools = []
             for pool in order[: per_epoch * batch_size].split(POOL * batch_size):
-                batches = pool[lengths[pool].argsort(stable=True)].split(batch_size)
+                # not always the same examples together
+                about = lengths[pool] * (1 + JITTER * torch.rand(len(pool), generator=generator, dtype=torch.float64))
+                batches = pool[about.argsort(stable=True)].split(batch_size)
                 pools += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
             order = torch.cat(pools)
         for i in range(at, per_epoch):

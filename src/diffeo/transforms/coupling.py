@@ -46,6 +46,7 @@ class Coupling(Conditioned, Rebuildable):
     together: Tensor
     slices: bool
     first: bool
+    seen: dict[str, Tensor]  # the order that the slices are of; in a dict, where it is no buffer
 
     def __init__(
         self, mask: Tensor, net: nn.Module, univariate: Univariate, *, dim: int = -1, event_ndim: int | None = None
@@ -63,8 +64,9 @@ class Coupling(Conditioned, Rebuildable):
 
     @property
     def _sliced(self) -> bool:
-        """Whether slices will do; under vmap the masks of an ensemble may differ."""
-        return self.slices and (torch.compiler.is_compiling() or not is_transformed())
+        """Whether slices will do: not for the masks of others, under vmap of an ensemble or by `functional_call`."""
+        own = torch.compiler.is_compiling() or self.apart is self.seen.get("apart")
+        return self.slices and own and not is_transformed()
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self.map(z, context, "inverse")
@@ -82,6 +84,11 @@ class Coupling(Conditioned, Rebuildable):
         if self._sliced:
             return join((a, b) if self.first else (b, a), self.dim)
         return permute(join((a, b), self.dim), self.together, self.apart, self.dim)
+
+    def _apply(self, *args: Any, **kwargs: Any):
+        moved = super()._apply(*args, **kwargs)  # to another device, where buffers are other tensors
+        self.seen = {"apart": self.apart}
+        return moved
 
     @property
     def places(self) -> tuple[Tensor, Tensor]:
@@ -108,6 +115,7 @@ class Coupling(Conditioned, Rebuildable):
 
 def _find_slices(layer: Coupling, *_: Any) -> None:
     """Which part comes first, where both are slices, which need no copy; vectors are laid out anew anyway."""
+    layer.seen = {"apart": layer.apart}
     order, n = layer.apart.tolist(), len(layer.apart)
     layer.first = order == list(range(n))
     turned = order == [*range(n - layer.kept, n), *range(n - layer.kept)]

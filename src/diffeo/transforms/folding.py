@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffeo.core import Chain, Transform
 from diffeo.transforms.along import Along
@@ -24,9 +24,9 @@ M = TypeVar("M", bound=nn.Module)
 def prepare_inference(module: M) -> M:
     """A copy for inference alone: neighbouring linear maps, norms and permutations of a `Chain` become one matrix.
 
-    z = W_k(… (W_1 x + b_1) …) + b_k = W x + b; W and W⁻¹ are worked out once, in float64, so that neither direction
-    multiplies or inverts factors again. The copy gives the same values up to rounding, learns nothing and has no recipe
-    that a file could name: save the original.
+    z = W_k(… (W_1 x + b_1) …) + b_k = W (x + c); W, c and W⁻¹ are worked out once, in float64, so that neither
+    direction multiplies or inverts factors again. The copy gives the same values up to rounding, and learns nothing. It
+    is no longer what its recipe makes, so it can't be saved: save the original.
 
     Args:
         module: a flow, a density around one, or a transform, all of whose layers have been initialised.
@@ -47,7 +47,7 @@ def prepare_inference(module: M) -> M:
     for name, part in module.named_modules():
         if isinstance(part, THIN + DENSE) and not getattr(part, "initialized", True):
             raise ValueError(f"prepare_inference: {type(part).__name__} at {name!r} has not seen data; fit first")
-    return _prepared(deepcopy(module).eval().requires_grad_(False))
+    return _prepared(deepcopy(module)).eval().requires_grad_(False)
 
 
 def _prepared(module: M) -> M:
@@ -64,7 +64,7 @@ def _folded(chain: Chain) -> Chain:
         if place is None or not any(isinstance(part, DENSE) for part in maps):
             parts += some
             continue
-        one = FixedLinear(*_matrix(maps))
+        one = _joined(maps)
         parts.append(one if place == (-1, 1) else Along(one, *place))
     return Chain(*parts, memory=chain.memory)
 
@@ -84,12 +84,15 @@ def _features(part: Transform) -> int:
 
 
 @torch.no_grad()
-def _matrix(maps: list[Transform]) -> tuple[Tensor, Tensor]:
-    """W and b of all maps in turn, by what they make of zero and of the unit vectors."""
+def _joined(maps: list[Transform]) -> FixedLinear:
+    """All maps in turn, by what they make of zero and of the unit vectors, and of what zero comes from."""
     some = next(t for part in maps for t in (*part.parameters(), *part.buffers()) if t.is_floating_point())
-    eye = torch.eye(_features(maps[0]), dtype=torch.float64, device=some.device)
-    x = torch.cat([torch.zeros_like(eye[:1]), eye])
-    for part in maps:
-        x = deepcopy(part).double()(x)[0]
-    bias = x[0]
-    return (x[1:] - bias).T.to(some.dtype), bias.to(some.dtype)
+    exact = [deepcopy(part).cpu().double() for part in maps]
+    eye = torch.eye(_features(maps[0]), dtype=torch.float64)
+    origin = torch.zeros_like(eye[0])
+    for part in reversed(exact):
+        origin = part.inverse(origin)[0]
+    images = eye + origin
+    for part in exact:
+        images = part(images)[0]
+    return FixedLinear(images.T, -origin).to(some.device, some.dtype)

@@ -227,16 +227,16 @@ class Householder(Transform):
 
 
 class FixedLinear(Transform):
-    """z = W x + b with a given matrix, which does not learn; its inverse is worked out once, in float64.
+    """z = W (x + c) with a given matrix, which does not learn; its inverse is worked out once, in float64.
 
-    log|det| is that of W.
+    log|det| is that of W. The shift comes first, so that nothing cancels where x lies far from zero.
 
     Args:
         weight: W, (D, D).
-        bias: b, (D,); default zero.
+        shift: c, (D,); default zero.
 
     Raises:
-        ValueError: a matrix that is not square, not finite, or singular; a bias of another length.
+        ValueError: a matrix that is not square, not finite, or singular; a shift of another length.
 
     Cost: O(D²) for each row in either direction.
 
@@ -248,36 +248,38 @@ class FixedLinear(Transform):
     event_ndim = event_ndim_out = 1
     domain = codomain = constraints.real_vector
     weight: Tensor
-    backwards: Tensor
-    bias: Tensor
+    back: Tensor
+    shift: Tensor
     log_scale: Tensor
+    zero: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+    def __init__(self, weight: Tensor, shift: Tensor | None = None):
         super().__init__()
         if weight.ndim != 2 or weight.shape[0] != weight.shape[1]:
             raise ValueError(f"FixedLinear: expected a square matrix, got shape {tuple(weight.shape)}")
         self.event = as_fixed_event(len(weight), self)
-        if bias is not None and bias.shape != weight.shape[:1]:
-            raise ValueError(f"FixedLinear: expected a bias of shape ({len(weight)},), got {tuple(bias.shape)}")
+        if shift is not None and shift.shape != weight.shape[:1]:
+            raise ValueError(f"FixedLinear: expected a shift of shape ({len(weight)},), got {tuple(shift.shape)}")
         log_scale = torch.linalg.slogdet(weight.detach().double())[1]
         if not log_scale.isfinite():
             raise ValueError("FixedLinear: the matrix is singular, or not finite")
         self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("backwards", torch.linalg.inv(weight.detach().double()).to(weight.dtype))
-        self.register_buffer("bias", torch.zeros_like(self.weight[0]) if bias is None else bias.detach().clone())
+        self.register_buffer("back", torch.linalg.inv(weight.detach().double()).to(weight.dtype))
+        self.register_buffer("shift", torch.zeros_like(self.weight[0]) if shift is None else shift.detach().clone())
+        self.register_buffer("zero", torch.zeros_like(self.shift), persistent=False)
         self.register_buffer("log_scale", log_scale.to(weight.dtype))
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "FixedLinear")
         with full_precision(x):
-            z = linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
-        return _rows_kept(x, z, self.log_scale.to(x.dtype), context)
+            z = linear(x + self.shift.to(x.dtype), self.weight.to(x.dtype), self.zero.to(x.dtype))
+        return _rows_kept(x, z, self.log_scale, context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "FixedLinear")
         with full_precision(z):
-            x = F.linear(z - self.bias.to(z.dtype), self.backwards.to(z.dtype))
-        return _rows_kept(z, x, -self.log_scale.to(z.dtype), context)
+            x = F.linear(z, self.back.to(z.dtype)) - self.shift.to(z.dtype)
+        return _rows_kept(z, x, -self.log_scale, context)
 
 
 def qr_linear(features: int, reflections: int | None = None) -> Chain:

@@ -89,13 +89,13 @@ def join(examples: Sequence[Example]) -> Example:
 class Voice(Objective):
     """What a voice is trained by: −log p of the spectrogram in nats a number, errors of durations and of attention.
 
-    loss = −log p(mel | text) / (T · mels) + mean (log d̂ − log d)² + attention · miss − log p(stop at T) / T
+    loss = −log p(mel | text) / numbers + mean (log d̂ − log d)² + attention · miss − log p(stop at T) / T
 
-    The durations d are those of the context, as `forced_alignment` finds them, or those of the likeliest alignment. A
-    flow that attends to letters, a_t at frame t, misses them by −mean log a_t(l(t)), where l(t) is the letter that the
-    durations give to frame t; or, without durations in the context, by −log Σ Π a_t(l(t)) / T, the sum over all
-    monotonic alignments. Where several layers attend, it is the mean of theirs. A gate that says q_t of frame t stops
-    at the last one with the chance p(stop at T) = q_T Π_{t<T} (1 − q_t).
+    Of T steps, pairs of frames. The durations d are those of the context, as `forced_alignment` finds them, or those of
+    the likeliest alignment. A flow that attends to letters, a_t at frame t, misses them by −mean log a_t(l(t)), where
+    l(t) is the letter that the durations give to frame t; or, without durations in the context, by −log Σ Π a_t(l(t)) /
+    T, the sum over all monotonic alignments. Where several layers attend, it is the mean of theirs. A gate that says
+    q_t of frame t stops at the last one with the chance p(stop at T) = q_T Π_{t<T} (1 − q_t).
 
     Args:
         flow: of `diffeo.glow_tts`, `flow_tts` or `flowtron`.
@@ -177,8 +177,8 @@ def aligned(flow: Flow, x: Tensor, context: Context) -> Alignment:
     parts: list[Any] = list(flow.transform.parts)  # pyright: ignore
     for part in parts:
         if isinstance(part, Autoregressive) and isinstance(part.net, AttentiveLSTM):
-            params, heard, gate = part.net.listen(part.visible(z, inner), inner)
-            stop = stop if gate is None else gate
+            params, heard, ends = part.net.listen(part.visible(z, inner), inner)
+            stop = stop if ends is None else ends
             z, slopes = part.map_scalars(z, params.to(z.dtype), inner, "forward")
             logdet = logdet + slopes.sum((-1, -2))
             frames = entries(inner)["mask"].any(-1).sum(-1)
@@ -339,12 +339,12 @@ def _until_stopped(
     style: Tensor | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Speech whose first layer, the last of the flow, runs until its gate stops it."""
+    """Speech cut where the gate of its first layer, the last of the flow, stops it."""
     chain: Any = flow.transform
     *others, last = chain.parts
     if not (isinstance(last, Autoregressive) and isinstance(last.net, AttentiveLSTM) and last.net.gate is not None):
         raise ValueError("say: this voice has no gate; make one by diffeo.flowtron, or leave gate out")
-    predicted = durations.sum()
+    predicted = durations.sum().to(_device(flow))
     encoded = flow.encode(_timed(flow, text, speaker, (LONGEST * predicted).ceil().long(), prosody))
     inner = entries(chain.map_context(encoded))
     z = flow.base.draw(torch.Size(()), inner, temperature, generator)
