@@ -214,9 +214,16 @@ def alignment(seconds: float) -> dict[str, Any]:
         )
         rows[system] = error([tools.align(flow, mels[i], texts[i]) for i in held])
         likelihood[system] = {"nats": nats(flow, of(held)), "shuffled": nats(flow, of(held), shuffled=True)}
-        predicted = [tools.durations_of(flow, texts[i]).sum() * 2 for i in held]
-        off = [abs(int(p) - len(mels[i])) / len(mels[i]) for p, i in zip(predicted, held, strict=True)]
-        likelihood[system]["length_error"] = statistics.mean(off)
+
+        def off(lengths: list[int]) -> float:
+            """Error of the lengths of held-out sentences, as a share."""
+            return statistics.mean(abs(n - len(mels[i])) / len(mels[i]) for n, i in zip(lengths, held, strict=True))
+
+        likelihood[system]["length_error"] = off([2 * int(tools.durations_of(flow, texts[i]).sum()) for i in held])
+        if system == "flowtron":
+            draws = (torch.Generator().manual_seed(n) for n in held)
+            made = [tools.say(flow, texts[i], gate=True, generator=draw) for i, draw in zip(held, draws, strict=True)]
+            likelihood[system]["gate_error"] = off([len(mel) for mel in made])
     return {
         "error_ms": rows, "nats": likelihood, "phonemes": phonemes, "steps": steps, "seconds": seconds,
         "alignment_seconds": took, "minutes_of_sound": sum(map(len, mels)) * frame / 60,
@@ -626,6 +633,8 @@ def _told_alignment(r: dict[str, Any]) -> str:
         for name, n in r["nats"].items()
     ]  # fmt: skip
     heard = [[name, f"{100 * share:.1f} %"] for name, share in r.get("phonemes", {}).items()]
+    gate = r["nats"]["flowtron"].get("gate_error")
+    gated = "" if gate is None else f" By its gate, the length of `flowtron` is off by {100 * gate:.0f} %."
     return f"""\
 **Alignment.** {r["minutes_of_sound"]:.0f} minutes of sentences spoken by espeak-ng, whose times of phonemes are known;
 {HELD} sentences held out, presets `tiny` after at most {r["seconds"] / 60:.0f} minutes of training on a shared machine
@@ -635,7 +644,7 @@ of that of equal shares; forced alignment took {r["alignment_seconds"]:.0f} s.
 {markdown(["boundaries by", "mean, ms", "median, ms", "of equal shares"], rows)}
 
 Held-out nats a number of the spectrogram (lower is better), with the texts of other sentences, and the error of the
-predicted length. `glow_tts`, without durations, gives the density of the likeliest alignment.
+predicted length. `glow_tts`, without durations, gives the density of the likeliest alignment.{gated}
 
 {markdown(["model", "nats", "texts of others", "length"], nat)}
 
