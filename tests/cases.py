@@ -270,6 +270,10 @@ TRANSFORMS: dict[str, TransformCase] = {
     "LULinear": TransformCase(lambda seed: diffeo.LULinear(4), _normal(6, 4)),
     "TriangularLinear": TransformCase(lambda seed: diffeo.TriangularLinear(4), _normal(6, 4)),
     "TriangularLinear, lower": TransformCase(lambda seed: diffeo.TriangularLinear(3, upper=False), _normal(6, 3)),
+    "Grouped": TransformCase(_seeded(lambda: diffeo.Grouped(diffeo.LULinear(2), 6)), _normal(6, 6)),
+    "Grouped, context": TransformCase(
+        _seeded(lambda: diffeo.Grouped(_coupling(Spline(), [True, False, False], 2), 6)), _normal(6, 6), _normal(6, 2)
+    ),
     "FixedLinear": TransformCase(
         _seeded(lambda: diffeo.FixedLinear(torch.eye(4) + 0.3 * torch.randn(4, 4), torch.randn(4))), _normal(6, 4)
     ),

@@ -2,6 +2,7 @@
 
 from diffeo.transforms.along import Along as Along
 from diffeo.transforms.along import Conv1x1 as Conv1x1
+from diffeo.transforms.along import Grouped as Grouped
 from diffeo.transforms.along import Partial as Partial
 from diffeo.transforms.autoregressive import Autoregressive as Autoregressive
 from diffeo.transforms.block_autoregressive import BlockAutoregressive as BlockAutoregressive

@@ -16,6 +16,7 @@ from diffeo.transforms import (
     Autoregressive,
     Coupling,
     Fold,
+    Grouped,
     LULinear,
     Partial,
     Reverse,
@@ -54,6 +55,7 @@ def glow_tts(
     speakers: int = 0,
     prosody: int = 0,
     dropout: float = 0.05,
+    grouped: int = 0,
 ) -> Flow:
     """Glow-TTS: the density of a mel spectrogram given its text, with the likeliest alignment of letters and frames.
 
@@ -78,6 +80,7 @@ def glow_tts(
         speakers: how many there are; 0 for one voice.
         prosody: how many numbers say how a clip is said, such as its pitch; 0 for none.
         dropout: in [0, 1).
+        grouped: channels of each group that linear maps mix, 4 as published; 0 for maps of all channels at once.
 
     Returns:
         A `Flow`; without `"durations"` its log-density is that of the likeliest alignment.
@@ -122,7 +125,7 @@ def glow_tts(
         )
         parts += [
             Along(ActNorm(folded), -1, 2),
-            Along(LULinear(folded), -1, 2),
+            Along(Grouped(LULinear(grouped), folded) if grouped else LULinear(folded), -1, 2),
             Coupling(mask if i % 2 == 0 else ~mask, net, Affine(bound=2.0), dim=-1, event_ndim=2),
         ]
     return Flow(Chain(*parts), Aligned(folded), encoder)
