@@ -1,3 +1,13 @@
+"""Maps of groups of features."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import diffeo
+
+
 def test_groups_hold_features_of_every_part():
     """Group g of D features in groups of k holds g, g + D/k, …; another number of features is refused."""
     layer = diffeo.testing.perturbed(diffeo.Grouped(diffeo.LULinear(2), 6))
