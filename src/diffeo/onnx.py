@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density, Flow, Transform
 from diffeo.densities import GaussianMixture
-from diffeo.functional import Context, constant_logdet, sum_event
+from diffeo.functional import Context, sum_event
 from diffeo.nets.made import MADE, MaskedLinear
 from diffeo.storage import to_json
-from diffeo.transforms import Autoregressive, LULinear, Whiten
+from diffeo.transforms import Autoregressive
+from diffeo.transforms.folding import DENSE, fixed
 
 OPSET = 18
 
@@ -131,12 +132,8 @@ class _MixtureSampler(_Sampler):
 def _constant(module: nn.Module) -> Any:
     """The module with its parts replaced by their constant forms, in place."""
     for name, child in list(module.named_children()):
-        if isinstance(child, Whiten):
-            forward = torch.linalg.inv(child.factor)
-            new = _ConstantLinear(forward, None, (child.mean, child.scale), -child._log_volume(torch.float64))
-        elif isinstance(child, LULinear):
-            lower, upper, log_scale = child._factors(torch.float64)
-            new = _ConstantLinear(lower @ upper, child.bias, None, log_scale.sum())
+        if isinstance(child, DENSE):
+            new = fixed([child])
         elif isinstance(child, MaskedLinear):
             with torch.no_grad():
                 child.weight.mul_(child.mask)
@@ -150,39 +147,6 @@ def _constant(module: nn.Module) -> Any:
                 new = _ScannedAutoregressive(child)
         setattr(module, name, new)
     return module
-
-
-class _ConstantLinear(Transform):
-    """z = M (x − mean)/scale + b by constant matrices in both directions."""
-
-    event_ndim = event_ndim_out = 1
-    matrix: Tensor
-    inverse_matrix: Tensor
-    logdet: Tensor
-    bias: Tensor | None
-    mean: Tensor | None
-    scale: Tensor | None
-
-    def __init__(self, matrix: Tensor, bias: Tensor | None, standard: tuple[Tensor, Tensor] | None, logdet: Tensor):
-        super().__init__()
-        self.event = Size(matrix.shape[:1])
-        mean, scale = standard or (None, None)
-        constants = {"matrix": matrix, "inverse_matrix": torch.linalg.inv(matrix), "logdet": logdet}
-        for name, value in {**constants, "bias": bias, "mean": mean, "scale": scale}.items():
-            self.register_buffer(name, None if value is None else value.detach().clone())
-
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        logdet = constant_logdet(self.logdet, x, 1)
-        if self.mean is not None and self.scale is not None:
-            x = (x - self.mean) / self.scale
-        return F.linear(x, self.matrix, self.bias), logdet
-
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        logdet = constant_logdet(-self.logdet, z, 1)
-        x = F.linear(z if self.bias is None else z - self.bias, self.inverse_matrix)
-        if self.mean is not None and self.scale is not None:
-            x = x * self.scale + self.mean
-        return x, logdet
 
 
 class _ConstantMixture(Density):

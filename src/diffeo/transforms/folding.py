@@ -64,7 +64,7 @@ def _folded(chain: Chain) -> Chain:
         if place is None or not any(isinstance(part, DENSE) for part in maps):
             parts += some
             continue
-        one = _joined(maps)
+        one = fixed(maps)
         parts.append(one if place == (-1, 1) else Along(one, *place))
     return Chain(*parts, memory=chain.memory)
 
@@ -84,7 +84,7 @@ def _features(part: Transform) -> int:
 
 
 @torch.no_grad()
-def _joined(maps: list[Transform]) -> FixedLinear:
+def fixed(maps: list[Transform]) -> FixedLinear:
     """All maps in turn, by what they make of zero and of the unit vectors, and of what zero comes from."""
     some = next(t for part in maps for t in (*part.parameters(), *part.buffers()) if t.is_floating_point())
     exact = [deepcopy(part).cpu().double() for part in maps]
