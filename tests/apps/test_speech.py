@@ -306,6 +306,7 @@ WRONG = [
     (["interpolate", "{voice}", "{tmp}/a.wav", "{tmp}/b.wav", "ae"], "no such file"),
     (["say", "{voice}", "aex"], "does not know 'x'"),
     (["say", "{voice}", "ae 7"], "write numbers as words"),
+    (["say", "{voice}", "ae", "--gate"], "this voice has no gate"),
     (["say", "{voice}", "ae", "--speaker", "me"], "--speaker: the voice knows"),
     (["say", "{voice}", "ae", "-o", "{tmp}/x.txt"], "ends in .wav"),
     (["say", "{tmp}/none.safetensors", "ae"], "no such file"),
@@ -387,6 +388,9 @@ def test_every_system_learns_speaks_and_aligns(system, corpus, tmp_path, capsys)
     assert f"{system}, tiny" in capsys.readouterr().out
     assert main(["speech", "say", voice, "aeo", "-o", out, "--style", str(corpus), "--style-weight", "0.5"]) == 0
     assert len(tools.read_audio(out)[0]) > 0
+    if system == "flowtron":
+        assert main(["speech", "say", voice, "aeo", "-o", out, "--gate"]) == 0
+        assert len(tools.read_audio(out)[0]) > 0
     assert main(["speech", "align", voice, str(corpus), "-o", str(tmp_path / "a.csv")]) == 0
 
 
