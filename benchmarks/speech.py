@@ -24,6 +24,7 @@ from torch import Tensor
 import diffeo
 import speech_cost
 from diffeo.apps import speech as tools
+from diffeo.apps.speech.corpus import LONGEST
 from diffeo.apps.speech.demo import WORDS as SINGLE
 from distortion import distortion, mean_hertz
 from listeners import error_rate, listen, train_listener, train_recogniser
@@ -296,7 +297,9 @@ def prompts(seconds: float) -> dict[str, Any]:
     symbols = tools.symbols_of(units)
     texts = [tools.encode_text(text, symbols) for text in written]
     mels = [tools.to_mel(torch.from_numpy(audio[a:b].copy()), settings) for a, b in pairwise(offset)]
-    fits = [i for i, (mel, text) in enumerate(zip(mels, texts, strict=True)) if (len(mel) + 1) // 2 >= len(text) > 0]
+    longest = LONGEST * settings.rate / settings.hop  # frames, beyond which `diffeo speech check` names a clip
+    pairs = enumerate(zip(mels, texts, strict=True))
+    fits = [i for i, (mel, text) in pairs if (len(mel) + 1) // 2 >= len(text) > 0 and len(mel) <= longest]
     durations = tools.forced_alignment([mels[i] for i in fits], [texts[i] for i in fits])
 
     def of(index: list[int]) -> tools.Spoken:
@@ -684,8 +687,8 @@ def _told_prompts(r: dict[str, Any]) -> str:
         [name, number(n["nats"]), number(n["shuffled"]) if "shuffled" in n else ""] for name, n in r["nats"].items()
     ]
     return f"""\
-**Prompts.** {r["clips"]:,} prompts by one speaker, {r["held"]} of them held out; presets `tiny` after at most
-{r["seconds"] / 60:.0f} minutes ({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}).
+**Prompts.** {r["clips"]:,} prompts of at most {LONGEST:.0f} seconds by one speaker, {r["held"]} of them held out; presets
+`tiny` after at most {r["seconds"] / 60:.0f} minutes ({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}).
 
 {markdown(["model", "held-out nats a number", "texts of others"], rows)}"""
 
