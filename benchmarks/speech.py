@@ -688,7 +688,8 @@ def _told_prompts(r: dict[str, Any]) -> str:
     ]
     return f"""\
 **Prompts.** {r["clips"]:,} prompts of at most {LONGEST:.0f} seconds by one speaker, {r["held"]} of them held out;
-presets `tiny` after at most {r["seconds"] / 60:.0f} minutes ({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}).
+presets `tiny` after at most {r["seconds"] / 60:.0f} minutes
+({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}).
 
 {markdown(["model", "held-out nats a number", "texts of others"], rows)}"""
 
