@@ -637,7 +637,7 @@ def _told_alignment(r: dict[str, Any]) -> str:
     ]  # fmt: skip
     heard = [[name, f"{100 * share:.1f} %"] for name, share in r.get("phonemes", {}).items()]
     gate = r["nats"]["flowtron"].get("gate_error")
-    gated = "" if gate is None else f" By its gate, the length of `flowtron` is off by {100 * gate:.0f} %."
+    gated = "" if gate is None else f"\nBy its gate, the length of `flowtron` is off by {100 * gate:.0f} %."
     return f"""\
 **Alignment.** {r["minutes_of_sound"]:.0f} minutes of sentences spoken by espeak-ng, whose times of phonemes are known;
 {HELD} sentences held out, presets `tiny` after at most {r["seconds"] / 60:.0f} minutes of training on a shared machine
