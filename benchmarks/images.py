@@ -58,7 +58,8 @@ def main() -> None:
         }
         save(RESULT, content)
     for model in options.models:
-        job = {"model": model, "options": MODELS[model], "minutes": options.minutes, "threads": options.threads}
+        job = {"model": model, "options": MODELS[model], "minutes": options.minutes}
+        job = {**job, "threads": options.threads, "lr": LR}
         if any(job.items() <= done.items() for done in content["runs"]):
             continue
         if model == "normflows":
@@ -159,6 +160,7 @@ def section() -> str:
             r["model"] + ("' Glow" if r["model"] == "normflows" else ""),
             ", ".join(f"{k}={v}" for k, v in r["options"].items()),
             f"{r['parameters']:,}",
+            f"{r['lr']:g}",
             f"{r['seconds'] / 60:.0f}",
             f"{r['steps']:,}",
             f"{r['bits_per_dim']:.3f} ± {r['stderr']:.3f}",
@@ -166,8 +168,8 @@ def section() -> str:
         ]
         for r in content["runs"]
     ]
-    rows += [[name, "", "", "", "", f"{bits:.3f}", ""] for name, bits in content["baselines"].items()]
-    header = ["model", "options", "parameters", "minutes", "steps", "bits per dimension", "round trip"]
+    rows += [[name, "", "", "", "", "", f"{bits:.3f}", ""] for name, bits in content["baselines"].items()]
+    header = ["model", "options", "parameters", "rate", "minutes", "steps", "bits per dimension", "round trip"]
     times = (1, 2, 5, 10, 15, 30, 60)
     reached = []
     for r in content["runs"]:
@@ -188,9 +190,9 @@ def section() -> str:
 ## Pictures: MNIST
 
 Bits per dimension of the 10,000 test digits, one sample of the noise (an upper bound; lower is better), after training
-with {threads} thread{"s" * (threads > 1)} on a shared machine. Noise is uniform, but for flowpp, which learns it. Round
-trip: the largest error of noise and back in float32, in levels of 256, over {SHOWN:,} test digits. The baselines are a
-Gaussian with shrunk covariance and independent pixels.
+with {threads} thread{"s" * (threads > 1)} on a shared machine. Noise is uniform, but for flowpp, which learns it; rate
+is that of learning. Round trip: the largest error of noise and back in float32, in levels of 256, over {SHOWN:,} test
+digits. The baselines are a Gaussian with shrunk covariance and independent pixels.
 
 {markdown(header, rows)}
 
