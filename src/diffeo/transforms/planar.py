@@ -283,7 +283,9 @@ def solve_ridges(y: Tensor, r: Tensor, r_tilde: Tensor, b: Tensor) -> Tensor:
     return v
 
 
-@torch.library.custom_op("diffeo::ridges", mutates_args=())
+@torch.library.custom_op(
+    "diffeo::ridges", mutates_args=(), schema="(Tensor y, Tensor r, Tensor r_tilde, Tensor b) -> Tensor"
+)
 def opaque_ridges(y: Tensor, r: Tensor, r_tilde: Tensor, b: Tensor) -> Tensor:
     """`solve_ridges` as one operation: a compiler that saw every evaluation of every search would take many minutes."""
     return solve_ridges(y, r, r_tilde, b).contiguous()
