@@ -27,9 +27,12 @@ from results import RESULTS, load, markdown, save
 from tables import data_root
 
 RESULT = RESULTS / "images.json"
-MODELS: dict[str, dict] = {
+SPLINES = {"univariate": "RationalQuadraticSpline", "univariate_options": {"bins": 4, "bound": 4.0}}
+MODELS: dict[str, dict] = {  # options of the recipe before the +; conditioners of splines have as many weights
     "glow": {"preset": "small"},
+    "glow+splines": {"preset": "small", "hidden": 26, **SPLINES},
     "realnvp_image": {"preset": "tiny", "hidden": 32},
+    "realnvp_image+splines": {"preset": "tiny", "hidden": 24, **SPLINES},
     "flowpp": {"preset": "tiny", "attention": False},
     "tarflow": {"patch": 4, "width": 64, "blocks": 4, "layers": 1, "heads": 2, "components": 4},
     "normflows": {},
@@ -72,10 +75,10 @@ def main() -> None:
         print({k: v for k, v in content["runs"][-1].items() if k != "curve"}, flush=True)
 
 
-def run(images: torch.Tensor, test: torch.Tensor, folder: Path, recipe: str, minutes: float) -> dict:
+def run(images: torch.Tensor, test: torch.Tensor, folder: Path, name: str, minutes: float) -> dict:
     """Train one recipe and measure it."""
     torch.manual_seed(0)
-    model = getattr(diffeo, recipe)((1, 28, 28), **MODELS[recipe])
+    model = getattr(diffeo, name.partition("+")[0])((1, 28, 28), **MODELS[name])
     result = diffeo.fit(
         model, images[HELD:], validation=images[:HELD], batch_size=64, lr=LR, epochs=100,
         time_limit=60 * minutes, checkpoint=folder, resume=True,

@@ -192,7 +192,7 @@ def alignment(seconds: float) -> dict[str, Any]:
 
     def error(found: list[Tensor]) -> dict[str, float]:
         """In ms, of frames that each phoneme of a held-out sentence lasts."""
-        apart = [(f.double().cumsum(0)[:-1] * frame - begins[i]).abs() for f, i in zip(found, held, strict=True)]
+        apart = [(settings.ends(f, len(mels[i]))[:-1] - begins[i]).abs() for f, i in zip(found, held, strict=True)]
         every = 1000 * torch.cat(apart)
         return {"mean": float(every.mean()), "median": float(every.median())}
 
@@ -238,14 +238,15 @@ def attention(seconds: float) -> dict[str, Any]:
     attention, lie half as far from the truth as those of equal shares.
     """
     settings, mels, texts, begins, symbols = espeak_corpus()
-    frame, held, train = settings.hop / settings.rate, list(range(WATCHED)), list(range(HELD, SENTENCES))
+    held, train = list(range(WATCHED)), list(range(HELD, SENTENCES))
 
     def of(index: list[int]) -> tools.Spoken:
         return tools.Spoken([mels[i] for i in index], [texts[i] for i in index])
 
     def error(durations: list[Tensor]) -> float:
         pairs = zip(durations, held, strict=True)
-        return 1000 * float(torch.cat([(d.double().cumsum(0)[:-1] * frame - begins[i]).abs() for d, i in pairs]).mean())
+        apart = [(settings.ends(d, len(mels[i]))[:-1] - begins[i]).abs() for d, i in pairs]
+        return 1000 * float(torch.cat(apart).mean())
 
     equal = error([torch.full((len(texts[i]),), len(mels[i]) / len(texts[i])) for i in held])
     runs: dict[str, Any] = {}

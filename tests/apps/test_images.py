@@ -286,6 +286,21 @@ def test_a_flow_of_pictures_with_noise_draws_but_does_not_score(folder, tmp_path
     assert "flowpp is trained without" in capsys.readouterr().err
 
 
+def test_arguments_of_a_recipe_come_with_option(folder, tmp_path, capsys):
+    call = ["images", "fit", str(folder / "digits"), "-o", str(tmp_path / "m.safetensors"), "--preset", "tiny"]
+    spline = ["univariate=RationalQuadraticSpline", 'univariate_options={"bins": 3}', "layers=1"]
+    words = [word for each in spline for word in ("--option", each)]
+    assert main([*call, "--steps", "2", "--levels", "16", *words]) == 0
+    arguments = diffeo.load(tmp_path / "m.safetensors").recipe.arguments
+    assert arguments["univariate_options"] == {"bins": 3}
+    assert arguments["layers"] == 1
+    capsys.readouterr()
+    assert main([*call, "--option", "classes=3"]) == 2
+    assert "glow takes no option 'classes'; it takes scales, layers" in capsys.readouterr().err
+    assert main([*call, "--option", "univariate=nope"]) == 2
+    assert "unknown scalar map 'nope'" in capsys.readouterr().err
+
+
 def test_a_fit_with_other_augmentation_is_another_fit(tmp_path):
     images = torch.randint(4, (60, 1, 4, 4), generator=torch.Generator().manual_seed(0))
 

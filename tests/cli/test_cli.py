@@ -130,6 +130,8 @@ def test_bad_tables(folder, tmp_path, capsys, text, message):
         (["fit", "{folder}/table.csv", "-o", "{folder}/no/m.safetensors"], "does not exist"),
         (["fit", "{folder}/table.csv", "-o", "{folder}/m.bin"], "ends in .safetensors"),
         (["fit", "{folder}/table.csv", "--recipe", "nope"], "there are autoregressive_flow, bernstein, "),
+        (["fit", "{folder}/table.csv", "--option", "nope=1"], "nsf_ar takes no option 'nope'; it takes layers, "),
+        (["fit", "{folder}/table.csv", "--option", "context=1"], "nsf_ar takes no option 'context'; it takes layers, "),
         (["fit", "{folder}/table.csv", "--epochs", "0"], "--epochs"),
         (["fit", "{folder}/table.csv", "--time-limit", "soon"], "such as 90s, 5m or 1h"),
         (["fit", "{folder}/table.csv", "-o", "{folder}/new.safetensors", "--resume"], "no interrupted fit"),

@@ -50,6 +50,21 @@ def test_bits_per_dimension_are_what_one_counts_by_hand(recipe, digits):
     assert torch.allclose(found, -nats / (64 * math.log(2)))
 
 
+@pytest.mark.parametrize("recipe", [diffeo.glow, diffeo.realnvp_image])
+@pytest.mark.parametrize("univariate", ["RationalQuadraticSpline", "MixtureCDF"])
+def test_couplings_of_any_scalar_map_go_to_noise_and_back(recipe, univariate, digits):
+    torch.manual_seed(0)
+    model = recipe((1, 8, 8), preset="tiny", hidden=8, levels=17, univariate=univariate).double()
+    model.initialize(digits[0][:100])
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    x = digits[0][:4].double() + 0.5
+    z, logdet = model.transform(x)
+    back, back_logdet = model.transform.inverse(z)
+    assert torch.allclose(back, x, atol=1e-5)
+    assert torch.allclose(back_logdet, -logdet, atol=1e-5)
+
+
 def test_more_samples_tighten_the_bound(digits):
     model = diffeo.glow((1, 8, 8), preset="tiny", layers=1, hidden=8, levels=17)
     model.initialize(digits[0][:500])

@@ -9,7 +9,7 @@ import torch
 
 import diffeo
 from diffeo.recipes import registry
-from diffeo.recipes.generic import scalar_maps
+from diffeo.recipes.parts import scalar_maps
 
 
 def test_recipes_say_what_they_model():

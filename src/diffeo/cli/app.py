@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -35,6 +36,13 @@ Header = Annotated[
 Missing = Annotated[
     list[str] | None,
     typer.Option("--na", help="Text that stands for a missing value; repeat for more.", show_default=False),
+]
+
+Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Argument of the recipe, as layers=3 or univariate=MixtureCDF; repeat for more.", show_default=False
+    ),
 ]
 
 
@@ -94,6 +102,20 @@ def program() -> str:
     if not beside.exists():
         return sys.argv[0]
     return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
+
+
+def recipe_options(words: list[str]) -> dict[str, Any]:
+    """Arguments of a recipe from NAME=VALUE; values are JSON, or else text."""
+    options: dict[str, Any] = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator or not name.isidentifier():
+            raise ValueError(f"--option: expected NAME=VALUE, got {word!r}")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
 
 
 def checkpoint_of(output: Path, resume: bool) -> Path:

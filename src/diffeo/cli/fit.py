@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import sys
@@ -12,7 +11,19 @@ from typing import Annotated, Any
 
 import typer
 
-from diffeo.cli.app import MODEL, Decimal, Header, Missing, Separator, app, checkpoint_of, parse_duration, program
+from diffeo.cli.app import (
+    MODEL,
+    Decimal,
+    Header,
+    Missing,
+    Option,
+    Separator,
+    app,
+    checkpoint_of,
+    parse_duration,
+    program,
+    recipe_options,
+)
 
 FEWEST = 20  # rows
 
@@ -25,12 +36,7 @@ def fit(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write.")] = Path("model.safetensors"),
     recipe: Annotated[str, typer.Option(help="Which flow; `diffeo recipes` lists them.")] = "auto",
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Argument of the recipe, as layers=3 or univariate=MixtureCDF; repeat for more.", show_default=False
-        ),
-    ] = None,
+    option: Option = None,
     given: Annotated[
         list[str] | None,
         typer.Option(help="Column that the others are conditional on; repeat for more.", show_default=False),
@@ -71,8 +77,8 @@ def fit(
     from diffeo.training import checkpoint as checkpoints
 
     check_output(output, (MODEL,), table)
-    find_table_recipe(recipe)
-    options, kinds = _options(option or []), _kinds(kind or [])
+    options, kinds = recipe_options(option or []), _kinds(kind or [])
+    find_table_recipe(recipe, options)
     dialect = Dialect(sep, decimal, header, tuple(na or ())).checked()
     seconds = None if time_limit is None else parse_duration(time_limit)
     if missing not in ("error", "drop"):
@@ -167,20 +173,6 @@ def _mean(values: Any, weights: Any) -> tuple[float, float]:
     share = np.full(len(values), 1 / len(values)) if weights is None else weights / weights.sum()
     mean = float(share @ values)
     return mean, float(np.sqrt(share**2 @ (values - mean) ** 2))
-
-
-def _options(words: list[str]) -> dict[str, Any]:
-    """Arguments of a recipe from NAME=VALUE; values are JSON, or else text."""
-    options: dict[str, Any] = {}
-    for word in words:
-        name, separator, value = word.partition("=")
-        if not separator or not name.isidentifier():
-            raise ValueError(f"--option: expected NAME=VALUE, got {word!r}")
-        try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name] = value
-    return options
 
 
 def _kinds(words: list[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffeo.cli.app import MODEL, app, checkpoint_of, parse_duration
+from diffeo.cli.app import MODEL, Option, app, checkpoint_of, parse_duration, recipe_options
 
 images = typer.Typer(
     rich_markup_mode=None,
@@ -43,6 +43,7 @@ def fit(
         ),
     ] = "glow",
     preset: Annotated[str, typer.Option(help="Size of the flow: tiny, small or paper.")] = "small",
+    option: Option = None,
     classes_from_folders: Annotated[
         bool, typer.Option("--classes-from-folders", help="The folder of a picture is its class.")
     ] = False,
@@ -87,11 +88,13 @@ def fit(
     from diffeo.apps.images import fit as fit_images
     from diffeo.apps.images import picture_bits, scores, shrink
     from diffeo.cli.files import check_output
-    from diffeo.recipes import find_recipe, recipes
+    from diffeo.recipes import check_options, find_recipe, recipes
 
     check_output(output, (MODEL,), pictures)
     if recipe not in recipes("images"):
         raise ValueError(f"--recipe: expected one of {', '.join(recipes('images'))}, got {recipe!r}")
+    asked = recipe_options(option or [])
+    check_options(recipe, asked, apart=("shape", "preset", "noise", "classes", "levels", "scale"))
     if noise and "noise" not in inspect.signature(find_recipe(recipe)).parameters:
         raise ValueError(f"--noise: --recipe {recipe} is trained without Gaussian noise")
     seconds = None if time_limit is None else parse_duration(time_limit)
@@ -122,6 +125,7 @@ def fit(
         options: dict[str, Any] = (
             {"scale": by} if enlarges else {"classes": 0 if labels is None else len(found.classes)}
         )
+        options |= asked
         if noise:
             options["noise"] = noise
         model: Any = find_recipe(recipe)(tuple(x.shape[1:]), preset=preset, levels=levels, **options)

@@ -237,7 +237,7 @@ def align(
             symbols = tools.encode_text(clip.text, notes["symbols"], notes["reading"])
             mel, prosody = hear(clip, settings, len(symbols))
             frames = tools.align(flow, mel, symbols, _who(notes, clip.speaker or None), prosody if reads else None)
-        ends = (frames.cumsum(0) * settings.hop / settings.rate).tolist()
+        ends = settings.ends(frames, len(mel)).tolist()
         letters = [notes["symbols"][i - 1] for i in symbols.tolist()]
         spans = list(zip(letters, [0.0, *ends[:-1]], ends, strict=True))
         rows += [[clip.path.name, letter, f"{a:.4f}", f"{b:.4f}"] for letter, a, b in spans]

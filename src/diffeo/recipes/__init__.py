@@ -30,6 +30,7 @@ from diffeo.recipes.monotone import gaussianization as gaussianization
 from diffeo.recipes.monotone import naf as naf
 from diffeo.recipes.monotone import sos as sos
 from diffeo.recipes.monotone import unaf as unaf
+from diffeo.recipes.registry import check_options as check_options
 from diffeo.recipes.registry import find_recipe as find_recipe
 from diffeo.recipes.registry import load as load
 from diffeo.recipes.registry import read_notes as read_notes

@@ -7,12 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from diffeo.core import Flow, Transform, Univariate
-from diffeo.functional import is_real
-from diffeo.recipes.parts import alternate, autoregressive, coupling, flow
+from diffeo.core import Flow, Transform
+from diffeo.recipes.parts import alternate, autoregressive, coupling, flow, scalar_map
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import LULinear, Standardize, Whiten
-from diffeo.transforms import univariate as maps
 
 
 @recipe(events="vectors")
@@ -108,24 +106,3 @@ def autoregressive_flow(
     scalar = scalar_map(univariate, univariate_options)
     parts = autoregressive(features, scalar, context, layers, hidden, options, mix=mix)
     return flow(features, context, [*first, *parts], components)
-
-
-def scalar_map(name: str, options: Mapping[str, Any] | None = None) -> Univariate:
-    """The scalar map of this name, or an error that lists those that there are."""
-    names = scalar_maps()
-    if name not in names:
-        raise ValueError(f"unknown scalar map {name!r}; there are {', '.join(names)}")
-    try:
-        return getattr(maps, name)(**(options or {}))
-    except TypeError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def scalar_maps() -> list[str]:
-    """Names of the scalar maps with parameters, of the whole line onto itself."""
-    found = []
-    for name in maps.__all__:
-        made = getattr(maps, name)() if name != "Composed" else None
-        if made is not None and made.n_params and is_real(made.domain) and is_real(made.codomain):
-            found.append(name)
-    return found

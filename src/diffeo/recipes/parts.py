@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffeo.core import Chain, Flow, Transform, Univariate
 from diffeo.densities import GaussianMixture, Normal
+from diffeo.functional import is_real
 from diffeo.nets import MADE, MLP, ContextScaler
 from diffeo.solvers.mixtures import FEW
 from diffeo.transforms import Autoregressive, Coupling, LULinear
+from diffeo.transforms import univariate as maps
 
 
 def flow(features: int, context: int, parts: Sequence[Transform], components: int = 0) -> Flow:
@@ -66,3 +69,24 @@ def preset_sizes(name: str, presets: Mapping[str, dict[str, int]], preset: str, 
     if wrong:
         raise ValueError(f"{name}: expected whole numbers of at least 1, got {wrong}")
     return {**presets[preset], **{k: v for k, v in asked.items() if v is not None}}
+
+
+def scalar_map(name: str, options: Mapping[str, Any] | None = None) -> Univariate:
+    """The scalar map of this name, or an error that lists those that there are."""
+    names = scalar_maps()
+    if name not in names:
+        raise ValueError(f"unknown scalar map {name!r}; there are {', '.join(names)}")
+    try:
+        return getattr(maps, name)(**(options or {}))
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def scalar_maps() -> list[str]:
+    """Names of the scalar maps with parameters, of the whole line onto itself."""
+    found = []
+    for name in maps.__all__:
+        made = getattr(maps, name)() if name != "Composed" else None
+        if made is not None and made.n_params and is_real(made.domain) and is_real(made.codomain):
+            found.append(name)
+    return found

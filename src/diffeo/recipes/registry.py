@@ -122,6 +122,18 @@ def find_recipe(name: str) -> Callable[..., Density]:
     return _recipes[name]
 
 
+def check_options(name: str, options: Iterable[str], apart: Iterable[str] = ()) -> None:
+    """Refuse options that are no arguments of a recipe, or are those `apart`, which the caller sets.
+
+    Raises:
+        ValueError: the first such option, beside those that there are.
+    """
+    free = [each for each in inspect.signature(find_recipe(name)).parameters if each not in apart]
+    wrong = [each for each in options if each not in free]
+    if wrong:
+        raise ValueError(f"{name} takes no option {wrong[0]!r}; it takes {', '.join(free)}")
+
+
 def save(density: Density, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
     """Write a density made by a recipe to a safetensors file; `diffeo.save` is this, and takes densities of tables too.
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from diffeo.recipes import mixed, recipes
+from diffeo.recipes import check_options, mixed, recipes
 from diffeo.tables.dtypes import rare, refuse_strange
 from diffeo.tables.frames import as_pandas, kind_of
 from diffeo.tables.model import TableDensity
@@ -100,7 +100,7 @@ def fit_table(
         validation = as_pandas(validation, "fit_table: validation")
     if vocabulary is not None:
         vocabulary = as_pandas(vocabulary, "fit_table: vocabulary")
-    name = find_table_recipe(recipe)
+    name = find_table_recipe(recipe, options or {})
     parts = [table, *([validation] if isinstance(validation, pd.DataFrame) else [])]
     pair = weights if isinstance(weights, tuple) and len(parts) == 2 and len(weights) == 2 else (weights, None)
     masses = [_masses(given, part) for given, part in zip(pair, parts, strict=False)]
@@ -167,14 +167,15 @@ def fit_table(
     return model
 
 
-def find_table_recipe(name: str) -> str:
-    """The recipe for the numbers of a table, or an error that lists those there are."""
+def find_table_recipe(name: str, options: Iterable[str] = ()) -> str:
+    """The recipe for the numbers of a table, which takes these options, or an error that lists those there are."""
     name = AUTO if name == "auto" else name
     if name not in table_recipes():
         also = ""
         if name in recipes():
             also = f"{name!r} is no density of vectors, or does not say so by @diffeo.recipe(events='vectors'); "
         raise ValueError(f"{also or f'unknown recipe {name!r}; '}there are {', '.join(table_recipes())}")
+    check_options(name, options, apart=("features", "context"))
     return name
 
 

@@ -54,6 +54,13 @@ class Mel(NamedTuple):
         window = 2 ** round(math.log2(0.064 * rate))
         return cls(rate, window, round(0.0125 * rate), 64 if rate < 11_000 else 80, 0.0, rate / 2)
 
+    def ends(self, frames: Tensor, total: int) -> Tensor:
+        """When letters that last so many frames each, (L,), end in sound of so many frames; in seconds.
+
+        Frames are centred at multiples of the hop, so that f of them last (f − ½) hops.
+        """
+        return (frames.cumsum(-1).clamp_max(total).double() - 0.5) * self.hop / self.rate
+
 
 def to_mel(audio: Tensor, settings: Mel) -> Tensor:
     """Mel spectrogram (*batch, T, mels) of sound (*batch, N) in [−1, 1], T = 1 + N // hop.

@@ -1,12 +1,19 @@
-"""How a clip is said, in numbers: pitch, range, loudness, pace."""
+"""How a clip is said, in numbers: pitch, range, loudness, pace; and what a voice knows of them."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from diffeo.core import Flow
+from diffeo.nets import Prosody
+
+if TYPE_CHECKING:
+    from diffeo.apps.speech.voice import Spoken
 
 PROSODY = ("pitch", "range", "loudness", "pace")
 LOWEST, HIGHEST = 60.0, 500.0  # Hz
@@ -96,3 +103,45 @@ def _frames(audio: Tensor, rate: int) -> Tensor:
 def _autocorrelation(x: Tensor) -> Tensor:
     spectrum = torch.fft.rfft(F.pad(x, (0, x.shape[-1]))).abs().square()
     return torch.fft.irfft(spectrum)[..., : x.shape[-1]]
+
+
+def usual_prosody(flow: Flow, speaker: int | None = None) -> Tensor | None:
+    """The mean prosody of a speaker's training clips, (4,); None of a voice that reads none."""
+    found = prosody_part(flow)
+    return None if found is None else found.usual(speaker)
+
+
+def learn_prosody(flow: Flow, data: Spoken) -> None:
+    """Learn from all training clips what prosody is usual for each speaker, once; to be called before `diffeo.fit`.
+
+    `fit` by itself shows layers some tens of clips, of which many speakers may have none.
+
+    Raises:
+        ValueError: a voice that reads no prosody; clips without it.
+    """
+    found = reads_prosody(flow)
+    if data.prosody is None:
+        raise ValueError("learn_prosody: the clips come without prosody; see `prosody_of`")
+    speakers = {} if data.speakers is None else {"speaker": torch.stack(data.speakers)}
+    found.initialize({"prosody": torch.stack(list(data.prosody)).to(found.mean.device), **speakers})
+
+
+def within_reach(flow: Flow, prosody: Tensor, speaker: int | None = None) -> Tensor:
+    """The prosody nearest to this one, (4,), that a voice can say something with: clips of the speaker came near it.
+
+    Raises:
+        ValueError: a voice that reads no prosody.
+    """
+    return reads_prosody(flow).within(prosody, speaker)
+
+
+def reads_prosody(flow: Flow) -> Prosody:
+    """The part that does, or an error."""
+    found = prosody_part(flow)
+    if found is None:
+        raise ValueError("this voice reads no prosody; make one by a recipe with prosody=4")
+    return found
+
+
+def prosody_part(flow: Flow) -> Prosody | None:
+    return next((part for part in flow.modules() if isinstance(part, Prosody)), None)

@@ -1,8 +1,7 @@
-"""A voice: training it on spectrograms and texts, speaking, and aligning."""
+"""A voice: training it on spectrograms and texts, and aligning."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,15 +11,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffeo.apps.speech.audio import pad_frames
+from diffeo.apps.speech.prosody import reads_prosody
 from diffeo.core import Flow, Objective
 from diffeo.densities import Aligned
 from diffeo.functional import Context, backwards, entries
-from diffeo.nets import AttentiveLSTM, Letters, PositionalAttention, Prosody, TextEncoder
+from diffeo.nets import AttentiveLSTM, Letters, PositionalAttention, TextEncoder
 from diffeo.solvers import alignment_total, letters_of, monotonic_alignment
 from diffeo.transforms import Autoregressive, Fold
 
 Example = tuple[Tensor, dict[str, Tensor]]
-LONGEST = 1.5  # times the predicted length, after which speech ends without a gate's word
 
 
 class Spoken(Dataset[Example]):
@@ -204,226 +203,6 @@ def aligned(flow: Flow, x: Tensor, context: Context) -> Alignment:
 
 
 @torch.no_grad()
-def style_of(flow: Flow, data: Spoken) -> Tensor:
-    """The style of clips, (C,): the mean of their latents over frames and clips, less the means of their letters.
-
-    Noise of a voice has mean zero; that of clips in one manner does not. `say` adds it to the noise. A voice that reads
-    prosody explains most of a manner by that: see `usual_prosody`.
-
-    Args:
-        flow: of `diffeo.flowtron`, `glow_tts` or `flow_tts`.
-        data: the clips.
-
-    "Flowtron: an Autoregressive Flow-based Generative Network for Text-to-Speech Synthesis" (Valle et al., 2020),
-    https://arxiv.org/abs/2005.05957
-    """
-    total, count = torch.zeros((), device=_device(flow)), 0
-    for i in range(len(data)):
-        mel, context = data[i]
-        z = torch.cat(_unlettered(flow, mel, **_said(context)))
-        total, count = total + z.sum(0), count + len(z)
-    return total / count
-
-
-def usual_prosody(flow: Flow, speaker: int | None = None) -> Tensor | None:
-    """The mean prosody of a speaker's training clips, (4,); None of a voice that reads none."""
-    found = _prosody_part(flow)
-    return None if found is None else found.usual(speaker)
-
-
-def learn_prosody(flow: Flow, data: Spoken) -> None:
-    """Learn from all training clips what prosody is usual for each speaker, once; to be called before `diffeo.fit`.
-
-    `fit` by itself shows layers some tens of clips, of which many speakers may have none.
-
-    Raises:
-        ValueError: a voice that reads no prosody; clips without it.
-    """
-    found = _reads_prosody(flow)
-    if data.prosody is None:
-        raise ValueError("learn_prosody: the clips come without prosody; see `prosody_of`")
-    speakers = {} if data.speakers is None else {"speaker": torch.stack(data.speakers)}
-    found.initialize({"prosody": torch.stack(list(data.prosody)).to(found.mean.device), **speakers})
-
-
-def within_reach(flow: Flow, prosody: Tensor, speaker: int | None = None) -> Tensor:
-    """The prosody nearest to this one, (4,), that a voice can say something with: clips of the speaker came near it.
-
-    Raises:
-        ValueError: a voice that reads no prosody.
-    """
-    return _reads_prosody(flow).within(prosody, speaker)
-
-
-def _reads_prosody(flow: Flow) -> Prosody:
-    """The part that does, or an error."""
-    found = _prosody_part(flow)
-    if found is None:
-        raise ValueError("this voice reads no prosody; make one by a recipe with prosody=4")
-    return found
-
-
-def _prosody_part(flow: Flow) -> Prosody | None:
-    return next((part for part in flow.modules() if isinstance(part, Prosody)), None)
-
-
-@torch.no_grad()
-def durations_of(
-    flow: Flow, text: Tensor, speaker: int | None = None, tempo: float = 1.0, prosody: Tensor | None = None
-) -> Tensor:
-    """How many steps each letter of a text lasts, at least one; a tempo of 2 halves them.
-
-    Raises:
-        ValueError: a tempo that is not positive.
-    """
-    if not 0 < tempo < float("inf"):
-        raise ValueError(f"expected a tempo > 0, got {tempo}")
-    together = together_of(flow)
-    # attention wants to know how long the sound is, which changes nothing here
-    mask = torch.ones(together * text.shape[-1], 1, dtype=torch.bool, device=_device(flow))
-    encoded = entries(flow.encode({**_context(flow, text, speaker, prosody), "mask": mask}))
-    return (encoded["log_durations"].exp() / tempo).round().clamp_min(1).long()
-
-
-@torch.no_grad()
-def say(
-    flow: Flow,
-    text: Tensor,
-    *,
-    speaker: int | None = None,
-    tempo: float = 1.0,
-    temperature: float = 0.667,
-    durations: Tensor | None = None,
-    style: Tensor | None = None,
-    prosody: Tensor | None = None,
-    gate: bool = False,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """The spectrogram (T, mels) of a text.
-
-    Args:
-        flow: of `diffeo.glow_tts`, `flow_tts` or `flowtron`.
-        text: (L,) symbols.
-        speaker: where there are several.
-        tempo: > 0; above one for faster speech.
-        temperature: of the noise; 0 for the plainest way to say it.
-        durations: steps of each letter, in place of the predicted ones; of `flowtron`, only their sum counts.
-        style: (C,), as `style_of` gives it, or a part of it: the mean of the noise.
-        prosody: (4,), in the units of `prosody_of`, of a voice that reads it; None for what is usual for the speaker.
-            What is further from that than four standard deviations of the training clips counts as these.
-        gate: whether a `flowtron` ends where its gate says, at the median of the length, and after half as long again
-            as predicted at the latest.
-        generator: of the noise.
-
-    Raises:
-        ValueError: a gate of a voice that has none.
-    """
-    durations = durations_of(flow, text, speaker, tempo, prosody) if durations is None else durations
-    if gate:
-        return _until_stopped(flow, text, speaker, durations, prosody, temperature, style, generator)
-    context = _timed(flow, text, speaker, durations, prosody)
-    if style is None:
-        return flow.sample((), context, temperature=temperature, generator=generator)
-    encoded = flow.encode(context)
-    z = flow.base.draw(torch.Size(()), flow.transform.map_context(encoded), temperature, generator)
-    return flow.transform.inverse(z + style, encoded)[0]
-
-
-def _until_stopped(
-    flow: Flow,
-    text: Tensor,
-    speaker: int | None,
-    durations: Tensor,
-    prosody: Tensor | None,
-    temperature: float,
-    style: Tensor | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Speech cut where the gate of its first layer, the last of the flow, stops it."""
-    chain: Any = flow.transform
-    *others, last = chain.parts
-    if not (isinstance(last, Autoregressive) and isinstance(last.net, AttentiveLSTM) and last.net.gate is not None):
-        raise ValueError("say: this voice has no gate; make one by diffeo.flowtron, or leave gate out")
-    predicted = durations.sum().to(_device(flow))
-    encoded = flow.encode(_timed(flow, text, speaker, (LONGEST * predicted).ceil().long(), prosody))
-    inner = entries(chain.map_context(encoded))
-    z = flow.base.draw(torch.Size(()), inner, temperature, generator)
-    z, _, emitted = last.run(z if style is None else z + style, {**inner, "length": predicted})
-    # the median of the length: where it is as likely as not to have stopped
-    stopped = (-F.softplus(emitted["stop"]).cumsum(0) <= math.log(0.5)).nonzero()
-    z = z[: int(stopped[0]) + 1] if len(stopped) else z
-    encoded = flow.encode(_timed(flow, text, speaker, torch.tensor(len(z)), prosody))
-    for part, context in reversed([*zip(others, chain.contexts(encoded), strict=False)]):
-        z = part.inverse(z, context)[0]
-    return z
-
-
-@torch.no_grad()
-def interpolate(
-    flow: Flow,
-    a: Tensor,
-    b: Tensor,
-    text: Tensor,
-    weights: Sequence[float],
-    *,
-    speaker: int | None = None,
-    prosody: tuple[Tensor, Tensor] | None = None,
-) -> list[Tensor]:
-    """Spectrograms (T, mels) on the way from one recording of a text to another, one for each weight.
-
-    Letters last (1 − w) d_a + w d_b steps, and prosody is (1 − w) p_a + w p_b; the noise of a letter is that of both
-    recordings' steps at the same place in it, √(1 − w) z_a + √w z_b, which has the variance of noise for every w, and
-    is that of a recording at an end.
-
-    Args:
-        flow: of `diffeo.glow_tts`, `flow_tts` or `flowtron`.
-        a, b: spectrograms (T, mels) of both recordings.
-        text: (L,) symbols of what both say.
-        weights: w of each, in [0, 1]; 0 is the first recording, 1 the second.
-        speaker: where there are several; that of both.
-        prosody: (4,) of each recording, of a voice that reads it; None for what is usual for the speaker.
-
-    Raises:
-        ValueError: weights outside [0, 1].
-    """
-    if not all(0 <= w <= 1 for w in weights):
-        raise ValueError(f"interpolate: expected weights in [0, 1], got {list(weights)}")
-    manners = [None, None] if prosody is None else [within_reach(flow, p, speaker) for p in prosody]
-    ends = [_unlettered(flow, mel, text, speaker, p) for mel, p in zip((a, b), manners, strict=True)]
-    made = []
-    for w in weights:
-        parts = []
-        for letter in range(len(text)):
-            pieces = [z[letter] for z in ends]
-            lasting = round(sum(s * len(p) for s, p in zip((1 - w, w), pieces, strict=True)))
-            place = (torch.arange(lasting) + 0.5) / max(lasting, 1)
-            at = [piece[(place * len(piece)).long().to(piece.device)] for piece in pieces]
-            parts.append((1 - w) ** 0.5 * at[0] + w**0.5 * at[1])
-        durations = torch.tensor([len(part) for part in parts], device=parts[0].device)
-        manner = None if prosody is None else torch.lerp(*manners, w)  # pyright: ignore (then both are tensors)
-        encoded = flow.encode(_timed(flow, text, speaker, durations, manner))
-        z = torch.cat(parts)
-        if isinstance(flow.base, Aligned):
-            z = z + entries(encoded)["means"].repeat_interleave(durations, 0)
-        made.append(flow.transform.inverse(z, encoded)[0])
-    return made
-
-
-def _unlettered(
-    flow: Flow, mel: Tensor, text: Tensor, speaker: int | None, prosody: Tensor | None = None
-) -> list[Tensor]:
-    """The noise of each letter of a recording, less the letters' means."""
-    durations = _aligned_clip(flow, mel, text, speaker, prosody).durations
-    # again, with the letters where they will be when the noise is decoded
-    padded = pad_frames(mel, together_of(flow)).to(_device(flow))
-    found = aligned(flow, padded, _timed(flow, text, speaker, durations, prosody))
-    z = found.latent
-    if isinstance(flow.base, Aligned):
-        z = z - found.context["means"].repeat_interleave(found.durations, 0)
-    return list(z.split(durations.tolist()))
-
-
-@torch.no_grad()
 def sharpness(flow: Flow, data: Spoken) -> float:
     """How sure a voice is which letter a frame is of, in (0, 1]: mean share of the likeliest one over frames.
 
@@ -433,7 +212,7 @@ def sharpness(flow: Flow, data: Spoken) -> float:
     total, count = 0.0, 0
     for i in range(len(data)):
         mel, context = data[i]
-        found = _aligned_clip(flow, mel, **_said(context))
+        found = align_clip(flow, mel, **said_in(context))
         if isinstance(flow.base, Aligned):
             away = torch.cdist(found.latent, found.context["means"])
             layers = [(-0.5 * away.square()).log_softmax(-1)]
@@ -450,10 +229,10 @@ def align(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None = None, pro
 
     `flow_tts` does not look at sound: its letters last as predicted, stretched to the length of the recording.
     """
-    return _aligned_clip(flow, mel, text, speaker, prosody).durations * together_of(flow)
+    return align_clip(flow, mel, text, speaker, prosody).durations * together_of(flow)
 
 
-def _said(context: Mapping[str, Tensor]) -> dict[str, Any]:
+def said_in(context: Mapping[str, Tensor]) -> dict[str, Any]:
     """What is said in a clip, by whom and how."""
     speaker = context.get("speaker")
     return {
@@ -463,34 +242,32 @@ def _said(context: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _aligned_clip(
-    flow: Flow, mel: Tensor, text: Tensor, speaker: int | None, prosody: Tensor | None = None
-) -> Alignment:
-    padded = pad_frames(mel, together_of(flow)).to(_device(flow))
+def align_clip(flow: Flow, mel: Tensor, text: Tensor, speaker: int | None, prosody: Tensor | None = None) -> Alignment:
+    padded = pad_frames(mel, together_of(flow)).to(device_of(flow))
     mask = torch.ones(len(padded), 1, dtype=torch.bool, device=padded.device)
-    return aligned(flow, padded, {**_context(flow, text, speaker, prosody), "mask": mask})
+    return aligned(flow, padded, {**context_of(flow, text, speaker, prosody), "mask": mask})
 
 
-def _context(flow: Flow, text: Tensor, speaker: int | None, prosody: Tensor | None = None) -> dict[str, Tensor]:
+def context_of(flow: Flow, text: Tensor, speaker: int | None, prosody: Tensor | None = None) -> dict[str, Tensor]:
     found = {"text": text}
     if speaker is not None:
         found["speaker"] = torch.tensor(speaker)
     if prosody is not None:
-        _reads_prosody(flow)
+        reads_prosody(flow)
         found["prosody"] = prosody
-    return {name: t.to(_device(flow)) for name, t in found.items()}
+    return {name: t.to(device_of(flow)) for name, t in found.items()}
 
 
-def _timed(
+def timed(
     flow: Flow, text: Tensor, speaker: int | None, durations: Tensor, prosody: Tensor | None = None
 ) -> dict[str, Tensor]:
     """The context of sound whose letters last so long; a flow that finds their places itself gets their sum alone."""
-    mask = torch.ones(int(durations.sum()) * together_of(flow), 1, dtype=torch.bool, device=_device(flow))
+    mask = torch.ones(int(durations.sum()) * together_of(flow), 1, dtype=torch.bool, device=device_of(flow))
     known = {} if isinstance(flow.encoder, Letters) else {"durations": durations.to(mask.device)}
-    return {**_context(flow, text, speaker, prosody), "mask": mask, **known}
+    return {**context_of(flow, text, speaker, prosody), "mask": mask, **known}
 
 
-def _device(flow: Flow) -> torch.device:
+def device_of(flow: Flow) -> torch.device:
     return next(flow.parameters()).device
 
 

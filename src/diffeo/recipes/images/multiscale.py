@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from diffeo.core import Chain, Flow, Inverse, Transform
+from diffeo.core import Chain, Flow, Inverse, Transform, Univariate
 from diffeo.densities import Dequantized, Noisy, Normal
 from diffeo.nets import LipschitzConvNet
-from diffeo.recipes.images.parts import coupling, image_shape, images, labels, real_line, with_places
+from diffeo.recipes.images.parts import coupling, image_scalar, image_shape, images, labels, real_line, with_places
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
 from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Multiscale, Residual, Shift, Squeeze
@@ -42,6 +43,8 @@ def glow(
     scales: int | None = None,
     layers: int | None = None,
     hidden: int | None = None,
+    univariate: str = "Affine",
+    univariate_options: Mapping[str, Any] | None = None,
     noise: float = 0.0,
     classes: int = 0,
     levels: int = 256,
@@ -61,6 +64,8 @@ def glow(
         scales: how often the sides are halved, at least 1.
         layers: steps at each scale, at least 1.
         hidden: channels of the conditioners.
+        univariate: name of the couplings' scalar map; "RationalQuadraticSpline" makes it a neural spline flow.
+        univariate_options: its arguments, such as `{"bins": 4}`; `{"bound": 2.0}` of "Affine" where it is None.
         noise: standard deviation of Gaussian noise to train with, as in `tarflow`; 0 for uniform noise.
         classes: number of classes, whose labels 0 … classes − 1 are the context, each with 2 · C · H · W
             weights of its own; 0 for none.
@@ -70,12 +75,12 @@ def glow(
         A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers.
 
     Raises:
-        ValueError: an unknown preset; sides that cannot be halved so often; negative noise.
+        ValueError: an unknown preset or scalar map; sides that cannot be halved so often; negative noise.
 
     Cost: one pass for a bound on the log-probability, one for a sample.
 
     "Glow: Generative Flow with Invertible 1x1 Convolutions" (Kingma and Dhariwal, 2018),
-    https://arxiv.org/abs/1807.03039
+    https://arxiv.org/abs/1807.03039; "Neural Spline Flows" (Durkan et al., 2019), https://arxiv.org/abs/1906.04032
 
     >>> import torch, diffeo
     >>> flow = diffeo.glow((1, 8, 8), preset="tiny", levels=17)
@@ -84,13 +89,16 @@ def glow(
     """
     sizes = preset_sizes("glow", GLOW, preset, scales=scales, layers=layers, hidden=hidden)
 
+    def scalars() -> Univariate:
+        return image_scalar(univariate, univariate_options)
+
     def stage(channels: int) -> list[Transform]:
         parts: list[Transform] = [Squeeze(channels=channels)]
         for i in range(sizes["layers"]):
             parts += [
                 Along(ActNorm(4 * channels), -3),
                 Conv1x1(4 * channels),
-                coupling(4 * channels, i % 2 == 0, Affine(bound=2.0), hidden=sizes["hidden"], context=classes),
+                coupling(4 * channels, i % 2 == 0, scalars(), hidden=sizes["hidden"], context=classes),
             ]
         return parts
 
@@ -106,6 +114,8 @@ def realnvp_image(
     scales: int | None = None,
     blocks: int | None = None,
     hidden: int | None = None,
+    univariate: str = "Affine",
+    univariate_options: Mapping[str, Any] | None = None,
     noise: float = 0.0,
     classes: int = 0,
     levels: int = 256,
@@ -122,6 +132,7 @@ def realnvp_image(
         scales: how often the sides are halved, at least 1.
         blocks: residual blocks of each conditioner, at least 1.
         hidden: channels of the conditioners.
+        univariate, univariate_options: the couplings' scalar map, as in `glow`.
         noise: standard deviation of Gaussian noise to train with, as in `tarflow`; 0 for uniform noise.
         classes: number of classes, whose labels 0 … classes − 1 are the context, each with 2 · C · H · W
             weights of its own; 0 for none.
@@ -131,7 +142,7 @@ def realnvp_image(
         A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers.
 
     Raises:
-        ValueError: an unknown preset; sides that cannot be halved so often; negative noise.
+        ValueError: an unknown preset or scalar map; sides that cannot be halved so often; negative noise.
 
     Cost: one pass for a bound on the log-probability, one for a sample.
 
@@ -146,6 +157,9 @@ def realnvp_image(
 
     conditioner = {"hidden": sizes["hidden"], "blocks": sizes["blocks"]}
 
+    def scalars() -> Univariate:
+        return image_scalar(univariate, univariate_options)
+
     def stage(channels: int) -> list[Transform]:
         board = Squeeze(channels=channels, order="checkerboard")
         pixels: list[Transform] = []
@@ -154,7 +168,7 @@ def realnvp_image(
             for parts in (pixels, folded):
                 parts += [
                     Along(ActNorm(4 * channels), -3),
-                    coupling(4 * channels, i % 2 == 0, Affine(bound=2.0), context=classes, **conditioner),
+                    coupling(4 * channels, i % 2 == 0, scalars(), context=classes, **conditioner),
                 ]
         return [board, *pixels, Inverse(board), Squeeze(channels=channels), *folded]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from diffeo.core import Chain, Flow, Transform, Univariate
 from diffeo.densities import Dequantized, Noisy, Normal
 from diffeo.nets import MLP, ConvNet, OneHot
+from diffeo.recipes.parts import scalar_map
 from diffeo.transforms import Affine, Along, Coupling, Elementwise, Standardize, Unconstrain
 
 MARGIN = 0.05  # of the range of values on either side, so that the logit stays tame at its ends
@@ -75,6 +76,11 @@ def with_places(transform: Transform, numbers: int, classes: int) -> Transform:
         return Chain(transform, Elementwise(Affine(bound=2.0), numbers))
     net = MLP(0, numbers, n_params=Affine.n_params, context=classes, hidden=())
     return Chain(transform, Coupling(torch.zeros(numbers, dtype=torch.bool), net, Affine(bound=2.0)))
+
+
+def image_scalar(name: str, options: Mapping[str, Any] | None) -> Univariate:
+    """The scalar map of this name; an affine one scales less than for vectors, unless its options say otherwise."""
+    return scalar_map(name, {"bound": 2.0} if name == "Affine" and options is None else options)
 
 
 def coupling(channels: int, first: bool, univariate: Univariate, **conditioner: Any) -> Coupling:
