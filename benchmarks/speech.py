@@ -667,10 +667,9 @@ def _told_attention(r: dict[str, Any]) -> str:
     return f"""\
 **Attention without alignments.** A `flowtron`, `tiny`, on the same sentences,
 at most {r["seconds"] / 60:g} minutes each, that is given no alignment:
-the prior keeps attention near the diagonal, the loss asks that all monotonic alignments
-together be likely. It follows the text where boundaries lie half as far from the truth as those of equal shares
-({r["equal"]:.0f} ms). A loss over all paths is met by attention that dwells on one letter, too; so `diffeo speech fit`
-gives every system the durations of forced alignment.
+the prior keeps attention near the diagonal, the loss (`ctc_alignment_loss`) asks that letters be heard in order. It
+follows the text where boundaries lie half as far from the truth as those of equal shares ({r["equal"]:.0f} ms).
+`diffeo speech fit` gives every system the durations of forced alignment, which are nearer.
 
 {markdown(["taught by", "follows at step", "steps", "ms at the end"], rows)}"""
 

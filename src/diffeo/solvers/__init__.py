@@ -1,6 +1,6 @@
 """Numerical solvers behind the maps that have no closed form."""
 
-from diffeo.solvers.alignment import alignment_posteriors, alignment_total, letters_of, monotonic_alignment
+from diffeo.solvers.alignment import alignment_posteriors, ctc_alignment_loss, letters_of, monotonic_alignment
 from diffeo.solvers.fixed_point import solve_residual
 from diffeo.solvers.ode import Integrator
 from diffeo.solvers.roots import UnsolvedError, invert_increasing, solve_increasing
@@ -9,7 +9,7 @@ __all__ = [
     "Integrator",
     "UnsolvedError",
     "alignment_posteriors",
-    "alignment_total",
+    "ctc_alignment_loss",
     "invert_increasing",
     "letters_of",
     "monotonic_alignment",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 IMPOSSIBLE = -1e30  # of a log-probability; an infinity would become NaN in differences
@@ -84,12 +85,12 @@ def alignment_posteriors(scores: Tensor, letters: Tensor, frames: Tensor) -> tup
     check_letters(letters, frames, "alignment_posteriors")
     with torch.enable_grad():
         leaf = scores.detach().requires_grad_()
-        total = alignment_total(leaf, letters, frames)
+        total = _alignment_total(leaf, letters, frames)
         chances = torch.autograd.grad(total.sum(), leaf)[0]
     return chances, total.detach()
 
 
-def alignment_total(scores: Tensor, letters: Tensor, frames: Tensor) -> Tensor:
+def _alignment_total(scores: Tensor, letters: Tensor, frames: Tensor) -> Tensor:
     """The log of the total weight of all monotonic alignments, (n,), with gradient; see `alignment_posteriors`."""
     best = torch.full_like(scores[:, :, 0], IMPOSSIBLE)
     best = torch.cat([scores[:, :1, 0], best[:, 1:]], 1)
@@ -100,6 +101,44 @@ def alignment_total(scores: Tensor, letters: Tensor, frames: Tensor) -> Tensor:
         best = torch.logaddexp(best, torch.cat([nothing, best[:, :-1]], 1)) + score
         ends.append(best.gather(1, last))
     return torch.cat(ends, 1).gather(1, (frames - 1).unsqueeze(1)).squeeze(1)
+
+
+def ctc_alignment_loss(attention: Tensor, letters: Tensor, frames: Tensor, blank: float = -1.0) -> Tensor:
+    """−log of the chance that a text is heard letter by letter, for each letter: what attention misses.
+
+    A frame hears letter l with a chance in proportion to exp a(t, l), or none in proportion to exp `blank`; the text is
+    heard if its letters come in order, each in one frame or several, with or without none in between. So attention has
+    to reach every letter at some time, but need not be in the right place at every frame: as a mean over all alignments
+    of every frame, the loss would be met by attention that dwells on one letter.
+
+    Args:
+        attention: (n, T, L), the logarithm of attention at letter l in frame t.
+        letters, frames: (n,), how many of L and T are real; the rest is padding.
+        blank: the score of hearing none, beside those of letters.
+
+    Returns:
+        (n,), in nats a letter.
+
+    Raises:
+        ValueError: a row without letters, or with more letters than frames.
+
+    Cost: O(L · T) for each row; it has no second derivatives.
+
+    "Connectionist Temporal Classification: Labelling Unsegmented Sequence Data with Recurrent Neural Networks" (Graves
+    et al., 2006), https://doi.org/10.1145/1143844.1143891; "One TTS Alignment To Rule Them All" (Badlani et al., 2021),
+    https://arxiv.org/abs/2108.10447
+
+    >>> import torch
+    >>> right = torch.tensor([[[0.0, -9.0], [0.0, -9.0], [-9.0, 0.0]]])
+    >>> miss = ctc_alignment_loss(right, torch.tensor([2]), torch.tensor([3]))
+    >>> bool(miss < ctc_alignment_loss(right.flip(1), torch.tensor([2]), torch.tensor([3])))
+    True
+    """
+    check_letters(letters, frames, "ctc_alignment_loss")
+    n, _, most = attention.shape
+    scores = F.pad(attention, (1, 0), value=blank).log_softmax(-1).transpose(0, 1)
+    each = torch.arange(1, most + 1, device=attention.device).expand(n, most)
+    return F.ctc_loss(scores, each, frames, letters, reduction="none") / letters
 
 
 def letters_of(durations: Tensor, frames: int) -> Tensor:

@@ -16,7 +16,7 @@ from diffeo.core import Flow, Objective
 from diffeo.densities import Aligned
 from diffeo.functional import Context, backwards, entries
 from diffeo.nets import AttentiveLSTM, Letters, PositionalAttention, TextEncoder
-from diffeo.solvers import alignment_total, letters_of, monotonic_alignment
+from diffeo.solvers import ctc_alignment_loss, letters_of, monotonic_alignment
 from diffeo.transforms import Autoregressive, Fold
 
 Example = tuple[Tensor, dict[str, Tensor]]
@@ -92,9 +92,9 @@ class Voice(Objective):
 
     Of T steps, pairs of frames. The durations d are those of the context, as `forced_alignment` finds them, or those of
     the likeliest alignment. A flow that attends to letters, a_t at frame t, misses them by −mean log a_t(l(t)), where
-    l(t) is the letter that the durations give to frame t; or, without durations in the context, by −log Σ Π a_t(l(t)) /
-    T, the sum over all monotonic alignments. Where several layers attend, it is the mean of theirs. A gate that says
-    q_t of frame t stops at the last one with the chance p(stop at T) = q_T Π_{t<T} (1 − q_t).
+    l(t) is the letter that the durations give to frame t; or, without durations in the context, by
+    `ctc_alignment_loss`. Where several layers attend, it is the mean of theirs. A gate that says q_t of frame t stops
+    at the last one with the chance p(stop at T) = q_T Π_{t<T} (1 − q_t).
 
     Args:
         flow: of `diffeo.glow_tts`, `flow_tts` or `flowtron`.
@@ -142,7 +142,7 @@ class Voice(Objective):
     def _miss(attention: Tensor, letters: Tensor, durations: Tensor, known: bool) -> Tensor:
         steps, frames = durations.sum(-1), attention.shape[-2]
         if not known:
-            return -alignment_total(attention.mT, letters, steps) / steps
+            return ctc_alignment_loss(attention, letters, steps)
         each = attention.gather(-1, letters_of(durations, frames).unsqueeze(-1)).squeeze(-1)
         real = torch.arange(frames, device=steps.device) < steps.unsqueeze(-1)
         return -torch.where(real, each, 0.0).sum(-1) / steps
