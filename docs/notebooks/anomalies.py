@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Anomaly detection
 #
-# `FlowOutlierDetector` learns the density of ordinary rows. What is unlikely under it, and far from its neighbours where
-# the flow has taken out the shape of the data, stands out, and `explain` says which columns make it so. The table: 569
-# tumours with 30 measurements each; the detector sees benign ones only.
+# `FlowOutlierDetector` learns the density of ordinary rows. What is unlikely under it, or far from its neighbours, as
+# rows are or where the flow has taken out the shape of the data, stands out, and `explain` says which columns make it
+# so. The table: 569 tumours with 30 measurements each; the detector sees benign ones only.
 
 # %%
 import matplotlib.pyplot as plt
@@ -41,7 +41,7 @@ print(f"{(detector.predict(malignant) == -1).mean():.0%} of the malignant ones")
 
 # %%
 scores = {"benign, held out": -detector.score_samples(held), "malignant": -detector.score_samples(malignant)}
-plot_scores(scores, "surprise: minus score (nats)")
+plot_scores(scores, "surprise: minus score")
 plt.show()
 # %% [markdown]
 # ## Beside other detectors

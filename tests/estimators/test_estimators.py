@@ -17,7 +17,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import diffeo
 from diffeo.estimators import outlier
-from diffeo.estimators.outlier import Crowd
+from diffeo.estimators.outlier import Crowd, _least, _usual
 
 SMALL = {"max_epochs": 2, "layers": 1, "hidden": (8,)}
 ESTIMATORS = {
@@ -325,13 +325,79 @@ def test_constant_columns_leave_the_share_of_alarms_as_it_is():
 def test_neighbours_of_latents_count():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(400, 3))
-    crowd = Crowd(rows)
+    crowd = Crowd.of(rows)
     near, far = crowd.nearness(rows[:50], 5), crowd.nearness(rows[:50] + 10.0, 5)
     assert abs(np.median(crowd.nearness(rng.normal(size=(2000, 3)), 5))) < 1.0
     assert near.min() > far.max()
     # copies say nothing of distances, and rows far from all of them are still far
-    copies = Crowd(np.repeat(rng.normal(size=(5, 2)), 100, 0))
-    assert copies.nearness(np.full((1, 2), 50.0), 5)[0] < copies.nearness(copies.rows[:1], 5)[0] - 2
+    few = rng.normal(size=(5, 2))
+    copies = Crowd.of(np.repeat(few, 100, 0))
+    assert copies.nearness(np.full((1, 2), 50.0), 5)[0] < copies.nearness(few[:1], 5)[0] - 2
+    # units do not count, however large, and a column may be far from 0
+    large = Crowd.of(rows * np.array([1.0, 1e9, 1e-9]) + np.array([0.0, 1e15, 0.0]))
+    moved = rows[:50] * np.array([1.0, 1e9, 1e-9]) + np.array([0.0, 1e15, 0.0])
+    assert np.allclose(large.nearness(moved, 5), crowd.nearness(rows[:50], 5), atol=1e-3)
+
+
+def test_the_most_alarmed_view_decides_in_units_of_unseen_rows():
+    views = [np.array([0.0, 1.0, 2.0, -np.inf]), np.array([50.0, 10.0, 30.0, 50.0])]
+    usual = np.array([[1.0, 0.5], [30.0, 10.0]])
+    assert _least(views, usual).tolist() == [-2.0, -2.0, 0.0, -np.inf]
+    assert _usual(np.r_[np.arange(101.0), -np.inf]) == (50.0, 25.0)
+    assert _usual(np.r_[np.zeros(95), -np.full(5, 20.0)]) == (0.0, 1.0)  # most are alike
+    assert _usual(np.zeros(9)) == _usual(np.full(9, -np.inf)) == (0.0, 1.0)
+    rng = np.random.default_rng(0)
+    make = lambda n: np.c_[rng.normal(size=(n, 2)) @ [[1.0, 0.9], [0.0, 0.4]], rng.exponential(size=n)]  # noqa: E731
+    detector = diffeo.FlowOutlierDetector(recipe="maf", max_epochs=10, random_state=0).fit(make(2500))
+    fresh = detector.score_samples(make(4000))
+    assert -0.9 < np.median(fresh) < 0.1
+    assert 0.25 < (fresh < -1).mean() < 0.5
+    alone = diffeo.FlowOutlierDetector(recipe="maf", max_epochs=10, neighbours=0, random_state=0).fit(make(2500))
+    fresh = alone.score_samples(make(4000))
+    assert abs(np.median(fresh)) < 0.15
+    assert 0.21 < (fresh < -1).mean() < 0.29
+    detector.set_params(neighbours=0)  # counts from the next fit on
+    assert np.isfinite(detector.score_samples(make(5))).all()
+
+
+@pytest.mark.parametrize("n", [3, 5, 30])
+def test_few_rows_do_not_alarm_all_others(n):
+    flagged = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        detector = diffeo.FlowOutlierDetector(recipe="maf", max_epochs=2, random_state=0).fit(rng.normal(size=(n, 2)))
+        flagged.append((detector.predict(rng.normal(size=(500, 2))) == -1).mean())
+        assert np.isfinite(detector.offset_)
+    assert np.mean(flagged) < (0.8 if n < 5 else 0.45 if n < 30 else 0.25)
+
+
+def test_an_impossible_row_does_not_alarm_all_others():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"a": rng.choice(["x", "y"], 300), "v": 5 * rng.integers(0, 4, 300)})
+    table.loc[7, "v"] = 3  # off the grid of all others
+    detector = diffeo.FlowOutlierDetector(recipe="maf", max_epochs=2, random_state=0)
+    labels = detector.fit_predict(table)
+    assert np.isfinite(detector.offset_)
+    assert labels[7] == -1
+    assert (labels == -1).mean() < 0.15
+    assert np.isnan(detector.decision_function(table)).sum() == 0
+
+
+@pytest.mark.filterwarnings("ignore:column .c. holds")
+@pytest.mark.parametrize("n", [40, 2100])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_column_may_vary_in_one_row_alone(n, mixed):
+    rng = np.random.default_rng(0)
+    rows = np.c_[rng.normal(size=(n, 2)), np.full(n, 0.1)]
+    rows[3, 2] = 1.5
+    table = pd.DataFrame(rows, columns=["a", "b", "c"])
+    table = table.assign(town=rng.choice(["Rome", "Oslo"], n)) if mixed else rows
+    for seed in range(2):  # the row is in any fold, or held out, or not
+        detector = diffeo.FlowOutlierDetector(recipe="maf", max_epochs=2, random_state=seed)
+        labels = detector.fit_predict(table)
+        assert labels[3] == -1
+        assert (labels == -1).mean() < 0.3
+        assert detector.predict(table)[3] == -1
 
 
 def test_rows_without_weight_are_no_neighbours():
@@ -339,7 +405,7 @@ def test_rows_without_weight_are_no_neighbours():
     rows = np.concatenate([rng.normal(size=(200, 2)), 4 + 0.1 * rng.normal(size=(100, 2))])
     weight = np.r_[np.ones(200), np.zeros(100)]
     kept = diffeo.FlowOutlierDetector(recipe="maf", max_epochs=2, random_state=0).fit(rows, sample_weight=weight)
-    assert sum(len(crowd.rows) for crowd in kept.crowds_) == 4 * 200
+    assert sum(len(crowd.rows) for pair in kept.crowds_ for crowd in pair) == 2 * 4 * 200
 
 
 def test_unseen_categories_in_estimators():

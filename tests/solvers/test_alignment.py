@@ -25,7 +25,7 @@ def example(letters=((1,), (2,), (3,)), frames=5):
     attention = torch.randn(len(letters), frames, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     counts = torch.tensor(letters).squeeze(1)
     absent = torch.arange(3) >= counts[:, None, None]
-    return attention.masked_fill(absent, -1e4).log_softmax(-1), counts
+    return attention.masked_fill(absent, -torch.inf).log_softmax(-1), counts
 
 
 @pytest.mark.parametrize("blank", [-1.0, 0.5])

@@ -89,15 +89,18 @@ class FlowEstimator(BaseEstimator):
         if most is not None and len(table) > most:
             chosen = np.sort(np.random.default_rng(seed).permutation(len(table))[:most])
             table, weights = table.iloc[chosen], None if weights is None else weights[chosen]
-        self.constants_ = table.iloc[0].to_numpy()
-        self.spread_ = table.nunique().to_numpy() > 1  # columns that vary
+        self.constants_, self.spread_ = self._still(table, seed)
         if self.unseen == "level":  # a constant category is one of two
             self.spread_ |= [not pd.api.types.is_bool_dtype(d) and is_text(d) for d in table.dtypes]
         if not self.spread_.any():
             self.model_ = None
             return
-        self._fit_model(table.loc[:, self.spread_], weights, seed)
+        self._fit_model(table, weights, seed)
         self.result_ = self.model_.result  # pyright: ignore[reportOptionalMemberAccess] (just made)
+
+    def _still(self, table: pd.DataFrame, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The value of each column that does not vary, and which columns do."""
+        return table.iloc[0].to_numpy(copy=True), table.nunique().to_numpy() > 1
 
     def members(self) -> list[Any]:
         """What was fitted, as a file holds it: densities of tables or of tensors."""
@@ -120,7 +123,7 @@ class FlowEstimator(BaseEstimator):
 
     def _fit_model(self, table: pd.DataFrame, weights: np.ndarray | None, seed: int) -> None:
         """Fit the density of the columns that vary."""
-        self.model_ = self._fit_table(table, weights, self.validation_fraction, seed)
+        self.model_ = self._fit_table(table.loc[:, self.spread_], weights, self.validation_fraction, seed)
 
     def _fit_table(
         self, table: pd.DataFrame, weights: np.ndarray | None, validation: float | pd.DataFrame, seed: int

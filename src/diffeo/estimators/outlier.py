@@ -15,47 +15,58 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from diffeo.estimators.base import PEAK, FlowEstimator, narrow
+from diffeo.estimators.base import FlowEstimator, narrow
 from diffeo.tables import TableDensity
+from diffeo.tables.columns import is_text
 
 FOLDS, MANY = 5, 2000  # of fewer rows than so many
 STEPS = {False: 600, True: 150}  # of one flow, and of each of several
 DRAWN = 400  # samples that say how far flows agree
-WEIGHT = 4  # dims, at most, of the neighbours' density
 SOME = 500  # training rows that say what a typical distance is
 NEAREST = 1e-3  # of the typical distance: what counts as no distance at all
 FARTHEST = 1e6
+LOWER = 25  # percent of unseen rows that a view puts below minus one of its units
+LEAST = 1e-3  # nats, below which the percentile of unseen rows is as good as their median
 
 
 class Crowd:
-    """Latents of training rows, and how near to them others are.
+    """Training rows, and how near to them others are.
 
     Args:
-        rows: (n, D), kept as float32.
+        rows: (n, D), counted from the mean of each column in units of its standard deviation; kept as float32.
+        place: (2, D), these means and deviations.
     """
 
-    def __init__(self, rows: np.ndarray):
-        self.rows = np.ascontiguousarray(rows, dtype=np.float32)
-        self.typical: dict[int, float] = {}  # r₀ for each number of neighbours
+    def __init__(self, rows: np.ndarray, place: np.ndarray):
+        self.rows, self.place = np.ascontiguousarray(rows, dtype=np.float32), place
+        self.typical: dict[int, float] = {}  # distance among the rows, for each number of neighbours
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> Crowd:
+        """From rows as they are, (n, D)."""
+        mean, deviation = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
+        varies = deviation > 1e-12 * np.abs(rows).max(0, initial=0.0)  # not by rounding alone
+        place = np.stack([mean, np.where(varies, deviation, 1.0)])
+        return cls(_placed(rows, place), place)
 
     @cached_property
     def tree(self) -> NearestNeighbors:
         """The rows, ready for searches."""
         return NearestNeighbors().fit(self.rows)
 
-    def nearness(self, z: np.ndarray, neighbours: int) -> np.ndarray:
-        """−log (r(z) / r₀) of each row."""
+    def nearness(self, rows: np.ndarray, neighbours: int) -> np.ndarray:
+        """−log (r(x) / r₀) of each row, r the mean distance from its nearest ones, r₀ the median of theirs."""
         if neighbours not in self.typical:
             own = self._distances(self.rows[:: max(1, len(self.rows) // SOME)], neighbours + 1)
             own = own[:, 1:].sum(1) / max(1, own.shape[1] - 1)  # the nearest is the row itself
             own = own[own > 0]  # copies of a row say nothing of distances
             self.typical[neighbours] = float(np.median(own)) if len(own) else 1.0
-        far = self._distances(z, neighbours).mean(1) / self.typical[neighbours]
+        far = self._distances(_placed(rows, self.place), neighbours).mean(1) / self.typical[neighbours]
         return -np.log(np.maximum(far, NEAREST))
 
-    def _distances(self, z: np.ndarray, neighbours: int) -> np.ndarray:
+    def _distances(self, rows: np.ndarray, neighbours: int) -> np.ndarray:
         """Distances from the nearest, in ascending order."""
-        return self.tree.kneighbors(z, min(neighbours, len(self.rows)))[0]
+        return self.tree.kneighbors(rows, min(neighbours, len(self.rows)))[0]
 
 
 class FlowOutlierDetector(OutlierMixin, FlowEstimator):
@@ -69,31 +80,36 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
     of their scores, and the threshold comes from each row under the one flow that has not seen it. With n rows held out
     in either way, the share of alarms has a standard error of √(contamination (1 − contamination) / n).
 
-    A flow's score of a row x that it maps to z, among the latents of the D numbers of its training rows, is
+    There are three views of a row x that the flow maps to z: log p(x); −log r(z), with r the mean distance of z from
+    the nearest latents of training rows; and −log r(x), the same among the rows themselves, their columns in units of
+    standard deviations. Each view v counts from its median among rows that are new to the flows, in units of how far
+    the lower quartile of these lies below it, and the score is the least of them:
 
-        log p(x) − min(D, 4) log (r(z) / r₀),
+        min_v (v(x) − median_v) / (median_v − quartile_v).
 
-    with r the mean distance of z from the nearest of them, and r₀ the median of r among themselves: neighbours where
-    the flow has taken out the shape of the data find gaps that it has smoothed over. As a density they would count D
-    times, which is too much of many numbers, where all distances are alike.
+    Density finds what is unlikely altogether, neighbours of latents the gaps that a flow has smoothed over, neighbours
+    of rows what it has bent to look like others. A typical row scores somewhat less than 0. A column that does not vary
+    among the rows that one of the flows learns from is compared with its one value there.
 
     Args:
         contamination: share of rows like the training rows that `predict` calls outliers, in (0, 0.5].
         blur: standard deviation of the noise in whitened units, ≥ 0.
         max_samples: at most so many rows, drawn at random, are learnt from.
-        neighbours: how many of the nearest latents count, whatever the weights of their rows, if these are not 0; 0 for
-            the log-density alone.
+        neighbours: how many of the nearest count, whatever the weights of their rows, if these are not 0; 0 for the
+            view of the log-density alone.
         recipe, layers, hidden, max_epochs, time_limit, batch_size, learning_rate, validation_fraction, unseen, device,
             verbose, random_state: as in `FlowDensity`.
 
     Attributes:
         offset_: score below which a row is an outlier.
+        usual_: (views, 2), median and unit of each view, in nats.
+        neighbours_: how many count.
         models_: the flows, one or five; `model_` is the first.
         result_, n_features_in_, feature_names_in_: as in `FlowDensity`.
 
     Cost: 600 training steps of one flow, or 150 of each of five, where `max_epochs` is open. Scoring is a pass of each
-    in float64 and a search among the latents of its training rows, which files keep; `explain` takes about 100 density
-    evaluations of each for every value.
+    in float64 and two searches among its training rows, which files keep; `explain` takes about 100 density evaluations
+    of each for every value.
 
     "Noise Regularization for Conditional Density Estimation" (Rothfuss et al., 2019), https://arxiv.org/abs/1907.08982;
     "A nonparametric estimate of a multivariate density function" (Loftsgaarden and Quesenberry, 1965),
@@ -113,7 +129,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         self,
         *,
         contamination: float = 0.05,
-        blur: float = 0.1,
+        blur: float = 0.05,
         max_samples: int = 20_000,
         neighbours: int = 5,
         recipe: str = "auto",
@@ -149,7 +165,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         self.neighbours = neighbours
 
     def _options(self) -> dict[str, Any]:
-        small = {"layers": 3, "hidden": (64, 64), "rotate": True} if self.recipe == "auto" else {}
+        small = {"layers": 5, "hidden": (64, 64), "rotate": True} if self.recipe == "auto" else {}
         return {**small, **super()._options()}
 
     def _training(self) -> dict[str, Any]:
@@ -173,32 +189,64 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
             raise ValueError(
                 f"FlowOutlierDetector: expected a whole number of neighbours, at least 0, got {self.neighbours}"
             )
-        self.models_, self.crowds_, self.unseen_scores_ = [], [], np.zeros(1)
+        self.models_, self.crowds_, self.usual_, self.unseen_scores_ = [], [], np.zeros((0, 2)), np.zeros(1)
+        self.neighbours_ = int(self.neighbours)
         self._fit_rows(X, sample_weight)
-        # every score counts constant columns at their peak
-        self.unseen_scores_ = self.unseen_scores_ + (0.0 if self.mixed_ else PEAK * float((~self.spread_).sum()))
-        self.offset_ = float(np.percentile(self.unseen_scores_, 100 * self.contamination))
+        finite = self.unseen_scores_[np.isfinite(self.unseen_scores_)]
+        floor = finite.min(initial=0.0) - 1  # an infinite score is below every threshold
+        self.offset_ = float(np.percentile(np.maximum(self.unseen_scores_, floor), 100 * self.contamination))
         return self
+
+    def _still(self, table: pd.DataFrame, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """A number has to vary for each of the flows; where it does not, its value there counts."""
+        constants, spread = super()._still(table, seed)
+        for rest in self._seen(len(table), seed):
+            part = table.iloc[rest]
+            for j in np.flatnonzero(spread & (part.nunique().to_numpy() <= 1)):
+                dtype = table.dtypes.iloc[j]
+                if not (is_text(dtype) or pd.api.types.is_bool_dtype(dtype)):  # of categories, one may be rare
+                    constants[j], spread[j] = part.iloc[0, j], False
+        return constants, spread
 
     def _fit_model(self, table: pd.DataFrame, weights: np.ndarray | None, seed: int) -> None:
         """One flow and held-out rows, or one for each fold; keeps the scores that rows have where they are not seen."""
-        n = len(table)
-        order = np.random.default_rng(seed).permutation(n)
-        held = max(1, round(self.validation_fraction * n))
-        folds = np.array_split(order, FOLDS) if FOLDS <= n < MANY else [order[:held]]
+        n, folds = len(table), self._folds(len(table), seed)
         self._folded = len(folds) > 1
-        self.models_, self.crowds_, scores = [], [], np.empty((n, len(folds)))
-        for fold in folds:
-            rest = np.setdiff1d(order, fold)
-            rest = rest if len(rest) > 1 else order
+        varying, views = table.loc[:, self.spread_], []
+        self.models_, self.crowds_ = [], []
+        for fold, rest in zip(folds, self._seen(n, seed), strict=True):
             here = None if weights is None else weights[rest]
-            model = self._fit_table(table.iloc[rest], here, table.iloc[fold], seed)
+            model = self._fit_table(varying.iloc[rest], here, varying.iloc[fold], seed)
             self.models_.append(model)
-            counted = rest if here is None else rest[here > 0]
-            self.crowds_.append(Crowd(_latents(model, table.iloc[counted])))
-            scores[:, len(self.models_) - 1] = self._scores(len(self.models_) - 1, table)
+            counted = varying.iloc[rest if here is None else rest[here > 0]]
+            self.crowds_.append((Crowd.of(_latents(model, counted)), Crowd.of(_numbers(model, counted))))
+            views.append(self._views(len(views), varying))
         self.model_ = self.models_[0]
-        self.unseen_scores_ = _unseen(scores, folds, self._agreement(seed)) if len(folds) > 1 else scores[folds[0], 0]
+        # a view of so few rows that none else could say its spread takes all of them
+        new = folds if sum(map(len, folds)) >= FOLDS else [np.arange(n)]
+        self.usual_ = np.array(
+            [
+                _usual(np.concatenate([v[k][fold] for v, fold in zip(views, new, strict=True)]))
+                for k in range(len(views[0]))
+            ]
+        )
+        scores = np.stack([_least(each, self.usual_) for each in views], 1)
+        still = self._off_constants(table)
+        if self._folded:
+            self.unseen_scores_ = _unseen(scores, folds, self._agreement(seed)) + still
+        else:
+            self.unseen_scores_ = (scores[:, 0] + still)[folds[0]]
+
+    def _folds(self, n: int, seed: int) -> list[np.ndarray]:
+        """The rows that each flow does not see."""
+        order = np.random.default_rng(seed).permutation(n)
+        held = min(n - 1, max(1, round(self.validation_fraction * n)))
+        return np.array_split(order, FOLDS) if FOLDS <= n < MANY else [order[:held]]
+
+    def _seen(self, n: int, seed: int) -> list[np.ndarray]:
+        """The rows that each flow learns from: the others, or all of two."""
+        rest = [np.setdiff1d(np.arange(n), fold) for fold in self._folds(n, seed)]
+        return [rows if len(rows) > 1 else np.arange(n) for rows in rest]
 
     def members(self) -> list[Any]:
         return [] if self.model_ is None else self.models_
@@ -206,19 +254,31 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
     def set_members(self, members: list[Any], extras: dict[str, Tensor]) -> None:
         super().set_members(members, extras)
         self.models_ = members
-        self.crowds_ = [Crowd(extras[f"latents{i}"].numpy()) for i in range(len(members))]
+        kept = {name: tensor.numpy() for name, tensor in extras.items()}
+        self.crowds_ = [
+            (Crowd(kept[f"latents{i}"], kept[f"places{i}"][0]), Crowd(kept[f"numbers{i}"], kept[f"places{i}"][1]))
+            for i in range(len(members))
+        ]
 
     def extras(self) -> dict[str, Tensor]:
-        return {f"latents{i}": torch.from_numpy(crowd.rows) for i, crowd in enumerate(self.crowds_)}
+        found: dict[str, Tensor] = {}
+        for i, (latents, numbers) in enumerate(self.crowds_):
+            found[f"latents{i}"], found[f"numbers{i}"] = map(torch.from_numpy, (latents.rows, numbers.rows))
+            found[f"places{i}"] = torch.from_numpy(np.stack([latents.place, numbers.place]))
+        return found
+
+    def _views(self, member: int, varying: pd.DataFrame) -> list[np.ndarray]:
+        """What one of the flows, and neighbours, say of each row, in nats."""
+        model, (latents, numbers) = self.models_[member], self.crowds_[member]
+        views = [self._member_scores(model, varying)]
+        if self.neighbours_ and numbers.rows.shape[1]:
+            views.append(latents.nearness(_latents(model, varying), self.neighbours_))
+            views.append(numbers.nearness(_numbers(model, varying), self.neighbours_))
+        return views
 
     def _scores(self, member: int, varying: pd.DataFrame) -> np.ndarray:
         """Scores by one of the flows."""
-        model, crowd = self.models_[member], self.crowds_[member]
-        log_p = self._member_scores(model, varying)
-        if not self.neighbours or not crowd.rows.shape[1]:
-            return log_p
-        weight = min(crowd.rows.shape[1], WEIGHT)
-        return log_p + weight * crowd.nearness(_latents(model, varying), self.neighbours)
+        return _least(self._views(member, varying), self.usual_)
 
     def _agreement(self, seed: int) -> float:
         """The correlation of two flows' scores at rows that are new to both: samples of a third flow."""
@@ -230,17 +290,32 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
             found.append((matrix.sum() - len(matrix)) / (len(matrix) * (len(matrix) - 1)))
         return float(np.clip(np.nan_to_num(found, nan=1.0), 0.0, 1.0).mean())
 
-    def _log_density(self, varying: pd.DataFrame) -> np.ndarray:
-        return np.mean([self._scores(i, varying) for i in range(len(self.models_))], axis=0)
+    def _score_rows(self, X: Any) -> np.ndarray:
+        """The mean score by the flows, less the nats by which columns without spread lie below their peaks."""
+        check_is_fitted(self)
+        table = self._table(X, reset=False)
+        out = np.zeros(len(table))
+        if self.model_ is not None:
+            varying = table.loc[:, self.spread_]
+            out += np.mean([self._scores(i, varying) for i in range(len(self.models_))], axis=0)
+        return out + self._off_constants(table)
+
+    def _off_constants(self, table: pd.DataFrame) -> np.ndarray:
+        """By how many nats the columns that do not vary lie below their peaks."""
+        out = np.zeros(len(table))
+        for j in np.flatnonzero(~self.spread_):
+            out += narrow(table.iloc[:, j], self.constants_[j])
+        return out
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> np.ndarray:
         """1 for inliers, −1 for outliers among the training rows: each by the flow that has not seen it, if any."""
         self.fit(X, y, sample_weight)
-        scores = self.unseen_scores_ if len(self.unseen_scores_) == len(self._table(X, reset=False)) else None
-        return self.predict(X) if scores is None else np.where(scores >= self.offset_, 1, -1)
+        scores = self.unseen_scores_
+        whole = len(self.models_) > 1 and len(scores) == len(self._table(X, reset=False))
+        return np.where(scores >= self.offset_, 1, -1) if whole else self.predict(X)
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Score of each row in nats, the mean over the flows: the lower, the more unusual."""
+        """Score of each row, the mean over the flows: about 0 where it is typical, the lower, the more unusual."""
         return self._score_rows(X)
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -254,7 +329,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
     def explain(self, X: Any) -> Any:
         """Nats of surprise of every value given the rest of its row: 0 on average, large where it is unusual.
 
-        Of the log-density alone, without the neighbours.
+        Of the log-density alone, without neighbours.
 
         sⱼ = E[log p(Xⱼ | x₋ⱼ)] − log p(xⱼ | x₋ⱼ), by quadrature along each column; for a column without spread, how far
         the value lies below the constant in log-density.
@@ -274,18 +349,47 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
 
 
 def _latents(model: TableDensity, varying: pd.DataFrame) -> np.ndarray:
-    """Latents of the numbers of each row, within what distances can be taken of."""
-    return np.clip(np.nan_to_num(model.latents(varying, centred=True)), -FARTHEST, FARTHEST).astype(np.float32)
+    """Latents of the numbers of each row, (n, D)."""
+    return np.clip(np.nan_to_num(model.latents(varying, centred=True)), -FARTHEST, FARTHEST)
+
+
+def _numbers(model: TableDensity, varying: pd.DataFrame) -> np.ndarray:
+    """The numbers of each row, (n, D)."""
+    return model.schema.encode(varying)[:, len(model.schema.levels) :]
+
+
+def _placed(rows: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Rows from their columns' means, in units of deviations, within what distances can be taken of."""
+    return np.clip((rows - place[0]) / place[1], -FARTHEST, FARTHEST).astype(np.float32)
+
+
+def _usual(view: np.ndarray, percent: float = LOWER) -> tuple[float, float]:
+    """Median of a view of unseen rows, and its unit: how far that percentile lies below."""
+    finite = view[np.isfinite(view)]
+    if not len(finite):
+        return 0.0, 1.0
+    median = float(np.median(finite))
+    unit = median - float(np.percentile(finite, percent))
+    if unit < LEAST:  # most rows are alike: how far they lie below in the mean
+        unit = float(np.maximum(median - finite, 0.0).mean())
+    return median, unit if unit >= LEAST else 1.0
+
+
+def _least(views: list[np.ndarray], usual: np.ndarray) -> np.ndarray:
+    """The score of each row: its least view, from the median in its unit."""
+    return np.min([(v - median) / unit for v, (median, unit) in zip(views, usual, strict=True)], axis=0)
 
 
 def _unseen(scores: np.ndarray, folds: list[np.ndarray], rho: float) -> np.ndarray:
     """Scores that rows would have by all flows if none had seen them, from those by each flow, shape (rows, flows).
 
     A row is unseen by one flow of K. The mean of K unseen scores has (1 + (K − 1) ρ) / K of the variance of one, with ρ
-    the correlation of two flows at a row that is new to both.
+    the correlation of two flows at a row that is new to both. Scores of −∞ stay so, and count in no mean.
     """
-    own = np.empty(len(scores))
+    own, levels = np.empty(len(scores)), []
     for k, fold in enumerate(folds):
-        own[fold] = scores[fold, k] - scores[fold, k].mean()
-    level = np.mean([scores[fold, k].mean() for k, fold in enumerate(folds)])
-    return level + own * ((1 + (len(folds) - 1) * rho) / len(folds)) ** 0.5
+        unseen = scores[fold, k]
+        finite = unseen[np.isfinite(unseen)]
+        levels.append(finite.mean() if len(finite) else 0.0)
+        own[fold] = unseen - levels[-1]
+    return np.mean(levels) + own * ((1 + (len(folds) - 1) * rho) / len(folds)) ** 0.5

@@ -136,7 +136,8 @@ def ctc_alignment_loss(attention: Tensor, letters: Tensor, frames: Tensor, blank
     """
     check_letters(letters, frames, "ctc_alignment_loss")
     n, _, most = attention.shape
-    scores = F.pad(attention, (1, 0), value=blank).log_softmax(-1).transpose(0, 1)
+    possible = attention.clamp_min(IMPOSSIBLE)  # an infinity has no gradient
+    scores = F.pad(possible, (1, 0), value=blank).log_softmax(-1).transpose(0, 1)
     each = torch.arange(1, most + 1, device=attention.device).expand(n, most)
     return F.ctc_loss(scores, each, frames, letters, reduction="none") / letters
 

@@ -59,7 +59,7 @@ class Mel(NamedTuple):
 
         Frames are centred at multiples of the hop, so that f of them last (f − ½) hops.
         """
-        return (frames.cumsum(-1).clamp_max(total).double() - 0.5) * self.hop / self.rate
+        return (frames.cumsum(-1).clamp_max(total).double() - 0.5).clamp_min(0) * self.hop / self.rate
 
 
 def to_mel(audio: Tensor, settings: Mel) -> Tensor:
