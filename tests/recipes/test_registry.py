@@ -9,7 +9,7 @@ import torch
 
 import diffeo
 from diffeo.recipes import registry
-from diffeo.recipes.parts import scalar_maps
+from diffeo.recipes.parts import scalar_map, scalar_maps
 
 
 def test_recipes_say_what_they_model():
@@ -45,6 +45,15 @@ def test_every_scalar_map_has_flows_by_its_name(name, tmp_path):
         assert flow(x).isfinite().all()
     diffeo.save(flow, tmp_path / "flow.safetensors")
     assert torch.equal(diffeo.load(tmp_path / "flow.safetensors")(x), flow(x))
+
+
+def test_looking_for_a_scalar_map_draws_nothing():
+    scalar_maps.cache_clear()
+    torch.manual_seed(0)
+    first = torch.rand(3)
+    torch.manual_seed(0)
+    scalar_map("Affine")
+    assert torch.equal(torch.rand(3), first)
 
 
 def test_unknown_scalar_maps_are_named():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import cache
 from numbers import Integral
 from typing import Any
 
@@ -82,11 +83,13 @@ def scalar_map(name: str, options: Mapping[str, Any] | None = None) -> Univariat
         raise ValueError(f"{name}: {error}") from error
 
 
-def scalar_maps() -> list[str]:
+@cache
+def scalar_maps() -> tuple[str, ...]:
     """Names of the scalar maps with parameters, of the whole line onto itself."""
     found = []
     for name in maps.__all__:
-        made = getattr(maps, name)() if name != "Composed" else None
+        with torch.random.fork_rng(devices=[]):  # some have nets, and asking must not move the weights of what follows
+            made = getattr(maps, name)() if name != "Composed" else None
         if made is not None and made.n_params and is_real(made.domain) and is_real(made.codomain):
             found.append(name)
-    return found
+    return tuple(found)
