@@ -664,7 +664,7 @@ def _told_attention(r: dict[str, Any]) -> str:
     for name, run in r["runs"].items():
         last, far, lead = run["curve"][-1]
         follows = "not" if run["follows"] is None else f"{run['follows']:,}"
-        rows.append([name, follows, f"{last:,}", f"{far:.0f}", f"{lead:.0f}"])
+        rows.append([name, follows, f"{last:,}", f"{far:.0f}", number(round(lead), 0)])
     return f"""\
 **Attention without alignments.** A `flowtron`, `tiny`, on the same sentences,
 at most {r["seconds"] / 60:g} minutes each, that is given no alignment:
