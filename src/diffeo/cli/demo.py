@@ -89,7 +89,7 @@ def _anomalies(table: pd.DataFrame, benign: pd.Series, out: Path) -> None:
     nats = flow.explain(worst).iloc[0].sort_values(ascending=False)
     reasons = ", ".join(f"{name} = {worst[name].iloc[0]:g} ({value:.0f} nats)" for name, value in nats.head(3).items())
     print(f"The most unusual of them, row {worst.index[0] + 1}, because of: {reasons}.")
-    ax = plot_scores(scores, "surprise: minus score (nats)")
+    ax = plot_scores(scores, "surprise: minus score")
     ax.set_title(f"AUROC {found['FlowOutlierDetector']:.3f}", fontsize=10)
     ax.figure.savefig(out / "anomalies.png", dpi=110)
 
