@@ -670,8 +670,8 @@ def _told_attention(r: dict[str, Any]) -> str:
 at most {r["seconds"] / 60:g} minutes each, that is given no alignment:
 the prior keeps attention near the diagonal, the loss (`ctc_alignment_loss`) asks that letters be heard in order. It
 follows the text where boundaries, but for what they lead by in the mean, lie half as far from the truth as those of
-equal shares ({r["equal"]:.0f} ms): attention makes the next frames, and looks ahead. `diffeo speech fit` gives every
-system the durations of forced alignment, which lead by little.
+equal shares ({r["equal"]:.0f} ms). `diffeo speech fit` gives every system the durations of forced alignment, which are
+nearer.
 
 {markdown(["taught by", "follows at step", "steps", "ms from the truth at the end", "lead, ms"], rows)}"""
 
