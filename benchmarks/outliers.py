@@ -282,6 +282,8 @@ def _told_settings(means: dict[tuple[str, str], float], names: list[str], others
     told = "; ".join(f"{_said(setting)} ({times}×)" for setting, times in chosen.most_common())
     of_all = choose(np.stack([grid[name] for name in names]), np.array([best[name] for name in names]))
     cells = [[name, f"{reached[name]:.3f}", f"{best[name]:.3f}", number(reached[name] - best[name])] for name in names]
+    ours = _defaults()
+    same = ": the defaults" if settings[of_all] == ours else f"; the defaults are {_said(ours)}"
     number_of, few = len(names) - 1, ", ".join(map(str, NEIGHBOURS))
     return f"""\
 **Chosen blindly.** The settings for each table are chosen on the other {number_of} alone, among {len(settings)}:
@@ -290,10 +292,18 @@ neighbours and percentiles of {", ".join(map(str, PERCENTS))} as units; of those
 detector on all of these {number_of}, the one with the best mean; where none does, the one whose worst is best. The mean
 is then {mean(reached.values()):.4f}, {number(ahead)} above the best other detector; the worst table is {worst},
 {number(best[worst] - reached[worst])} behind the best there. Chosen were {told}. On all {len(names)} the rule takes
-{_said(settings[of_all])}: the defaults. That a row has three views, of which the least counts, was found on these
-tables too, and no choice on twelve of them can show what that is worth on others.
+{_said(settings[of_all])}{same}. That
+a row has three views, of which the least counts, was found on these tables too, and no choice on twelve of them can
+show what that is worth on others.
 
 {markdown(["table", "FlowOutlierDetector", "best of the others", "difference"], cells)}"""
+
+
+def _defaults() -> tuple:
+    """The setting of the detector as it is."""
+    detector = diffeo.FlowOutlierDetector()
+    fit = detector.blur, detector._options()["layers"], outlier.STEPS[False]
+    return fit, detector.neighbours, outlier.LOWER
 
 
 def _said(setting: tuple) -> str:

@@ -38,7 +38,7 @@ Missing = Annotated[
     typer.Option("--na", help="Text that stands for a missing value; repeat for more.", show_default=False),
 ]
 
-Option = Annotated[
+RecipeOption = Annotated[
     list[str] | None,
     typer.Option(
         help="Argument of the recipe, as layers=3 or univariate=MixtureCDF; repeat for more.", show_default=False

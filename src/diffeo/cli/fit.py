@@ -16,7 +16,7 @@ from diffeo.cli.app import (
     Decimal,
     Header,
     Missing,
-    Option,
+    RecipeOption,
     Separator,
     app,
     checkpoint_of,
@@ -36,7 +36,7 @@ def fit(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write.")] = Path("model.safetensors"),
     recipe: Annotated[str, typer.Option(help="Which flow; `diffeo recipes` lists them.")] = "auto",
-    option: Option = None,
+    option: RecipeOption = None,
     given: Annotated[
         list[str] | None,
         typer.Option(help="Column that the others are conditional on; repeat for more.", show_default=False),

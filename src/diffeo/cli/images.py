@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffeo.cli.app import MODEL, Option, app, checkpoint_of, parse_duration, recipe_options
+from diffeo.cli.app import MODEL, RecipeOption, app, checkpoint_of, parse_duration, recipe_options
 
 images = typer.Typer(
     rich_markup_mode=None,
@@ -43,7 +43,7 @@ def fit(
         ),
     ] = "glow",
     preset: Annotated[str, typer.Option(help="Size of the flow: tiny, small or paper.")] = "small",
-    option: Option = None,
+    option: RecipeOption = None,
     classes_from_folders: Annotated[
         bool, typer.Option("--classes-from-folders", help="The folder of a picture is its class.")
     ] = False,

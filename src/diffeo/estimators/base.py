@@ -179,8 +179,14 @@ class FlowEstimator(BaseEstimator):
         out = np.zeros(len(table))
         if self.model_ is not None:
             out += self._log_density(table.loc[:, self.spread_])
+        peaks = 0.0 if self.mixed_ else PEAK * float((~self.spread_).sum())
+        return out + self._off_constants(table) + peaks
+
+    def _off_constants(self, table: pd.DataFrame) -> np.ndarray:
+        """By how many nats the columns that do not vary lie below their peaks."""
+        out = np.zeros(len(table))
         for j in np.flatnonzero(~self.spread_):
-            out += narrow(table.iloc[:, j], self.constants_[j]) + (0.0 if self.mixed_ else PEAK)
+            out += narrow(table.iloc[:, j], self.constants_[j])
         return out
 
     def _log_density(self, varying: pd.DataFrame) -> np.ndarray:

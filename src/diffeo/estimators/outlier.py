@@ -300,13 +300,6 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
             out += np.mean([self._scores(i, varying) for i in range(len(self.models_))], axis=0)
         return out + self._off_constants(table)
 
-    def _off_constants(self, table: pd.DataFrame) -> np.ndarray:
-        """By how many nats the columns that do not vary lie below their peaks."""
-        out = np.zeros(len(table))
-        for j in np.flatnonzero(~self.spread_):
-            out += narrow(table.iloc[:, j], self.constants_[j])
-        return out
-
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> np.ndarray:
         """1 for inliers, −1 for outliers among the training rows: each by the flow that has not seen it, if any."""
         self.fit(X, y, sample_weight)
