@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import diffeo
-from diffeo.kernels import compiling, native, spline
+from diffeo.kernels import compiling, native, perceptron, process, spline
 from diffeo.testing import perturbed
 
 SMALL = {"layers": 2, "hidden": (16, 16)}
@@ -47,6 +47,29 @@ def test_compiled_flows_agree_with_eager_ones(recipe, features):
     (-again(x, c).mean()).backward()
     for a, b in zip(flow.parameters(), again.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("little", [0, compiling.LITTLE])
+def test_little_work_leaves_threads_to_the_kernels(little, monkeypatch):
+    monkeypatch.setattr(compiling, "LITTLE", little)
+    seen = []
+    monkeypatch.setattr(
+        perceptron,
+        "threads",
+        lambda rows, weights: seen.append((torch.get_num_threads(), process.lowered.threads)) or 1,
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        flow = diffeo.realnvp(3, **SMALL)
+        flow.compile()
+        flow(torch.randn(8, 3)).sum().backward()
+        assert set(seen) == {(1, 2) if little else (2, 2)}
+        assert len(seen) >= 4  # two layers, there and back
+        assert (torch.get_num_threads(), process.lowered.threads) == (2, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow

@@ -40,16 +40,68 @@ os.waitpid(child, 0)
 """
 
 
-def run(**environment):
+# scikit-learn brings an OpenMP library of its own, here before PyTorch's
+LOWERED = """
+from sklearn.cluster import KMeans
+import threading, torch, diffeo
+from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
+from diffeo.kernels.process import lowered, one_thread, openmp, waiting, _Team
+
+_openmp_effective_n_threads()
+a, seen = torch.randn(64, 64), []
+there = lambda: (torch.get_num_threads(), lowered.threads)
+def elsewhere():
+    "What another thread of Python meets, which first uses PyTorch now."
+    thread = threading.Thread(target=lambda: seen.append(there()))
+    thread.start()
+    thread.join()
+
+torch.set_num_threads(3)
+print(openmp().startswith(torch.__path__[0]))
+with lowered:
+    elsewhere()
+    with one_thread():
+        print(there())
+    print(there(), seen)
+print(there())
+lowered.begin()  # as before a backward pass that fails
+with lowered:
+    print(there())
+print(there())
+
+flow = diffeo.realnvp(2, layers=1, hidden=[8])
+optimizer = torch.optim.Adam(flow.parameters())
+optimizer.register_step_pre_hook(lambda *_: seen.append(there()))
+def step():
+    flow(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+    return seen.pop(), there()
+
+team = _Team()
+print(step())
+team.end()
+print(step())
+"""
+
+
+def run(code, **environment):
     plain = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")}
     done = subprocess.run(
-        [sys.executable, "-u", "-c", CODE], capture_output=True, text=True, env={**plain, **environment}, check=True
+        [sys.executable, "-u", "-c", code], capture_output=True, text=True, env={**plain, **environment}, check=True
     )
     return done.stdout.split("\n")[:-1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the threads of GNU's OpenMP library")
+def test_one_thread_of_python_is_lowered_for_a_while_and_no_other():
+    full, alone = "(3, 3)", "(1, 1)"
+    assert run(LOWERED) == [
+        "True", alone, f"(1, 3) [{full}]", full, "(1, 3)", full, f"((1, 3), {full})", f"({full}, {full})",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the threads of GNU's OpenMP library")
 def test_threads_sleep_beside_others_and_what_the_user_says_counts():
     asleep = [0, 0, 0, 0, *[0] * (WANTED - 1), 1, *[1] * (QUIET - 1), 0]
-    assert run() == [f"{asleep} {[1 + a for a in asleep]}", "True", "False"]
-    assert run(OMP_WAIT_POLICY="active") == [f"{[0] * len(asleep)} {[1] * len(asleep)}", "True", "False"]
+    assert run(CODE) == [f"{asleep} {[1 + a for a in asleep]}", "True", "False"]
+    assert run(CODE, OMP_WAIT_POLICY="active") == [f"{[0] * len(asleep)} {[1] * len(asleep)}", "True", "False"]

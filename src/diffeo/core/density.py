@@ -85,9 +85,9 @@ class Density(nn.Module, ABC):
 
         The log-density becomes one compiled function; so does sampling, but for autoregressive directions, where the
         run of a layer is compiled, or, with more than 8 features, a block of its steps. The first call of each takes
-        seconds to two minutes (less once Inductor's cache on disk is warm), other batch sizes none. Copies and saved
-        files are not compiled. Without a C++ compiler nothing happens, and the log says so. Compile again after
-        changing the structure of the flow.
+        seconds to two minutes (less once Inductor's cache on disk is warm), and so does the first far larger batch;
+        other batch sizes take none. Copies and saved files are not compiled. Without a C++ compiler nothing happens,
+        and the log says so. Compile again after changing the structure of the flow.
         """
         self.compile_log_prob()
         for part in self.modules():

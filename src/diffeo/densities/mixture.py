@@ -21,6 +21,7 @@ from diffeo.functional import (
     real_rows,
     soft_clip,
 )
+from diffeo.kernels.layout import linear
 from diffeo.solvers.mixtures import FEW, gaussian_mixture
 
 EM_ROWS = 20_000  # rows that expectation–maximisation sees at most
@@ -78,8 +79,10 @@ class GaussianMixture(Density):
         check_event(x, self.event, "GaussianMixture")
         factors, log_diagonal = self._factors()
         u = (x - self.center) / self.scale
+        # A (u − m) as A u − A m: one product for all components, whose error is that of rounding u
+        shift = (factors * self.means.unsqueeze(-2)).sum(-1)
         with full_precision(x):
-            z = torch.einsum("kij,...kj->...ki", factors, u.unsqueeze(-2) - self.means)
+            z = linear(u, factors.flatten(0, 1), -shift.flatten()).unflatten(-1, self.means.shape)
         log_norm = log_diagonal.sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi) - self.scale.log().sum()
         log_p = torch.logsumexp(self.logits.log_softmax(0) + log_norm - 0.5 * (z * z).sum(-1), -1)
         mask = context_mask(context)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from diffeo.kernels import native
 from diffeo.kernels.private import has_hooks, mark_sizes
-from diffeo.kernels.process import prepare
+from diffeo.kernels.process import lowered, prepare
 
 # what only other code would change, and costs small models a tenth of a call to check each time
 CODE = {
@@ -41,6 +41,7 @@ OPTIONS: dict[str, Any] = {
     "guard_filter_fn": _may_change,
     "cpp.min_chunk_size": 1 << 14,  # steps of a loop that are worth another thread, which may have to be woken
 }
+LITTLE = 1 << 27  # rows times weights, up to which only the kernels of diffeo run on more than one thread
 _BOOKKEEPING = vars(nn.Module())
 
 
@@ -53,11 +54,12 @@ def has_compiler() -> bool:
     return False
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], weights: int | None = None) -> Callable[..., Any]:
     """The function compiled, or as it is where there is no compiler.
 
-    The leading dim of every tensor may change from call to call without compiling again. Compiled kernels are kept on
-    disk by Inductor (`TORCHINDUCTOR_CACHE_DIR`), so that the next process starts faster.
+    The leading dim of every tensor may change from call to call without compiling again, but that little work (rows of
+    the first tensor times `weights`, where that is given) is compiled for one thread, and much for all. Compiled
+    kernels are kept on disk by Inductor (`TORCHINDUCTOR_CACHE_DIR`), so that the next process starts faster.
     """
     if not has_compiler():
         return function
@@ -72,14 +74,36 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             for t in arg.values() if isinstance(arg, Mapping) else (arg,):  # pyright: ignore[reportUnknownVariableType]
                 if isinstance(t, Tensor) and t.ndim > 1:
                     mark_sizes(t, 0)
-        return run(*args, **kwargs)
+        if weights is None or not _is_little(next(iter((*args, *kwargs.values())), None), weights):
+            return run(*args, **kwargs)
+        with lowered:
+            out = run(*args, **kwargs)
+        for node in {t.grad_fn for t in (out if isinstance(out, tuple) else (out,)) if t.grad_fn is not None}:
+            node.register_prehook(_begin)
+            node.register_hook(_end)
+        return out
 
     return marked
 
 
+def _is_little(x: Any, weights: int) -> bool:
+    """Whether a second thread would be waited for longer than it helps, but in kernels that choose their own number."""
+    return isinstance(x, Tensor) and x.is_cpu and x.ndim > 1 and x.numel() // max(1, x.shape[-1]) * weights <= LITTLE
+
+
+def _begin(_: Any) -> None:
+    """Before a backward pass: on one thread."""
+    lowered.begin()
+
+
+def _end(*_: Any) -> None:
+    lowered.end()
+
+
 def compile_method(module: nn.Module, name: str) -> None:
     """Compile a method of this module, in place: `module.name` is the compiled one, until it is copied or pickled."""
-    setattr(module, name, compiled(getattr(type(module), name).__get__(module)))
+    weights = sum(p.numel() for p in module.parameters())
+    setattr(module, name, compiled(getattr(type(module), name).__get__(module), weights))
 
 
 class Region:

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from diffeo.functional import precise
 from diffeo.kernels.private import apply_directly
 
 NARROW = 16  # columns below which a product is laid out for its long sides
@@ -121,6 +123,26 @@ def scalar_params(x: Tensor, weight: Tensor, bias: Tensor, n_params: int) -> Ten
     out = _plus(by_plane.reshape(-1, weight.shape[1]) @ rows.T, bias)
     params = out.unflatten(0, (n_params, -1)).permute(2, 1, 0)
     return params.unflatten(0, x.shape[:-1]) if x.ndim > 1 else params.squeeze(0)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x Wᵀ + b, under a compiler laid out as scalar maps run."""
+    if not torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    return scalar_params(x, weight, bias, 1).squeeze(-1)
+
+
+def solve_rows(triangle: Tensor, rows: Tensor, upper: bool, unitriangular: bool = False) -> Tensor:
+    """T⁻¹ r for rows r of any batch shape, in at least float32.
+
+    Solved from the right, r T⁻ᵀ: rows whose batch is innermost in memory, as scalar maps want them, are then taken and
+    given without a copy, in a third to two thirds of the time.
+    """
+    flat = precise(rows).reshape(-1, rows.shape[-1])
+    found: Tensor = torch.linalg.solve_triangular(
+        precise(triangle).mT, flat, upper=not upper, left=False, unitriangular=unitriangular
+    )
+    return found.reshape(rows.shape)
 
 
 def _plus(out: Tensor, bias: Tensor) -> Tensor:

@@ -82,14 +82,24 @@ static void activate(long M, long N, const real *x, real *y, long s) {
   }
 }
 
-/* g times the derivative at x, in place */
-static void pull(long M, long N, const real *x, real *g, long s) {
+/* the activation and its derivative at x in one go, since both come of the same exponential */
+static void activate_both(long M, long N, const real *x, real *y, real *d, long s) {
   for (long m = 0; m < M; m++) {
 #ifdef _OPENMP
 #pragma omp simd
 #endif
-    for (long n = 0; n < N; n++) g[m * s + n] *= slope(x[m * s + n]);
+    for (long n = 0; n < N; n++) {
+      const real at = x[m * s + n];
+      y[m * s + n] = value(at);
+      d[m * s + n] = slope(at);
+    }
   }
+}
+
+/* g times d, in place */
+static void scale(long M, long N, const real *d, real *g, long s) {
+  for (long m = 0; m < M; m++)
+    for (long n = 0; n < N; n++) g[m * s + n] *= d[m * s + n];
 }
 
 /* where all rows of output o lie: first those of output 0, `planes`, 2 `planes`, … */
@@ -246,7 +256,7 @@ static real *make_backward_room(long rows, int L, Layer *layers, long *block, lo
   for (int l = 0; l < L; l++) *widest = max_of(*widest, layers[l].inputs);
   *block = block_rows(rows, *widest);
   const long packs = lay_out(layers, L, 1, 0);
-  real *at = memory(packs + 3 * *block * stride(*widest) + (*block + T) * W);
+  real *at = memory(packs + 4 * *block * stride(*widest) + (*block + T) * W);
   if (!at) return 0;
   lay_out(layers, L, 1, at);
   for (int l = 0; l < L; l++) pack_backward(layers + l);
@@ -258,7 +268,8 @@ static void backward_part(long rows, long begin, long end, int L, const Layer *l
                           long planes, real *g, long block, long widest, real *g_x, real *const *g_weights,
                           real *const *g_biases) {
   const long outputs = layers[L - 1].outputs, s = stride(widest);
-  real *next = g + block * s, *h = next + block * s, *strip = h + block * s, *sums = strip + block * W;
+  real *next = g + block * s, *h = next + block * s, *d = h + block * s, *strip = d + block * s;
+  real *sums = strip + block * W;
   for (long row = begin; row < end; row += block) {
     const long M = min_of(block, end - row);
     for (long m0 = 0; m0 < M; m0 += LINE)
@@ -269,9 +280,8 @@ static void backward_part(long rows, long begin, long end, int L, const Layer *l
     for (int l = L - 1; l >= 0; l--) {
       const Layer *layer = layers + l;
       const long as = stride(layer->outputs), hs = stride(layer->inputs);
-      const real *z = l ? layers[l - 1].inner + row * hs : 0;
       if (l)
-        activate(M, round_up(layer->inputs, V), z, h, hs);
+        activate_both(M, round_up(layer->inputs, V), layers[l - 1].inner + row * hs, h, d, hs);
       else
         copy_rows(row, M, layer->inputs, in, h);
       for (long n = 0; n < layer->inputs; n += W) {
@@ -293,7 +303,7 @@ static void backward_part(long rows, long begin, long end, int L, const Layer *l
       for (long m = 0; m < M; m++)
         for (long o = 0; o < layer->outputs; o++) g_biases[l][o] += g[m * as + o];
       if (l)
-        pull(M, round_up(layer->inputs, V), z, next, hs);
+        scale(M, round_up(layer->inputs, V), d, next, hs);
       else
         for (long m0 = 0; m0 < M; m0 += LINE)
           for (long n = 0; n < layer->inputs; n++) {

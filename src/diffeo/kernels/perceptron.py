@@ -27,13 +27,13 @@ from diffeo.kernels.private import has_hooks, mark_constant
 WIDEST = 512  # inputs of a layer; far wider ones are for libraries of matrix products
 SHARE = 64  # rows for which another thread pays, and
 WORK = 1 << 20  # products, since tiny ones are done before it has woken
-LEAST = 16  # weights of a layer alone, fewer than which are not worth the call
 SHARES = 3  # of the rows of a backward pass, for each thread: one that is held up does fewer
 # value and slope at x; a NaN stays one
 ACTIVATIONS = {
     "relu": ("x < 0 ? 0 : x", "x > 0"),
     "leaky": ("x < 0 ? x * (real){0} : x", "x > 0 ? 1 : (real){0}"),
-    "silu": ("x / (1 + FN(exp)(-x))", "(1 + x * (1 - 1 / (1 + FN(exp)(-x)))) / (1 + FN(exp)(-x))"),
+    # both of one sigmoid, which the compiler sees
+    "silu": ("x * (1 / (1 + FN(exp)(-x)))", "(1 / (1 + FN(exp)(-x))) * (1 + x * (1 - 1 / (1 + FN(exp)(-x))))"),
 }
 _POINTER = ctypes.c_void_p
 # of a perceptron in C
@@ -130,14 +130,6 @@ def run(whole: Perceptron, planes: int = 1) -> Tensor:
     return params.unflatten(0, x.shape[:-1]) if x.ndim > 1 else params.squeeze(0)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """b + W x: a perceptron of one layer, whose few products are not worth the threads that libraries wake for them."""
-    whole = Perceptron("relu", x, [weight], [bias])
-    if weight.numel() < LEAST or not (may_run(x) and fits(whole)):
-        return F.linear(x, weight, bias)
-    return run(whole).squeeze(-1)
-
-
 # not `torch.library.custom_op`, which checks every call for aliases
 _LIBRARY = torch.library.Library("diffeo", "FRAGMENT")
 _LAYERS = "Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] bounds"
@@ -190,7 +182,7 @@ def _run_backward(
     sizes = find_sizes(name, x.dtype, weights)
     rows, count = x.shape[0], threads(x.shape[0], sizes.total)
     # as many as if no thread slept, so that a busy machine changes no rounding
-    awake = min(torch.get_num_threads(), rows // SHARE, rows * sizes.total // WORK)
+    awake = min(process.lowered.threads, rows // SHARE, rows * sizes.total // WORK)
     shares = 1 if awake <= 1 else min(SHARES * awake, rows // SHARE)
     g_x, g_layers = x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(sizes.total)
     sums = x.new_empty((shares - 1) * sizes.total)  # of the other shares

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 if sys.platform == "linux":
     import resource
@@ -36,21 +39,77 @@ def prepare() -> None:
         waiting.look()
 
 
+class Lowered(threading.local):
+    """Whether what this thread of Python asks of PyTorch runs on it alone, for a while.
+
+    `torch.set_num_threads` is for the whole process, and a thread that first uses PyTorch meanwhile would keep the
+    number for good; this is for one thread. Nothing happens where OpenMP is not that of GNU.
+    """
+
+    def __init__(self) -> None:
+        self._full: int | None = None  # threads outside of all blocks, while inside one
+        self._blocks = 0
+        self._own: int | None = None
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are for kernels of diffeo, which choose by themselves how many of them to use."""
+        return self._own or self._full or torch.get_num_threads()
+
+    def __enter__(self) -> None:
+        """A block inside of which PyTorch runs on one thread."""
+        self.begin()
+        self._blocks += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._blocks -= 1
+        self.end()
+
+    @contextmanager
+    def kernels_too(self) -> Iterator[None]:
+        """A block inside of which kernels of diffeo run on one thread, too."""
+        before, self._own = self._own, 1
+        try:
+            with self:
+                yield
+        finally:
+            self._own = before
+
+    def begin(self) -> None:
+        """Start without a block. If the end never comes, as in a backward pass that fails, the next one's will do."""
+        if self._full is None and _setters():
+            self._full = torch.get_num_threads()
+            for setter in _setters():
+                setter(1)
+
+    def end(self) -> None:
+        """Back to as many threads as before, unless inside a block."""
+        if self._full is not None and self._blocks == 0:
+            omp, *local = _setters()
+            omp(self._full)
+            for setter in local:
+                setter(0)  # what the process is set to
+            self._full = None
+
+
+lowered = Lowered()
+
+
 @contextmanager
 def one_thread(use: bool = True) -> Iterator[None]:
-    """Inside, PyTorch runs on the calling thread alone.
-
-    A thread of Python that first uses PyTorch meanwhile takes the number over for good, so blocks are to be short.
-    """
+    """Inside, PyTorch and all kernels run on the calling thread alone."""
     before = torch.get_num_threads()
-    if not use or before == 1:
+    if not use or lowered.threads == 1:
         yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    elif _setters():
+        with lowered.kernels_too():
+            yield
+    else:  # other libraries of threads, for the whole process
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 @cache
@@ -118,9 +177,16 @@ class Waiting:
 
 
 class _Team:
-    """As many threads as PyTorch uses, asleep until the `end`."""
+    """As many threads as PyTorch uses, asleep until the `end`.
+
+    Meanwhile optimisers step on one thread: fused ones meet in the end of every parameter, however small.
+    """
 
     def __init__(self) -> None:
+        self._hooks = [
+            register_optimizer_step_pre_hook(lambda *_: lowered.begin()),
+            register_optimizer_step_post_hook(lambda *_: lowered.end()),
+        ]
         made, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._sleep, args=(made,), name="diffeo-asleep", daemon=True)
         self._thread.start()
@@ -132,6 +198,8 @@ class _Team:
         self._ended.wait()
 
     def end(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
         self._ended.set()
         self._thread.join()
 
@@ -143,18 +211,55 @@ if hasattr(os, "register_at_fork"):
 
 def threads(worth: int) -> int:
     """How many threads to run on, where work is worth that of so many that are awake."""
-    return max(1, min(torch.get_num_threads(), worth // RELUCTANT if waiting.asleep else worth))
+    return max(1, min(lowered.threads, worth // RELUCTANT if waiting.asleep else worth))
 
 
 def openmp() -> str | None:
-    """The OpenMP library of GNU that PyTorch has loaded, so that C shares its threads; None for none, or another."""
-    if sys.platform != "linux":
+    """The OpenMP library of GNU that PyTorch uses, so that C shares its threads; None for none, or another.
+
+    Other packages bring one of their own, as scikit-learn does, whose threads would want the same cores as PyTorch's.
+    """
+    maps, pytorch = _maps(), _pytorch()
+    if pytorch is None:
         return None
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
+        there = ctypes.cast(pytorch.omp_get_max_threads, ctypes.c_void_p).value or 0
+    except AttributeError:
         return None
-    return next((line.split()[-1] for line in lines if "/libgomp" in line), None)
+    return next((path for path, begin, end in maps if begin <= there < end and "/libgomp" in path), None)
+
+
+@cache
+def _pytorch() -> ctypes.CDLL | None:
+    """PyTorch's own library, and what it depends on."""
+    path = next((path for path, _, _ in _maps() if "/libtorch_cpu" in path), None)
+    return None if path is None else ctypes.CDLL(path)
+
+
+def _maps() -> list[tuple[str, int, int]]:
+    """The files that this process has in memory, and from where to where."""
+    if sys.platform != "linux":
+        return []
+    try:
+        lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    except OSError:
+        return []
+    ranges = [(line[5], *line[0].split("-")) for line in lines if len(line) > 5]
+    return [(path, int(begin, 16), int(end, 16)) for path, begin, end in ranges]
+
+
+@cache
+def _setters() -> list[Callable[[int], Any]]:
+    """What sets the number of threads of the thread that calls it: of OpenMP, and of MKL, which may have its own."""
+    pytorch = _pytorch()
+    if pytorch is None or openmp() is None:
+        return []
+    functions: list[Any] = [pytorch.omp_set_num_threads]
+    if hasattr(pytorch, "MKL_Set_Num_Threads_Local"):  # not in builds for other processors
+        functions.append(pytorch.MKL_Set_Num_Threads_Local)
+    for function in functions:
+        function.argtypes = [ctypes.c_int]
+    return functions
 
 
 @cache

@@ -18,11 +18,10 @@ from diffeo.functional import (
     full_precision,
     keep_rows,
     positive,
-    precise,
     soft_clip,
     sum_event,
 )
-from diffeo.kernels.perceptron import linear
+from diffeo.kernels.layout import linear, solve_rows
 from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.univariate import Affine
 
@@ -69,10 +68,9 @@ class LULinear(Transform):
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "LULinear")
         lower, upper, log_scale = self._factors(z.dtype)
-        rows = precise(z - self.bias.to(z.dtype)).reshape(-1, z.shape[-1]).T
         with full_precision(z):
-            y = torch.linalg.solve_triangular(precise(lower), rows, upper=False, unitriangular=True)
-            x = torch.linalg.solve_triangular(precise(upper), y, upper=True).T.reshape(z.shape).to(z.dtype)
+            y = solve_rows(lower, z - self.bias.to(z.dtype), upper=False, unitriangular=True)
+            x = solve_rows(upper, y, upper=True).to(z.dtype)
         return _rows_kept(z, x, -sum_event(log_scale, 1), context)
 
     def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,9 +121,8 @@ class TriangularLinear(Transform):
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "TriangularLinear")
         matrix, log_scale = self._matrix(z.dtype)
-        rows = precise(z - self.bias.to(z.dtype)).reshape(-1, z.shape[-1]).T
         with full_precision(z):
-            x = torch.linalg.solve_triangular(precise(matrix), rows, upper=self.upper).T.reshape(z.shape).to(z.dtype)
+            x = solve_rows(matrix, z - self.bias.to(z.dtype), upper=self.upper).to(z.dtype)
         return _rows_kept(z, x, -sum_event(log_scale, 1), context)
 
     def _matrix(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

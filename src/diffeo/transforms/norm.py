@@ -17,11 +17,11 @@ from diffeo.functional import (
     check_event,
     full_precision,
     keep_scaled,
-    precise,
     quartiles,
     real_rows,
     sum_event,
 )
+from diffeo.kernels.layout import solve_rows
 from diffeo.transforms.linear import _rows_kept
 
 NORMAL_QUARTILES = 1.3489795003921634  # from the first quartile of a standard normal to the third
@@ -181,10 +181,9 @@ class Whiten(Transform):
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Whiten")
-        rows = ((x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)).reshape(-1, x.shape[-1])
+        centered = (x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)
         with full_precision(x):
-            z = torch.linalg.solve_triangular(precise(self.factor.to(x.dtype)), precise(rows).T, upper=False).T
-            z = z.reshape(x.shape).to(x.dtype)
+            z = solve_rows(self.factor.to(x.dtype), centered, upper=False).to(x.dtype)
         return _rows_kept(x, z, -self._log_volume(x.dtype), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
