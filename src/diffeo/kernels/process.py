@@ -27,6 +27,7 @@ LONGEST = 4 * WINDOW  # more work than this since the last look was no steps but
 # threads wait. A program that sends small requests here and wakes for each answer takes a core hundreds of times in a
 # window now and then, but not in two.
 PREEMPTED = 100
+RESTED = 30  # fewer than this and the machine is quiet again: what runs on one thread is taken off its core 60 times
 WANTED = 2  # windows in a row after which threads sleep
 RELUCTANT = 32  # times the work that a thread has to be worth otherwise while waiting threads sleep: it has to be woken
 QUIET = 2  # quiet windows in a row after which threads stay awake again
@@ -158,7 +159,7 @@ class Waiting:
         if worked < WINDOW or not self._lock.acquire(blocking=False):
             return
         try:
-            wanted = usage.ru_nivcsw - self._switches > PREEMPTED * worked
+            wanted = usage.ru_nivcsw - self._switches > (RESTED if self.asleep else PREEMPTED) * worked
             self._switches, self._worked = usage.ru_nivcsw, self._worked + worked
             if worked > LONGEST:
                 return
