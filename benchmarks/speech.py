@@ -42,6 +42,7 @@ WORDS = {
     "prepositions": "over under near behind through without above beside",
 }
 SENTENCES, HELD = 360, 60
+GUIDED = 1560  # sentences from which attention learns to align by itself, which 300 are too few for
 TAKES = 16  # of each word, each at a pitch and a pace of its own
 PITCH, PACE = (45, 99), (110, 260)  # as espeak-ng counts them, and words a minute
 STYLED = 4  # the clips of one style are a quarter of all
@@ -82,12 +83,12 @@ def sentences(count: int) -> list[str]:
     return list(found)
 
 
-def espeak_corpus() -> tuple[tools.Mel, list[Tensor], list[Tensor], list[Tensor], int]:
+def espeak_corpus(count: int = SENTENCES) -> tuple[tools.Mel, list[Tensor], list[Tensor], list[Tensor], int]:
     """Spectrograms, texts as phonemes, and the true times in seconds at which phonemes begin, all but the first."""
     import soxr
 
     settings, mels, names, begins = tools.Mel.of(16000), [], [], []
-    for text in sentences(SENTENCES):
+    for text in sentences(count):
         said = tools.speak(text)
         audio = torch.from_numpy(soxr.resample(said.audio.numpy(), said.rate, settings.rate))
         mels.append(tools.to_mel(audio, settings))
@@ -237,8 +238,8 @@ def attention(seconds: float) -> dict[str, Any]:
     No alignment is given. It follows where boundaries of held-out phonemes, by the likeliest path through the
     attention, less what they lead by in the mean, lie half as far from the truth as those of equal shares.
     """
-    settings, mels, texts, begins, symbols = espeak_corpus()
-    held, train = list(range(WATCHED)), list(range(HELD, SENTENCES))
+    settings, mels, texts, begins, symbols = espeak_corpus(GUIDED)
+    held, train = list(range(WATCHED)), list(range(HELD, GUIDED))
 
     def of(index: list[int]) -> tools.Spoken:
         return tools.Spoken([mels[i] for i in index], [texts[i] for i in index])
