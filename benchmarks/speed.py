@@ -17,6 +17,7 @@ repetitions. Writes benchmarks/results/speed.json after every configuration (spe
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import statistics
@@ -250,7 +251,7 @@ def _medians(run: dict[str, Any], operation: str) -> dict[str, float]:
 
 def _fastest(medians: dict[str, float]) -> float:
     """Of the peers."""
-    return min(ms for library, ms in medians.items() if library in PEERS)
+    return min((ms for library, ms in medians.items() if library in PEERS), default=math.nan)
 
 
 def _processor() -> str:
