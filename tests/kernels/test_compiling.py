@@ -57,7 +57,7 @@ def test_little_work_leaves_threads_to_the_kernels(little, monkeypatch):
     monkeypatch.setattr(
         perceptron,
         "threads",
-        lambda rows, weights: seen.append((torch.get_num_threads(), process.lowered.threads)) or 1,
+        lambda rows, weights: seen.append((torch.get_num_threads(), process.thread_limit.threads)) or 1,
     )
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -67,7 +67,7 @@ def test_little_work_leaves_threads_to_the_kernels(little, monkeypatch):
         flow(torch.randn(8, 3)).sum().backward()
         assert set(seen) == {(1, 2) if little else (2, 2)}
         assert len(seen) >= 4  # two layers, there and back
-        assert (torch.get_num_threads(), process.lowered.threads) == (2, 2)
+        assert (torch.get_num_threads(), process.thread_limit.threads) == (2, 2)
     finally:
         torch.set_num_threads(before)
 

@@ -45,11 +45,11 @@ LOWERED = """
 from sklearn.cluster import KMeans
 import threading, torch, diffeo
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
-from diffeo.kernels.process import lowered, one_thread, openmp, waiting, _Team
+from diffeo.kernels.process import thread_limit, one_thread, openmp, waiting, _Team
 
 _openmp_effective_n_threads()
 a, seen = torch.randn(64, 64), []
-there = lambda: (torch.get_num_threads(), lowered.threads)
+there = lambda: (torch.get_num_threads(), thread_limit.threads)
 def elsewhere():
     "What another thread of Python meets, which first uses PyTorch now."
     thread = threading.Thread(target=lambda: seen.append(there()))
@@ -58,14 +58,14 @@ def elsewhere():
 
 torch.set_num_threads(3)
 print(openmp().startswith(torch.__path__[0]))
-with lowered:
+with thread_limit:
     elsewhere()
     with one_thread():
         print(there())
     print(there(), seen)
 print(there())
-lowered.begin()  # as before a backward pass that fails
-with lowered:
+thread_limit.begin()  # as before a backward pass that fails
+with thread_limit:
     print(there())
 print(there())
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from diffeo.kernels import native
 from diffeo.kernels.private import has_hooks, mark_sizes
-from diffeo.kernels.process import lowered, prepare
+from diffeo.kernels.process import prepare, thread_limit
 
 # what only other code would change, and costs small models a tenth of a call to check each time
 CODE = {
@@ -76,11 +76,11 @@ def compiled(function: Callable[..., Any], weights: int | None = None) -> Callab
                     mark_sizes(t, 0)
         if weights is None or not _is_little(next(iter((*args, *kwargs.values())), None), weights):
             return run(*args, **kwargs)
-        with lowered:
+        with thread_limit:
             out = run(*args, **kwargs)
         for node in {t.grad_fn for t in (out if isinstance(out, tuple) else (out,)) if t.grad_fn is not None}:
-            node.register_prehook(_begin)
-            node.register_hook(_end)
+            node.register_prehook(thread_limit.begin)
+            node.register_hook(thread_limit.end)
         return out
 
     return marked
@@ -89,15 +89,6 @@ def compiled(function: Callable[..., Any], weights: int | None = None) -> Callab
 def _is_little(x: Any, weights: int) -> bool:
     """Whether a second thread would be waited for longer than it helps, but in kernels that choose their own number."""
     return isinstance(x, Tensor) and x.is_cpu and x.ndim > 1 and x.numel() // max(1, x.shape[-1]) * weights <= LITTLE
-
-
-def _begin(_: Any) -> None:
-    """Before a backward pass: on one thread."""
-    lowered.begin()
-
-
-def _end(*_: Any) -> None:
-    lowered.end()
 
 
 def compile_method(module: nn.Module, name: str) -> None:

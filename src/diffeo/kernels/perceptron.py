@@ -182,7 +182,7 @@ def _run_backward(
     sizes = find_sizes(name, x.dtype, weights)
     rows, count = x.shape[0], threads(x.shape[0], sizes.total)
     # as many as if no thread slept, so that a busy machine changes no rounding
-    awake = min(process.lowered.threads, rows // SHARE, rows * sizes.total // WORK)
+    awake = min(process.thread_limit.threads, rows // SHARE, rows * sizes.total // WORK)
     shares = 1 if awake <= 1 else min(SHARES * awake, rows // SHARE)
     g_x, g_layers = x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(sizes.total)
     sums = x.new_empty((shares - 1) * sizes.total)  # of the other shares

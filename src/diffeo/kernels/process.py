@@ -40,8 +40,8 @@ def prepare() -> None:
         waiting.look()
 
 
-class Lowered(threading.local):
-    """Whether what this thread of Python asks of PyTorch runs on it alone, for a while.
+class ThreadLimit(threading.local):
+    """Lets what this thread of Python asks of PyTorch run on it alone, for a while.
 
     `torch.set_num_threads` is for the whole process, and a thread that first uses PyTorch meanwhile would keep the
     number for good; this is for one thread. Nothing happens where OpenMP is not that of GNU.
@@ -76,15 +76,15 @@ class Lowered(threading.local):
         finally:
             self._own = before
 
-    def begin(self) -> None:
-        """Start without a block. If the end never comes, as in a backward pass that fails, the next one's will do."""
+    def begin(self, *_: object) -> None:
+        """Start without a block, as a hook; if its end never comes, as after a failed backward pass, the next one does."""
         if self._full is None and _setters():
             self._full = torch.get_num_threads()
             for setter in _setters():
                 setter(1)
 
-    def end(self) -> None:
-        """Back to as many threads as before, unless inside a block."""
+    def end(self, *_: object) -> None:
+        """Back to as many threads as before, unless inside a block; as a hook."""
         if self._full is not None and self._blocks == 0:
             omp, *local = _setters()
             omp(self._full)
@@ -93,17 +93,17 @@ class Lowered(threading.local):
             self._full = None
 
 
-lowered = Lowered()
+thread_limit = ThreadLimit()
 
 
 @contextmanager
 def one_thread(use: bool = True) -> Iterator[None]:
     """Inside, PyTorch and all kernels run on the calling thread alone."""
     before = torch.get_num_threads()
-    if not use or lowered.threads == 1:
+    if not use or thread_limit.threads == 1:
         yield
     elif _setters():
-        with lowered.kernels_too():
+        with thread_limit.kernels_too():
             yield
     else:  # other libraries of threads, for the whole process
         torch.set_num_threads(1)
@@ -180,13 +180,13 @@ class Waiting:
 class _Team:
     """As many threads as PyTorch uses, asleep until the `end`.
 
-    Meanwhile optimisers step on one thread: fused ones meet in the end of every parameter, however small.
+    Meanwhile optimisers step on one thread: threads of fused ones meet after every parameter, however small.
     """
 
     def __init__(self) -> None:
         self._hooks = [
-            register_optimizer_step_pre_hook(lambda *_: lowered.begin()),
-            register_optimizer_step_post_hook(lambda *_: lowered.end()),
+            register_optimizer_step_pre_hook(thread_limit.begin),
+            register_optimizer_step_post_hook(thread_limit.end),
         ]
         made, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._sleep, args=(made,), name="diffeo-asleep", daemon=True)
@@ -212,7 +212,7 @@ if hasattr(os, "register_at_fork"):
 
 def threads(worth: int) -> int:
     """How many threads to run on, where work is worth that of so many that are awake."""
-    return max(1, min(lowered.threads, worth // RELUCTANT if waiting.asleep else worth))
+    return max(1, min(thread_limit.threads, worth // RELUCTANT if waiting.asleep else worth))
 
 
 def openmp() -> str | None:
