@@ -77,7 +77,7 @@ class ThreadLimit(threading.local):
             self._own = before
 
     def begin(self, *_: object) -> None:
-        """Start without a block, as a hook; if its end never comes, as after a failed backward pass, the next one does."""
+        """Start without a block, as a hook; if its end never comes, as after a failed backward, the next one does."""
         if self._full is None and _setters():
             self._full = torch.get_num_threads()
             for setter in _setters():
