@@ -293,6 +293,20 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def narrowed(x: Tensor, net: nn.Module) -> Tensor:
+    """x as a net may read it: events in float64 are rounded for nets whose weights are narrower.
+
+    So a flow of float32 carries float64 from layer to layer, and its inverse finds the very parameters that the forward
+    pass used: the round trip of the whole is that of float64, at the cost of nets in float32.
+    """
+    return x.to(next(net.parameters(), x).dtype) if x.dtype == torch.float64 else x
+
+
 def masked_sum(per_position: Tensor, ndim: int, context: Context) -> Tensor:
     """Sum of a per-position log-density over the event, masked positions left out."""
     mask = context_mask(context)

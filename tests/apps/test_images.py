@@ -238,6 +238,30 @@ def test_enlarged_pictures_shrink_to_what_they_came_from():
         tools.upscale(diffeo.nice_image((1, 8, 8), preset="tiny"), small)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "sizes"),
+    [
+        ("nice_image", {"hidden": 8}),
+        ("realnvp_image", {"hidden": 8, "blocks": 1}),
+        ("glow", {"hidden": 8, "layers": 2}),
+        ("glow", {"hidden": 8, "layers": 2, "univariate": "RationalQuadraticSpline"}),
+        ("flowpp", {"hidden": 8, "attention": False}),
+        ("residual_image", {"hidden": 8}),
+        ("tarflow", {"width": 16, "layers": 1}),
+    ],
+)
+def test_pictures_come_back_exactly(recipe, sizes):
+    torch.manual_seed(0)
+    x = torch.from_numpy(load_digits().images[:20]).to(torch.uint8).unsqueeze(1)
+    model = getattr(diffeo, recipe)((1, 8, 8), preset="tiny", levels=17, **sizes)
+    model = diffeo.testing.perturbed(model)
+    model.initialize(x)
+    with torch.no_grad():
+        back = model.flow.transform.inverse(tools.encode(model, x))[0]
+    assert next(model.parameters()).dtype == torch.float32
+    assert (back - x - 0.5).abs().max() < 1e-8
+
+
 def test_guidance_makes_a_flow_of_its_own():
     model = diffeo.testing.perturbed(diffeo.tarflow((1, 4, 4), preset="tiny", width=16, classes=3, levels=4))
     x, y = torch.randint(4, (5, 1, 4, 4)), torch.tensor([0, 1, 2, 0, 1])

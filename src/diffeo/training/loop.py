@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffeo.core import Objective
+from diffeo.functional import widest
 from diffeo.kernels.compiling import compiled
 from diffeo.kernels.dispatch import compiled_kernels
 from diffeo.kernels.private import replace_calls
@@ -159,8 +160,7 @@ class Loop:
         bad = torch.zeros((), device=device, dtype=torch.float32)
         bad_step = torch.full((), -1, dtype=torch.long, device=device)
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        total = torch.full((), self.counts.total, device=device, dtype=exact)
+        total = torch.full((), self.counts.total, device=device, dtype=widest(device))
         since = time.monotonic()
         began, saved = since - self.counts.elapsed, since - self.checkpoint_every  # the first state is written at once
         self.objective.train()

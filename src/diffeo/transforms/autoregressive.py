@@ -20,6 +20,7 @@ from diffeo.functional import (
     context_mask,
     entries,
     joined,
+    narrowed,
     once,
     sum_event,
 )
@@ -32,6 +33,7 @@ from diffeo.transforms.conditioned import Conditioned
 
 LONGEST = 64  # steps of a block beyond which it is not compiled: it would take minutes
 TYPICAL_ROWS = 1024  # of a call
+ROUNDING = 1e-13  # of float64, relative: residual of the inverse where the net alone is narrower
 
 
 class Autoregressive(Conditioned):
@@ -105,7 +107,7 @@ class Autoregressive(Conditioned):
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(z, self.event, "Autoregressive")
         followed = torch.is_grad_enabled()
-        if is_traced() or (followed and not isinstance(self.net, Blockwise)):
+        if is_traced() or (followed and not self._in_blocks(z)):
             return self._run(z, context)
         if not followed:
             return self._find(z, context)
@@ -131,12 +133,12 @@ class Autoregressive(Conditioned):
             return t.reshape(len(t), -1, *t.shape[1 + len(batch) :])
 
         steps, masks = by_step(z), None if mask is None else by_step(mask.expand_as(z))
-        state, seen = self.net.start(z, context), None
+        state, seen = self.net.start(narrowed(z, self.net), context), None
         xs: list[Tensor] = []
         logdets: list[Tensor] = []
         emitted: list[Any] = []
         for d, z_d in enumerate(steps):
-            params, aux, state = self.net.step(seen, state)
+            params, aux, state = self.net.step(None if seen is None else narrowed(seen, self.net), state)
             here = None if masks is None else masks[d]
             x_d, logdet = _scalars(self.univariate.inverse, z_d, params.to(z.dtype), here)
             seen = x_d if here is None else torch.where(here, x_d, 0.0)
@@ -175,6 +177,10 @@ class Autoregressive(Conditioned):
         seen = {name: t for name, t in entries(context).items() if name in reads}
         return tuple(joined(z.shape[: z.ndim - self.event_ndim], context_batch(seen, reads)))
 
+    def _in_blocks(self, z: Tensor) -> bool:
+        """Whether the inverse takes steps in blocks; not where the net is narrower than z, as blocks hold both."""
+        return isinstance(self.net, Blockwise) and narrowed(z, self.net).dtype == z.dtype
+
     def _find(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The inverse without gradient: by sweeps if they suffice, else position by position."""
         made = self._compiled
@@ -190,7 +196,18 @@ class Autoregressive(Conditioned):
                 found = inverse.invert(self.net, self.univariate, whole, context)
             if found is not None:
                 return found
-        return (self._run if made is None or made.run is None else made.run)(z, context)
+        x, logdet = (self._run if made is None or made.run is None else made.run)(z, context)
+        if narrowed(z, self.net).dtype == z.dtype:
+            return x, logdet
+        for _ in range(
+            x.shape[self.dim] + 1
+        ):  # steps round in another way than the pass of a narrower net, sweeps do not
+            following, back, slopes = sweep(x, z, context)
+            logdet = -slopes
+            if ((back - z).abs() <= ROUNDING * (1 + z.abs())).all():
+                break
+            x = following
+        return x, logdet
 
     def _sweep(self, x: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """x ← u⁻¹(z; net(x)) for all positions at once; and f(x) with its log-det, for the residual of x itself."""
@@ -202,8 +219,8 @@ class Autoregressive(Conditioned):
 
     def _run(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Position after position; in blocks where the net can, with rows innermost."""
-        net = self.net
-        if not isinstance(net, Blockwise):
+        net: Any = self.net
+        if not self._in_blocks(z):
             return self.run(z, context)[:2]
         batch, mask, size = self._batch(z, context), context_mask(context), net.block
         z = z.expand(*batch, z.shape[-1])

@@ -14,6 +14,7 @@ from diffeo.functional import (
     check_event,
     context_mask,
     joined,
+    narrowed,
     sum_event,
 )
 from diffeo.kernels import conditioned
@@ -73,7 +74,8 @@ class Conditioned(Transform):
         """x with one direction of the scalar map applied to x_b, given x_a; and its log-det."""
         check_event(x, self.event, type(self).__name__)
         a, b = self.take(x)
-        if self.dim == -1 and context_mask(context) is None and hasattr(self.net, "as_perceptron"):
+        plain = self.dim == -1 and context_mask(context) is None and narrowed(x, self.net).dtype == x.dtype
+        if plain and hasattr(self.net, "as_perceptron"):
             inverse = direction == "inverse"
             found = conditioned.map_vector(self.net, self.univariate, x, a, context, *self.places, inverse)
             if found is not None:
@@ -83,7 +85,7 @@ class Conditioned(Transform):
 
     def params(self, a: Tensor, b: Tensor, context: Context) -> Tensor:
         """The parameters of each element of x_b, in its dtype."""
-        params = self.net(self.visible(a, context), context)
+        params = self.net(narrowed(self.visible(a, context), self.net), context)
         expected = (b.shape[self.dim], self.univariate.n_params)
         if params.ndim <= -self.dim or (params.shape[self.dim - 1], params.shape[-1]) != expected:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -19,6 +19,7 @@ from diffeo.functional import (
     full_precision,
     joined,
     keep_rows,
+    narrowed,
 )
 from diffeo.nets import VectorField
 from diffeo.solvers import Integrator
@@ -99,6 +100,11 @@ class Continuous(Transform):
             self._solve(x, context, *ends, count=count)
         return count[0]
 
+    def _linearize(self, t: Tensor, x: Tensor, context: Context) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """v and how it pushes tangents, in the dtype of x."""
+        v, push = self.field.linearize(t, narrowed(x, self.field), context)
+        return v.to(x.dtype), lambda tangents: push(tangents.to(v.dtype)).to(x.dtype)
+
     def _solve(
         self,
         x: Tensor,
@@ -119,7 +125,7 @@ class Continuous(Transform):
         def motion(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             if count is not None:
                 count[0] += 1
-            v, push = self.field.linearize(t, state[0], context)
+            v, push = self._linearize(t, state[0], context)
             along = None if noise is None else push(noise)
             if exact or noise is None or along is None:
                 trace = push(eye).diagonal(dim1=-2, dim2=-1).sum(-1)

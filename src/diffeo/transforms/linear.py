@@ -270,13 +270,17 @@ class FixedLinear(Transform):
         check_event(x, self.event, "FixedLinear")
         with full_precision(x):
             z = linear(x + self.shift.to(x.dtype), self.weight.to(x.dtype), self.zero.to(x.dtype))
-        return _rows_kept(x, z, self.log_scale, context)
+        return _rows_kept(x, z, self.log_scale.to(x.dtype), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "FixedLinear")
         with full_precision(z):
-            x = F.linear(z, self.back.to(z.dtype)) - self.shift.to(z.dtype)
-        return _rows_kept(z, x, -self.log_scale, context)
+            if z.dtype == torch.float64 and self.back.dtype != torch.float64:  # the inverse at hand has too few digits
+                x = torch.linalg.solve(self.weight.to(z.dtype), z.unsqueeze(-1)).squeeze(-1)
+            else:
+                x = F.linear(z, self.back.to(z.dtype))
+            x = x - self.shift.to(z.dtype)
+        return _rows_kept(z, x, -self.log_scale.to(z.dtype), context)
 
 
 def qr_linear(features: int, reflections: int | None = None) -> Chain:

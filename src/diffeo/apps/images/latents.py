@@ -3,6 +3,9 @@
 A multiscale flow maps a picture to one vector z whose numbers are independent standard normals. Straight lines in z
 are smooth changes of pictures, and the difference of two means of z is a direction that turns one kind into the other
 ("Glow: Generative Flow with Invertible 1x1 Convolutions" (Kingma and Dhariwal, 2018), section 6).
+
+A deep flow magnifies what each layer rounds. So pictures are carried from layer to layer in float64, also where the
+weights are of float32: only conditioners compute in these (`diffeo.functional.narrowed`).
 """
 
 from __future__ import annotations
@@ -11,14 +14,14 @@ import torch
 from torch import Tensor
 
 from diffeo.densities import Dequantized, Noisy
-from diffeo.functional import Context
+from diffeo.functional import Context, widest
 
 
 @torch.no_grad()
 def encode(model: Dequantized | Noisy, images: Tensor, context: Context = None) -> Tensor:
-    """z of pictures of whole numbers, at the centres of their cells where they have some, shape (n, D)."""
+    """z of pictures of whole numbers, at the centres of their cells where they have some, shape (n, D); in float64."""
     flow = model.flow
-    x = images.to(next(flow.parameters()).dtype)
+    x = images.to(widest(images.device))
     x = x + 0.5 if isinstance(model, Dequantized) else x
     return flow.transform(x, flow.encode(context))[0]
 
@@ -27,7 +30,7 @@ def encode(model: Dequantized | Noisy, images: Tensor, context: Context = None) 
 def decode(model: Dequantized | Noisy, z: Tensor, context: Context = None) -> Tensor:
     """Pictures of whole numbers from z, shape (n, C, H, W)."""
     flow = model.flow
-    x = flow.transform.inverse(z, flow.encode(context))[0]
+    x = flow.transform.inverse(z.to(widest(z.device)), flow.encode(context))[0]
     x = x.floor() if isinstance(model, Dequantized) else x.round()
     return (x if model.levels is None else x.clamp(0, model.levels - 1)).long()
 

@@ -20,6 +20,7 @@ from diffeo.nets.frames import mel_matrix
 from diffeo.storage import replacing
 
 FLOOR = 1e-5  # of magnitudes, before the logarithm
+SCALINGS = 3  # of magnitudes in a round, towards the sums of their bands
 
 
 class Mel(NamedTuple):
@@ -80,44 +81,68 @@ def to_mel(audio: Tensor, settings: Mel) -> Tensor:
 
 
 def from_mel(
-    mel: Tensor, settings: Mel, *, rounds: int = 60, momentum: float = 0.99, seed: int = 0, start: Tensor | None = None
+    mel: Tensor,
+    settings: Mel,
+    *,
+    rounds: int = 60,
+    momentum: float = 0.99,
+    fixed: bool = False,
+    seed: int = 0,
+    start: Tensor | None = None,
 ) -> Tensor:
-    """Sound (*batch, N) whose mel spectrogram is close to this one: magnitudes by least squares, phases by Griffin-Lim.
+    """Sound (*batch, N) whose mel spectrogram is close to this one, N = (T − 1) · hop.
+
+    Each round makes sound of a spectrum and takes the spectrum of that sound, as Griffin and Lim do, and keeps its
+    phases. Its magnitudes are kept too, but for what scales them until their sums over the bands are those asked for:
+    within a band they settle by themselves, where an inverse of the bands would smear harmonics over it.
 
     Args:
         mel: (*batch, T, mels).
         settings: those of the spectrogram.
-        rounds: of the fast Griffin-Lim algorithm.
-        momentum: of the fast algorithm, at least 0; with 0 it is the one of 1984.
+        rounds: at least 0.
+        momentum: of the fast Griffin-Lim algorithm, at least 0; with 0 it is the one of 1984.
+        fixed: whether magnitudes are held at those of nonnegative least squares, as usual for Griffin-Lim.
         seed: of the first phases.
-        start: (*batch, N), sound whose phases come first, such as a vocoder's, in place of those of chance.
+        start: (*batch, N), sound whose spectrum comes first, such as a vocoder's, in place of phases of chance.
+
+    Cost: two Fourier transforms of the sound in each round.
 
     "Signal Estimation from Modified Short-Time Fourier Transform" (Griffin and Lim, 1984),
     https://doi.org/10.1109/TASSP.1984.1164317; "A Fast Griffin-Lim Algorithm" (Perraudin et al., 2013),
-    https://doi.org/10.1109/WASPAA.2013.6701851
+    https://doi.org/10.1109/WASPAA.2013.6701851; on magnitudes that are found with the phases, "Signal Reconstruction
+    from Mel-spectrogram Based on Bi-level Consistency of Full-band Magnitude and Phase" (Masuyama et al., 2023),
+    https://arxiv.org/abs/2307.12232
     """
     frames, enough = mel.shape[-2], settings.window // (2 * settings.hop) + 2  # or windows are longer than the sound
-    flat = mel.reshape(-1, *mel.shape[-2:]).mT.exp()
+    bands = mel.reshape(-1, *mel.shape[-2:]).mT.exp()
     if frames < enough:
-        flat = F.pad(flat, (0, enough - frames), mode="replicate")
-    matrix = mel_matrix(*settings.bands).to(flat)
-    magnitude = (torch.linalg.pinv(matrix) @ flat).clamp_min(0)
+        bands = F.pad(bands, (0, enough - frames), mode="replicate")
+    matrix = mel_matrix(*settings.bands).to(bands)
+    share = matrix / matrix.sum(0).clamp_min(1e-8)  # of each band in each bin
+
+    def bound(magnitude: Tensor) -> Tensor:
+        """Magnitudes whose sums over the bands are closer to those asked for."""
+        for _ in range(SCALINGS):
+            magnitude = magnitude * (share.mT @ (bands / (matrix @ magnitude).clamp_min(FLOOR / 10)))
+        return magnitude
+
+    magnitude = (torch.linalg.pinv(matrix) @ bands).clamp_min(0)
     for _ in range(30):  # towards nonnegative magnitudes: multiplicative steps
-        magnitude = (magnitude + 1e-8) * (matrix.mT @ flat) / (matrix.mT @ (matrix @ magnitude) + 1e-8)
+        magnitude = (magnitude + 1e-8) * (matrix.mT @ bands) / (matrix.mT @ (matrix @ magnitude) + 1e-8)
     generator = torch.Generator().manual_seed(seed)
     if start is None:
-        phase = 2 * math.pi * torch.rand(magnitude.shape, generator=generator).to(magnitude)
+        guess = torch.polar(magnitude, 2 * math.pi * torch.rand(magnitude.shape, generator=generator).to(magnitude))
     else:
         sound = start.reshape(-1, start.shape[-1]).to(magnitude)
         needed = (magnitude.shape[-1] - 1) * settings.hop
-        phase = _stft(F.pad(sound, (0, max(0, needed - sound.shape[-1]))), settings)[..., : magnitude.shape[-1]].angle()
-    guess = torch.polar(magnitude, phase)
+        guess = _stft(F.pad(sound, (0, max(0, needed - sound.shape[-1]))), settings)[..., : magnitude.shape[-1]]
+        guess = torch.polar(magnitude if fixed else bound(guess.abs() + FLOOR), guess.angle())
     last = torch.zeros_like(guess)
     for _ in range(rounds):
         again = _stft(_istft(guess, settings), settings)[..., : guess.shape[-1]]
         ahead = again + momentum * (again - last)
-        last = again
-        guess = magnitude * ahead / ahead.abs().clamp_min(1e-9)
+        last, size = again, ahead.abs()
+        guess = (magnitude if fixed else bound(size)) * ahead / size.clamp_min(1e-9)
     audio = _istft(guess, settings)[..., : max(1, frames - 1) * settings.hop]
     return audio.reshape(*mel.shape[:-2], -1)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Univariate
-from diffeo.functional import Context, MappedScalars, Scalars, full_precision, positive
+from diffeo.functional import Context, MappedScalars, Scalars, full_precision, narrowed, positive
 from diffeo.nets import MLP
 from diffeo.solvers import invert_increasing
 from diffeo.transforms.univariate.mixture import offsets_of
@@ -75,7 +75,8 @@ class UnconstrainedMonotonic(Univariate):
         embedding, shift = params[..., :-1], params[..., -1]
 
         def slope(t: Tensor) -> Tensor:
-            raw = self.net(t.unsqueeze(-1) / self.bound, embedding.unsqueeze(-2)).squeeze(-1)
+            at, h = (narrowed(v, self.net) for v in (t.unsqueeze(-1) / self.bound, embedding.unsqueeze(-2)))
+            raw = self.net(at, h).squeeze(-1)
             return MIN_SLOPE + (1 - MIN_SLOPE) * F.softplus(raw.to(t.dtype) + ONE)
 
         with full_precision(x):
