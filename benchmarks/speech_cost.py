@@ -61,7 +61,8 @@ def speed(_: float) -> dict[str, Any]:
             flow = getattr(diffeo, system)(settings.mels, 40, preset=preset).eval()
             steps = torch.tensor([4] * 4 + [3] * 8)  # forty of two frames: one second
             calls[f"{system}, {preset}"] = lambda flow=flow, steps=steps: tools.say(flow, text, durations=steps)
-    calls["Griffin-Lim"] = lambda: tools.from_mel(mel.clamp(-5, 1), settings)
+    calls["Griffin-Lim, 60 rounds"] = lambda: tools.from_mel(mel.clamp(-5, 1), settings, fixed=True)
+    calls["from_mel, 60 rounds"] = lambda: tools.from_mel(mel.clamp(-5, 1), settings)
     return {"factor": interleaved(calls)}
 
 

@@ -151,8 +151,8 @@ for ax, i in zip(axes, chosen):
 plt.show()
 
 # %% [markdown]
-# It says words, at a tempo and a temperature, as any of the three speakers. Sound is made from the spectrogram by Griffin
-# and Lim's algorithm, which is why it sounds metallic; `diffeo speech vocoder` trains a flow for it.
+# It says words, at a tempo and a temperature, as any of the three speakers. Sound is made from the spectrogram by an
+# algorithm that needs no training (`from_mel`); `diffeo speech vocoder` trains a flow for it.
 
 
 # %%
@@ -163,7 +163,7 @@ def play(title: str, mel: torch.Tensor) -> None:
 
 
 held = order[0]
-play(f"{words[held]}, as recorded, through Griffin and Lim", mels[held])
+play(f"{words[held]}, as recorded, from its spectrogram", mels[held])
 play(f"{words[held]}, as the voice says it", say(voice, codes[held], speaker=speakers[held]))
 play("garden, slow", say(voice, encode_text("garden", symbols), speaker=1, tempo=0.7))
 play("garden, fast", say(voice, encode_text("garden", symbols), speaker=1, tempo=1.5))

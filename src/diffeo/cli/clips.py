@@ -19,7 +19,8 @@ Rate = Annotated[int | None, typer.Option(help="Samples in a second.", show_defa
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out clips that cannot be used.")]
 Seed = Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)]
 Rounds = Annotated[
-    int, typer.Option(help="Rounds of Griffin and Lim's algorithm after a vocoder; 0 for its sound alone.", min=0)
+    int,
+    typer.Option(help="Rounds that pull a vocoder's sound towards its spectrogram; 0 for its sound alone.", min=0),
 ]
 
 

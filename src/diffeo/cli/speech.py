@@ -46,7 +46,7 @@ Reading = Annotated[
 ]
 VocoderFile = Annotated[
     Path | None,
-    typer.Option("--vocoder", help="Vocoder file that makes the sound.", show_default="Griffin and Lim's algorithm"),
+    typer.Option("--vocoder", help="Vocoder file that makes the sound.", show_default="rounds from noise"),
 ]
 Speaker = Annotated[str | None, typer.Option(help="Who speaks.", show_default="the first")]
 
@@ -177,7 +177,7 @@ def say(
     temperature: Annotated[float, typer.Option(help="Scales the noise; 0 for the plainest way.", min=0)] = 0.667,
     speaker: Speaker = None,
     vocoder: VocoderFile = None,
-    rounds: Rounds = 10,
+    rounds: Rounds = 60,
     style: Annotated[
         Path | None,
         typer.Option(help="Corpus of clips in whose manner it is said, as for fit.", show_default="none"),
@@ -260,7 +260,7 @@ def interpolate(
     steps: Annotated[int, typer.Option("-n", help="Versions, both ends counted in.", min=2)] = 5,
     speaker: Speaker = None,
     vocoder: VocoderFile = None,
-    rounds: Rounds = 10,
+    rounds: Rounds = 60,
     seed: Seed = 0,
 ) -> None:
     """Speak a text between two ways to say it. One version after the other, from the first recording to the second."""
@@ -318,7 +318,7 @@ def _prosody(flow: Any, speaker: int | None, clips: Any, weight: float, pitch: f
 
 
 def _sound(mel: Any, settings: Any, vocoder: Any, rounds: int, generator: Any) -> Any:
-    """The sound of a spectrogram by a vocoder, or by the algorithm of Griffin and Lim."""
+    """The sound of a spectrogram by a vocoder, or by rounds from phases of chance."""
     from diffeo.apps import speech as tools
 
     if vocoder is None:

@@ -95,7 +95,7 @@ def resynthesize(
     sound: Annotated[Path, typer.Argument(help="Recording.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Sound file to write.")] = Path("out.wav"),
     temperature: Annotated[float, typer.Option(help="Scales the noise.", min=0)] = 0.8,
-    rounds: Rounds = 10,
+    rounds: Rounds = 60,
     seed: Seed = 0,
 ) -> None:
     """Make a recording's sound anew from its spectrogram."""

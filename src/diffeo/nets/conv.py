@@ -108,7 +108,7 @@ class ConvNet(nn.Module):
         h = self.enter(_channels_last(x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:])))
         for layer in self.inner:
             h = layer(h, self.place if isinstance(layer, AttentionBlock) else given)
-        params = self.leave(F.relu(h)).unflatten(1, (self.out, self.n_params)).movedim(2, -1)
+        params = self.leave(F.relu(h, inplace=True)).unflatten(1, (self.out, self.n_params)).movedim(2, -1)
         return params.reshape(*batch, *params.shape[1:])
 
 
@@ -135,7 +135,7 @@ class Pointwise(nn.Module):
         self.given = nn.Linear(context, hidden, bias=False) if context else None
 
     def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
-        return self.mix(F.relu(_shifted(h, self.given, context)))
+        return self.mix(F.relu(_shifted(h, self.given, context), inplace=True))
 
 
 class GatedBlock(nn.Module):

@@ -114,8 +114,8 @@ def vocode(
         mel: (T, mels).
         settings: those of the spectrogram.
         temperature: of the noise, at least 0.
-        rounds: of Griffin and Lim's algorithm, which begins with the phases of the flow's sound and pulls its
-            spectrogram towards the one asked for; 0 for the flow's sound alone.
+        rounds: of `from_mel`, which begin with the flow's sound and pull its spectrogram towards the one asked for; 0
+            for the flow's sound alone.
         generator: of the noise.
 
     Raises:
