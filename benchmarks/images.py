@@ -236,8 +236,8 @@ def _told_round_trips(found: list[dict]) -> str:
     header = ["model", "minutes", "steps", "all in float32", "pictures in float64, z kept in float32", "z in float64"]
     rows = [[r["model"], f"{r['minutes']:.0f}", f"{r['steps']:,}", *(f"{r[k]:.1e}" for k in WAYS)] for r in found]
     return f"""\
-**Noise and back**, models of float32: the largest error in levels of 256 over {SHOWN:,} test digits. Pictures in float64
-are what `encode` and `decode` carry through them; the models were trained on a slower machine than those above.
+**Noise and back**, models of float32: the largest error in levels of 256 over {SHOWN:,} test digits. Pictures in
+float64 are what `encode` and `decode` carry through them; the models were trained on a slower machine than those above.
 
 {markdown(header, rows)}
 

@@ -33,7 +33,6 @@ from diffeo.transforms.conditioned import Conditioned
 
 LONGEST = 64  # steps of a block beyond which it is not compiled: it would take minutes
 TYPICAL_ROWS = 1024  # of a call
-ROUNDING = 1e-13  # of float64, relative: residual of the inverse where the net alone is narrower
 
 
 class Autoregressive(Conditioned):
@@ -104,10 +103,17 @@ class Autoregressive(Conditioned):
             raise ValueError("Autoregressive: positions of a net without an order have no fixed places")
         return order, order
 
+    def map(self, x: Tensor, context: Context, direction: str) -> tuple[Tensor, Tensor]:
+        if self._is_wide(x):
+            return self.run(x, context, direction)[:2]
+        return super().map(x, context, direction)
+
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(z, self.event, "Autoregressive")
         followed = torch.is_grad_enabled()
-        if is_traced() or (followed and not self._in_blocks(z)):
+        if self._is_wide(z):
+            return self.run(z, context)[:2]
+        if is_traced() or (followed and not isinstance(self.net, Blockwise)):
             return self._run(z, context)
         if not followed:
             return self._find(z, context)
@@ -115,13 +121,19 @@ class Autoregressive(Conditioned):
             x, _ = self._find(*tree_map_only(Tensor, Tensor.detach, (z, context)))
         return self._attach_gradient(x, z, context)
 
-    def run(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Any]:
-        """The inverse a step at a time, x and its log-det, and what the net's steps emitted besides.
+    def _is_wide(self, x: Tensor) -> bool:
+        """Whether the net is narrower than x: both directions then take the same steps, which round alike."""
+        return narrowed(x, self.net).dtype != x.dtype
+
+    def run(self, z: Tensor, context: Context = None, direction: str = "inverse") -> tuple[Tensor, Tensor, Any]:
+        """The inverse a step at a time, x and its log-det, and what the net's steps emitted besides; or the forward map.
 
         That is a pytree as `Incremental.step` gives it, its tensors with a dim of steps after the batch; None where the
         net emits nothing.
         """
         check_event(z, self.event, "Autoregressive")
+        back = direction == "inverse"
+        scalar_map = self.univariate.inverse if back else self.univariate
         z = z.expand(*self._batch(z, context), *z.shape[z.ndim - self.event_ndim :])
         batch, order = z.shape[: z.ndim - self.event_ndim], self.net.order
         mask = context_mask(context)
@@ -140,8 +152,9 @@ class Autoregressive(Conditioned):
         for d, z_d in enumerate(steps):
             params, aux, state = self.net.step(None if seen is None else narrowed(seen, self.net), state)
             here = None if masks is None else masks[d]
-            x_d, logdet = _scalars(self.univariate.inverse, z_d, params.to(z.dtype), here)
-            seen = x_d if here is None else torch.where(here, x_d, 0.0)
+            x_d, logdet = _scalars(scalar_map, z_d, params.to(z.dtype), here)
+            known = x_d if back else z_d
+            seen = known if here is None else torch.where(here, known, 0.0)
             xs.append(x_d)
             logdets.append(sum_event(logdet, self.event_ndim - 1))
             emitted.append(aux)
@@ -177,10 +190,6 @@ class Autoregressive(Conditioned):
         seen = {name: t for name, t in entries(context).items() if name in reads}
         return tuple(joined(z.shape[: z.ndim - self.event_ndim], context_batch(seen, reads)))
 
-    def _in_blocks(self, z: Tensor) -> bool:
-        """Whether the inverse takes steps in blocks; not where the net is narrower than z, as blocks hold both."""
-        return isinstance(self.net, Blockwise) and narrowed(z, self.net).dtype == z.dtype
-
     def _find(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The inverse without gradient: by sweeps if they suffice, else position by position."""
         made = self._compiled
@@ -196,18 +205,7 @@ class Autoregressive(Conditioned):
                 found = inverse.invert(self.net, self.univariate, whole, context)
             if found is not None:
                 return found
-        x, logdet = (self._run if made is None or made.run is None else made.run)(z, context)
-        if narrowed(z, self.net).dtype == z.dtype:
-            return x, logdet
-        for _ in range(
-            x.shape[self.dim] + 1
-        ):  # steps round in another way than the pass of a narrower net, sweeps do not
-            following, back, slopes = sweep(x, z, context)
-            logdet = -slopes
-            if ((back - z).abs() <= ROUNDING * (1 + z.abs())).all():
-                break
-            x = following
-        return x, logdet
+        return (self._run if made is None or made.run is None else made.run)(z, context)
 
     def _sweep(self, x: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """x ← u⁻¹(z; net(x)) for all positions at once; and f(x) with its log-det, for the residual of x itself."""
@@ -219,8 +217,8 @@ class Autoregressive(Conditioned):
 
     def _run(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Position after position; in blocks where the net can, with rows innermost."""
-        net: Any = self.net
-        if not self._in_blocks(z):
+        net = self.net
+        if not isinstance(net, Blockwise):
             return self.run(z, context)[:2]
         batch, mask, size = self._batch(z, context), context_mask(context), net.block
         z = z.expand(*batch, z.shape[-1])

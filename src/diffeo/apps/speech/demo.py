@@ -212,9 +212,9 @@ def _page(
 td{{padding:.1rem 1rem .1rem 0}}audio{{height:2rem}}</style>
 <h1>A voice</h1>
 <p>A Glow-TTS of {voice} steps and a WaveGlow of {vocoder} steps, trained on {clips} words at three pitches and three
-paces ({source}); all of this page took {took:.0f} seconds. Spoken words are made sound by an algorithm that needs no training,
-Griffin and Lim's with magnitudes that are free within a band. Minutes of training give words that one can tell apart; a
-vocoder of so few steps whispers.</p>
+paces ({source}); all of this page took {took:.0f} seconds. Spoken words are made sound by an algorithm that needs no
+training, Griffin and Lim's with magnitudes that are free within a band. Minutes of training give words that one can
+tell apart; a vocoder of so few steps whispers.</p>
 {"".join(parts)}
 </html>
 """
