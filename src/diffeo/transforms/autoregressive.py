@@ -126,7 +126,7 @@ class Autoregressive(Conditioned):
         return narrowed(x, self.net).dtype != x.dtype
 
     def run(self, z: Tensor, context: Context = None, direction: str = "inverse") -> tuple[Tensor, Tensor, Any]:
-        """The inverse a step at a time, x and its log-det, and what the net's steps emitted besides; or the forward map.
+        """One direction a step at a time: x and its log-det (or z and that), and what the net's steps emitted besides.
 
         That is a pytree as `Incremental.step` gives it, its tensors with a dim of steps after the batch; None where the
         net emits nothing.
@@ -146,27 +146,27 @@ class Autoregressive(Conditioned):
 
         steps, masks = by_step(z), None if mask is None else by_step(mask.expand_as(z))
         state, seen = self.net.start(narrowed(z, self.net), context), None
-        xs: list[Tensor] = []
+        found: list[Tensor] = []
         logdets: list[Tensor] = []
         emitted: list[Any] = []
-        for d, z_d in enumerate(steps):
+        for d, given in enumerate(steps):
             params, aux, state = self.net.step(None if seen is None else narrowed(seen, self.net), state)
             here = None if masks is None else masks[d]
-            x_d, logdet = _scalars(scalar_map, z_d, params.to(z.dtype), here)
-            known = x_d if back else z_d
-            seen = known if here is None else torch.where(here, known, 0.0)
-            xs.append(x_d)
+            mapped, logdet = _scalars(scalar_map, given, params.to(z.dtype), here)
+            x_d = mapped if back else given
+            seen = x_d if here is None else torch.where(here, x_d, 0.0)
+            found.append(mapped)
             logdets.append(sum_event(logdet, self.event_ndim - 1))
             emitted.append(aux)
-        if not xs:
+        if not found:
             return z, z.new_zeros(batch), None
-        x = torch.stack(xs).unflatten(1, batch) if batch else torch.stack(xs).squeeze(1)
-        x = x if self.net.rank is None else x.index_select(0, self.net.rank)
+        whole = torch.stack(found).unflatten(1, batch) if batch else torch.stack(found).squeeze(1)
+        whole = whole if self.net.rank is None else whole.index_select(0, self.net.rank)
         logdet = torch.stack(logdets).sum(0).reshape(batch)
         if emitted[0] is None:
-            return x.movedim(0, self.dim), logdet, None
+            return whole.movedim(0, self.dim), logdet, None
         aux = tree_map(lambda *of_steps: torch.stack(of_steps, 1).unflatten(0, batch or (1,)), *emitted)
-        return x.movedim(0, self.dim), logdet, aux if batch else tree_map(lambda t: t.squeeze(0), aux)
+        return whole.movedim(0, self.dim), logdet, aux if batch else tree_map(lambda t: t.squeeze(0), aux)
 
     def compile_direction(self, direction: str) -> None:
         net = self.net
