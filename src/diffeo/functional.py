@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -294,7 +295,7 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """float64, which Apple's GPUs do not have."""
+    """float64; float32 on Apple's GPUs, which have no other."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -304,7 +305,10 @@ def narrowed(x: Tensor, net: nn.Module) -> Tensor:
     So a flow of float32 carries float64 from layer to layer, and its inverse finds the very parameters that the forward
     pass used: the round trip of the whole is that of float64, at the cost of nets in float32.
     """
-    return x.to(next(net.parameters(), x).dtype) if x.dtype == torch.float64 else x
+    if x.dtype != torch.float64 or not isinstance(net, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return x
+    weights = (t for t in chain(net.parameters(), net.buffers()) if t.is_floating_point())
+    return x.to(next(weights, x).dtype)
 
 
 def masked_sum(per_position: Tensor, ndim: int, context: Context) -> Tensor:

@@ -258,8 +258,10 @@ def test_pictures_come_back_exactly(recipe, sizes):
     model.initialize(x)
     with torch.no_grad():
         back = model.flow.transform.inverse(tools.encode(model, x))[0]
+        arc = diffeo.apps.images.latents.arc(tools.encode(model, x[:2]), 3)
     assert next(model.parameters()).dtype == torch.float32
     assert (back - x - 0.5).abs().max() < 1e-8
+    torch.testing.assert_close(arc[[0, -1]], tools.encode(model, x[:2]), rtol=1e-12, atol=1e-12)
 
 
 def test_guidance_makes_a_flow_of_its_own():

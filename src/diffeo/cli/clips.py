@@ -20,7 +20,7 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out clips that 
 Seed = Annotated[int, typer.Option(help="Seed.", min=0, max=2**32 - 1)]
 Rounds = Annotated[
     int,
-    typer.Option(help="Rounds that pull a vocoder's sound towards its spectrogram; 0 for its sound alone.", min=0),
+    typer.Option(help="Rounds that pull the sound towards its spectrogram; 0 for a vocoder's alone.", min=0),
 ]
 
 

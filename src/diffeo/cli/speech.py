@@ -322,7 +322,7 @@ def _sound(mel: Any, settings: Any, vocoder: Any, rounds: int, generator: Any) -
     from diffeo.apps import speech as tools
 
     if vocoder is None:
-        return tools.from_mel(mel, settings, seed=generator.initial_seed())
+        return tools.from_mel(mel, settings, rounds=rounds, seed=generator.initial_seed())
     return tools.vocode(vocoder, mel, settings, rounds=rounds, generator=generator)
 
 

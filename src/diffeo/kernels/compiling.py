@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from diffeo.functional import narrowed
 from diffeo.kernels import native
 from diffeo.kernels.private import has_hooks, mark_sizes
 from diffeo.kernels.process import prepare, thread_limit
@@ -92,9 +93,18 @@ def _is_little(x: Any, weights: int) -> bool:
 
 
 def compile_method(module: nn.Module, name: str) -> None:
-    """Compile a method of this module, in place: `module.name` is the compiled one, until it is copied or pickled."""
+    """Compile a method of this module, in place: `module.name` is the compiled one, until it is copied or pickled.
+
+    Events that are wider than its weights are left to the method as it is: both directions have to round alike.
+    """
     weights = sum(p.numel() for p in module.parameters())
-    setattr(module, name, compiled(getattr(type(module), name).__get__(module), weights))
+    plain = getattr(type(module), name).__get__(module)
+    fast = compiled(plain, weights)
+
+    def run(x: Tensor, *rest: Any, **options: Any) -> Any:
+        return (fast if narrowed(x, module).dtype == x.dtype else plain)(x, *rest, **options)
+
+    setattr(module, name, run)
 
 
 class Region:

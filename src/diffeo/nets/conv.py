@@ -135,7 +135,7 @@ class Pointwise(nn.Module):
         self.given = nn.Linear(context, hidden, bias=False) if context else None
 
     def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
-        return self.mix(F.relu(_shifted(h, self.given, context), inplace=True))
+        return self.mix(F.relu(_shifted(h, self.given, context), inplace=True))  # h is nobody else's
 
 
 class GatedBlock(nn.Module):

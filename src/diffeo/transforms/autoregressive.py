@@ -54,7 +54,8 @@ class Autoregressive(Conditioned):
     Cost: a density is one pass of the net. The inverse runs through the positions one by one; with a `MADE` it computes
     each hidden unit once, so its arithmetic is that of about one pass. A sweep is a pass; D of them always suffice, few
     do where positions hardly depend on each other. Where `sweeps` have not brought all rows to the tolerance, the
-    inverse goes through the positions after all.
+    inverse goes through the positions after all. Events in float64 go through the positions in both directions, without
+    sweeps, where the net is of float32.
 
     "Masked Autoregressive Flow for Density Estimation" (Papamakarios et al., 2017), https://arxiv.org/abs/1705.07057;
     "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving" (Song et al., 2021),
@@ -125,17 +126,17 @@ class Autoregressive(Conditioned):
         """Whether the net is narrower than x: both directions then take the same steps, which round alike."""
         return narrowed(x, self.net).dtype != x.dtype
 
-    def run(self, z: Tensor, context: Context = None, direction: str = "inverse") -> tuple[Tensor, Tensor, Any]:
-        """One direction a step at a time: x and its log-det (or z and that), and what the net's steps emitted besides.
+    def run(self, event: Tensor, context: Context = None, direction: str = "inverse") -> tuple[Tensor, Tensor, Any]:
+        """One direction a step at a time: the result, its log-det, and what the net's steps emitted besides.
 
         That is a pytree as `Incremental.step` gives it, its tensors with a dim of steps after the batch; None where the
         net emits nothing.
         """
-        check_event(z, self.event, "Autoregressive")
+        check_event(event, self.event, "Autoregressive")
         back = direction == "inverse"
         scalar_map = self.univariate.inverse if back else self.univariate
-        z = z.expand(*self._batch(z, context), *z.shape[z.ndim - self.event_ndim :])
-        batch, order = z.shape[: z.ndim - self.event_ndim], self.net.order
+        event = event.expand(*self._batch(event, context), *event.shape[event.ndim - self.event_ndim :])
+        batch, order = event.shape[: event.ndim - self.event_ndim], self.net.order
         mask = context_mask(context)
 
         def by_step(t: Tensor) -> Tensor:
@@ -144,22 +145,22 @@ class Autoregressive(Conditioned):
             t = t if order is None else t.index_select(0, order)
             return t.reshape(len(t), -1, *t.shape[1 + len(batch) :])
 
-        steps, masks = by_step(z), None if mask is None else by_step(mask.expand_as(z))
-        state, seen = self.net.start(narrowed(z, self.net), context), None
+        steps, masks = by_step(event), None if mask is None else by_step(mask.expand_as(event))
+        state, seen = self.net.start(narrowed(event, self.net), context), None
         found: list[Tensor] = []
         logdets: list[Tensor] = []
         emitted: list[Any] = []
         for d, given in enumerate(steps):
             params, aux, state = self.net.step(None if seen is None else narrowed(seen, self.net), state)
             here = None if masks is None else masks[d]
-            mapped, logdet = _scalars(scalar_map, given, params.to(z.dtype), here)
+            mapped, logdet = _scalars(scalar_map, given, params.to(event.dtype), here)
             x_d = mapped if back else given
             seen = x_d if here is None else torch.where(here, x_d, 0.0)
             found.append(mapped)
             logdets.append(sum_event(logdet, self.event_ndim - 1))
             emitted.append(aux)
         if not found:
-            return z, z.new_zeros(batch), None
+            return event, event.new_zeros(batch), None
         whole = torch.stack(found).unflatten(1, batch) if batch else torch.stack(found).squeeze(1)
         whole = whole if self.net.rank is None else whole.index_select(0, self.net.rank)
         logdet = torch.stack(logdets).sum(0).reshape(batch)
@@ -185,10 +186,11 @@ class Autoregressive(Conditioned):
         self._compiled = Compiled(compiled(self._sweep), run, block)
 
     def _batch(self, z: Tensor, context: Context) -> tuple[int, ...]:
-        """The batch of z and of what the net reads."""
-        reads = self.net.reads
+        """The batch of z, of its mask, and of what the net reads."""
+        reads, mask = self.net.reads, context_mask(context)
         seen = {name: t for name, t in entries(context).items() if name in reads}
-        return tuple(joined(z.shape[: z.ndim - self.event_ndim], context_batch(seen, reads)))
+        batch = joined(z.shape[: z.ndim - self.event_ndim], context_batch(seen, reads))
+        return tuple(batch if mask is None else joined(batch, mask.shape[: mask.ndim - self.event_ndim]))
 
     def _find(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The inverse without gradient: by sweeps if they suffice, else position by position."""

@@ -102,7 +102,7 @@ class Continuous(Transform):
 
     def _linearize(self, t: Tensor, x: Tensor, context: Context) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """v and how it pushes tangents, in the dtype of x."""
-        v, push = self.field.linearize(t, narrowed(x, self.field), context)
+        v, push = self.field.linearize(narrowed(t, self.field), narrowed(x, self.field), context)
         return v.to(x.dtype), lambda tangents: push(tangents.to(v.dtype)).to(x.dtype)
 
     def _solve(

@@ -51,10 +51,14 @@ def interpolate(model: Dequantized | Noisy, a: Tensor, b: Tensor, steps: int = 8
         raise ValueError(f"interpolate: expected at least 2 steps, got {steps}")
     many = None if context is None else torch.as_tensor(context).expand(steps, *torch.as_tensor(context).shape)
     ends = encode(model, torch.stack([a, b]), None if many is None else many[:2])
+    return decode(model, arc(ends, steps), many)
+
+
+def arc(ends: Tensor, steps: int) -> Tensor:
+    """Vectors (steps, D) from the first to the second of (2, D), turned by equal angles."""
     cosine = torch.nn.functional.cosine_similarity(ends[0], ends[1], 0).clamp(-1 + 1e-6, 1 - 1e-6)
-    angle, t = cosine.acos(), torch.linspace(0, 1, steps)[:, None]
-    z = (((1 - t) * angle).sin() * ends[0] + (t * angle).sin() * ends[1]) / angle.sin()
-    return decode(model, z, many)
+    angle, t = cosine.acos(), torch.linspace(0, 1, steps, dtype=ends.dtype, device=ends.device)[:, None]
+    return (((1 - t) * angle).sin() * ends[0] + (t * angle).sin() * ends[1]) / angle.sin()
 
 
 def attribute_direction(model: Dequantized | Noisy, images: Tensor, labels: Tensor, context: Context = None) -> Tensor:

@@ -90,11 +90,11 @@ def from_mel(
     seed: int = 0,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Sound (*batch, N) whose mel spectrogram is close to this one, N = (T − 1) · hop.
+    """Sound (*batch, N) whose mel spectrogram is close to this one, N = max(1, T − 1) · hop.
 
     Each round makes sound of a spectrum and takes the spectrum of that sound, as Griffin and Lim do, and keeps its
-    phases. Its magnitudes are kept too, but for what scales them until their sums over the bands are those asked for:
-    within a band they settle by themselves, where an inverse of the bands would smear harmonics over it.
+    phases. Its magnitudes are kept too, scaled towards the band sums asked for: within a band they settle by
+    themselves, where an inverse of the bands would smear harmonics over it. Outside all bands there is silence.
 
     Args:
         mel: (*batch, T, mels).
@@ -105,7 +105,7 @@ def from_mel(
         seed: of the first phases.
         start: (*batch, N), sound whose spectrum comes first, such as a vocoder's, in place of phases of chance.
 
-    Cost: two Fourier transforms of the sound in each round.
+    Cost: two Fourier transforms of the sound in each round, and six products with the matrix of the bands.
 
     "Signal Estimation from Modified Short-Time Fourier Transform" (Griffin and Lim, 1984),
     https://doi.org/10.1109/TASSP.1984.1164317; "A Fast Griffin-Lim Algorithm" (Perraudin et al., 2013),
@@ -126,25 +126,34 @@ def from_mel(
             magnitude = magnitude * (share.mT @ (bands / (matrix @ magnitude).clamp_min(FLOOR / 10)))
         return magnitude
 
-    magnitude = (torch.linalg.pinv(matrix) @ bands).clamp_min(0)
-    for _ in range(30):  # towards nonnegative magnitudes: multiplicative steps
-        magnitude = (magnitude + 1e-8) * (matrix.mT @ bands) / (matrix.mT @ (matrix @ magnitude) + 1e-8)
-    generator = torch.Generator().manual_seed(seed)
+    count = bands.shape[-1]
     if start is None:
-        guess = torch.polar(magnitude, 2 * math.pi * torch.rand(magnitude.shape, generator=generator).to(magnitude))
+        shape, generator = (len(bands), matrix.shape[1], count), torch.Generator().manual_seed(seed)
+        magnitude, phase = None, 2 * math.pi * torch.rand(shape, generator=generator).to(bands)
     else:
-        sound = start.reshape(-1, start.shape[-1]).to(magnitude)
-        needed = (magnitude.shape[-1] - 1) * settings.hop
-        guess = _stft(F.pad(sound, (0, max(0, needed - sound.shape[-1]))), settings)[..., : magnitude.shape[-1]]
-        guess = torch.polar(magnitude if fixed else bound(guess.abs() + FLOOR), guess.angle())
+        sound = start.reshape(-1, start.shape[-1]).to(bands)
+        needed = (count - 1) * settings.hop
+        first = _stft(F.pad(sound, (0, max(0, needed - sound.shape[-1]))), settings)[..., :count]
+        magnitude, phase = None if fixed else bound(first.abs() + FLOOR), first.angle()
+    if magnitude is None:
+        magnitude = _least_squares(matrix, bands)
+    guess = torch.polar(magnitude, phase)
     last = torch.zeros_like(guess)
     for _ in range(rounds):
-        again = _stft(_istft(guess, settings), settings)[..., : guess.shape[-1]]
+        again = _stft(_istft(guess, settings), settings)[..., :count]
         ahead = again + momentum * (again - last)
         last, size = again, ahead.abs()
         guess = (magnitude if fixed else bound(size)) * ahead / size.clamp_min(1e-9)
     audio = _istft(guess, settings)[..., : max(1, frames - 1) * settings.hop]
     return audio.reshape(*mel.shape[:-2], -1)
+
+
+def _least_squares(matrix: Tensor, bands: Tensor) -> Tensor:
+    """Nonnegative magnitudes whose sums over the bands are close to these, smooth within a band."""
+    magnitude = (torch.linalg.pinv(matrix) @ bands).clamp_min(0)
+    for _ in range(30):  # multiplicative steps
+        magnitude = (magnitude + 1e-8) * (matrix.mT @ bands) / (matrix.mT @ (matrix @ magnitude) + 1e-8)
+    return magnitude
 
 
 def _stft(audio: Tensor, settings: Mel) -> Tensor:

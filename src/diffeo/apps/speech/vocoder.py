@@ -121,7 +121,7 @@ def vocode(
     Raises:
         ValueError: a spectrogram of fewer than two frames, or with other mels.
 
-    Cost: a sample of the flow, and two Fourier transforms of the sound in each round.
+    Cost: a sample of the flow, and the rounds.
     """
     if mel.ndim != 2 or len(mel) < 2:
         raise ValueError(f"vocode: expected a spectrogram (T, mels) of at least 2 frames, got {tuple(mel.shape)}")
