@@ -270,7 +270,7 @@ class FixedLinear(Transform):
         check_event(x, self.event, "FixedLinear")
         with full_precision(x):
             z = linear(x + self.shift.to(x.dtype), self.weight.to(x.dtype), self.zero.to(x.dtype))
-        return _rows_kept(x, z, self.log_scale.to(x.dtype), context)
+        return _rows_kept(x, z, self._logdet(x), context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "FixedLinear")
@@ -280,7 +280,11 @@ class FixedLinear(Transform):
             else:
                 x = F.linear(z, self.back.to(z.dtype))
             x = x - self.shift.to(z.dtype)
-        return _rows_kept(z, x, -self.log_scale.to(z.dtype), context)
+        return _rows_kept(z, x, -self._logdet(z), context)
+
+    def _logdet(self, x: Tensor) -> Tensor:
+        """log|det W| in the wider dtype of the two."""
+        return self.log_scale.to(torch.promote_types(x.dtype, self.log_scale.dtype))
 
 
 def qr_linear(features: int, reflections: int | None = None) -> Chain:
