@@ -238,8 +238,7 @@ def _told_round_trips(found: list[dict]) -> str:
     rows = [[r["model"], f"{r['minutes']:.0f}", f"{r['steps']:,}", *(f"{r[k]:.1e}" for k in WAYS)] for r in found]
     return f"""\
 **Noise and back**, models of float32: the largest error in levels of 256 over {found[0]["pictures"]:,} test digits.
-Pictures in float64 are what `encode` and `decode` carry through them; the models were trained on a slower machine than
-those above.
+Pictures in float64 are what `encode` and `decode` carry through them.
 
 {markdown(header, rows)}
 

@@ -23,7 +23,7 @@ def _context(context, mask):
     return {"mask": mask} if context is None else {"features": context, "mask": mask}
 
 
-def _doubled(context):
+def doubled(context):
     if isinstance(context, dict):
         return {name: t.double() if t.is_floating_point() else t for name, t in context.items()}
     return None if context is None else context.double()
@@ -35,7 +35,7 @@ def test_masked_rows_stay_and_touch_no_other(name, direction):
     case = TRANSFORMS[name]
     t = diffeo.testing.perturbed(case.build(0)).double()
     x = case.x().double()
-    context = None if case.context is None else _doubled(case.context())
+    context = None if case.context is None else doubled(case.context())
     mask = torch.tensor([True, False, True, True, False, True]).reshape(6, *(1 for _ in x.shape[1:]))
     run = t.forward if direction == "forward" else t.inverse
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 
 import diffeo
 from cases import TRANSFORMS
-from test_masks import _doubled as doubled
+from test_masks import doubled
 
 
 @pytest.mark.parametrize("kernels", [False, True])

@@ -218,7 +218,7 @@ def test_published_sizes(recipe, more, published, rel):
     [(256, {"patch": 8, "classes": 3}, 472e6), (128, {"patch": 4, "width": 1024, "heads": 16, "classes": 1000}, 820e6)],
 )
 def test_published_sizes_of_tarflow(side, more, published):
-    """AFHQ and ImageNet, as the weights that were published count; one of the eight blocks, which are alike."""
+    """AFHQ and ImageNet, as a discussion counts the published weights; one of the eight blocks, which are alike."""
     model = diffeo.tarflow((3, side, side), preset="paper", blocks=1, **more)
     assert 8 * sum(p.numel() for p in model.parameters()) == pytest.approx(published, rel=0.02)
 

@@ -129,14 +129,14 @@ def from_mel(
     count = bands.shape[-1]
     if start is None:
         shape, generator = (len(bands), matrix.shape[1], count), torch.Generator().manual_seed(seed)
-        magnitude, phase = None, 2 * math.pi * torch.rand(shape, generator=generator).to(bands)
+        phase = 2 * math.pi * torch.rand(shape, generator=generator).to(bands)
+        magnitude = _least_squares(matrix, bands)
     else:
         sound = start.reshape(-1, start.shape[-1]).to(bands)
         needed = (count - 1) * settings.hop
         first = _stft(F.pad(sound, (0, max(0, needed - sound.shape[-1]))), settings)[..., :count]
-        magnitude, phase = None if fixed else bound(first.abs() + FLOOR), first.angle()
-    if magnitude is None:
-        magnitude = _least_squares(matrix, bands)
+        phase = first.angle()
+        magnitude = _least_squares(matrix, bands) if fixed else bound(first.abs() + FLOOR)
     guess = torch.polar(magnitude, phase)
     last = torch.zeros_like(guess)
     for _ in range(rounds):
