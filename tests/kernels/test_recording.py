@@ -7,7 +7,8 @@ import torch
 
 import diffeo
 from diffeo.kernels import dispatch, native, spline
-from diffeo.kernels.recording import RecordedLoop, _scalars, records
+from diffeo.kernels.recording import RecordedLoop
+from diffeo.kernels.scalars import record, records
 from diffeo.kernels.spline_arithmetic import Limits
 from diffeo.training import compiling as plan_compiling
 
@@ -184,7 +185,7 @@ def test_what_is_written_down_computes_the_same(name, dtype):
             v = made(x, params)[0] if inverse else x
             expected = run(v, params)
         given = (v.contiguous(), params.T.contiguous())[: 2 if n else 1]
-        loop = _scalars(made, inverse) if n else RecordedLoop(run, (None,))
+        loop = record(made, inverse)[0] if n else RecordedLoop(run, (None,))
         assert loop.is_compiled(dtype)
         found = loop(*given)
         tolerance = 2e-4 if dtype == torch.float32 else 1e-9

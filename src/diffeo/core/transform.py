@@ -95,6 +95,7 @@ class Univariate(Transform):
     """
 
     n_params: int = 0
+    one_operation: bool = False  # whether it runs as one already, with a gradient of its own
 
     def params(self, context: Context) -> Tensor:
         """The parameters, shape `(*batch, n_params)`, or an error that says what was expected."""

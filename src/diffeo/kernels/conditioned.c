@@ -8,7 +8,7 @@ static int map_part(long rows, long *taken, long threads, int L, Layer *layers, 
                     long xs, long xk, long scalars, const long *changed, real *out, real *logdet) {
   const long outputs = layers[L - 1].outputs;
   Room room;
-  real *params = make_room(layers, L, outputs + 3 * scalars, &room);
+  real *params = make_room(layers, L, outputs + 3 * scalars, 0, &room);
   if (!params) return 1;
   real *here = params + room.block * outputs, *found = here + room.block * scalars;
   real *slopes = found + room.block * scalars;
@@ -46,8 +46,8 @@ int map(long rows, int L, const long *widths, const real *h, long hs, long hk, c
 #endif
     Layer layers[L];
     describe(layers, L, widths, weights, biases, bounds, rows, 0);
-    failed = map_part(rows, &taken, count, L, layers, (Input){h, hs, hk, which, enter}, D, x, xs, xk, scalars, changed,
-                      out, logdet);
+    const Input in = {.x = h, .row = hs, .column = hk, .which = which, .enter = enter};
+    failed = map_part(rows, &taken, count, L, layers, in, D, x, xs, xk, scalars, changed, out, logdet);
   }
   return failed;
 }

@@ -18,7 +18,7 @@ from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.native import c_file
 from diffeo.kernels.perceptron import Perceptron
 from diffeo.kernels.private import has_hooks, mark_constant
-from diffeo.kernels.recording import ScalarMap, build_around, identify
+from diffeo.kernels.scalars import ScalarMap, build_around, identify
 
 _names: dict[tuple[Hashable, ...], str | None] = {}
 _libraries: dict[str, Any] = {}  # by name, which compiled models hold

@@ -18,7 +18,7 @@ from diffeo.kernels import process
 from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.native import c_file
 from diffeo.kernels.perceptron import WORK, activation_source
-from diffeo.kernels.recording import ScalarMap, build_around, identify
+from diffeo.kernels.scalars import ScalarMap, build_around, identify
 
 SHARE = 32  # rows for which another thread pays
 _libraries: dict[tuple[Hashable, ...], Any] = {}

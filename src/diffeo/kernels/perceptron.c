@@ -21,15 +21,33 @@ typedef struct {
   real *start; /* biases, then zeros */
 } Layer;
 
-/* what goes in: rows and columns of x, so far apart, of which `which` counts, in its order, or all */
+/* pictures with a border of zeros, channels last, whose rows are the places one after the other, and whose columns are
+   the numbers of the 3×3 places around each, from the last to the first of them where `turned` */
+typedef struct {
+  long height, width, channels;
+  const real *bordered;
+  long first; /* row that is the first place of the first picture */
+  int turned;
+} Pictures;
+
+/* what goes in: rows and columns of x, so far apart */
 typedef struct {
   const real *x;
   long row, column;
-  const long *which;
-  int enter; /* whether it goes through the activation first */
+  const long *which;    /* columns that count, in this order, or null for all */
+  int enter;            /* whether it goes through the activation first */
+  long columns, planes; /* where not 0, columns lie by plane: see `place` */
+  const Pictures *pictures; /* or null */
+  long places;          /* of a picture */
+  const real *shift;    /* added to what comes out of the first layer, for each picture, or null */
 } Input;
 
-static inline const real *column(Input in, long n) { return in.x + (in.which ? in.which[n] : n) * in.column; }
+/* where output o lies: first those of plane 0, outputs 0, `planes`, 2 `planes`, … */
+static inline long place(long o, long outputs, long planes) { return o % planes * (outputs / planes) + o / planes; }
+
+static inline const real *column(Input in, long n) {
+  return in.x + (in.which ? in.which[n] : in.planes ? place(n, in.columns, in.planes) : n) * in.column;
+}
 
 /* panels of weight' for the products that go forward, a panel for each W outputs */
 static void pack_forward(Layer *l) {
@@ -102,9 +120,6 @@ static void scale(long M, long N, const real *d, real *g, long s) {
     for (long n = 0; n < N; n++) g[m * s + n] *= d[m * s + n];
 }
 
-/* where all rows of output o lie: first those of output 0, `planes`, 2 `planes`, … */
-static inline long place(long o, long outputs, long planes) { return o % planes * (outputs / planes) + o / planes; }
-
 /* most rows of a block */
 static long block_limit(long widest) { return round_up(max_of(FEWEST, CACHE / stride(widest)), T); }
 
@@ -125,14 +140,46 @@ static long take(long *taken, long rows, long limit, long threads, long *row) {
   return M;
 }
 
+/* n numbers, a multiple of 1, 2 or 4 of them */
+static inline void copy_few(const real *x, long n, real *y) {
+  if (n % 4 == 0)
+    for (long i = 0; i < n; i += 4) memcpy(y + i, x + i, 4 * sizeof(real));
+  else if (n % 2 == 0)
+    for (long i = 0; i < n; i += 2) memcpy(y + i, x + i, 2 * sizeof(real));
+  else
+    for (long i = 0; i < n; i++) y[i] = x[i];
+}
+
+/* the numbers around M places from `row` on */
+static void copy_around(long row, long M, const Pictures *in, real *y, long s) {
+  const long C = in->channels, across = in->width + 2, places = in->height * in->width;
+  long taps[9];
+  for (long tap = 0; tap < 9; tap++) {
+    const long from = in->turned ? 8 - tap : tap;
+    taps[tap] = (from / 3 * across + from % 3) * C;
+  }
+  const long n = row - in->first;
+  long line = n % places / in->width, at = n % in->width;
+  const real *x = in->bordered + (n / places * (in->height + 2) + line) * across * C;
+  for (long m = 0; m < M; m++) {
+    for (long tap = 0; tap < 9; tap++) copy_few(x + at * C + taps[tap], C, y + m * s + tap * C);
+    if (++at < in->width) continue;
+    at = 0, x += across * C;
+    if (++line == in->height) line = 0, x += 2 * across * C;
+  }
+}
+
 /* M rows of N numbers from `row` on, as they go into the first product; the rest of the last panel is zero */
 static void copy_rows(long row, long M, long N, Input in, real *y) {
   const long s = stride(N);
-  for (long m0 = 0; m0 < M; m0 += LINE) /* lines of the cache are read and written whole */
-    for (long n = 0; n < N; n++) {
-      const real *x = column(in, n) + row * in.row;
-      for (long m = m0; m < min_of(M, m0 + LINE); m++) y[m * s + n] = x[m * in.row];
-    }
+  if (in.pictures)
+    copy_around(row, M, in.pictures, y, s);
+  else
+    for (long m0 = 0; m0 < M; m0 += LINE) /* lines of the cache are read and written whole */
+      for (long n = 0; n < N; n++) {
+        const real *x = column(in, n) + row * in.row;
+        for (long m = m0; m < min_of(M, m0 + LINE); m++) y[m * s + n] = x[m * in.row];
+      }
   for (long m = 0; m < M; m++)
     for (long n = N; n < round_up(N, W); n++) y[m * s + n] = 0;
   if (in.enter) activate(M, N, y, y, s);
@@ -170,12 +217,13 @@ typedef struct {
   real *h, *next, *strip;
 } Room;
 
-/* memory of the layers' panels, packed, and room for blocks of rows; `further` numbers for each of them, or null */
-static real *make_room(Layer *layers, int L, long further, Room *room) {
+/* memory of the layers' panels, packed, and room for blocks of rows; where `further` numbers for each row lie, then
+   `beside` ones, or null */
+static real *make_room(Layer *layers, int L, long further, long beside, Room *room) {
   long widest = layers[0].inputs;
   for (int l = 1; l < L; l++) widest = max_of(widest, layers[l].inputs);
   const long block = block_limit(widest), s = stride(widest), packs = lay_out(layers, L, 0, 0);
-  real *at = memory(packs + block * (2 * s + W + further));
+  real *at = memory(packs + block * (2 * s + W + further) + beside);
   if (!at) return 0;
   lay_out(layers, L, 0, at);
   for (int l = 0; l < L; l++) pack_forward(layers + l);
@@ -184,33 +232,42 @@ static real *make_room(Layer *layers, int L, long further, Room *room) {
   return room->strip + block * W;
 }
 
-/* M rows from `row` on through all layers; output o of row m goes to `place(o)` apart + m */
+/* what comes out of a layer for M rows, from `row` on, before the activation; `shift`: see `Input` */
+static void pass_layer(long row, long M, const Layer *layer, const real *h, real *c, const real *shift, long places) {
+  const long as = stride(layer->inputs), cs = stride(layer->outputs), N = layer->outputs;
+  for (long n = 0; n < N; n += W) {
+    const long low = layer->low[n / W], K = layer->high[n / W] - low;
+    panel(M, min_of(W, N - n), K, h + low, as, 0, layer->packed + n * layer->inputs + low * W, layer->start + n, 0,
+          c + n, cs);
+  }
+  for (long m = 0; shift && m < M; m++)
+    for (long n = 0; n < N; n++) c[m * cs + n] += shift[(row + m) / places * N + n];
+}
+
+/* M rows from `row` on through all layers; output o of row m goes to `place(o)` apart + m, or, without `planes`, to
+   m apart + o, with room for whole panels */
 static void pass(long row, long M, int L, const Layer *layers, Room *room, Input in, real *out, long apart,
                  long planes) {
-  const long outputs = layers[L - 1].outputs;
   real *h = room->h, *next = room->next;
   copy_rows(row, M, layers[0].inputs, in, h);
-  for (int l = 0; l < L; l++) {
-    const Layer *layer = layers + l;
-    const long as = stride(layer->inputs), cs = stride(layer->outputs);
-    real *c = layer->inner && l < L - 1 ? layer->inner + row * cs : next;
-    for (long n = 0; n < layer->outputs; n += W) {
-      const long N = min_of(W, layer->outputs - n), low = layer->low[n / W], K = layer->high[n / W] - low;
-      const real *p = layer->packed + n * layer->inputs + low * W;
-      if (l < L - 1) {
-        panel(M, N, K, h + low, as, 0, p, layer->start + n, 0, c + n, cs);
-        continue;
-      }
-      panel(M, N, K, h + low, as, 0, p, layer->start + n, 0, room->strip, W);
-      for (long o = 0; o < N; o++) {
-        real *to = out + place(n + o, outputs, planes) * apart;
-        for (long m = 0; m < M; m++) to[m] = room->strip[m * W + o];
-      }
-    }
-    if (l < L - 1) {
-      activate(M, round_up(layer->outputs, V), c, next, cs);
-      real *swap = h;
-      h = next, next = swap;
+  for (int l = 0; l < L - 1; l++) {
+    const long cs = stride(layers[l].outputs);
+    real *c = layers[l].inner ? layers[l].inner + row * cs : next;
+    pass_layer(row, M, layers + l, h, c, l ? 0 : in.shift, in.places);
+    activate(M, round_up(layers[l].outputs, V), c, next, cs);
+    real *swap = h;
+    h = next, next = swap;
+  }
+  const Layer *layer = layers + L - 1;
+  const long as = stride(layer->inputs), outputs = layer->outputs;
+  for (long n = 0; n < outputs; n += W) {
+    const long N = min_of(W, outputs - n), low = layer->low[n / W], K = layer->high[n / W] - low;
+    const real *p = layer->packed + n * layer->inputs + low * W;
+    real *c = planes ? room->strip : out + n;
+    panel(M, N, K, h + low, as, 0, p, layer->start + n, 0, c, planes ? W : apart);
+    for (long o = 0; planes && o < N; o++) {
+      real *to = out + place(n + o, outputs, planes) * apart;
+      for (long m = 0; m < M; m++) to[m] = room->strip[m * W + o];
     }
   }
 }
@@ -218,7 +275,7 @@ static void pass(long row, long M, int L, const Layer *layers, Room *room, Input
 /* what each of the threads does of `forward`; `taken`: rows that some thread does or did */
 static int forward_part(long rows, long *taken, long threads, int L, Layer *layers, Input in, real *out, long planes) {
   Room room;
-  if (!make_room(layers, L, 0, &room)) return 1;
+  if (!make_room(layers, L, 0, 0, &room)) return 1;
   for (long row, M; (M = take(taken, rows, room.block, threads, &row)) > 0;)
     pass(row, M, L, layers, &room, in, out + row, rows, planes);
   return 0;
@@ -245,48 +302,66 @@ int forward(long rows, int L, const long *widths, const real *x, long xs, long x
 #endif
     Layer layers[L];
     describe(layers, L, widths, weights, biases, bounds, rows, inner);
-    failed = forward_part(rows, &taken, count, L, layers, (Input){x, xs, xk, which, enter}, out, planes);
+    const Input in = {.x = x, .row = xs, .column = xk, .which = which, .enter = enter};
+    failed = forward_part(rows, &taken, count, L, layers, in, out, planes);
   }
   return failed;
 }
 
-/* memory of the layers' panels, packed, and room for blocks of as many rows as in a share of `rows` */
-static real *make_backward_room(long rows, int L, Layer *layers, long *block, long *widest) {
-  *widest = layers[L - 1].outputs;
-  for (int l = 0; l < L; l++) *widest = max_of(*widest, layers[l].inputs);
-  *block = block_rows(rows, *widest);
-  const long packs = lay_out(layers, L, 1, 0);
-  real *at = memory(packs + 4 * *block * stride(*widest) + (*block + T) * W);
+/* where a thread keeps what passes back through the layers */
+typedef struct {
+  long block; /* rows that it has room for */
+  real *g, *next, *h, *d, *strip, *sums;
+  Layer again; /* the first layer, packed to go forward, where what comes out of it was not kept */
+} BackwardRoom;
+
+/* memory of the layers' panels, packed, and room for blocks of rows, so that `rows` make blocks of about equal size;
+   where `beside` numbers lie, or null */
+static real *make_backward_room(long rows, int L, Layer *layers, long beside, BackwardRoom *room) {
+  Layer again = layers[0];
+  const long extra = again.inner || L == 1 ? 0 : lay_out(&again, 1, 0, 0);
+  long widest = layers[L - 1].outputs;
+  for (int l = 0; l < L; l++) widest = max_of(widest, layers[l].inputs);
+  const long block = block_rows(rows, widest), s = stride(widest), packs = lay_out(layers, L, 1, 0);
+  real *at = memory(packs + extra + 4 * block * s + (block + T) * W + beside);
   if (!at) return 0;
   lay_out(layers, L, 1, at);
   for (int l = 0; l < L; l++) pack_backward(layers + l);
-  return at + packs;
+  at += packs;
+  if (extra) {
+    lay_out(&again, 1, 0, at);
+    pack_forward(&again);
+    at += extra;
+  }
+  real *strip = at + 4 * block * s;
+  *room = (BackwardRoom){block, at, at + block * s, at + 2 * block * s, at + 3 * block * s, strip, strip + block * W,
+                         again};
+  return room->sums + T * W;
 }
 
-/* gradients from rows [begin, end), added to those of the weights and biases; `g`: the room */
-static void backward_part(long rows, long begin, long end, int L, const Layer *layers, Input in, const real *g_out,
-                          long planes, real *g, long block, long widest, real *g_x, real *const *g_weights,
-                          real *const *g_biases) {
-  const long outputs = layers[L - 1].outputs, s = stride(widest);
-  real *next = g + block * s, *h = next + block * s, *d = h + block * s, *strip = d + block * s;
-  real *sums = strip + block * W;
-  for (long row = begin; row < end; row += block) {
-    const long M = min_of(block, end - row);
-    for (long m0 = 0; m0 < M; m0 += LINE)
-      for (long o = 0; o < outputs; o++) {
-        const real *source = g_out + place(o, outputs, planes) * rows + row;
-        for (long m = m0; m < min_of(M, m0 + LINE); m++) g[m * stride(outputs) + o] = source[m];
-      }
+/* gradients from rows [begin, end), added to those of the weights and biases, and of the shifts, if any; `g_x`: of row
+   `begin`, columns so far `apart`, or, where that is 0, rows as far as in a block */
+static void backward_part(long begin, long end, int L, const Layer *layers, Input in, Input out, BackwardRoom room,
+                          real *g_x, long apart, real *const *g_weights, real *const *g_biases, real *g_shift) {
+  real *g = room.g, *next = room.next, *h = room.h, *d = room.d, *strip = room.strip, *sums = room.sums;
+  for (long row = begin; row < end; row += room.block) {
+    const long M = min_of(room.block, end - row);
+    copy_rows(row, M, layers[L - 1].outputs, out, g);
     for (int l = L - 1; l >= 0; l--) {
       const Layer *layer = layers + l;
       const long as = stride(layer->outputs), hs = stride(layer->inputs);
-      if (l)
+      if (l && layers[l - 1].inner)
         activate_both(M, round_up(layer->inputs, V), layers[l - 1].inner + row * hs, h, d, hs);
-      else
+      else if (l) {
+        copy_rows(row, M, layers[0].inputs, in, h);
+        pass_layer(row, M, &room.again, h, d, in.shift, in.places);
+        activate_both(M, round_up(layer->inputs, V), d, h, d, hs);
+      } else
         copy_rows(row, M, layer->inputs, in, h);
+      real *pulled = l || apart ? next : g_x + (row - begin) * hs;
       for (long n = 0; n < layer->inputs; n += W) {
         const long N = min_of(W, layer->inputs - n), low = layer->low[n / W], count = layer->high[n / W] - low;
-        panel(M, N, count, g + low, as, 0, layer->packed + n * layer->outputs + low * W, zeros, 0, next + n, hs);
+        panel(M, N, count, g + low, as, 0, layer->packed + n * layer->outputs + low * W, zeros, 0, pulled + n, hs);
         for (long m = 0; m < M; m++) memcpy(strip + m * W, h + m * hs + n, W * sizeof(real));
         real *to = g_weights[l] + n;
         if (N == W)
@@ -302,21 +377,43 @@ static void backward_part(long rows, long begin, long end, int L, const Layer *l
       }
       for (long m = 0; m < M; m++)
         for (long o = 0; o < layer->outputs; o++) g_biases[l][o] += g[m * as + o];
+      if (l == 0 && g_shift) {
+        const long N = layer->outputs;
+        for (long m = 0; m < M; m++)
+          for (long o = 0; o < N; o++) g_shift[(row + m) / in.places * N + o] += g[m * as + o];
+      }
       if (l)
         scale(M, round_up(layer->inputs, V), d, next, hs);
-      else
+      else if (apart)
         for (long m0 = 0; m0 < M; m0 += LINE)
           for (long n = 0; n < layer->inputs; n++) {
             const real *x = column(in, n) + row * in.row;
             for (long m = m0; m < min_of(M, m0 + LINE); m++) {
               const real at_x = in.enter ? slope(x[m * in.row]) : 1;
-              g_x[n * rows + row + m] = next[m * hs + n] * at_x;
+              g_x[n * apart + row - begin + m] = next[m * hs + n] * at_x;
             }
           }
       real *swap = g;
       g = next, next = swap;
     }
   }
+}
+
+/* the gradients of all weights, then of all biases, that a share of the rows adds to, as zeros */
+static void start_share(int L, const long *widths, long total, real *at, real **g_weights, real **g_biases) {
+  memset(at, 0, total * sizeof(real));
+  for (int l = 0; l < L; l++) g_weights[l] = at, at += widths[l] * widths[l + 1];
+  for (int l = 0; l < L; l++) g_biases[l] = at, at += widths[l + 1];
+}
+
+/* those of the other shares, in their order, added to those of the first */
+static void add_shares(long shares, long total, real *g_layers, const real *sums, int threads) {
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (threads > 1 && shares > 1 && total > 65536)
+#endif
+  for (long i = 0; i < total; i += 64)
+    for (long k = 1; k < shares; k++)
+      for (long j = i; j < min_of(total, i + 64); j++) g_layers[j] += sums[(k - 1) * total + j];
 }
 
 /* Gradients from that of out: `g_x`, a column after the other, and in `g_layers` those of all weights, then of all
@@ -329,30 +426,23 @@ int backward(long rows, int L, const long *widths, const real *x, long xs, long 
   int failed = 0;
   long taken = 0;
   const long size = round_up((rows + shares - 1) / shares, W);
+  const Input in = {.x = x, .row = xs, .column = xk, .which = which, .enter = enter};
+  const Input out = {.x = g_out, .row = 1, .column = rows, .columns = widths[L], .planes = planes};
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif
   {
     Layer layers[L];
-    long block, widest;
+    BackwardRoom room;
     describe(layers, L, widths, weights, biases, bounds, rows, inner);
-    real *room = make_backward_room(size, L, layers, &block, &widest);
-    failed = !room;
-    for (long k; room && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
-      real *g_weights[L], *g_biases[L], *at = k ? sums + (k - 1) * total : g_layers;
-      memset(at, 0, total * sizeof(real));
-      for (int l = 0; l < L; l++) g_weights[l] = at, at += widths[l] * widths[l + 1];
-      for (int l = 0; l < L; l++) g_biases[l] = at, at += widths[l + 1];
-      const long begin = min_of(rows, k * size);
-      backward_part(rows, begin, min_of(rows, begin + size), L, layers, (Input){x, xs, xk, which, enter}, g_out, planes,
-                    room, block, widest, g_x, g_weights, g_biases);
+    failed = !make_backward_room(size, L, layers, 0, &room);
+    for (long k; !failed && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
+      real *g_weights[L], *g_biases[L];
+      start_share(L, widths, total, k ? sums + (k - 1) * total : g_layers, g_weights, g_biases);
+      const long begin = min_of(rows, k * size), end = min_of(rows, begin + size);
+      backward_part(begin, end, L, layers, in, out, room, g_x + begin, rows, g_weights, g_biases, 0);
     }
   }
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (threads > 1 && shares > 1 && total > 65536)
-#endif
-  for (long i = 0; i < total; i += 64)
-    for (long k = 1; k < shares; k++)
-      for (long j = i; j < min_of(total, i + 64); j++) g_layers[j] += sums[(k - 1) * total + j];
+  add_shares(shares, total, g_layers, sums, threads);
   return failed;
 }

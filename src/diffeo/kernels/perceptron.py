@@ -107,7 +107,7 @@ def fits(whole: Perceptron) -> bool:
         return False
     if [b.shape[0] for b in biases] != widths[1:] or max(widths[:-1]) > WIDEST or min(widths) == 0:
         return False
-    return can_run(x, *weights, *biases) and _is_available(activation, x.dtype)
+    return can_run(x, *weights, *biases) and is_available(activation, x.dtype)
 
 
 def run(whole: Perceptron, planes: int = 1) -> Tensor:
@@ -181,9 +181,7 @@ def _run_backward(
     """The gradients of x and, one after the other, of all weights and all biases."""
     sizes = find_sizes(name, x.dtype, weights)
     rows, count = x.shape[0], threads(x.shape[0], sizes.total)
-    # as many as if no thread slept, so that a busy machine changes no rounding
-    awake = min(process.thread_limit.threads, rows // SHARE, rows * sizes.total // WORK)
-    shares = 1 if awake <= 1 else min(SHARES * awake, rows // SHARE)
+    shares = share_out(rows // SHARE, rows * sizes.total // WORK)
     g_x, g_layers = x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(sizes.total)
     sums = x.new_empty((shares - 1) * sizes.total)  # of the other shares
     x, weights, biases = x.resolve_neg(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
@@ -287,6 +285,7 @@ class Sizes(NamedTuple):
     """What follows from the shapes of the weights."""
 
     library: Any
+    layers: int
     widths: bytes
     outputs: int
     inner: int  # numbers that are kept for each row
@@ -304,7 +303,8 @@ def _find_sizes(name: str, dtype: torch.dtype, *widths: int) -> Sizes:
     count = len(widths) - 1
     total = sum((a + 1) * b for a, b in pairwise(widths))
     inner = sum(library.distance(width) for width in widths[1:-1])
-    return Sizes(library, struct.pack(f"{count + 1}l", *widths), widths[-1], inner, total, struct.Struct(f"{count}P"))
+    packed, addresses = struct.pack(f"{count + 1}l", *widths), struct.Struct(f"{count}P")
+    return Sizes(library, count, packed, widths[-1], inner, total, addresses)
 
 
 def arguments(
@@ -332,14 +332,26 @@ def arguments(
     )
 
 
+def share_out(units: int, worth: int) -> int:
+    """How many shares a backward pass makes of so many units of work, worth so many threads."""
+    # as many as if no thread slept, so that a busy machine changes no rounding
+    awake = min(process.thread_limit.threads, units, worth)
+    return 1 if awake <= 1 else min(SHARES * awake, units)
+
+
 def threads(rows: int, weights: int) -> int:
     """How many threads pay for a perceptron of so many weights."""
     return min(max(1, rows // SHARE), process.threads(rows * weights // WORK))
 
 
 @mark_constant
-def _is_available(name: str, dtype: torch.dtype) -> bool:
+def is_available(name: str, dtype: torch.dtype) -> bool:
     return _library(name, dtype) is not None
+
+
+def find_library(name: str, dtype: torch.dtype) -> Any:
+    """The library of perceptrons with this activation, and of what is written after them."""
+    return _require(name, dtype)
 
 
 def _require(name: str, dtype: torch.dtype) -> Any:
@@ -352,11 +364,31 @@ def _require(name: str, dtype: torch.dtype) -> Any:
 @cache
 def _library(name: str, dtype: torch.dtype) -> Any:
     """The library of an activation, or None where it cannot be made."""
-    library: Any = native.load(prelude(dtype) + tiles() + source(name), "perceptrons")
+    library: Any = native.load(prelude(dtype) + tiles() + source(name) + c_file("convolution.c"), "perceptrons")
     if library is None:
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     library.forward.argtypes = [*LAYERS, pointer, pointer, long, flag]
     library.backward.argtypes = [*LAYERS, pointer, pointer, long, pointer, pointer, pointer, long, long, flag]
     library.distance.argtypes, library.distance.restype = [long], long
+    strided = [pointer, long, long]
+    pictures, layers = [long, long, long, flag, pointer, pointer, pointer], [pointer, pointer]
+    library.convolve.argtypes = [*pictures, pointer, *layers, pointer, pointer, pointer, long, flag]
+    results = [pointer, pointer, pointer, pointer, long, long, flag]
+    library.mix.argtypes = [long, long, long, pointer, long, long, pointer, pointer, pointer, flag]
+    library.mix_backward.argtypes = [
+        long,
+        long,
+        long,
+        pointer,
+        long,
+        long,
+        pointer,
+        *strided,
+        pointer,
+        pointer,
+        long,
+        flag,
+    ]
+    library.convolve_backward.argtypes = [*pictures, pointer, *layers, pointer, pointer, pointer, long, *results]
     return library

@@ -13,16 +13,15 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffeo.kernels import native, process
-from diffeo.kernels.compiling import signature
-from diffeo.kernels.native import prelude, tiles
+from diffeo.kernels.native import prelude
 
 SHARE = 1024  # scalars below which a further thread costs more than it does
 # `maximum` keeps a NaN on its left and loses one on its right, since gcc does not vectorise what keeps both;
@@ -55,6 +54,7 @@ FORMS = {
     "le": "{0} <= {1}",
     "log": "FN(log)({0})",
     "log1p": "FN(log1p)({0})",
+    "log_sigmoid_backward": "{0} / (1 + FN(exp)({1}))",
     "log_sigmoid_forward": "-softplus(-{0})",
     "logical_and": "({0} != 0) & ({1} != 0)",
     "logical_not": "{0} == 0",
@@ -71,19 +71,20 @@ FORMS = {
     "rsqrt": "1 / FN(sqrt)({0})",
     "rsub": "{1} - {0}",
     "sigmoid": "1 / (1 + FN(exp)(-{0}))",
+    "sigmoid_backward": "{0} * {1} * (1 - {1})",
+    "sgn": "(real)(({0} > 0) - ({0} < 0))",
     "sign": "(real)(({0} > 0) - ({0} < 0))",
     "sin": "FN(sin)({0})",
     "sinh": "FN(sinh)({0})",
     "softplus": "softplus({0})",
+    "softplus_backward": "{0} / (1 + FN(exp)(-{1}))",
     "sqrt": "FN(sqrt)({0})",
     "sub": "{0} - {1}",
     "tanh": "tangent({0})",
+    "tanh_backward": "{0} * (1 - {1} * {1})",
     "where": "{0} ? {1} : {2}",
 }
-FILE = """\
-%(prelude)s
-const int outputs = %(outputs)d;
-const int planes[] = {%(planes)s};
+FUNCTIONS = """\
 
 static inline real clamp(real x, real low, real high) { return x < low ? low : x > high ? high : x; }
 
@@ -103,7 +104,9 @@ static inline real tangent(real x) {
 /* small whole powers, the only ones that are written down */
 static inline real power(real x, int n) { return n == 2 ? x * x : n == 3 ? x * x * x : x * x * (x * x); }
 
-static void part(long n, long begin, long end, %(signature)s) {
+"""
+LOOP = """\
+static void %(name)s(long n, long begin, long end, %(signature)s) {
 #ifdef _OPENMP
 #pragma omp simd
 #endif
@@ -111,6 +114,11 @@ static void part(long n, long begin, long end, %(signature)s) {
 %(body)s
   }
 }
+
+"""
+RUN = """\
+const int outputs = %(outputs)d;
+const int planes[] = {%(planes)s};
 
 void run(long n, int threads, %(signature)s) {
 #ifdef _OPENMP
@@ -193,7 +201,15 @@ class RecordedLoop:
         return run
 
     def source(self, dtype: torch.dtype) -> str:
-        """The C of the function."""
+        """The C of the function, which a program can call."""
+        text, values = self._write(dtype, "part")
+        return prelude(dtype) + FUNCTIONS + text + RUN % values
+
+    def part(self, dtype: torch.dtype, name: str) -> str:
+        """The C of the function for some of the scalars, `name`, as part of a larger program that has `FUNCTIONS`."""
+        return self._write(dtype, name)[0]
+
+    def _write(self, dtype: torch.dtype, name: str) -> tuple[str, dict[str, Any]]:
         recorder = _Recorder()
         _state.recording = True
         try:
@@ -208,8 +224,8 @@ class RecordedLoop:
             _state.recording = False
         counts = [recorder.leave(t, f"out{i}") for i, t in enumerate(results)]
         names = [f"in{i}" for i in range(len(inputs))], [f"out{i}" for i in range(len(counts))]
-        return FILE % {
-            "prelude": prelude(dtype),
+        values = {
+            "name": name,
             "outputs": len(counts),
             "planes": ", ".join(map(str, counts)),
             "signature": ", ".join(
@@ -218,38 +234,7 @@ class RecordedLoop:
             "names": ", ".join((*names[0], *names[1])),
             "body": "\n".join(f"    {line}" for line in recorder.lines),
         }
-
-
-@runtime_checkable
-class ScalarMap(Protocol):
-    """What kernels need to know of a scalar map: both directions, given numbers and `(*shape, n_params)` parameters."""
-
-    n_params: int
-    exact_inverse: bool
-    traceable: bool
-
-    def __call__(self, x: Tensor, params: Tensor, /) -> tuple[Tensor, Tensor]: ...
-    def inverse(self, z: Tensor, params: Tensor, /) -> tuple[Tensor, Tensor]: ...
-
-
-def records(scalar_map: Any, inverse: bool = False, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether this direction of a scalar map can be written down as C: by plain arithmetic, without weights."""
-    return identify(scalar_map) is not None and write(_scalars(scalar_map, inverse).source, dtype) is not None
-
-
-def identify(scalar_map: Any) -> Hashable:
-    """Equal for scalar maps that compute the same; None where C cannot: they have weights or hooks, or search."""
-    plain = scalar_map.exact_inverse and scalar_map.traceable
-    return signature(scalar_map) if plain else None
-
-
-def build_around(scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype, source: str) -> ctypes.CDLL | None:
-    """The library of C that takes scalars through this map (or its inverse) by `part`; None where it cannot be made.
-
-    Before the source stand `part` and `tiles.c`.
-    """
-    part = None if native.find_compiler() is None else write(_scalars(scalar_map, inverse).source, dtype)
-    return None if part is None else native.load(part + tiles() + source, f"a layer around {scalar_map}")
+        return LOOP % values, values
 
 
 def write(source: Callable[[torch.dtype], str], dtype: torch.dtype) -> str | None:
@@ -259,13 +244,6 @@ def write(source: Callable[[torch.dtype], str], dtype: torch.dtype) -> str | Non
     except UNWRITTEN:
         logging.getLogger("diffeo").info("an elementwise function cannot be written as C", exc_info=True)
         return None
-
-
-def _scalars(scalar_map: ScalarMap, inverse: bool) -> RecordedLoop:
-    def run(v: Tensor, params: Tensor) -> tuple[Tensor, ...]:
-        return (scalar_map.inverse if inverse else scalar_map)(v, params.movedim(0, -1))
-
-    return RecordedLoop(run, (None, scalar_map.n_params))
 
 
 Name = str | list[str]  # of a scalar, or of the planes of a tensor
@@ -368,8 +346,11 @@ class _Recorder(TorchDispatchMode):
 
     def _compute(self, name: str, out: Any, args: Any, kwargs: dict, func: Any) -> None:
         """An operation on numbers, plane by plane where they have planes."""
-        if name == "softplus" and args[1:2] in ((), (1,)) and all(bound >= 20 for bound in args[2:]):
-            args = args[:1]
+        numbers = {"softplus": 1, "softplus_backward": 2}.get(name, len(args))  # then follow a slope and a bound
+        if args[numbers : numbers + 1] in ((), (1,)) and all(bound >= 20 for bound in args[numbers + 1 :]):
+            args = args[:numbers]
+        if name == "log_sigmoid_backward":
+            args = args[:2]  # the third is of use to some devices alone
         if name == "clamp" and len(args) == 3 and args[1] is None:
             name, args = "clamp_max", (args[0], args[2])
         elif name == "clamp" and (len(args) == 2 or args[2] is None):

@@ -7,7 +7,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from diffeo.functional import Context, context_features, entries, joined
+from diffeo.kernels import convolution, perceptron
 from diffeo.kernels.dispatch import is_traced
+from diffeo.kernels.private import has_hooks
 from diffeo.nets.attention import attend
 from diffeo.nets.mlp import require_context
 
@@ -96,6 +98,20 @@ class ConvNet(nn.Module):
         nn.init.zeros_(self.leave.bias)  # pyright: ignore[reportArgumentType] (it has one)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        batch, x, given = self._seen(x, context)
+        whole = self._as_convolution(x, given)
+        params = self._layers(x, given) if whole is None else convolution.run(whole, self.n_params)
+        return params.reshape(*batch, *params.shape[1:])
+
+    def as_convolution(self, x: Tensor, context: Context) -> convolution.Convolution | None:
+        """What to run as one operation, where that can be."""
+        if not perceptron.may_run(x):
+            return None
+        _, x, given = self._seen(x, context)
+        return self._as_convolution(x, given)
+
+    def _seen(self, x: Tensor, context: Context) -> tuple[torch.Size, Tensor, Tensor | None]:
+        """The batch; what the first layer reads and the context vectors, in a batch of one dim."""
         batch, given, beside = x.shape[:-3], None, None
         if self.context:
             given = require_context(context, self.context, "ConvNet").to(x.dtype)
@@ -105,11 +121,26 @@ class ConvNet(nn.Module):
             batch = joined(batch, beside.shape[:-3])
             x = torch.cat([t.expand(*batch, *t.shape[-3:]) for t in (x, beside)], -3)
         given = None if given is None else given.expand(*batch, -1).reshape(-1, self.context)
-        h = self.enter(_channels_last(x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:])))
+        return batch, x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:]), given
+
+    def _layers(self, x: Tensor, given: Tensor | None) -> Tensor:
+        h = self.enter(_channels_last(x))
         for layer in self.inner:
             h = layer(h, self.place if isinstance(layer, AttentionBlock) else given)
-        params = self.leave(F.relu(h, inplace=True)).unflatten(1, (self.out, self.n_params)).movedim(2, -1)
-        return params.reshape(*batch, *params.shape[1:])
+        return self.leave(F.relu(h, inplace=True)).unflatten(1, (self.out, self.n_params)).movedim(2, -1)
+
+    def _as_convolution(self, x: Tensor, given: Tensor | None) -> convolution.Convolution | None:
+        inner = self.inner[0]
+        if type(self) is not ConvNet or type(inner) is not Pointwise or not perceptron.may_run(x) or has_hooks(inner):
+            return None
+        layers = self.enter, inner.mix, self.leave
+        if not all(perceptron.is_plain(layer, (nn.Conv2d,)) for layer in layers):
+            return None
+        shift = None if inner.given is None or given is None else inner.given(given)
+        enter, mix, leave = layers
+        weights, biases = (enter.weight, mix.weight, leave.weight), (enter.bias, mix.bias, leave.bias)
+        whole = convolution.Convolution(x, shift, weights, biases)  # pyright: ignore[reportArgumentType] (they have biases)
+        return whole if convolution.fits(whole) else None
 
 
 def require_map(context: Context, entry: str, channels: int, who: str) -> Tensor:

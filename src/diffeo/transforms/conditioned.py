@@ -17,7 +17,7 @@ from diffeo.functional import (
     narrowed,
     sum_event,
 )
-from diffeo.kernels import conditioned
+from diffeo.kernels import conditioned, scalars
 
 
 class Conditioned(Transform):
@@ -97,7 +97,10 @@ class Conditioned(Transform):
     def map_scalars(self, b: Tensor, params: Tensor, context: Context, direction: str) -> tuple[Tensor, Tensor]:
         """x_b over the batch of its parameters too, mapped; and the log-slope of each element."""
         b = b.expand(joined(b.shape, params.shape[:-1]))
-        mapped, logdet = self.univariate(b, params) if direction == "forward" else self.univariate.inverse(b, params)
+        found = scalars.map_scalars(self.univariate, b, params, direction == "inverse")
+        if found is None:
+            found = self.univariate(b, params) if direction == "forward" else self.univariate.inverse(b, params)
+        mapped, logdet = found
         return self.spare(b, mapped, logdet, context)
 
     def spare(self, b: Tensor, mapped: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from diffeo.core import Rebuildable, Univariate
 from diffeo.core.memory import Rebuilt, Recallable
-from diffeo.functional import Context, sum_event
+from diffeo.functional import Context, check_event, context_mask, narrowed, sum_event
+from diffeo.kernels.coupling import map_pictures
 from diffeo.kernels.layout import batch_inner, join, permute, split
-from diffeo.kernels.private import is_transformed
+from diffeo.kernels.perceptron import may_run
+from diffeo.kernels.private import has_hooks, is_transformed
 from diffeo.transforms.conditioned import Conditioned
 
 
@@ -70,6 +72,27 @@ class Coupling(Conditioned, Rebuildable):
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self.map(z, context, "inverse")
+
+    def map(self, x: Tensor, context: Context, direction: str) -> tuple[Tensor, Tensor]:
+        found = self._map_pictures(x, context, direction == "inverse")
+        return super().map(x, context, direction) if found is None else found
+
+    def _map_pictures(self, x: Tensor, context: Context, inverse: bool) -> tuple[Tensor, Tensor] | None:
+        """Channels of pictures in one operation with the net that conditions them, where they can run so."""
+        describe = getattr(self.net, "as_convolution", None)
+        if self.dim != -3 or self.event_ndim != 3 or describe is None or not self.kept:
+            return None
+        if not self._sliced or context_mask(context) is not None or not may_run(x) or has_hooks(self.net):
+            return None
+        check_event(x, self.event, "Coupling")
+        if narrowed(x, self.net).dtype != x.dtype:
+            return None
+        net = describe(self.take(x)[0], context)
+        if net is None:
+            return None
+        seen, changed = (0, self.kept) if self.first else (len(self.apart) - self.kept, 0)
+        found = map_pictures(self.univariate, net, x.reshape(-1, *x.shape[-3:]), seen, changed, inverse)
+        return None if found is None else (found[0].view(x.shape), found[1].view(x.shape[:-3]))
 
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         sizes = [self.kept, len(self.apart) - self.kept]

@@ -60,7 +60,7 @@ def _folded(chain: Chain) -> Chain:
     parts: list[Transform] = []
     for place, run in groupby(chain.parts, key=_place):
         some: list[Transform] = list(run)  # pyright: ignore[reportAssignmentType] (a ModuleList forgets its elements)
-        maps = [part.transform if isinstance(part, Along) else part for part in some]
+        maps: list[Transform] = [_vectors(part) for part in some]  # pyright: ignore[reportAssignmentType]
         if place is None or not any(isinstance(part, DENSE) for part in maps):
             parts += some
             continue
@@ -71,10 +71,15 @@ def _folded(chain: Chain) -> Chain:
 
 def _place(part: nn.Module) -> tuple[int, int] | None:
     """The dim that a linear map runs along and the dims of its event; None for anything else."""
-    inner = part.transform if isinstance(part, Along) else part
-    if not isinstance(inner, DENSE + THIN):
+    if not isinstance(_vectors(part), DENSE + THIN):
         return None
     return (part.dim, part.event_ndim) if isinstance(part, Along) else (-1, 1)
+
+
+def _vectors(part: nn.Module) -> nn.Module:
+    """What an `Along` does to vectors, a chain of which has been folded; any other part."""
+    inner = part.transform if isinstance(part, Along) else part
+    return inner.parts[0] if isinstance(part, Along) and type(inner) is Chain and len(inner.parts) == 1 else inner
 
 
 def _features(part: Transform) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -22,8 +24,43 @@ from diffeo.functional import (
     sum_event,
 )
 from diffeo.kernels.layout import linear, solve_rows
+from diffeo.kernels.private import has_hooks
 from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.univariate import Affine
+
+
+class Mixing(NamedTuple):
+    """What a map z = W x + b of vectors is made of; transforms that can say so have a method `mixing`."""
+
+    weight: Tensor  # W, (D, D), or its diagonal, (D,)
+    bias: Tensor  # b, (D,)
+    logdet: Tensor  # log|det W|
+
+    def then(self, after: Mixing) -> Mixing:
+        """Both, this one first."""
+        dense = after.weight.ndim == 2
+        weight = after.weight @ self.weight if dense and self.weight.ndim == 2 else after.weight * self.weight
+        if not dense and self.weight.ndim == 2:
+            weight = after.weight.unsqueeze(1) * self.weight
+        bias = (after.weight @ self.bias if dense else after.weight * self.bias) + after.bias
+        return Mixing(weight, bias, self.logdet + after.logdet)
+
+
+def mixing(transform: Transform, dtype: torch.dtype, inverse: bool = False) -> Mixing | None:
+    """One direction of a map of vectors as W and b; None where it is none, or does better in its own way."""
+    if has_hooks(transform):
+        return None
+    if type(transform) is not Chain:
+        found = getattr(transform, "mixing", None)
+        return None if found is None else found(dtype, inverse)
+    whole: Mixing | None = None
+    parts: list[Transform] = list(transform.parts)  # pyright: ignore[reportAssignmentType] (a ModuleList forgets)
+    for part in reversed(parts) if inverse else parts:
+        one = mixing(part, dtype, inverse)
+        if one is None:
+            return None
+        whole = one if whole is None else whole.then(one)
+    return whole
 
 
 class LULinear(Transform):
@@ -64,6 +101,12 @@ class LULinear(Transform):
         with full_precision(x):
             z = linear(x, lower @ upper, self.bias.to(x.dtype))
         return _rows_kept(x, z, sum_event(log_scale, 1), context)
+
+    def mixing(self, dtype: torch.dtype, inverse: bool) -> Mixing | None:
+        if inverse:
+            return None  # it solves two triangular systems
+        lower, upper, log_scale = self._factors(dtype)
+        return Mixing(lower @ upper, self.bias.to(dtype), log_scale.sum())
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "LULinear")
@@ -281,6 +324,13 @@ class FixedLinear(Transform):
                 x = F.linear(z, self.back.to(z.dtype))
             x = x - self.shift.to(z.dtype)
         return _rows_kept(z, x, -self._logdet(z), context)
+
+    def mixing(self, dtype: torch.dtype, inverse: bool) -> Mixing | None:
+        if self.weight.dtype != dtype:
+            return None
+        if inverse:
+            return Mixing(self.back, -self.shift, -self.log_scale)
+        return Mixing(self.weight, self.weight @ self.shift, self.log_scale)
 
     def _logdet(self, x: Tensor) -> Tensor:
         """log|det W| in the wider dtype of the two."""

@@ -22,7 +22,7 @@ from diffeo.functional import (
     sum_event,
 )
 from diffeo.kernels.layout import solve_rows
-from diffeo.transforms.linear import _rows_kept
+from diffeo.transforms.linear import Mixing, _rows_kept
 
 NORMAL_QUARTILES = 1.3489795003921634  # from the first quartile of a standard normal to the third
 
@@ -128,6 +128,13 @@ class ActNorm(Transform):
         check_event(z, self.event, "ActNorm")
         s = self.log_scale.to(z.dtype)
         return keep_scaled(z, z * (-s).exp() - self.bias.to(z.dtype), -s, context)
+
+    def mixing(self, dtype: torch.dtype, inverse: bool) -> Mixing:
+        s, bias = self.log_scale.to(dtype), self.bias.to(dtype)
+        if inverse:
+            return Mixing((-s).exp(), -bias, -s.sum())
+        scale = s.exp()
+        return Mixing(scale, scale * bias, s.sum())
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 from diffeo.core import Chain, Flow, Inverse, Transform, Univariate
 from diffeo.densities import Dequantized, Normal
 from diffeo.nets import ImageFeatures
-from diffeo.recipes.images.parts import coupling, image_shape, labels, real_line, with_places
+from diffeo.recipes.images.parts import coupling, image_shape, labels, normed_mix, real_line, with_places
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
-from diffeo.transforms import ActNorm, Affine, Along, Checkerboard, Conv1x1, Logit, MixtureCDF, Reshape, Squeeze
+from diffeo.transforms import ActNorm, Affine, Along, Checkerboard, Logit, MixtureCDF, Reshape, Squeeze
 
 FLOWPP = {
     "tiny": {"hidden": 24, "blocks": 1, "components": 4, "heads": 2, "noise_layers": 4, "noise_blocks": 1},
@@ -136,5 +136,5 @@ def _steps(channels: int, number: int, layer: Callable[[bool], Transform]) -> li
     """Couplings that take turns, each behind activation norm and a linear map of the channels."""
     parts: list[Transform] = []
     for i in range(number):
-        parts += [Along(ActNorm(channels), -3), Conv1x1(channels), layer(i % 2 == 0)]
+        parts += [normed_mix(channels), layer(i % 2 == 0)]
     return parts

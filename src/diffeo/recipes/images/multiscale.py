@@ -8,10 +8,19 @@ from typing import Any
 from diffeo.core import Chain, Flow, Inverse, Transform, Univariate
 from diffeo.densities import Dequantized, Noisy, Normal
 from diffeo.nets import LipschitzConvNet
-from diffeo.recipes.images.parts import coupling, image_scalar, image_shape, images, labels, real_line, with_places
+from diffeo.recipes.images.parts import (
+    coupling,
+    image_scalar,
+    image_shape,
+    images,
+    labels,
+    normed_mix,
+    real_line,
+    with_places,
+)
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
-from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Multiscale, Residual, Shift, Squeeze
+from diffeo.transforms import ActNorm, Affine, Along, Multiscale, Residual, Shift, Squeeze
 
 GLOW = {
     "tiny": {"scales": 2, "layers": 4, "hidden": 32},
@@ -96,8 +105,7 @@ def glow(
         parts: list[Transform] = [Squeeze(channels=channels)]
         for i in range(sizes["layers"]):
             parts += [
-                Along(ActNorm(4 * channels), -3),
-                Conv1x1(4 * channels),
+                normed_mix(4 * channels),
                 coupling(4 * channels, i % 2 == 0, scalars(), hidden=sizes["hidden"], context=classes),
             ]
         return parts

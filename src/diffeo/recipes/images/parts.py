@@ -11,7 +11,7 @@ from diffeo.core import Chain, Flow, Transform, Univariate
 from diffeo.densities import Dequantized, Noisy, Normal
 from diffeo.nets import MLP, ConvNet, OneHot
 from diffeo.recipes.parts import scalar_map
-from diffeo.transforms import Affine, Along, Coupling, Elementwise, Standardize, Unconstrain
+from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Coupling, Elementwise, LULinear, Standardize, Unconstrain
 
 MARGIN = 0.05  # of the range of values on either side, so that the logit stays tame at its ends
 
@@ -81,6 +81,11 @@ def with_places(transform: Transform, numbers: int, classes: int) -> Transform:
 def image_scalar(name: str, options: Mapping[str, Any] | None) -> Univariate:
     """The scalar map of this name; an affine one scales less than for vectors, unless its options say otherwise."""
     return scalar_map(name, {"bound": 2.0} if name == "Affine" and options is None else options)
+
+
+def normed_mix(channels: int) -> Conv1x1:
+    """Activation norm and a linear map of the channels, which run as one."""
+    return Conv1x1(channels, Chain(ActNorm(channels), LULinear(channels)))
 
 
 def coupling(channels: int, first: bool, univariate: Univariate, **conditioner: Any) -> Coupling:

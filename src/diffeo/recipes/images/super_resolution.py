@@ -12,10 +12,10 @@ from diffeo.densities import Dequantized, Normal
 from diffeo.functional import Context
 from diffeo.nets import ConvNet, LowResolution
 from diffeo.nets.conv import require_map
-from diffeo.recipes.images.parts import coupling, image_shape
+from diffeo.recipes.images.parts import coupling, image_shape, normed_mix
 from diffeo.recipes.parts import preset_sizes
 from diffeo.recipes.registry import recipe
-from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Coupling, Multiscale, Shift, Squeeze, Standardize
+from diffeo.transforms import Affine, Along, Coupling, Multiscale, Shift, Squeeze, Standardize
 
 SRFLOW = {
     "tiny": {"scales": 2, "layers": 2, "hidden": 16, "features": 16, "blocks": 1},
@@ -99,7 +99,7 @@ def srflow(
         channels, map = 4 * channels, (f"scale{i}", sizes["features"])
         parts: list[Transform] = [Squeeze(channels=channels // 4)]
         for j in range(TRANSITION + sizes["layers"]):
-            parts += [Along(ActNorm(channels), -3), Conv1x1(channels)]
+            parts.append(normed_mix(channels))
             if j >= TRANSITION:
                 parts += [
                     _injection(channels, map, sizes["hidden"]),

@@ -21,6 +21,7 @@ from torch.distributions import constraints
 from diffeo.core import Univariate
 from diffeo.core.memory import Recallable
 from diffeo.functional import Context, MappedScalars, Scalars, positive, wrap_angle
+from diffeo.kernels import spline_arithmetic
 from diffeo.kernels.spline import map_scalars
 from diffeo.kernels.spline_arithmetic import Limits
 
@@ -48,6 +49,8 @@ class RationalQuadraticSpline(Univariate, Recallable):
     tensor([  0.5000, 100.0000])
     """
 
+    one_operation = True
+
     def __init__(
         self,
         bins: int = 8,
@@ -70,6 +73,11 @@ class RationalQuadraticSpline(Univariate, Recallable):
 
     def recall(self, x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         return _along_batch(x, self.params(context), False, self.limits, (z, logdet))
+
+    def pull(self, v: Tensor, planes: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """The gradients of v and of the parameters, (n_params, *v.shape), from those of a direction's results."""
+        x = spline_arithmetic.inverse(v, planes, self.limits)[0] if inverse else v
+        return spline_arithmetic.backward(x, planes, grad, grad_log, inverse, self.limits)
 
     def params_for(self, widths: Tensor, heights: Tensor, slopes: Tensor) -> Tensor:
         """Parameters of the spline with these bin widths and heights (sums 2·bound) and slopes at its inner knots."""
@@ -112,6 +120,8 @@ class BoundedSpline(Univariate):
     >>> spline(torch.tensor([0.0, 0.25, 1.0]), torch.zeros(13))[0]
     tensor([0.0000, 0.2500, 1.0000])
     """
+
+    one_operation = True
 
     def __init__(
         self,
@@ -169,6 +179,7 @@ class CircularSpline(Univariate):
     tensor([-3.0000,  0.0000,  2.0000])
     """
 
+    one_operation = True
     domain = codomain = constraints.interval(-math.pi, math.pi)
 
     def __init__(self, bins: int = 8, min_width: float = 1e-3, min_height: float = 1e-3, min_slope: float = 1e-3):

@@ -1,0 +1,209 @@
+/* A 3×3 convolution, layers at every place, and a 3×3 convolution, and their gradient, as one operation.
+
+   Written before it: perceptron.c. The first convolution is a product with the numbers around each place; the last is
+   one, too, whose results belong to the places around: so in between lies a perceptron, for all places of all pictures
+   as rows. Its results stay in the cache of the core until they are added up, a few pictures at a time. */
+
+/* a picture, by the strides of its channels, planes of them, lines and places: channel c is in plane c % planes */
+typedef struct {
+  long picture, channel, plane, line, place;
+} Strides;
+
+static inline long channel_at(Strides s, long planes, long c) { return c % planes * s.plane + c / planes * s.channel; }
+
+/* channels last, with a border of zeros */
+static void border(const real *x, Strides s, long channels, long planes, long height, long width, real *y) {
+  const long across = (width + 2) * channels;
+  memset(y, 0, (height + 2) * across * sizeof(real));
+  for (long c = 0; c < channels; c++)
+    for (long line = 0; line < height; line++) {
+      const real *from = x + channel_at(s, planes, c) + line * s.line;
+      real *to = y + (line + 1) * across + channels + c;
+      for (long i = 0; i < width; i++) to[i * channels] = from[i * s.place];
+    }
+}
+
+/* y += x for n numbers, a multiple of 1, 2 or 4 of them */
+typedef real four __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
+typedef real two __attribute__((vector_size(2 * sizeof(real)), aligned(sizeof(real)), may_alias));
+static inline void add_few(const real *x, long n, real *y) {
+  if (n % 4 == 0)
+    for (long i = 0; i < n; i += 4) *(four *)(y + i) += *(const four *)(x + i);
+  else if (n % 2 == 0)
+    for (long i = 0; i < n; i += 2) *(two *)(y + i) += *(const two *)(x + i);
+  else
+    for (long i = 0; i < n; i++) y[i] += x[i];
+}
+
+/* to = at each place, the sum of what the places around have for it: each has 9 times all channels, in rows so far
+   `apart`; turned: what those at the same distance on the other side have. `sum`: room for a line */
+static void spread(const real *all, long apart, long channels, long planes, long height, long width, int turned,
+                   real *sum, real *to, Strides s) {
+  for (long y = 0; y < height; y++) {
+    memset(sum, 0, width * channels * sizeof(real));
+    for (long tap = 0; tap < 9; tap++) {
+      const long from = turned ? 8 - tap : tap, down = from / 3 - 1, right = from % 3 - 1;
+      if (y + down < 0 || y + down >= height) continue;
+      const long high = min_of(width, width - right), first = (y + down) * width + right;
+      for (long x = max_of(0, -right); x < high; x++)
+        add_few(all + (first + x) * apart + tap * channels, channels, sum + x * channels);
+    }
+    for (long c = 0; c < channels; c++) {
+      real *line = to + channel_at(s, planes, c) + y * s.line;
+      for (long x = 0; x < width; x++) line[x * s.place] = sum[x * channels + c];
+    }
+  }
+}
+
+/* pictures that a thread takes at once: as many as a block of rows holds, at least one */
+static long group_size(long block, long places) { return max_of(1, block / places); }
+
+static long widest_input(int L, const long *widths) {
+  long widest = 1;
+  for (int l = 0; l < L; l++) widest = max_of(widest, widths[l]);
+  return widest;
+}
+
+/* out = the net at `pictures` x, of (channels, height, width) numbers, by its strides. `widths`, `weights` and `biases`
+   are those of the perceptron in between, whose first and last widths are 9 times the channels; `shift`, if given, is
+   added to what comes out of its first layer, a row for each picture; `inner`, if given, receives what goes into the last
+   activation. Returns 0, or 1 where there is not enough memory. */
+int convolve(long pictures, long height, long width, int L, const long *widths, const real *x, const Strides *xs,
+             const real *shift, const real *const *weights, const real *const *biases, real *inner, real *out,
+             const Strides *os, long planes, int threads) {
+  const long places = height * width, bordered = (height + 2) * (width + 2);
+  const long in_channels = widths[0] / 9, out_channels = widths[L] / 9, apart = stride(widths[L]);
+  int failed = 0;
+  long taken = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
+#endif
+  {
+    Layer layers[L];
+    Room room;
+    const long group = group_size(block_limit(widest_input(L, widths)), places);
+    const long outputs = group * places * apart, inputs = group * bordered * in_channels;
+    describe(layers, L, widths, weights, biases, 0, 0, 0);
+    layers[L - 2].inner = inner; /* the first layer is computed again */
+    real *all = make_room(layers, L, 0, outputs + inputs + width * out_channels, &room);
+    real *around = all + outputs, *sum = around + inputs;
+    failed = !all;
+    for (long p; all && (p = __atomic_fetch_add(&taken, group, __ATOMIC_RELAXED)) < pictures;) {
+      const long count = min_of(group, pictures - p), rows = count * places;
+      for (long i = 0; i < count; i++)
+        border(x + (p + i) * xs->picture, *xs, in_channels, 1, height, width, around + i * bordered * in_channels);
+      const Pictures seen = {height, width, in_channels, around, p * places, 0};
+      const Input in = {.pictures = &seen, .places = places, .shift = shift};
+      for (long row = 0; row < rows; row += room.block)
+        pass(p * places + row, min_of(room.block, rows - row), L, layers, &room, in, all + row * apart, apart, 0);
+      for (long i = 0; i < count; i++)
+        spread(all + i * places * apart, apart, out_channels, planes, height, width, 0, sum, out + (p + i) * os->picture,
+               *os);
+    }
+  }
+  return failed;
+}
+
+/* Gradients from that of out, by its strides: `g_x`; `g_shift`, zeros before, if given; and in `g_layers` those of
+   weights and biases, as in `backward`. */
+int convolve_backward(long pictures, long height, long width, int L, const long *widths, const real *x,
+                      const Strides *xs, const real *shift, const real *const *weights,
+                      const real *const *biases, real *inner, const real *g_out, const Strides *gs, long planes, real *g_x, real *g_shift, real *g_layers,
+                      real *sums, long total, long shares, int threads) {
+  const long places = height * width, bordered = (height + 2) * (width + 2), size = (pictures + shares - 1) / shares;
+  const long in_channels = widths[0] / 9, out_channels = widths[L] / 9, apart = stride(widths[0]);
+  const Strides plain = {in_channels * places, places, 0, width, 1};
+  int failed = 0;
+  long taken = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
+#endif
+  {
+    Layer layers[L];
+    BackwardRoom room;
+    const long limit = block_limit(max_of(widest_input(L, widths), widths[L]));
+    const long group = min_of(size, group_size(limit, places)), all = group * places * apart;
+    const long inputs = group * bordered * in_channels, outputs = group * bordered * out_channels;
+    describe(layers, L, widths, weights, biases, 0, 0, 0);
+    layers[L - 2].inner = inner; /* the first layer is computed again */
+    real *pulled = make_backward_room(group * places, L, layers, all + inputs + outputs + width * in_channels, &room);
+    real *around = pulled + all, *beyond = around + inputs, *sum = beyond + outputs;
+    failed = !pulled;
+    for (long k; pulled && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
+      real *g_weights[L], *g_biases[L];
+      start_share(L, widths, total, k ? sums + (k - 1) * total : g_layers, g_weights, g_biases);
+      const long end = min_of(pictures, (k + 1) * size);
+      for (long p = k * size; p < end; p += group) {
+        const long count = min_of(group, end - p);
+        for (long i = 0; i < count; i++) {
+          border(x + (p + i) * xs->picture, *xs, in_channels, 1, height, width, around + i * bordered * in_channels);
+          border(g_out + (p + i) * gs->picture, *gs, out_channels, planes, height, width,
+                 beyond + i * bordered * out_channels);
+        }
+        const Pictures seen = {height, width, in_channels, around, p * places, 0};
+        const Pictures back = {height, width, out_channels, beyond, p * places, 1};
+        const Input in = {.pictures = &seen, .places = places, .shift = shift}, out = {.pictures = &back};
+        backward_part(p * places, (p + count) * places, L, layers, in, out, room, pulled, 0, g_weights, g_biases,
+                      g_shift);
+        for (long i = 0; i < count; i++)
+          spread(pulled + i * places * apart, apart, in_channels, 1, height, width, 1, sum,
+                 g_x + (p + i) * plain.picture, plain);
+      }
+    }
+  }
+  add_shares(shares, total, g_layers, sums, threads);
+  return failed;
+}
+
+/* y = add + weight x, or with `flip` weight' x, for channels of so many numbers; those of x are `apart` */
+static inline void mix_one(long C, long places, const real *x, long apart, const real *weight, int flip,
+                           const real *add, real *y) {
+  for (long o = 0; o < C; o++) {
+    real *to = y + o * places;
+    for (long m = 0; m < places; m++) to[m] = add ? add[o] : 0;
+    for (long k = 0; k < C; k++) {
+      const real w = flip ? weight[k * C + o] : weight[o * C + k], *from = x + k * apart;
+      for (long m = 0; m < places; m++) to[m] += w * from[m];
+    }
+  }
+}
+
+/* z = weight x + bias at all `places` of pictures with C channels, `picture` and `channel` apart: a 1×1 convolution */
+void mix(long pictures, long C, long places, const real *x, long picture, long channel, const real *weight,
+         const real *bias, real *z, int threads) {
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+#endif
+  for (long p = 0; p < pictures; p++)
+    mix_one(C, places, x + p * picture, channel, weight, 0, bias, z + p * C * places);
+}
+
+/* Gradients from that of z: `g_x`, and in `g_layers` those of weight and bias, with room for as many again for each
+   share of the pictures but one. */
+void mix_backward(long pictures, long C, long places, const real *x, long picture, long channel, const real *weight,
+                  const real *g, long g_picture, long g_channel, real *g_x, real *g_layers, long shares, int threads) {
+  const long total = C * (C + 1), size = (pictures + shares - 1) / shares;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 1)
+#endif
+  for (long k = 0; k < shares; k++) {
+    real *sums = g_layers + k * total;
+    memset(sums, 0, total * sizeof(real));
+    for (long p = k * size; p < min_of(pictures, (k + 1) * size); p++) {
+      mix_one(C, places, g + p * g_picture, g_channel, weight, 1, 0, g_x + p * C * places);
+      for (long o = 0; o < C; o++) {
+        const real *to = g + p * g_picture + o * g_channel;
+        for (long i = 0; i <= C; i++) {
+          const real *from = x + p * picture + i * channel;
+          real sum = 0;
+#ifdef _OPENMP
+#pragma omp simd reduction(+ : sum)
+#endif
+          for (long m = 0; m < places; m++) sum += i < C ? to[m] * from[m] : to[m];
+          sums[i < C ? o * C + i : C * C + o] += sum;
+        }
+      }
+    }
+  }
+  add_shares(shares, total, g_layers, g_layers + total, 1);
+}

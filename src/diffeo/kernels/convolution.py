@@ -1,0 +1,300 @@
+"""Convolutional nets of three layers on CPUs as one operation, in C (`convolution.c`), with its own gradient.
+
+A 3×3 convolution, a layer at every place, and a 3×3 convolution are a perceptron of the numbers around each place,
+whose results are added up around each place. At the few channels of couplings, this takes half the time of one
+convolution after the other. Compiled models run it, and uncompiled ones within `compiled_kernels`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from diffeo.kernels import process
+from diffeo.kernels.dispatch import can_read, can_run
+from diffeo.kernels.perceptron import WIDEST, WORK, Sizes, find_library, find_sizes, is_available, may_run, share_out
+
+TAPS = 9
+CENTRE = TAPS // 2
+FEW = 64  # channels, beyond which a 1×1 convolution is for libraries of matrix products
+
+
+class Convolution(NamedTuple):
+    """b₃ + W₃ ∗ relu(b₂ + W₂ relu(b₁ + s + W₁ ∗ x)), to be run as one operation; ∗ is a 3×3 convolution."""
+
+    x: Tensor  # (n, channels, H, W)
+    shift: Tensor | None  # s, (n, hidden), or none
+    weights: tuple[Tensor, Tensor, Tensor]  # of 3×3, 1×1 and 3×3 convolutions
+    biases: tuple[Tensor, Tensor, Tensor]
+
+
+def fits(whole: Convolution) -> bool:
+    """Whether this one runs as one operation; wrong shapes are left to layers, which name them."""
+    x, shift, weights, biases = whole
+    if not may_run(x) or not can_run(x, *weights, *biases, *(() if shift is None else (shift,))):
+        return False
+    enter, mix, leave = (tuple(w.shape) for w in weights)
+    hidden, out = enter[0], leave[0]
+    sized = enter[1:] == (x.shape[1], 3, 3) and mix == (hidden, hidden, 1, 1) and leave == (out, hidden, 3, 3)
+    return sized and max(TAPS * x.shape[1], hidden) <= WIDEST and x.shape[0] > 0 and is_available("relu", x.dtype)
+
+
+def as_layers(whole: Convolution) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases of the perceptron in between, which sees the numbers around a place, channels last.
+
+    Nine outputs belong to each of the last convolution, of which the one in the middle has the bias.
+    """
+    (enter, mix, leave), (first, second, last) = whole.weights, whole.biases
+    beside = CENTRE * len(last)
+    weights = [enter.permute(0, 2, 3, 1).flatten(1), mix.flatten(1), leave.permute(2, 3, 0, 1).flatten(0, 2)]
+    return weights, [first, second, F.pad(last, (beside, beside))]
+
+
+def run(whole: Convolution, planes: int = 1) -> Tensor:
+    """Its value, of shape (n, out / planes, H, W, planes); in memory (planes, n, out / planes, H, W)."""
+    x, shift = whole.x, whole.shift
+    weights, biases = as_layers(whole)
+    inputs = [x, *weights, *biases, *(() if shift is None else (shift,))]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+        return Differentiable.apply(planes, x, shift, *weights, *biases)  # pyright: ignore[reportReturnType]
+    call = _forward if torch.compiler.is_compiling() else _run
+    return call(x, shift, weights, biases, planes, False)[0]
+
+
+# not `torch.library.custom_op`, which checks every call for aliases
+_LIBRARY = torch.library.Library("diffeo", "FRAGMENT")
+_INPUTS = "Tensor x, Tensor? shift, Tensor[] weights, Tensor[] biases"
+_LIBRARY.define(f"convolution({_INPUTS}, int planes, bool keep) -> (Tensor, Tensor)")
+_LIBRARY.define(f"convolution_backward({_INPUTS}, Tensor inner, Tensor grad) -> (Tensor, Tensor, Tensor)")
+_forward, _backward = torch.ops.diffeo.convolution.default, torch.ops.diffeo.convolution_backward.default
+
+
+def _run(
+    x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor], planes: int, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """The output, and what goes into the last activation, as `convolve` of the C keeps it."""
+    sizes = find_sizes("relu", x.dtype, weights)
+    out = _new_params(x, sizes, planes)
+    inner = x.new_empty(count_kept(x, sizes) if keep else 0)
+    x, shift = x.resolve_neg(), None if shift is None else shift.contiguous().resolve_neg()
+    layers = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
+    failed = sizes.library.convolve(
+        *_arguments(sizes, x),
+        None if shift is None else shift.data_ptr(),
+        *_addresses(sizes, *layers),
+        inner.data_ptr() if keep else None,
+        out.data_ptr(),
+        _strides(out),
+        planes,
+        _threads(x, sizes),
+    )
+    if failed:
+        raise MemoryError("convolution: not enough memory for a picture")
+    return out, inner
+
+
+def _run_backward(
+    x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor], inner: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, of the shift, and, one after the other, of all weights and all biases."""
+    sizes = find_sizes("relu", x.dtype, weights)
+    shares = share_out(x.shape[0], x.shape[0] * x.shape[2] * x.shape[3] * sizes.total // WORK)
+    g_x, g_layers = x.new_empty(x.shape), x.new_empty(sizes.total)
+    g_shift = x.new_zeros(0 if shift is None else x.shape[0], biases[0].shape[0])
+    sums = x.new_empty((shares - 1) * sizes.total)  # of the other shares
+    x, grad = x.resolve_neg(), grad.resolve_neg()
+    shift = None if shift is None else shift.contiguous().resolve_neg()
+    layers = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
+    failed = sizes.library.convolve_backward(
+        *_arguments(sizes, x),
+        None if shift is None else shift.data_ptr(),
+        *_addresses(sizes, *layers),
+        inner.data_ptr(),
+        grad.data_ptr(),
+        _strides(grad),
+        grad.shape[-1],
+        g_x.data_ptr(),
+        None if shift is None else g_shift.data_ptr(),
+        g_layers.data_ptr(),
+        sums.data_ptr(),
+        sizes.total,
+        shares,
+        _threads(x, sizes),
+    )
+    if failed:
+        raise MemoryError("convolution: not enough memory for a picture")
+    return g_x, g_shift, g_layers
+
+
+_LIBRARY.impl("convolution", _run, "CPU")
+_LIBRARY.impl("convolution_backward", _run_backward, "CPU")
+
+
+@torch.library.register_fake("diffeo::convolution", lib=_LIBRARY)
+def _(x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor], planes: int, keep: bool) -> Any:
+    sizes = find_sizes("relu", x.dtype, weights)
+    return _new_params(x, sizes, planes), x.new_empty(count_kept(x, sizes) if keep else 0)
+
+
+@torch.library.register_fake("diffeo::convolution_backward", lib=_LIBRARY)
+def _(x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor], *_: Tensor) -> Any:
+    g_shift = x.new_empty(0 if shift is None else x.shape[0], biases[0].shape[0])
+    return x.new_empty(x.shape), g_shift, x.new_empty(find_sizes("relu", x.dtype, weights).total)
+
+
+class Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, planes: int, x: Tensor, shift: Tensor | None, *layers: Tensor) -> Tensor:
+        run = _forward if torch.compiler.is_compiling() else _run
+        out, inner = run(x, shift, list(layers[:3]), list(layers[3:]), planes, True)
+        ctx.shifted = shift is not None
+        ctx.save_for_backward(x, inner, *layers, *(() if shift is None else (shift,)))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, inner, *layers = ctx.saved_tensors
+        shift = layers.pop() if ctx.shifted else None
+        compiling = torch.compiler.is_compiling()
+        # it is to be differentiated again, or many at once: of operations that can be
+        if torch.is_grad_enabled() or not (compiling or can_read(grad)):
+            return None, *pull_plainly(
+                lambda x, shift, *layers: run_plainly(x, shift, layers, grad.shape[-1]), x, shift, layers, grad
+            )
+        run = _backward if compiling else _run_backward
+        g_x, g_shift, flat = run(x, shift, layers[:3], layers[3:], inner, grad.to(x.dtype))
+        gradients = [
+            part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in layers]), layers, strict=True)
+        ]
+        return None, g_x, g_shift if ctx.shifted else None, *gradients
+
+
+def run_plainly(x: Tensor, shift: Tensor | None, layers: Sequence[Tensor], planes: int) -> Tensor:
+    """What `run` gives, of the layers in between (`as_layers`), by operations with gradients of their own."""
+    enter, mix, leave, first, second, last = layers
+    h = F.conv2d(x, enter.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2), first, padding=1)
+    h = h if shift is None else h + shift[..., None, None]
+    h = F.conv2d(h.relu(), mix[..., None, None], second).relu()
+    weight = leave.unflatten(0, (3, 3, -1)).permute(2, 3, 0, 1)
+    out = F.conv2d(h, weight, last.unflatten(0, (TAPS, -1))[CENTRE], padding=1)
+    return out.unflatten(1, (-1, planes)).movedim(2, -1)
+
+
+def pull_plainly(
+    run: Callable[..., Tensor | tuple[Tensor, ...]],
+    x: Tensor,
+    shift: Tensor | None,
+    layers: Sequence[Tensor],
+    *grads: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, the shift and all layers, to be differentiated in turn, from those of what `run` gives."""
+    with torch.enable_grad():
+        # x may come of the same weights, which is not for this function to follow
+        inputs = [
+            None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+            for t in (x, shift, *layers)
+        ]
+        outputs = run(*inputs)
+    wanted = [t for t in inputs if t is not None]
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
+    return tuple(None if t is None else next(found) for t in inputs)
+
+
+def _new_params(x: Tensor, sizes: Sizes, planes: int) -> Tensor:
+    n, _, height, width = x.shape
+    return x.new_empty(planes, n, sizes.outputs // TAPS // planes, height, width).movedim(0, -1)
+
+
+def may_mix(x: Tensor) -> bool:
+    """Whether `mix` runs here, as far as x and the moment say; compilers make a product of it themselves."""
+    if torch.compiler.is_dynamo_compiling() or x.ndim < 3 or x.numel() == 0 or not may_run(x):
+        return False
+    return x.shape[-3] <= FEW and is_available("relu", x.dtype)
+
+
+def mix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """z = W x + b for the channels of every place, a 1×1 convolution: x is (*batch, C, H, W), W (C, C), b (C,)."""
+    pictures = x.reshape(-1, *x.shape[-3:]).flatten(2)
+    pictures = pictures if pictures.stride(2) == 1 else pictures.contiguous()
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias)):
+        z: Any = Mixed.apply(pictures, weight, bias)
+    else:
+        z = _mix(pictures, weight, bias)
+    return z.view(x.shape)
+
+
+class Mixed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _mix(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore
+        x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled() or not can_read(grad):
+            return weight.T @ grad, (grad @ x.mT).sum(0), grad.sum((0, 2))
+        n, channels, places = x.shape
+        x, grad, weight = x.resolve_neg(), grad.resolve_neg(), weight.contiguous()
+        grad = grad if grad.stride(2) == 1 else grad.contiguous()
+        worth = x.numel() * channels // WORK
+        shares = share_out(n, worth)
+        g_x, g_layers = x.new_empty(x.shape), x.new_empty(shares, channels * (channels + 1))
+        find_library("relu", x.dtype).mix_backward(
+            *(
+                n,
+                channels,
+                places,
+                x.data_ptr(),
+                *x.stride()[:2],
+                weight.data_ptr(),
+                grad.data_ptr(),
+                *grad.stride()[:2],
+            ),
+            *(g_x.data_ptr(), g_layers.data_ptr(), shares, min(n, process.threads(worth))),
+        )
+        return g_x, g_layers[0, : channels * channels].view(channels, channels), g_layers[0, channels * channels :]
+
+
+def _mix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    x, weight, bias = x.resolve_neg(), weight.contiguous(), bias.contiguous()
+    n, channels, places = x.shape
+    z = x.new_empty(x.shape)
+    threads = min(n, process.threads(x.numel() * channels // WORK))
+    find_library("relu", x.dtype).mix(
+        n, channels, places, x.data_ptr(), *x.stride()[:2], weight.data_ptr(), bias.data_ptr(), z.data_ptr(), threads
+    )
+    return z
+
+
+def count_kept(x: Tensor, sizes: Sizes) -> int:
+    """How many numbers are kept for the backward pass: of the last hidden layer, the first being computed again."""
+    return x.shape[0] * x.shape[2] * x.shape[3] * sizes.inner // 2  # both are as wide
+
+
+def _arguments(sizes: Sizes, x: Tensor) -> tuple:
+    """Pictures, layers and the numbers that go in, as functions in C take them."""
+    n, _, height, width = x.shape
+    return n, height, width, sizes.layers, sizes.widths, x.data_ptr(), _strides(x.unsqueeze(-1))
+
+
+def _strides(t: Tensor) -> bytes:
+    """Those of pictures, channels, planes of them, lines and places, for a tensor (n, channels, H, W, planes)."""
+    picture, channel, line, place, plane = t.stride()
+    return struct.pack("5l", picture, channel, plane, line, place)
+
+
+def _addresses(sizes: Sizes, weights: list[Tensor], biases: list[Tensor]) -> tuple[bytes, bytes]:
+    pack = sizes.addresses.pack
+    return pack(*[w.data_ptr() for w in weights]), pack(*[b.data_ptr() for b in biases])
+
+
+def _threads(x: Tensor, sizes: Sizes) -> int:
+    """How many threads pay for these pictures, of which each is one thread's."""
+    n, _, height, width = x.shape
+    return min(n, process.threads(n * height * width * sizes.total // WORK))

@@ -1,0 +1,131 @@
+/* A coupling of pictures with a convolutional net, and its gradient, as one operation.
+
+   Written before it: convolution.c; `part`, the scalar map for numbers [begin, end) of n: given x and n parameters
+   after n others, the result and the log-slope; and `pull`, given the gradients of both too, those of x and the
+   parameters. Channels from `a` on set those from `b` on. */
+typedef struct {
+  const real *x;
+  Strides strides;
+  long height, width, channels, a, b, planes;
+} Event;
+
+/* channels [first, first + count) of picture p, one place after the other */
+static void copy_channels(Event e, long p, long first, long count, real *y) {
+  for (long c = 0; c < count; c++)
+    for (long line = 0; line < e.height; line++) {
+      const real *from = e.x + p * e.strides.picture + (first + c) * e.strides.channel + line * e.strides.line;
+      real *to = y + (c * e.height + line) * e.width;
+      for (long i = 0; i < e.width; i++) to[i] = from[i * e.strides.place];
+    }
+}
+
+/* z, one picture after the other, and the log-det, as `convolve` gives parameters; `params`, if given, receives these */
+int couple(long pictures, const Event *event, int L, const long *widths, const real *shift, const real *const *weights,
+           const real *const *biases, real *inner, real *params, real *z, real *logdet, int threads) {
+  const Event e = *event;
+  const long places = e.height * e.width, bordered = (e.height + 2) * (e.width + 2), whole = e.channels * places;
+  const long seen = widths[0] / 9, all = widths[L] / 9, changed = all / e.planes, n = changed * places;
+  const long apart = stride(widths[L]);
+  const Strides by_plane = {all * places, places, n, e.width, 1};
+  int failed = 0;
+  long taken = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
+#endif
+  {
+    Layer layers[L];
+    Room room;
+    const long group = group_size(block_limit(widest_input(L, widths)), places);
+    const long outputs = group * places * apart, inputs = group * bordered * seen;
+    describe(layers, L, widths, weights, biases, 0, 0, 0);
+    layers[L - 2].inner = inner;
+    real *found = make_room(layers, L, 0, outputs + inputs + e.width * all + (e.planes + 2) * n, &room);
+    real *around = found + outputs, *sum = around + inputs, *here = sum + e.width * all, *slopes = here + n;
+    real *own = slopes + n;
+    failed = !found;
+    for (long p; found && (p = __atomic_fetch_add(&taken, group, __ATOMIC_RELAXED)) < pictures;) {
+      const long count = min_of(group, pictures - p), rows = count * places;
+      for (long i = 0; i < count; i++)
+        border(e.x + (p + i) * e.strides.picture + e.a * e.strides.channel, e.strides, seen, 1, e.height, e.width,
+               around + i * bordered * seen);
+      const Pictures at = {e.height, e.width, seen, around, p * places, 0};
+      const Input in = {.pictures = &at, .places = places, .shift = shift};
+      for (long row = 0; row < rows; row += room.block)
+        pass(p * places + row, min_of(room.block, rows - row), L, layers, &room, in, found + row * apart, apart, 0);
+      for (long i = 0; i < count; i++) {
+        real *set = params ? params + (p + i) * all * places : own, *to = z + (p + i) * whole;
+        double total = 0;
+        spread(found + i * places * apart, apart, all, e.planes, e.height, e.width, 0, sum, set, by_plane);
+        copy_channels(e, p + i, e.a, seen, to + e.a * places);
+        copy_channels(e, p + i, e.b, changed, here);
+        part(n, 0, n, here, set, to + e.b * places, slopes);
+        for (long m = 0; m < n; m++) total += slopes[m];
+        logdet[p + i] = total;
+      }
+    }
+  }
+  return failed;
+}
+
+/* Gradients from those of z and the log-det: `g_x`, one picture after the other, and the others as in
+   `convolve_backward`. */
+int couple_backward(long pictures, const Event *event, int L, const long *widths, const real *shift,
+                    const real *const *weights, const real *const *biases, real *inner, const real *params,
+                    const Event *g_event, const real *g_logdet, long g_apart, real *g_x, real *g_shift, real *g_layers,
+                    real *sums, long total, long shares, int threads) {
+  const Event e = *event, g = *g_event;
+  const long places = e.height * e.width, bordered = (e.height + 2) * (e.width + 2), whole = e.channels * places;
+  const long seen = widths[0] / 9, all = widths[L] / 9, changed = all / e.planes, n = changed * places;
+  const long apart = stride(widths[0]), size = (pictures + shares - 1) / shares;
+  const Strides by_plane = {all * places, places, n, e.width, 1}, plain = {whole, places, 0, e.width, 1};
+  int failed = 0;
+  long taken = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
+#endif
+  {
+    Layer layers[L];
+    BackwardRoom room;
+    const long limit = block_limit(max_of(widest_input(L, widths), widths[L]));
+    const long group = min_of(size, group_size(limit, places)), found = group * places * apart;
+    const long inputs = group * bordered * seen, outputs = group * bordered * all, one = max_of(seen, changed) * places;
+    describe(layers, L, widths, weights, biases, 0, 0, 0);
+    layers[L - 2].inner = inner;
+    const long beside = found + inputs + outputs + e.width * seen + 2 * one + (1 + e.planes) * n;
+    real *pulled = make_backward_room(group * places, L, layers, beside, &room);
+    real *around = pulled + found, *beyond = around + inputs, *sum = beyond + outputs, *here = sum + e.width * seen;
+    real *g_here = here + one, *slopes = g_here + one, *g_set = slopes + n;
+    failed = !pulled;
+    for (long k; pulled && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
+      real *g_weights[L], *g_biases[L];
+      start_share(L, widths, total, k ? sums + (k - 1) * total : g_layers, g_weights, g_biases);
+      const long end = min_of(pictures, (k + 1) * size);
+      for (long p = k * size; p < end; p += group) {
+        const long count = min_of(group, end - p);
+        for (long i = 0; i < count; i++) {
+          border(e.x + (p + i) * e.strides.picture + e.a * e.strides.channel, e.strides, seen, 1, e.height, e.width,
+                 around + i * bordered * seen);
+          copy_channels(e, p + i, e.b, changed, here);
+          copy_channels(g, p + i, e.b, changed, g_here);
+          for (long m = 0; m < n; m++) slopes[m] = g_logdet[(p + i) * g_apart];
+          pull(n, 0, n, here, params + (p + i) * all * places, g_here, slopes, g_x + (p + i) * whole + e.b * places,
+               g_set);
+          border(g_set, by_plane, all, e.planes, e.height, e.width, beyond + i * bordered * all);
+        }
+        const Pictures at = {e.height, e.width, seen, around, p * places, 0};
+        const Pictures back = {e.height, e.width, all, beyond, p * places, 1};
+        const Input in = {.pictures = &at, .places = places, .shift = shift}, out = {.pictures = &back};
+        backward_part(p * places, (p + count) * places, L, layers, in, out, room, pulled, 0, g_weights, g_biases,
+                      g_shift);
+        for (long i = 0; i < count; i++) {
+          real *to = g_x + (p + i) * whole + e.a * places;
+          spread(pulled + i * places * apart, apart, seen, 1, e.height, e.width, 1, sum, to, plain);
+          copy_channels(g, p + i, e.a, seen, g_here);
+          for (long m = 0; m < seen * places; m++) to[m] += g_here[m];
+        }
+      }
+    }
+  }
+  add_shares(shares, total, g_layers, sums, threads);
+  return failed;
+}

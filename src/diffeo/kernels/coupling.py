@@ -1,0 +1,184 @@
+"""Couplings of pictures with a convolutional net as one operation on CPUs, in C (`coupling.c`), with its own gradient.
+
+The scalar map is recorded, and stands between the net's two convolutions and the result: what is split, joined and
+added up around it stays in the cache of the core that found the parameters.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffeo.kernels import perceptron, process
+from diffeo.kernels.convolution import TAPS, Convolution, as_layers, count_kept, pull_plainly, run_plainly
+from diffeo.kernels.dispatch import can_read, can_run
+from diffeo.kernels.native import c_file
+from diffeo.kernels.perceptron import Sizes, find_sizes, share_out
+from diffeo.kernels.scalars import Pulled, ScalarMap, build_around, identify
+
+ACTIVATION = "relu"
+_libraries: dict[tuple[Hashable, bool, torch.dtype], Any] = {}
+
+
+class Parts(NamedTuple):
+    """What a coupling does, but for the numbers."""
+
+    scalar_map: ScalarMap
+    inverse: bool
+    seen: int  # the first channel that the net sees
+    changed: int  # and that the scalar map changes
+    library: Any
+
+
+def map_pictures(
+    scalar_map: ScalarMap, net: Convolution, x: Tensor, seen: int, changed: int, inverse: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Pictures x, (n, C, H, W), with the scalar map (or its inverse) applied to some channels, and the log-det.
+
+    The net sees the channels from `seen` on, as many as it has inputs; its outputs are parameters of those from
+    `changed` on, which are the rest. None where this scalar map or net cannot run so.
+    """
+    outputs = net.weights[2].shape[0]
+    if torch.compiler.is_dynamo_compiling() or not scalar_map.n_params or outputs % scalar_map.n_params:
+        return None
+    if net.x.shape[1] + outputs // scalar_map.n_params != x.shape[1] or net.x.shape[0] != x.shape[0] or not can_run(x):
+        return None
+    library = _find_library(scalar_map, inverse, x.dtype)
+    if library is None:
+        return None
+    parts = Parts(scalar_map, inverse, seen, changed, library)
+    weights, biases = as_layers(net)
+    inputs = [x, *weights, *biases, *(() if net.shift is None else (net.shift,))]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+        if scalar_map.one_operation and not isinstance(scalar_map, Pulled):
+            return None  # its gradient is better where it is
+        return Differentiable.apply(parts, x, net.shift, *weights, *biases)  # pyright: ignore[reportReturnType]
+    z, logdet, *_ = _run(parts, x, net.shift, weights, biases, False)
+    return z, logdet
+
+
+def _run(
+    parts: Parts, x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor], keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Result, log-det, and, where they are to be kept, what goes into the net's last activation, and the parameters."""
+    sizes = find_sizes(ACTIVATION, x.dtype, weights)
+    n, _, height, width = x.shape
+    z, logdet = x.new_empty(x.shape), x.new_empty(n)
+    inner = x.new_empty(count_kept(x, sizes) if keep else 0)
+    params = x.new_empty(n * height * width * sizes.outputs // TAPS if keep else 0)
+    held, arguments = _arguments(parts, sizes, x, shift, weights, biases)
+    kept = (inner.data_ptr(), params.data_ptr()) if keep else (None, None)
+    if parts.library.couple(*arguments, *kept, z.data_ptr(), logdet.data_ptr(), _threads(x, sizes)):
+        raise MemoryError("coupling: not enough memory for a picture")
+    del held
+    return z, logdet, inner, params
+
+
+class Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parts: Parts, x: Tensor, shift: Tensor | None, *layers: Tensor) -> tuple[Tensor, Tensor]:
+        z, logdet, inner, params = _run(parts, x, shift, list(layers[:3]), list(layers[3:]), True)
+        ctx.parts, ctx.shifted = parts, shift is not None
+        ctx.save_for_backward(x, inner, params, *layers, *(() if shift is None else (shift,)))
+        return z, logdet
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        parts: Parts = ctx.parts
+        x, inner, params, *layers = ctx.saved_tensors
+        shift = layers.pop() if ctx.shifted else None
+        # it is to be differentiated again, or many at once: of operations that can be
+        if torch.is_grad_enabled() or not can_read(grad, grad_log):
+            return None, *_pull_plainly(parts, x, shift, layers, grad, grad_log)
+        weights, biases = layers[:3], layers[3:]
+        sizes = find_sizes(ACTIVATION, x.dtype, weights)
+        shares = share_out(x.shape[0], _worth(x, sizes))
+        g_x, g_layers = x.new_empty(x.shape), x.new_empty(sizes.total)
+        g_shift = x.new_zeros(0 if shift is None else x.shape[0], biases[0].shape[0])
+        sums = x.new_empty((shares - 1) * sizes.total)  # of the other shares
+        held, arguments = _arguments(parts, sizes, x, shift, weights, biases)
+        grad, grad_log = grad.resolve_neg(), grad_log.resolve_neg()
+        results = g_x.data_ptr(), None if shift is None else g_shift.data_ptr(), g_layers.data_ptr(), sums.data_ptr()
+        failed = parts.library.couple_backward(
+            *(*arguments, inner.data_ptr(), params.data_ptr(), _event(parts, grad), grad_log.data_ptr()),
+            *(*grad_log.stride(), *results, sizes.total, shares, _threads(x, sizes)),
+        )
+        if failed:
+            raise MemoryError("coupling: not enough memory for a picture")
+        del held
+        gradients = [
+            part.view(t.shape) for part, t in zip(g_layers.split([t.numel() for t in layers]), layers, strict=True)
+        ]
+        return None, g_x, g_shift if ctx.shifted else None, *gradients
+
+
+def _pull_plainly(
+    parts: Parts, x: Tensor, shift: Tensor | None, layers: list[Tensor], *grads: Tensor
+) -> tuple[Tensor | None, ...]:
+    """What `backward` finds in C, of operations with gradients of their own."""
+    planes = parts.scalar_map.n_params
+
+    def run(x: Tensor, shift: Tensor | None, *layers: Tensor) -> tuple[Tensor, Tensor]:
+        a = x.narrow(1, parts.seen, layers[0].shape[1] // TAPS)
+        b = x.narrow(1, parts.changed, x.shape[1] - a.shape[1])
+        params = run_plainly(a, shift, layers, planes)
+        z, slopes = (parts.scalar_map.inverse if parts.inverse else parts.scalar_map)(b, params)
+        return torch.cat((a, z) if parts.seen < parts.changed else (z, a), 1), slopes.sum((1, 2, 3))
+
+    return pull_plainly(run, x, shift, layers, *grads)
+
+
+def _arguments(
+    parts: Parts, sizes: Sizes, x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor]
+) -> tuple[tuple, tuple]:
+    """Event, net and shift, as functions in C take them; and first what has to live as long."""
+    x, shift = x.resolve_neg(), None if shift is None else shift.contiguous().resolve_neg()
+    weights, biases = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
+    pack = sizes.addresses.pack
+    layers = pack(*[w.data_ptr() for w in weights]), pack(*[b.data_ptr() for b in biases])
+    net = sizes.layers, sizes.widths, None if shift is None else shift.data_ptr(), *layers
+    return (x, shift, weights, biases), (x.shape[0], _event(parts, x), *net)
+
+
+def _event(parts: Parts, x: Tensor) -> bytes:
+    """`Event` of the C."""
+    _, channels, height, width = x.shape
+    picture, channel, line, place = x.stride()
+    strides, sizes = (picture, channel, 0, line, place), (height, width, channels)
+    return struct.pack("P11l", x.data_ptr(), *strides, *sizes, parts.seen, parts.changed, parts.scalar_map.n_params)
+
+
+def _worth(x: Tensor, sizes: Sizes) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3] * sizes.total // perceptron.WORK
+
+
+def _threads(x: Tensor, sizes: Sizes) -> int:
+    return min(x.shape[0], process.threads(_worth(x, sizes)))
+
+
+def _find_library(scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype) -> Any:
+    """The library for a direction of a scalar map, or None where it cannot be made."""
+    name = identify(scalar_map)
+    if name is None:
+        return None
+    key = name, inverse, dtype
+    if key not in _libraries:
+        _libraries[key] = _build(scalar_map, inverse, dtype)
+    return _libraries[key]
+
+
+def _build(scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype) -> Any:
+    source = perceptron.source(ACTIVATION) + c_file("convolution.c") + c_file("coupling.c")
+    library: Any = build_around(scalar_map, inverse, dtype, source, gradient=True)
+    if library is None:
+        return None
+    long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
+    net = [long, pointer, flag, *[pointer] * 6]
+    library.couple.argtypes = [*net, pointer, pointer, flag]
+    library.couple_backward.argtypes = [*net, pointer, pointer, long, *[pointer] * 4, long, long, flag]
+    return library

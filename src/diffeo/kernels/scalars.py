@@ -1,0 +1,161 @@
+"""Scalar maps with their gradient as one operation on CPUs, in C recorded from them.
+
+A scalar map is a dozen operations on numbers, and twice as many backward, each of which goes through memory; here it is
+one loop each way, and keeps nothing but its arguments.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from diffeo.kernels import native
+from diffeo.kernels.compiling import signature
+from diffeo.kernels.dispatch import can_read, can_run
+from diffeo.kernels.native import tiles
+from diffeo.kernels.recording import RecordedLoop, write
+
+Loops = tuple[RecordedLoop, RecordedLoop]  # a scalar map, and its gradient
+_loops: dict[tuple[Hashable, bool], Loops] = {}
+
+
+@runtime_checkable
+class ScalarMap(Protocol):
+    """What kernels need to know of a scalar map: both directions, given numbers and `(*shape, n_params)` parameters."""
+
+    n_params: int
+    one_operation: bool
+    exact_inverse: bool
+    traceable: bool
+
+    def __call__(self, x: Tensor, params: Tensor, /) -> tuple[Tensor, Tensor]: ...
+    def inverse(self, z: Tensor, params: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class Pulled(Protocol):
+    """A scalar map that gives its gradient by hand, which rounds less than that of its operations one by one."""
+
+    def pull(self, v: Tensor, planes: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """The gradients of v and of the parameters, (n_params, *v.shape), from those of a direction's results."""
+        ...
+
+
+def records(scalar_map: Any, inverse: bool = False, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this direction of a scalar map can be written down as C: by plain arithmetic, without weights."""
+    return identify(scalar_map) is not None and write(record(scalar_map, inverse)[0].source, dtype) is not None
+
+
+def identify(scalar_map: Any) -> Hashable:
+    """Equal for scalar maps that compute the same; None where C cannot: they have weights or hooks, or search."""
+    plain = scalar_map.exact_inverse and scalar_map.traceable
+    return signature(scalar_map) if plain else None
+
+
+def build_around(
+    scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype, source: str, gradient: bool = False
+) -> ctypes.CDLL | None:
+    """The library of C that takes scalars through this map (or its inverse) by `part`; None where it cannot be made.
+
+    Before the source stand `part`, with `gradient` also `pull`, its gradient, and `tiles.c`.
+    """
+    loop, back = record(scalar_map, inverse)
+    part = None if native.find_compiler() is None else write(loop.source, dtype)
+    pull = write(lambda dtype: back.part(dtype, "pull"), dtype) if gradient else ""
+    if part is None or pull is None:
+        return None
+    return native.load(part + pull + tiles() + source, f"a layer around {scalar_map}")
+
+
+def map_scalars(scalar_map: ScalarMap, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """The scalar map (or its inverse) at x, and the log-slope of that direction; None where it cannot run so.
+
+    `params` has shape (*x.shape, n_params). Results are laid out as the parameters are, plane by plane.
+    """
+    # compilers join the operations themselves
+    if torch.compiler.is_dynamo_compiling() or params.shape[:-1] != x.shape or not x.ndim or not can_run(x, params):
+        return None
+    loops = _find_loops(scalar_map, inverse)
+    if loops is None or not loops[0].is_compiled(x.dtype):
+        return None
+    planes = params.movedim(-1, 0)
+    order = sorted(range(x.ndim), key=lambda dim: planes.stride(dim + 1), reverse=True)
+    v, planes = x.permute(order), planes.permute(0, *(dim + 1 for dim in order))
+    if torch.is_grad_enabled() and (x.requires_grad or params.requires_grad):
+        if not loops[1].is_compiled(x.dtype):
+            return None
+        found: Any = Differentiable.apply(loops, v, planes)
+    else:
+        found = loops[0](_plain(v), _plain(planes))
+    back = sorted(range(x.ndim), key=order.__getitem__)
+    return found[0].permute(back), found[1].permute(back)
+
+
+class Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loops: Loops, x: Tensor, planes: Tensor) -> tuple[Tensor, ...]:
+        x, planes = _plain(x), _plain(planes)
+        ctx.loops = loops
+        ctx.save_for_backward(x, planes)
+        return loops[0](x, planes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, planes = ctx.saved_tensors
+        # it is to be differentiated again, or many at once: of operations that can be
+        if torch.is_grad_enabled() or not can_read(grad, grad_log):
+            return None, *_pull(ctx.loops[0].function, x, planes, grad, grad_log, again=True)
+        return None, *ctx.loops[1](x, planes, _plain(grad), _plain(grad_log))
+
+
+def _find_loops(scalar_map: ScalarMap, inverse: bool) -> Loops | None:
+    """Both loops of a direction, or None for scalar maps that cannot be recorded, or are one operation as they are."""
+    name = None if scalar_map.one_operation or not scalar_map.n_params else identify(scalar_map)
+    if name is None:
+        return None
+    loops = _loops.get((name, inverse))
+    if loops is None:
+        loops = _loops[name, inverse] = record(scalar_map, inverse)
+    return loops
+
+
+def record(scalar_map: ScalarMap, inverse: bool) -> Loops:
+    """A direction of a scalar map as loops: of numbers and `n_params` planes of parameters; and its gradient."""
+
+    def run(x: Tensor, planes: Tensor) -> tuple[Tensor, ...]:
+        return (scalar_map.inverse if inverse else scalar_map)(x, planes.movedim(0, -1))
+
+    def pull(x: Tensor, planes: Tensor, grad: Tensor, grad_log: Tensor) -> tuple[Tensor, ...]:
+        if isinstance(scalar_map, Pulled):
+            return scalar_map.pull(x, planes, grad, grad_log, inverse)
+        return _pull(run, x, planes, grad, grad_log)
+
+    count = scalar_map.n_params
+    return RecordedLoop(run, (None, count)), RecordedLoop(pull, (None, count, None, None))
+
+
+def _pull(
+    run: Callable[..., tuple[Tensor, ...]], x: Tensor, planes: Tensor, *grads: Tensor, again: bool = False
+) -> tuple[Tensor, ...]:
+    """The gradients of x and the parameters from those of both results; `again`: to be differentiated in turn."""
+    with torch.enable_grad():
+        # x may come of the same parameters, which is not for this function to follow
+        inputs = [t.view_as(t) if again and t.requires_grad else t.detach().requires_grad_() for t in (x, planes)]
+        outputs = run(*inputs)
+        given = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad]
+        return torch.autograd.grad(
+            [out for out, _ in given],
+            inputs,
+            [grad for _, grad in given],
+            create_graph=again,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+
+def _plain(t: Tensor) -> Tensor:
+    return t.contiguous().resolve_neg()
