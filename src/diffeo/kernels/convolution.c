@@ -157,7 +157,7 @@ int convolve_backward(long pictures, long height, long width, int L, const long 
 
 /* y = add + weight x, or with `flip` weight' x, for channels of so many numbers; those of x are `apart` */
 static inline void mix_one(long C, long places, const real *x, long apart, const real *weight, int flip,
-                           const real *add, real *y) {
+                           const real *add, real *restrict y) {
   for (long o = 0; o < C; o++) {
     real *to = y + o * places;
     for (long m = 0; m < places; m++) to[m] = add ? add[o] : 0;
@@ -178,6 +178,24 @@ void mix(long pictures, long C, long places, const real *x, long picture, long c
     mix_one(C, places, x + p * picture, channel, weight, 0, bias, z + p * C * places);
 }
 
+static real product(long n, const real *x, const real *y) {
+  real sum = 0;
+#ifdef _OPENMP
+#pragma omp simd reduction(+ : sum)
+#endif
+  for (long i = 0; i < n; i++) sum += x[i] * y[i];
+  return sum;
+}
+
+static real total_of(long n, const real *x) {
+  real sum = 0;
+#ifdef _OPENMP
+#pragma omp simd reduction(+ : sum)
+#endif
+  for (long i = 0; i < n; i++) sum += x[i];
+  return sum;
+}
+
 /* Gradients from that of z: `g_x`, and in `g_layers` those of weight and bias, with room for as many again for each
    share of the pictures but one. */
 void mix_backward(long pictures, long C, long places, const real *x, long picture, long channel, const real *weight,
@@ -193,15 +211,8 @@ void mix_backward(long pictures, long C, long places, const real *x, long pictur
       mix_one(C, places, g + p * g_picture, g_channel, weight, 1, 0, g_x + p * C * places);
       for (long o = 0; o < C; o++) {
         const real *to = g + p * g_picture + o * g_channel;
-        for (long i = 0; i <= C; i++) {
-          const real *from = x + p * picture + i * channel;
-          real sum = 0;
-#ifdef _OPENMP
-#pragma omp simd reduction(+ : sum)
-#endif
-          for (long m = 0; m < places; m++) sum += i < C ? to[m] * from[m] : to[m];
-          sums[i < C ? o * C + i : C * C + o] += sum;
-        }
+        for (long i = 0; i < C; i++) sums[o * C + i] += product(places, to, x + p * picture + i * channel);
+        sums[C * C + o] += total_of(places, to);
       }
     }
   }

@@ -43,23 +43,45 @@ def map_pictures(
     The net sees the channels from `seen` on, as many as it has inputs; its outputs are parameters of those from
     `changed` on, which are the rest. None where this scalar map or net cannot run so.
     """
+    parts = _find_parts(scalar_map, net, x, seen, changed, inverse)
+    if parts is None:
+        return None
+    weights, biases = as_layers(net)
+    inputs = [x, *weights, *biases, *(() if net.shift is None else (net.shift,))]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+        return Differentiable.apply(parts, x, net.shift, *weights, *biases, None)  # pyright: ignore[reportReturnType]
+    z, logdet, *_ = _run(parts, x, net.shift, weights, biases, False)
+    return z, logdet
+
+
+def rebuild_pictures(
+    scalar_map: ScalarMap, net: Convolution, z: Tensor, seen: int, changed: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """x of which `map_pictures` makes z; and z and the log-det, with a graph from x: the net runs once for both."""
+    with torch.no_grad():
+        parts = _find_parts(scalar_map, net, z, seen, changed, False)
+        back = _find_parts(scalar_map, net, z, seen, changed, True)
+    if parts is None or back is None:
+        return None
+    weights, biases = as_layers(net)
+    x, logdet, inner, params = _run(back, z, net.shift, weights, biases, True)
+    x.requires_grad_()
+    known = z.detach(), -logdet, inner, params
+    return x, *Differentiable.apply(parts, x, net.shift, *weights, *biases, known)  # pyright: ignore
+
+
+def _find_parts(
+    scalar_map: ScalarMap, net: Convolution, x: Tensor, seen: int, changed: int, inverse: bool
+) -> Parts | None:
     outputs = net.weights[2].shape[0]
     if torch.compiler.is_dynamo_compiling() or not scalar_map.n_params or outputs % scalar_map.n_params:
         return None
     if net.x.shape[1] + outputs // scalar_map.n_params != x.shape[1] or net.x.shape[0] != x.shape[0] or not can_run(x):
         return None
+    if torch.is_grad_enabled() and scalar_map.one_operation and not isinstance(scalar_map, Pulled):
+        return None  # its gradient is better where it is
     library = _find_library(scalar_map, inverse, x.dtype)
-    if library is None:
-        return None
-    parts = Parts(scalar_map, inverse, seen, changed, library)
-    weights, biases = as_layers(net)
-    inputs = [x, *weights, *biases, *(() if net.shift is None else (net.shift,))]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        if scalar_map.one_operation and not isinstance(scalar_map, Pulled):
-            return None  # its gradient is better where it is
-        return Differentiable.apply(parts, x, net.shift, *weights, *biases)  # pyright: ignore[reportReturnType]
-    z, logdet, *_ = _run(parts, x, net.shift, weights, biases, False)
-    return z, logdet
+    return None if library is None else Parts(scalar_map, inverse, seen, changed, library)
 
 
 def _run(
@@ -81,8 +103,9 @@ def _run(
 
 class Differentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, parts: Parts, x: Tensor, shift: Tensor | None, *layers: Tensor) -> tuple[Tensor, Tensor]:
-        z, logdet, inner, params = _run(parts, x, shift, list(layers[:3]), list(layers[3:]), True)
+    def forward(ctx: Any, parts: Parts, x: Tensor, shift: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        *layers, known = rest  # what `_run` gives, where that is known
+        z, logdet, inner, params = known or _run(parts, x, shift, layers[:3], layers[3:], True)
         ctx.parts, ctx.shifted = parts, shift is not None
         ctx.save_for_backward(x, inner, params, *layers, *(() if shift is None else (shift,)))
         return z, logdet
@@ -94,7 +117,7 @@ class Differentiable(torch.autograd.Function):
         shift = layers.pop() if ctx.shifted else None
         # it is to be differentiated again, or many at once: of operations that can be
         if torch.is_grad_enabled() or not can_read(grad, grad_log):
-            return None, *_pull_plainly(parts, x, shift, layers, grad, grad_log)
+            return None, *_pull_plainly(parts, x, shift, layers, grad, grad_log), None
         weights, biases = layers[:3], layers[3:]
         sizes = find_sizes(ACTIVATION, x.dtype, weights)
         shares = share_out(x.shape[0], _worth(x, sizes))
@@ -114,7 +137,7 @@ class Differentiable(torch.autograd.Function):
         gradients = [
             part.view(t.shape) for part, t in zip(g_layers.split([t.numel() for t in layers]), layers, strict=True)
         ]
-        return None, g_x, g_shift if ctx.shifted else None, *gradients
+        return None, g_x, g_shift if ctx.shifted else None, *gradients, None
 
 
 def _pull_plainly(

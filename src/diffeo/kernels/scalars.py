@@ -109,7 +109,8 @@ class Differentiable(torch.autograd.Function):
         # it is to be differentiated again, or many at once: of operations that can be
         if torch.is_grad_enabled() or not can_read(grad, grad_log):
             return None, *_pull(ctx.loops[0].function, x, planes, grad, grad_log, again=True)
-        return None, *ctx.loops[1](x, planes, _plain(grad), _plain(grad_log))
+        g_x, g_planes = ctx.loops[1](x, planes, _plain(grad), _plain(grad_log))
+        return None, g_x, g_planes.view(planes.shape)  # a single plane may come as none
 
 
 def _find_loops(scalar_map: ScalarMap, inverse: bool) -> Loops | None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from diffeo.core import Rebuildable, Univariate
 from diffeo.core.memory import Rebuilt, Recallable
 from diffeo.functional import Context, check_event, context_mask, narrowed, sum_event
-from diffeo.kernels.coupling import map_pictures
+from diffeo.kernels import coupling
+from diffeo.kernels.convolution import Convolution
 from diffeo.kernels.layout import batch_inner, join, permute, split
 from diffeo.kernels.perceptron import may_run
 from diffeo.kernels.private import has_hooks, is_transformed
@@ -74,11 +75,21 @@ class Coupling(Conditioned, Rebuildable):
         return self.map(z, context, "inverse")
 
     def map(self, x: Tensor, context: Context, direction: str) -> tuple[Tensor, Tensor]:
-        found = self._map_pictures(x, context, direction == "inverse")
-        return super().map(x, context, direction) if found is None else found
+        net = self._picture_net(x, context)
+        if net is not None:
+            pictures = x.reshape(-1, *x.shape[-3:])
+            found = coupling.map_pictures(self.univariate, net, pictures, *self._runs, direction == "inverse")
+            if found is not None:
+                return found[0].view(x.shape), found[1].view(x.shape[:-3])
+        return super().map(x, context, direction)
 
-    def _map_pictures(self, x: Tensor, context: Context, inverse: bool) -> tuple[Tensor, Tensor] | None:
-        """Channels of pictures in one operation with the net that conditions them, where they can run so."""
+    @property
+    def _runs(self) -> tuple[int, int]:
+        """Where the slices begin that condition and that are transformed."""
+        return (0, self.kept) if self.first else (len(self.apart) - self.kept, 0)
+
+    def _picture_net(self, x: Tensor, context: Context) -> Convolution | None:
+        """The net, where channels of pictures x can run in one operation with it."""
         describe = getattr(self.net, "as_convolution", None)
         if self.dim != -3 or self.event_ndim != 3 or describe is None or not self.kept:
             return None
@@ -87,12 +98,7 @@ class Coupling(Conditioned, Rebuildable):
         check_event(x, self.event, "Coupling")
         if narrowed(x, self.net).dtype != x.dtype:
             return None
-        net = describe(self.take(x)[0], context)
-        if net is None:
-            return None
-        seen, changed = (0, self.kept) if self.first else (len(self.apart) - self.kept, 0)
-        found = map_pictures(self.univariate, net, x.reshape(-1, *x.shape[-3:]), seen, changed, inverse)
-        return None if found is None else (found[0].view(x.shape), found[1].view(x.shape[:-3]))
+        return describe(self.take(x)[0], context)
 
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         sizes = [self.kept, len(self.apart) - self.kept]
@@ -118,6 +124,9 @@ class Coupling(Conditioned, Rebuildable):
         return self.apart[: self.kept], self.apart[self.kept :]
 
     def rebuild(self, z: Tensor, context: Context = None) -> Rebuilt:
+        found = self._rebuild_pictures(z, context)
+        if found is not None:
+            return found
         with torch.no_grad():
             a, z_b = self.take(z)
         a = a.detach().requires_grad_()
@@ -134,6 +143,19 @@ class Coupling(Conditioned, Rebuildable):
                 z_b, logdet = self.univariate(x_b, params)
             z_b, logdet = self.spare(x_b, z_b, logdet, context)
             return Rebuilt(x, (a, x_b), self.put(a, z_b), sum_event(logdet, self.event_ndim), lambda g: self.put(*g))
+
+    @torch.enable_grad()
+    def _rebuild_pictures(self, z: Tensor, context: Context) -> Rebuilt | None:
+        net = self._picture_net(z.detach(), context)
+        if net is None:
+            return None
+        pictures = z.detach().reshape(-1, *z.shape[-3:])
+        found = coupling.rebuild_pictures(self.univariate, net, pictures, *self._runs)
+        if found is None:
+            return None
+        x, again, logdet = found
+        whole, of_all = again.view(z.shape), logdet.view(z.shape[:-3])
+        return Rebuilt(x.detach().view(z.shape), (x,), whole, of_all, lambda g: g[0].view(z.shape))
 
 
 def _find_slices(layer: Coupling, *_: Any) -> None:

@@ -86,6 +86,7 @@ class LULinear(Transform):
     event_ndim = event_ndim_out = 1
     domain = codomain = constraints.real_vector
     eye: Tensor
+    below: Tensor
 
     def __init__(self, features: int, bound: float = 4.0):
         super().__init__()
@@ -94,6 +95,7 @@ class LULinear(Transform):
         self.weight = nn.Parameter(torch.zeros(features, features))  # L below the diagonal, U on and above it
         self.bias = nn.Parameter(torch.zeros(features))
         self.register_buffer("eye", torch.eye(features), persistent=False)
+        self.register_buffer("below", torch.ones(features, features).tril(-1), persistent=False)
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "LULinear")
@@ -104,7 +106,10 @@ class LULinear(Transform):
 
     def mixing(self, dtype: torch.dtype, inverse: bool) -> Mixing | None:
         if inverse:
-            return None  # it solves two triangular systems
+            lower, upper, log_scale = self._factors(torch.float64)
+            half = torch.linalg.solve_triangular(lower, self.eye.to(lower.dtype), upper=False, unitriangular=True)
+            back = torch.linalg.solve_triangular(upper, half, upper=True)
+            return Mixing(back.to(dtype), -(back @ self.bias.to(back.dtype)).to(dtype), -log_scale.sum().to(dtype))
         lower, upper, log_scale = self._factors(dtype)
         return Mixing(lower @ upper, self.bias.to(dtype), log_scale.sum())
 
@@ -117,9 +122,10 @@ class LULinear(Transform):
         return _rows_kept(z, x, -sum_event(log_scale, 1), context)
 
     def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        weight, eye = self.weight.to(dtype), self.eye.to(dtype)
+        weight, eye, below = (t.to(dtype) for t in (self.weight, self.eye, self.below))
         log_scale = soft_clip(weight.diagonal(), self.bound)
-        return weight.tril(-1) + eye, weight.triu(1) + eye * log_scale.exp(), log_scale
+        # not `tril` and `triu`, which wake all threads for the smallest matrix
+        return weight * below + eye, weight * below.T + eye * log_scale.exp(), log_scale
 
 
 class TriangularLinear(Transform):

@@ -1,0 +1,308 @@
+"""Pictures in C: the numbers and gradients of nets, linear maps and couplings layer by layer, where they can run."""
+
+import pytest
+import torch
+from torch import nn
+
+import diffeo
+from diffeo.kernels import convolution, coupling, native, perceptron
+from diffeo.nets import ConvNet
+
+needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C compiler here")
+# channels that the net sees, channels that it sets, hidden ones, context, sides, pictures
+SIZES = {
+    "glow": (2, 2, 64, 0, (14, 14), 40),
+    "with a context": (4, 4, 32, 3, (7, 7), 64),
+    "one place": (1, 3, 7, 2, (1, 1), 3),
+    "one picture, long": (3, 2, 33, 0, (28, 5), 1),
+    "larger than a block": (2, 1, 20, 0, (40, 40), 5),
+}
+SCALARS = {
+    "Affine": lambda: diffeo.Affine(bound=2.0),
+    "Shift": diffeo.Shift,
+    "RationalQuadraticSpline": lambda: diffeo.RationalQuadraticSpline(bins=4),
+    "Composed": lambda: diffeo.Composed(diffeo.Affine(), diffeo.SinhArcsinh()),
+}
+TYPES = ((torch.float64, 1e-10), (torch.float32, 2e-3))
+
+
+def perturbed(module, dtype, std=0.2):
+    torch.manual_seed(0)
+    module = module.double()
+    for p in module.parameters():
+        nn.init.normal_(p, std=std)
+    return module.to(dtype)
+
+
+def pictures(n, channels, sides, dtype, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, channels, *sides, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def vectors(n, width, dtype):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(n, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() if width else None
+
+
+def with_gradients(run, *inputs):
+    outputs = run()
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    loss = sum((out.sin() * (i + 1)).sum() for i, out in enumerate(outputs))
+    wanted = [t for t in inputs if t is not None]
+    return [*outputs, *torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)]
+
+
+def assert_close(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= tolerance * (1 + b.norm())
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Which functions in C ran."""
+    counts = []
+    for module, name in (
+        (convolution, "_run"),
+        (convolution, "_run_backward"),
+        (convolution, "_mix"),
+        (coupling, "_run"),
+    ):
+        run = getattr(module, name)
+        label = f"{module.__name__.rsplit('.', 1)[1]}.{name}"
+        monkeypatch.setattr(module, name, lambda *args, run=run, label=label: counts.append(label) or run(*args))
+    return counts
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("n_params", [1, 2, 11])
+def test_nets_give_the_numbers_and_gradients_of_their_layers(size, n_params, runs):
+    seen, out, hidden, context, sides, n = SIZES[size]
+    for dtype, tolerance in TYPES:
+        net = perturbed(ConvNet(seen, out, n_params, hidden=hidden, context=context), dtype)
+        x, given = pictures(n, seen, sides, dtype), vectors(n, context, dtype)
+        inputs = [x, given, *net.parameters()]
+        expected = with_gradients(lambda: net(x, given), *inputs)  # noqa: B023 (called at once)
+        with diffeo.compiled_kernels():
+            runs.clear()
+            found = with_gradients(lambda: net(x, given), *inputs)  # noqa: B023
+            assert runs == ["convolution._run", "convolution._run_backward"]
+            with torch.no_grad():
+                assert torch.equal(net(x, given), found[0])
+        assert_close(found, expected, tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", SCALARS)
+@pytest.mark.parametrize("first", [True, False])
+def test_couplings_give_the_numbers_and_gradients_of_their_parts(size, name, first, runs):
+    seen, out, hidden, context, sides, n = SIZES[size]
+    for dtype, tolerance in TYPES:
+        scalars = SCALARS[name]()
+        mask = torch.arange(seen + out) < seen
+        net = ConvNet(seen, out, scalars.n_params, hidden=hidden, context=context)
+        layer = perturbed(diffeo.Coupling(mask if first else mask.flip(0), net, scalars, dim=-3), dtype, std=0.1)
+        x, given = pictures(n, seen + out, sides, dtype), vectors(n, context, dtype)
+        inputs = [x, given, *layer.parameters()]
+        for direction in (layer.forward, layer.inverse):
+            expected = with_gradients(lambda: direction(x, given), *inputs)  # noqa: B023 (called at once)
+            with diffeo.compiled_kernels():
+                runs.clear()
+                found = with_gradients(lambda: direction(x, given), *inputs)  # noqa: B023
+                assert runs == ["coupling._run"]
+                with torch.no_grad():
+                    z, logdet = direction(x, given)
+            assert_close(found, expected, tolerance)
+            assert torch.equal(z, found[0])
+            assert torch.equal(logdet, found[1])
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [1, 3, 12])
+def test_linear_maps_of_channels_are_one_operation(channels, runs):
+    for dtype, tolerance in TYPES:
+        torch.manual_seed(0)
+        layer = diffeo.Conv1x1(channels, diffeo.Chain(diffeo.ActNorm(channels), diffeo.LULinear(channels))).to(dtype)
+        layer.initialize(pictures(9, channels, (3, 5), dtype).detach())
+        layer = perturbed(layer, dtype)
+        folded = diffeo.prepare_inference(layer)
+        x = pictures(9, channels, (3, 5), dtype)
+        wide = pictures(9, 2 * channels, (3, 5), dtype)
+        for view in (x, x.movedim(1, -1).contiguous().movedim(-1, 1), wide[:, channels:], x[:, :, :, ::2], x[0]):
+            for part in (layer.forward, folded.forward, folded.inverse):
+                expected = with_gradients(lambda: part(view), x, wide, *layer.parameters())  # noqa: B023
+                with diffeo.compiled_kernels():
+                    runs.clear()
+                    found = with_gradients(lambda: part(view), x, wide, *layer.parameters())  # noqa: B023
+                assert runs == ["convolution._mix"]
+                assert_close(found, expected, tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize("what", ["net", "coupling", "linear"])
+def test_second_derivatives_and_many_gradients_at_once(what, runs):
+    parts = {
+        "net": lambda: ConvNet(4, 2, 3, hidden=6, context=2),
+        "coupling": lambda: diffeo.Coupling(
+            torch.tensor([True, True, False, False]), ConvNet(2, 2, 2, hidden=6, context=2), diffeo.Affine(), dim=-3
+        ),
+        "linear": lambda: diffeo.Conv1x1(4),
+    }
+    layer = perturbed(parts[what](), torch.float64, std=0.5)
+    x, given = pictures(3, 4, (3, 4), torch.float64), vectors(3, 2, torch.float64)
+
+    def value():
+        out = layer(x, given)
+        return out if what == "net" else out[0].sin() + out[1][:, None, None, None]
+
+    def curvature():
+        (slope,) = torch.autograd.grad(value().sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), [x, *layer.parameters()])
+
+    many = torch.randn(2, *value().shape, dtype=torch.float64)
+    expected = [*curvature(), *torch.autograd.grad(value(), x, many, is_grads_batched=True)]
+    with diffeo.compiled_kernels():
+        found = [*curvature(), *torch.autograd.grad(value(), x, many, is_grads_batched=True)]
+    assert runs
+    assert_close(found, expected, 1e-10)
+
+
+@needs_compiler
+def test_transforms_of_functions_are_left_to_the_layers(runs):
+    layer = perturbed(
+        diffeo.Coupling(torch.tensor([True, False]), ConvNet(1, 1, 2, hidden=4), diffeo.Affine(), dim=-3), torch.float64
+    )
+    x = pictures(2, 2, (3, 3), torch.float64).detach()
+    with diffeo.compiled_kernels():
+        torch.func.vmap(layer)(x)
+        torch.func.jvp(lambda x: layer(x)[0], (x,), (x,))
+        torch.func.jacrev(lambda x: layer(x)[0])(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            layer.net.float()(x[:, :1].float())
+    assert not runs
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "net",
+    [
+        ConvNet(1, 1, 2, hidden=8, blocks=1),
+        ConvNet(1, 1, 2, hidden=600),
+        type("Changed", (ConvNet,), {})(1, 1, 2, hidden=8),
+    ],
+    ids=["blocks", "wide", "of one's own"],
+)
+def test_other_nets_run_layer_by_layer(net, runs):
+    with diffeo.compiled_kernels():
+        net(torch.randn(2, 1, 4, 4))
+        diffeo.Coupling(torch.tensor([True, False]), net, diffeo.Affine(), dim=-3)(torch.randn(2, 2, 4, 4))
+    assert not runs
+
+
+@needs_compiler
+def test_hooks_of_layers_run(runs):
+    layer = diffeo.Coupling(torch.tensor([True, False]), ConvNet(1, 1, 2, hidden=8), diffeo.Affine(), dim=-3)
+    x = torch.randn(2, 2, 4, 4)
+    for part in (layer.net.enter, layer.net.inner[0], layer.net):
+        seen = []
+        handle = part.register_forward_hook(lambda *_: seen.append(1))  # noqa: B023
+        with diffeo.compiled_kernels():
+            runs.clear()
+            layer(x)
+        assert seen == [1]
+        assert "coupling._run" not in runs
+        handle.remove()
+    chain = diffeo.Conv1x1(2, diffeo.Chain(diffeo.ActNorm(2), diffeo.LULinear(2)))
+    chain.transform.parts[0].register_forward_hook(lambda *_: seen.append(2))
+    with diffeo.compiled_kernels():
+        chain(x)
+    assert seen[-1] == 2
+
+
+@needs_compiler
+def test_masks_empty_batches_and_contexts_with_a_batch_of_their_own():
+    layer = perturbed(
+        diffeo.Coupling(torch.tensor([True, False]), ConvNet(1, 1, 2, hidden=8, context=2), diffeo.Affine(), dim=-3),
+        torch.float64,
+    )
+    mix = perturbed(diffeo.Conv1x1(2), torch.float64)
+    x, given = pictures(3, 2, (4, 4), torch.float64), vectors(3, 2, torch.float64)
+    mask = torch.rand(3, 1, 4, 4) > 0.5
+    calls = [
+        lambda: layer(x, {"features": given, "mask": mask}),
+        lambda: mix(x, {"mask": mask}),
+        lambda: layer(x[:0], given[:0]),
+        lambda: mix(x[:0]),
+        lambda: layer(x[:, None], given),  # (3, 1, …) and (3, …): a batch of (3, 3)
+        lambda: layer(x[0], given),
+        lambda: layer(x[0], given[0]),
+        lambda: layer(x.expand(2, *x.shape), given),
+    ]
+    for call in calls:
+        expected = call()
+        with diffeo.compiled_kernels():
+            found = call()
+        assert_close(found, expected, 1e-11)
+
+
+@needs_compiler
+def test_what_is_not_finite_stays_so():
+    layer = perturbed(
+        diffeo.Coupling(torch.tensor([True, False]), ConvNet(1, 1, 2, hidden=8), diffeo.Affine(), dim=-3), torch.float32
+    )
+    x = torch.zeros(3, 2, 4, 4)
+    x[1, 0, 2, 2] = float("nan")
+    with diffeo.compiled_kernels():
+        z, logdet = layer(x)
+    assert z.isnan().flatten(1).any(1).tolist() == [False, True, False]
+    assert logdet.isnan().tolist() == [False, True, False]
+
+
+@needs_compiler
+def test_results_do_not_depend_on_threads():
+    layer = perturbed(
+        diffeo.Coupling(torch.tensor([True, False]), ConvNet(1, 1, 2, hidden=32), diffeo.Affine(), dim=-3),
+        torch.float32,
+    )
+    x = pictures(20, 2, (12, 12), torch.float32)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (2, 2, 1):
+            torch.set_num_threads(threads)
+            with diffeo.compiled_kernels():
+                found.append(with_gradients(lambda: layer(x), x, *layer.parameters()))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
+    assert_close(found[2], found[0], 1e-5)
+
+
+@needs_compiler
+def test_wide_events_run_in_their_own_precision(runs):
+    layer = perturbed(
+        diffeo.Coupling(torch.tensor([True, False]), ConvNet(1, 1, 2, hidden=8), diffeo.Affine(), dim=-3), torch.float32
+    )
+    x = pictures(2, 2, (4, 4), torch.float64)
+    with diffeo.compiled_kernels(), torch.no_grad():
+        z, _ = layer(x)
+        back, _ = layer.inverse(z)
+    assert "coupling._run" not in runs
+    assert z.dtype == torch.float64
+    assert (back - x).abs().max() < 1e-14
+
+
+def test_without_a_compiler_layers_run(monkeypatch, runs):
+    monkeypatch.setattr(native, "find_compiler", lambda: None)
+    perceptron._library.cache_clear()
+    coupling._libraries.clear()
+    try:
+        layer = diffeo.Coupling(torch.tensor([True, False]), ConvNet(1, 1, 2, hidden=8), diffeo.Affine(), dim=-3)
+        with diffeo.compiled_kernels():
+            layer(torch.randn(2, 2, 4, 4))
+            diffeo.Conv1x1(2)(torch.randn(2, 2, 4, 4))
+        assert not runs
+    finally:
+        perceptron._library.cache_clear()
+        coupling._libraries.clear()
