@@ -20,9 +20,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 import diffeo
+import image_cost
 from diffeo.apps.images import attribute_direction, edit, grid, guided, shrink, typicality, upscale
 from diffeo.apps.images.resolution import corrected
 from diffeo.nets.features import enlarged
+from image_cost import timed
 from results import RESULTS, load, markdown, run_parts, short
 from tables import data_root
 
@@ -45,157 +47,6 @@ def mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with np.load(data_root() / "images" / "mnist.npz") as file:
         x, test = (torch.from_numpy(file[name]).unsqueeze(1) for name in ("x_train", "x_test"))
         return x, torch.from_numpy(file["y_train"]).long(), test, torch.from_numpy(file["y_test"]).long()
-
-
-def timed(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
-    """Milliseconds of each call, interleaved: median and quartiles."""
-    for call in calls.values():
-        call()
-    took: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            took[name].append(1e3 * (time.perf_counter() - began))
-    found = {}
-    for name, values in took.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        found[name] = {"median": middle, "low": low, "high": high}
-    return found
-
-
-# speed ---------------------------------------------------------------------------------------------------------------
-
-LEVELS_GLOW, STEPS_GLOW, HIDDEN_GLOW, BATCH = 2, 8, 64, 64
-
-
-def normflows_glow(shape: tuple[int, int, int]) -> nn.Module:
-    """normflows' Glow, of the blocks of its example, with learned Gaussian bases."""
-    import normflows as nf
-
-    channels, height, width = shape
-    bases, merges, flows = [], [], []
-    for i in range(LEVELS_GLOW):
-        kept = channels * 2 ** (LEVELS_GLOW + 1 - i)
-        flows.append(
-            [
-                *(nf.flows.GlowBlock(kept, HIDDEN_GLOW, split_mode="channel", scale=True) for _ in range(STEPS_GLOW)),
-                nf.flows.Squeeze(),
-            ]
-        )
-        side = 2 ** (LEVELS_GLOW - i)
-        if i > 0:
-            merges.append(nf.flows.Merge())
-            latent = (kept // 2, height // side, width // side)
-        else:
-            latent = (kept, height // side, width // side)
-        bases.append(nf.distributions.DiagGaussian(latent, trainable=True))
-    return nf.MultiscaleFlow(bases, flows, merges, class_cond=False)
-
-
-def freia_glow(shape: tuple[int, int, int]) -> nn.Module:
-    """The same steps in FrEIA, but for its 1×1 convolutions, which are fixed."""
-    import FrEIA.framework as ff
-    import FrEIA.modules as fm
-
-    def net(channels_in: int, channels_out: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Conv2d(channels_in, HIDDEN_GLOW, 3, padding=1), nn.ReLU(), nn.Conv2d(HIDDEN_GLOW, HIDDEN_GLOW, 1),
-            nn.ReLU(), nn.Conv2d(HIDDEN_GLOW, channels_out, 3, padding=1),
-        )  # fmt: skip
-
-    nodes = [ff.InputNode(*shape)]
-    outputs = []
-    for level in range(LEVELS_GLOW):
-        nodes.append(ff.Node(nodes[-1], fm.IRevNetDownsampling, {}))
-        for _ in range(STEPS_GLOW // 2):  # each of its coupling blocks is two couplings
-            nodes.append(ff.Node(nodes[-1], fm.ActNorm, {}))
-            nodes.append(ff.Node(nodes[-1], fm.Fixed1x1Conv, {"M": _orthogonal(shape[0] * (4 if level == 0 else 8))}))
-            nodes.append(ff.Node(nodes[-1], fm.GLOWCouplingBlock, {"subnet_constructor": net}))
-        if level < LEVELS_GLOW - 1:
-            nodes.append(ff.Node(nodes[-1], fm.Split, {}))
-            outputs.append(ff.OutputNode(nodes[-1].out1))
-            nodes.append(ff.Node(nodes[-1].out0, fm.PermuteRandom, {"seed": 0}))
-    outputs.append(ff.OutputNode(nodes[-1]))
-    return ff.GraphINN(nodes + outputs)
-
-
-def _orthogonal(n: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(0)))[0]
-
-
-def speed(_: float) -> dict[str, Any]:
-    """A training step and sampling of the same Glow, in one run; and memory and time of `memory="invert"`."""
-    shape, count = (1, 28, 28), 64
-    x = mnist()[0][:BATCH]
-    y = (x + 0.5) / 256
-    torch.manual_seed(0)
-    ours = diffeo.glow(shape, scales=LEVELS_GLOW, layers=STEPS_GLOW, hidden=HIDDEN_GLOW)
-    ours.initialize(x)
-    peers: dict[str, Any] = {"normflows": normflows_glow(shape), "FrEIA": freia_glow(shape)}
-    with torch.no_grad():
-        peers["normflows"].log_prob(y, None)  # its activation norms start from the first batch
-        z, _ = peers["FrEIA"](y)
-    losses = {
-        "diffeo": lambda: -ours(x).mean(),
-        "normflows": lambda: -peers["normflows"].log_prob(y, None).mean(),
-        "FrEIA": lambda: _freia_loss(peers["FrEIA"], y),
-    }
-    optimizers = {
-        name: torch.optim.Adam(m.parameters(), 1e-4, fused=True) for name, m in {"diffeo": ours, **peers}.items()
-    }
-
-    def step(name: str) -> None:
-        optimizers[name].zero_grad()
-        losses[name]().backward()
-        optimizers[name].step()
-
-    @torch.no_grad()
-    def sample_freia() -> None:
-        peers["FrEIA"]([torch.randn_like(t) for t in z], rev=True)
-
-    @torch.no_grad()
-    def sample_normflows() -> None:
-        peers["normflows"].sample(count)
-
-    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in {"diffeo": ours, **peers}.items()}
-    steps = timed({name: (lambda name=name: step(name)) for name in losses})
-    samples = timed({"diffeo": lambda: ours.sample(count), "normflows": sample_normflows, "FrEIA": sample_freia})
-    memory = []
-    for layers in (8, 16, 32, 64):
-        row: dict[str, Any] = {"layers": layers}
-        calls = {}
-        for policy in ("store", "invert"):
-            torch.manual_seed(0)
-            model = diffeo.glow(shape, scales=1, layers=layers, hidden=HIDDEN_GLOW)
-            some = x[: BATCH // 2]
-            model.initialize(some)
-            model.transform.memory = policy
-            row[f"{policy}_mib"] = saved_bytes(lambda model=model, some=some: model(some)) / 2**20
-            calls[policy] = lambda model=model, some=some: (-model(some).mean()).backward()
-        took = timed(calls, 5)
-        row["time_ratio"] = took["invert"]["median"] / took["store"]["median"]
-        memory.append(row)
-    return {"parameters": sizes, "step_ms": steps, "sample_ms": samples, "memory": memory, "batch": BATCH}
-
-
-def _freia_loss(model: Any, y: Tensor) -> Tensor:
-    z, logdet = model(y)
-    return (0.5 * sum(t.flatten(1).square().sum(1) for t in z) - logdet).mean()
-
-
-def saved_bytes(forward: Callable[[], Tensor]) -> int:
-    """Bytes of all tensors that a forward pass keeps for the backward pass."""
-    storages: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        keep = forward()
-    del keep
-    return sum(storages.values())
 
 
 # tarflow -------------------------------------------------------------------------------------------------------------
@@ -606,7 +457,7 @@ def section() -> str:
     """Each part that was measured."""
     content = load(RESULT, {})
     told = {
-        "speed": _told_speed, "sampling": _told_sampling, "srflow": _told_srflow, "ablation": _told_ablation,
+        "speed": image_cost.told_speed, "sampling": _told_sampling, "srflow": _told_srflow, "ablation": _told_ablation,
         "classes": _told_classes, "editing": _told_editing, "anomalies": _told_anomalies,
     }  # fmt: skip
     parts = [tell(content[name]) for name, tell in told.items() if name in content]
@@ -614,31 +465,6 @@ def section() -> str:
         return ""
     text = "\n\n".join(parts)
     return f"## Pictures: what they are used for\n\n{text}\n\n    python benchmarks/image_uses.py\n"
-
-
-def _told_speed(r: dict[str, Any]) -> str:
-    rows = []
-    for name, size in r["parameters"].items():
-        cells = []
-        for kind in ("step_ms", "sample_ms"):
-            t = r[kind][name]
-            ratio = t["median"] / r[kind]["diffeo"]["median"]
-            cells.append(f"{short(t['median'])} ({short(t['low'])} – {short(t['high'])}); {ratio:.2f}×")
-        rows.append([name, f"{size:,}", *cells])
-    memory = [
-        [m["layers"], f"{m['store_mib']:.1f}", f"{m['invert_mib']:.1f}", f"{m['time_ratio']:.2f}×"] for m in r["memory"]
-    ]
-    return f"""\
-**Speed.** The same Glow, {LEVELS_GLOW} scales of {STEPS_GLOW} steps and {HIDDEN_GLOW} channels, on {r["batch"]}
-pictures of 28×28; median of {ROUNDS} interleaved rounds on {r["cores"]} shared cores in ms (quartiles), and as a
-multiple of ours.
-
-{markdown(["library", "parameters", "training step", "64 samples"], rows)}
-
-What a forward pass keeps for the backward pass, {BATCH // 2} of them, one scale, in MiB, by policy, and what
-`memory="invert"` costs in time, forward and backward:
-
-{markdown(["steps of flow", "store", "invert", "time"], memory)}"""
 
 
 def _told_sampling(r: dict[str, Any]) -> str:
@@ -726,7 +552,7 @@ against zlib's length of the picture.
 
 
 PARTS: dict[str, Callable[[float], dict[str, Any]]] = {
-    "speed": speed,
+    "speed": image_cost.speed,
     "sampling": sampling,
     "srflow": srflow,
     "ablation": ablation,

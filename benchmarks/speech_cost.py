@@ -24,7 +24,7 @@ from torch import Tensor
 
 import diffeo
 from diffeo.apps import speech as tools
-from image_uses import saved_bytes
+from image_cost import saved_bytes
 from results import markdown
 
 SYSTEMS = ("glow_tts", "flow_tts", "flowtron")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import diffeo
-from diffeo.kernels import convolution, coupling, native, perceptron
+from diffeo.kernels import convolution, coupling, mix, native, perceptron
 from diffeo.nets import ConvNet
 
 needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C compiler here")
@@ -65,7 +65,7 @@ def runs(monkeypatch):
     for module, name in (
         (convolution, "_run"),
         (convolution, "_run_backward"),
-        (convolution, "_mix"),
+        (mix, "_mix"),
         (coupling, "_run"),
     ):
         run = getattr(module, name)
@@ -136,7 +136,7 @@ def test_linear_maps_of_channels_are_one_operation(channels, runs):
                 with diffeo.compiled_kernels():
                     runs.clear()
                     found = with_gradients(lambda: part(view), x, wide, *layer.parameters())  # noqa: B023
-                assert runs == ["convolution._mix"]
+                assert runs == ["mix._mix"]
                 assert_close(found, expected, tolerance)
 
 
@@ -227,14 +227,14 @@ def test_masks_empty_batches_and_contexts_with_a_batch_of_their_own():
         diffeo.Coupling(torch.tensor([True, False]), ConvNet(1, 1, 2, hidden=8, context=2), diffeo.Affine(), dim=-3),
         torch.float64,
     )
-    mix = perturbed(diffeo.Conv1x1(2), torch.float64)
+    linear = perturbed(diffeo.Conv1x1(2), torch.float64)
     x, given = pictures(3, 2, (4, 4), torch.float64), vectors(3, 2, torch.float64)
     mask = torch.rand(3, 1, 4, 4) > 0.5
     calls = [
         lambda: layer(x, {"features": given, "mask": mask}),
-        lambda: mix(x, {"mask": mask}),
+        lambda: linear(x, {"mask": mask}),
         lambda: layer(x[:0], given[:0]),
-        lambda: mix(x[:0]),
+        lambda: linear(x[:0]),
         lambda: layer(x[:, None], given),  # (3, 1, …) and (3, …): a batch of (3, 3)
         lambda: layer(x[0], given),
         lambda: layer(x[0], given[0]),
@@ -295,7 +295,8 @@ def test_wide_events_run_in_their_own_precision(runs):
 
 def test_without_a_compiler_layers_run(monkeypatch, runs):
     monkeypatch.setattr(native, "find_compiler", lambda: None)
-    perceptron._library.cache_clear()
+    for library in (perceptron._library, mix._library):
+        library.cache_clear()
     coupling._libraries.clear()
     try:
         layer = diffeo.Coupling(torch.tensor([True, False]), ConvNet(1, 1, 2, hidden=8), diffeo.Affine(), dim=-3)
@@ -304,5 +305,33 @@ def test_without_a_compiler_layers_run(monkeypatch, runs):
             diffeo.Conv1x1(2)(torch.randn(2, 2, 4, 4))
         assert not runs
     finally:
-        perceptron._library.cache_clear()
+        for library in (perceptron._library, mix._library):
+            library.cache_clear()
         coupling._libraries.clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("univariate", ["Affine", "RationalQuadraticSpline"])
+def test_chains_rebuilt_by_inverting_have_the_gradients_of_stored_ones(univariate, monkeypatch):
+    used = []
+    for module, name in ((coupling, "rebuild_pictures"), (mix, "unmix")):
+        run = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, run=run, name=name: used.append(name) or run(*args))
+    model = diffeo.glow((1, 8, 8), preset="tiny", levels=17, classes=3, univariate=univariate)
+    images, labels = torch.arange(6 * 64).view(6, 1, 8, 8) * 7 % 17, torch.arange(6) % 3
+    model.initialize(images, labels)
+    model = diffeo.testing.perturbed(model).double()
+    noise = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def gradients(policy, kernels):
+        model.transform.memory = policy
+        with diffeo.compiled_kernels(kernels):
+            loss = -model(images, labels, noise=noise).mean()
+            return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+    expected = gradients("store", kernels=False)
+    for policy in ("store", "recompute", "invert"):
+        used.clear()
+        assert_close(gradients(policy, kernels=True), expected, 1e-8)
+        assert bool(used) == (policy == "invert")
+    assert {"rebuild_pictures", "unmix"} <= set(used)

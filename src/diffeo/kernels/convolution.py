@@ -17,11 +17,10 @@ from torch import Tensor
 
 from diffeo.kernels import process
 from diffeo.kernels.dispatch import can_read, can_run
-from diffeo.kernels.perceptron import WIDEST, WORK, Sizes, find_library, find_sizes, is_available, may_run, share_out
+from diffeo.kernels.perceptron import WIDEST, WORK, Sizes, find_sizes, is_available, may_run, share_out
 
 TAPS = 9
 CENTRE = TAPS // 2
-FEW = 64  # channels, beyond which a 1×1 convolution is for libraries of matrix products
 
 
 class Convolution(NamedTuple):
@@ -34,14 +33,14 @@ class Convolution(NamedTuple):
 
 
 def fits(whole: Convolution) -> bool:
-    """Whether this one runs as one operation; wrong shapes are left to layers, which name them."""
+    """Whether this one runs as one operation, where there is C; wrong shapes are left to layers, which name them."""
     x, shift, weights, biases = whole
     if not may_run(x) or not can_run(x, *weights, *biases, *(() if shift is None else (shift,))):
         return False
     enter, mix, leave = (tuple(w.shape) for w in weights)
     hidden, out = enter[0], leave[0]
     sized = enter[1:] == (x.shape[1], 3, 3) and mix == (hidden, hidden, 1, 1) and leave == (out, hidden, 3, 3)
-    return sized and max(TAPS * x.shape[1], hidden) <= WIDEST and x.shape[0] > 0 and is_available("relu", x.dtype)
+    return sized and max(TAPS * x.shape[1], hidden) <= WIDEST and x.shape[0] > 0
 
 
 def as_layers(whole: Convolution) -> tuple[list[Tensor], list[Tensor]]:
@@ -55,9 +54,11 @@ def as_layers(whole: Convolution) -> tuple[list[Tensor], list[Tensor]]:
     return weights, [first, second, F.pad(last, (beside, beside))]
 
 
-def run(whole: Convolution, planes: int = 1) -> Tensor:
-    """Its value, of shape (n, out / planes, H, W, planes); in memory (planes, n, out / planes, H, W)."""
+def run(whole: Convolution, planes: int = 1) -> Tensor | None:
+    """Its value, (n, out / planes, H, W, planes), laid out (planes, n, out / planes, H, W); None where there is no C."""
     x, shift = whole.x, whole.shift
+    if not is_available("relu", x.dtype):
+        return None
     weights, biases = as_layers(whole)
     inputs = [x, *weights, *biases, *(() if shift is None else (shift,))]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
@@ -91,7 +92,7 @@ def _run(
         out.data_ptr(),
         _strides(out),
         planes,
-        _threads(x, sizes),
+        count_threads(x, sizes),
     )
     if failed:
         raise MemoryError("convolution: not enough memory for a picture")
@@ -103,7 +104,7 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of the shift, and, one after the other, of all weights and all biases."""
     sizes = find_sizes("relu", x.dtype, weights)
-    shares = share_out(x.shape[0], x.shape[0] * x.shape[2] * x.shape[3] * sizes.total // WORK)
+    shares = share_out(x.shape[0], worth(x, sizes))
     g_x, g_layers = x.new_empty(x.shape), x.new_empty(sizes.total)
     g_shift = x.new_zeros(0 if shift is None else x.shape[0], biases[0].shape[0])
     sums = x.new_empty((shares - 1) * sizes.total)  # of the other shares
@@ -124,7 +125,7 @@ def _run_backward(
         sums.data_ptr(),
         sizes.total,
         shares,
-        _threads(x, sizes),
+        count_threads(x, sizes),
     )
     if failed:
         raise MemoryError("convolution: not enough memory for a picture")
@@ -210,68 +211,6 @@ def _new_params(x: Tensor, sizes: Sizes, planes: int) -> Tensor:
     return x.new_empty(planes, n, sizes.outputs // TAPS // planes, height, width).movedim(0, -1)
 
 
-def may_mix(x: Tensor) -> bool:
-    """Whether `mix` runs here, as far as x and the moment say; compilers make a product of it themselves."""
-    if torch.compiler.is_dynamo_compiling() or x.ndim < 3 or x.numel() == 0 or not may_run(x):
-        return False
-    return x.shape[-3] <= FEW and is_available("relu", x.dtype)
-
-
-def mix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """z = W x + b for the channels of every place, a 1×1 convolution: x is (*batch, C, H, W), W (C, C), b (C,)."""
-    pictures = x.reshape(-1, *x.shape[-3:]).flatten(2)
-    pictures = pictures if pictures.stride(2) == 1 else pictures.contiguous()
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias)):
-        z: Any = Mixed.apply(pictures, weight, bias)
-    else:
-        z = _mix(pictures, weight, bias)
-    return z.view(x.shape)
-
-
-class Mixed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _mix(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore
-        x, weight = ctx.saved_tensors
-        if torch.is_grad_enabled() or not can_read(grad):
-            return weight.T @ grad, (grad @ x.mT).sum(0), grad.sum((0, 2))
-        n, channels, places = x.shape
-        x, grad, weight = x.resolve_neg(), grad.resolve_neg(), weight.contiguous()
-        grad = grad if grad.stride(2) == 1 else grad.contiguous()
-        worth = x.numel() * channels // WORK
-        shares = share_out(n, worth)
-        g_x, g_layers = x.new_empty(x.shape), x.new_empty(shares, channels * (channels + 1))
-        find_library("relu", x.dtype).mix_backward(
-            *(
-                n,
-                channels,
-                places,
-                x.data_ptr(),
-                *x.stride()[:2],
-                weight.data_ptr(),
-                grad.data_ptr(),
-                *grad.stride()[:2],
-            ),
-            *(g_x.data_ptr(), g_layers.data_ptr(), shares, min(n, process.threads(worth))),
-        )
-        return g_x, g_layers[0, : channels * channels].view(channels, channels), g_layers[0, channels * channels :]
-
-
-def _mix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    x, weight, bias = x.resolve_neg(), weight.contiguous(), bias.contiguous()
-    n, channels, places = x.shape
-    z = x.new_empty(x.shape)
-    threads = min(n, process.threads(x.numel() * channels // WORK))
-    find_library("relu", x.dtype).mix(
-        n, channels, places, x.data_ptr(), *x.stride()[:2], weight.data_ptr(), bias.data_ptr(), z.data_ptr(), threads
-    )
-    return z
-
-
 def count_kept(x: Tensor, sizes: Sizes) -> int:
     """How many numbers are kept for the backward pass: of the last hidden layer, the first being computed again."""
     return x.shape[0] * x.shape[2] * x.shape[3] * sizes.inner // 2  # both are as wide
@@ -294,7 +233,11 @@ def _addresses(sizes: Sizes, weights: list[Tensor], biases: list[Tensor]) -> tup
     return pack(*[w.data_ptr() for w in weights]), pack(*[b.data_ptr() for b in biases])
 
 
-def _threads(x: Tensor, sizes: Sizes) -> int:
+def count_threads(x: Tensor, sizes: Sizes) -> int:
     """How many threads pay for these pictures, of which each is one thread's."""
-    n, _, height, width = x.shape
-    return min(n, process.threads(n * height * width * sizes.total // WORK))
+    return min(x.shape[0], process.threads(worth(x, sizes)))
+
+
+def worth(x: Tensor, sizes: Sizes) -> int:
+    """How many threads the net is worth at these pictures."""
+    return x.shape[0] * x.shape[2] * x.shape[3] * sizes.total // WORK

@@ -14,11 +14,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffeo.kernels import perceptron, process
-from diffeo.kernels.convolution import TAPS, Convolution, as_layers, count_kept, pull_plainly, run_plainly
+from diffeo.kernels import perceptron
+from diffeo.kernels.convolution import (
+    TAPS,
+    Convolution,
+    as_layers,
+    count_kept,
+    count_threads,
+    pull_plainly,
+    run_plainly,
+    worth,
+)
 from diffeo.kernels.dispatch import can_read, can_run
 from diffeo.kernels.native import c_file
-from diffeo.kernels.perceptron import Sizes, find_sizes, share_out
+from diffeo.kernels.perceptron import Sizes, share_out, sizes_in
 from diffeo.kernels.scalars import Pulled, ScalarMap, build_around, identify
 
 ACTIVATION = "relu"
@@ -58,8 +67,8 @@ def rebuild_pictures(
     scalar_map: ScalarMap, net: Convolution, z: Tensor, seen: int, changed: int
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """x of which `map_pictures` makes z; and z and the log-det, with a graph from x: the net runs once for both."""
+    parts = _find_parts(scalar_map, net, z, seen, changed, False)
     with torch.no_grad():
-        parts = _find_parts(scalar_map, net, z, seen, changed, False)
         back = _find_parts(scalar_map, net, z, seen, changed, True)
     if parts is None or back is None:
         return None
@@ -88,14 +97,14 @@ def _run(
     parts: Parts, x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor], keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Result, log-det, and, where they are to be kept, what goes into the net's last activation, and the parameters."""
-    sizes = find_sizes(ACTIVATION, x.dtype, weights)
+    sizes = sizes_in(parts.library, weights)
     n, _, height, width = x.shape
     z, logdet = x.new_empty(x.shape), x.new_empty(n)
     inner = x.new_empty(count_kept(x, sizes) if keep else 0)
     params = x.new_empty(n * height * width * sizes.outputs // TAPS if keep else 0)
     held, arguments = _arguments(parts, sizes, x, shift, weights, biases)
     kept = (inner.data_ptr(), params.data_ptr()) if keep else (None, None)
-    if parts.library.couple(*arguments, *kept, z.data_ptr(), logdet.data_ptr(), _threads(x, sizes)):
+    if parts.library.couple(*arguments, *kept, z.data_ptr(), logdet.data_ptr(), count_threads(x, sizes)):
         raise MemoryError("coupling: not enough memory for a picture")
     del held
     return z, logdet, inner, params
@@ -119,8 +128,8 @@ class Differentiable(torch.autograd.Function):
         if torch.is_grad_enabled() or not can_read(grad, grad_log):
             return None, *_pull_plainly(parts, x, shift, layers, grad, grad_log), None
         weights, biases = layers[:3], layers[3:]
-        sizes = find_sizes(ACTIVATION, x.dtype, weights)
-        shares = share_out(x.shape[0], _worth(x, sizes))
+        sizes = sizes_in(parts.library, weights)
+        shares = share_out(x.shape[0], worth(x, sizes))
         g_x, g_layers = x.new_empty(x.shape), x.new_empty(sizes.total)
         g_shift = x.new_zeros(0 if shift is None else x.shape[0], biases[0].shape[0])
         sums = x.new_empty((shares - 1) * sizes.total)  # of the other shares
@@ -129,7 +138,7 @@ class Differentiable(torch.autograd.Function):
         results = g_x.data_ptr(), None if shift is None else g_shift.data_ptr(), g_layers.data_ptr(), sums.data_ptr()
         failed = parts.library.couple_backward(
             *(*arguments, inner.data_ptr(), params.data_ptr(), _event(parts, grad), grad_log.data_ptr()),
-            *(*grad_log.stride(), *results, sizes.total, shares, _threads(x, sizes)),
+            *(*grad_log.stride(), *results, sizes.total, shares, count_threads(x, sizes)),
         )
         if failed:
             raise MemoryError("coupling: not enough memory for a picture")
@@ -176,14 +185,6 @@ def _event(parts: Parts, x: Tensor) -> bytes:
     return struct.pack("P11l", x.data_ptr(), *strides, *sizes, parts.seen, parts.changed, parts.scalar_map.n_params)
 
 
-def _worth(x: Tensor, sizes: Sizes) -> int:
-    return x.shape[0] * x.shape[2] * x.shape[3] * sizes.total // perceptron.WORK
-
-
-def _threads(x: Tensor, sizes: Sizes) -> int:
-    return min(x.shape[0], process.threads(_worth(x, sizes)))
-
-
 def _find_library(scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype) -> Any:
     """The library for a direction of a scalar map, or None where it cannot be made."""
     name = identify(scalar_map)
@@ -202,6 +203,7 @@ def _build(scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype) -> Any:
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     net = [long, pointer, flag, *[pointer] * 6]
+    library.distance.argtypes, library.distance.restype = [long], long
     library.couple.argtypes = [*net, pointer, pointer, flag]
     library.couple_backward.argtypes = [*net, pointer, pointer, long, *[pointer] * 4, long, long, flag]
     return library

@@ -294,12 +294,17 @@ class Sizes(NamedTuple):
 
 
 def find_sizes(name: str, dtype: torch.dtype, weights: list[Tensor]) -> Sizes:
-    return _find_sizes(name, dtype, weights[0].shape[1], *[w.shape[0] for w in weights])
+    """Those of the library of an activation."""
+    return sizes_in(_require(name, dtype), weights)
+
+
+def sizes_in(library: Any, weights: list[Tensor]) -> Sizes:
+    """Those of a library that holds perceptrons."""
+    return _find_sizes(library, weights[0].shape[1], *[w.shape[0] for w in weights])
 
 
 @cache
-def _find_sizes(name: str, dtype: torch.dtype, *widths: int) -> Sizes:
-    library = _require(name, dtype)
+def _find_sizes(library: Any, *widths: int) -> Sizes:
     count = len(widths) - 1
     total = sum((a + 1) * b for a, b in pairwise(widths))
     inner = sum(library.distance(width) for width in widths[1:-1])
@@ -349,11 +354,6 @@ def is_available(name: str, dtype: torch.dtype) -> bool:
     return _library(name, dtype) is not None
 
 
-def find_library(name: str, dtype: torch.dtype) -> Any:
-    """The library of perceptrons with this activation, and of what is written after them."""
-    return _require(name, dtype)
-
-
 def _require(name: str, dtype: torch.dtype) -> Any:
     library = _library(name, dtype)
     if library is None:
@@ -371,24 +371,8 @@ def _library(name: str, dtype: torch.dtype) -> Any:
     library.forward.argtypes = [*LAYERS, pointer, pointer, long, flag]
     library.backward.argtypes = [*LAYERS, pointer, pointer, long, pointer, pointer, pointer, long, long, flag]
     library.distance.argtypes, library.distance.restype = [long], long
-    strided = [pointer, long, long]
     pictures, layers = [long, long, long, flag, pointer, pointer, pointer], [pointer, pointer]
     library.convolve.argtypes = [*pictures, pointer, *layers, pointer, pointer, pointer, long, flag]
     results = [pointer, pointer, pointer, pointer, long, long, flag]
-    library.mix.argtypes = [long, long, long, pointer, long, long, pointer, pointer, pointer, flag]
-    library.mix_backward.argtypes = [
-        long,
-        long,
-        long,
-        pointer,
-        long,
-        long,
-        pointer,
-        *strided,
-        pointer,
-        pointer,
-        long,
-        flag,
-    ]
     library.convolve_backward.argtypes = [*pictures, pointer, *layers, pointer, pointer, pointer, long, *results]
     return library

@@ -100,7 +100,8 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         batch, x, given = self._seen(x, context)
         whole = self._as_convolution(x, given)
-        params = self._layers(x, given) if whole is None else convolution.run(whole, self.n_params)
+        params = None if whole is None else convolution.run(whole, self.n_params)
+        params = self._layers(x, given) if params is None else params
         return params.reshape(*batch, *params.shape[1:])
 
     def as_convolution(self, x: Tensor, context: Context) -> convolution.Convolution | None:

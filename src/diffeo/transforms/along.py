@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from diffeo.core import Transform
+from diffeo.core import Rebuildable, Transform
+from diffeo.core.memory import Rebuilt
 from diffeo.functional import (
     Context,
     Event,
@@ -20,11 +21,11 @@ from diffeo.functional import (
     entries,
     sum_event,
 )
-from diffeo.kernels import convolution
-from diffeo.transforms.linear import LULinear, mixing
+from diffeo.kernels import mix
+from diffeo.transforms.linear import LULinear, Mixing, mixing
 
 
-class Along(Transform):
+class Along(Transform, Rebuildable):
     """A transform of vectors along one dim of larger events, the same at every position: z_p = f(x_p).
 
     log|det ∂z/∂x| = Σ_p log|det ∂z_p/∂x_p|, over all positions p that the mask leaves. Channels of images, features of
@@ -69,15 +70,36 @@ class Along(Transform):
         found = self._mixed(z, context, inverse=True)
         return self._everywhere(self.transform.inverse, z, context) if found is None else found
 
+    def rebuild(self, z: Tensor, context: Context = None) -> Rebuilt:
+        with torch.enable_grad():
+            one = self._mixing(z, context)
+            if one is not None:
+                x, again = mix.unmix(z.detach(), one.weight, one.bias)
+                of_all = constant_logdet(one.logdet, z, 3)
+                return Rebuilt(
+                    x.detach().view(z.shape), (x,), again.view(z.shape), of_all, lambda g: g[0].view(z.shape)
+                )
+        with torch.no_grad():
+            x = self.inverse(z, context)[0]
+        x.requires_grad_()
+        with torch.enable_grad():
+            again, logdet = self(x, context)
+            return Rebuilt(x.detach(), (x,), again, logdet, lambda g: g[0])
+
     def _mixed(self, x: Tensor, context: Context, inverse: bool) -> tuple[Tensor, Tensor] | None:
         """Channels of images through a linear map in one operation, where it can run so."""
-        if self.dim != -3 or self.event_ndim != 3 or context_mask(context) is not None or not convolution.may_mix(x):
+        one = self._mixing(x, context, inverse)
+        return None if one is None else (mix.mix(x, one.weight, one.bias), constant_logdet(one.logdet, x, 3))
+
+    def _mixing(self, x: Tensor, context: Context, inverse: bool = False) -> Mixing | None:
+        """The map of channels of images, where it is linear and can run so; its log-det is that of all places."""
+        if self.dim != -3 or self.event_ndim != 3 or context_mask(context) is not None or not mix.may_mix(x):
             return None
         one = mixing(self.transform, x.dtype, inverse)
         if one is None or x.shape[-3] != len(one.bias):
             return None
-        z = convolution.mix(x, one.weight if one.weight.ndim == 2 else one.weight.diag(), one.bias)
-        return z, constant_logdet(one.logdet * (x.shape[-2] * x.shape[-1]), x, 3)
+        weight = one.weight if one.weight.ndim == 2 else one.weight.diag()
+        return Mixing(weight, one.bias, one.logdet * (x.shape[-2] * x.shape[-1]))
 
     @property
     def wants_rows(self) -> bool:
