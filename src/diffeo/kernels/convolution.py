@@ -55,7 +55,7 @@ def as_layers(whole: Convolution) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def run(whole: Convolution, planes: int = 1) -> Tensor | None:
-    """Its value, (n, out / planes, H, W, planes), laid out (planes, n, out / planes, H, W); None where there is no C."""
+    """Its value, (n, out / planes, H, W, planes), laid out (planes, n, out / planes, H, W); None if there is no C."""
     x, shift = whole.x, whole.shift
     if not is_available("relu", x.dtype):
         return None
