@@ -23,16 +23,22 @@ static void border(const real *x, Strides s, long channels, long planes, long he
     }
 }
 
-/* y += x for n numbers, a multiple of 1, 2 or 4 of them */
+typedef real pair __attribute__((vector_size(2 * sizeof(real)), aligned(sizeof(real)), may_alias));
 typedef real four __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
-typedef real two __attribute__((vector_size(2 * sizeof(real)), aligned(sizeof(real)), may_alias));
-static inline void add_few(const real *x, long n, real *y) {
-  if (n % 4 == 0)
-    for (long i = 0; i < n; i += 4) *(four *)(y + i) += *(const four *)(x + i);
-  else if (n % 2 == 0)
-    for (long i = 0; i < n; i += 2) *(two *)(y + i) += *(const two *)(x + i);
-  else
-    for (long i = 0; i < n; i++) y[i] += x[i];
+
+/* line += what is there for `count` places, n numbers for each, a multiple of `unit` */
+static inline void add_units(const real *there, long apart, long count, long n, real *line, const long unit) {
+  for (long x = 0; x < count; x++)
+    for (long i = 0; i < n; i += unit) {
+      const real *from = there + x * apart + i;
+      real *to = line + x * n + i;
+      if (unit == 4)
+        *(four *)to += *(const four *)from;
+      else if (unit == 2)
+        *(pair *)to += *(const pair *)from;
+      else
+        *to += *from;
+    }
 }
 
 /* to = at each place, the sum of what the places around have for it: each has 9 times all channels, in rows so far
@@ -42,11 +48,21 @@ static void spread(const real *all, long apart, long channels, long planes, long
   for (long y = 0; y < height; y++) {
     memset(sum, 0, width * channels * sizeof(real));
     for (long tap = 0; tap < 9; tap++) {
-      const long from = turned ? 8 - tap : tap, down = from / 3 - 1, right = from % 3 - 1;
+      const long from = turned ? 8 - tap : tap, down = from / 3 - 1, right = from % 3 - 1, low = max_of(0, -right);
       if (y + down < 0 || y + down >= height) continue;
-      const long high = min_of(width, width - right), first = (y + down) * width + right;
-      for (long x = max_of(0, -right); x < high; x++)
-        add_few(all + (first + x) * apart + tap * channels, channels, sum + x * channels);
+      const long count = min_of(width, width - right) - low;
+      const real *there = all + ((y + down) * width + right + low) * apart + tap * channels;
+      real *line = sum + low * channels;
+      if (channels == 2)
+        add_units(there, apart, count, 2, line, 2);
+      else if (channels == 4)
+        add_units(there, apart, count, 4, line, 4);
+      else if (channels % 4 == 0)
+        add_units(there, apart, count, channels, line, 4);
+      else if (channels % 2 == 0)
+        add_units(there, apart, count, channels, line, 2);
+      else
+        add_units(there, apart, count, channels, line, 1);
     }
     for (long c = 0; c < channels; c++) {
       real *line = to + channel_at(s, planes, c) + y * s.line;
