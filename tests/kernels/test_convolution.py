@@ -1,5 +1,7 @@
 """Pictures in C: the numbers and gradients of nets, linear maps and couplings layer by layer, where they can run."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +26,7 @@ SCALARS = {
     "Composed": lambda: diffeo.Composed(diffeo.Affine(), diffeo.SinhArcsinh()),
 }
 TYPES = ((torch.float64, 1e-10), (torch.float32, 2e-3))
+BOTH = {"Affine", "RationalQuadraticSpline"}  # of scalar maps, each of which takes seconds to compile for a type
 
 
 def perturbed(module, dtype, std=0.2):
@@ -56,6 +59,12 @@ def assert_close(found, expected, tolerance):
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
         assert (a - b).norm() <= tolerance * (1 + b.norm())
+
+
+def halves(scalars, context=0, kind=diffeo.Coupling, **options):
+    """A coupling of two channels on two."""
+    net = ConvNet(2, 2, scalars.n_params, hidden=6, context=context, **options)
+    return kind(torch.tensor([True, True, False, False]), net, scalars, dim=-3)
 
 
 @pytest.fixture
@@ -99,7 +108,7 @@ def test_nets_give_the_numbers_and_gradients_of_their_layers(size, n_params, run
 @pytest.mark.parametrize("first", [True, False])
 def test_couplings_give_the_numbers_and_gradients_of_their_parts(size, name, first, runs):
     seen, out, hidden, context, sides, n = SIZES[size]
-    for dtype, tolerance in TYPES:
+    for dtype, tolerance in TYPES if name in BOTH else TYPES[:1]:
         scalars = SCALARS[name]()
         mask = torch.arange(seen + out) < seen
         net = ConvNet(seen, out, scalars.n_params, hidden=hidden, context=context)
@@ -141,16 +150,13 @@ def test_linear_maps_of_channels_are_one_operation(channels, runs):
 
 
 @needs_compiler
-@pytest.mark.parametrize("what", ["net", "coupling", "linear"])
+@pytest.mark.parametrize("what", ["net", "linear", *SCALARS])
 def test_second_derivatives_and_many_gradients_at_once(what, runs):
-    parts = {
-        "net": lambda: ConvNet(4, 2, 3, hidden=6, context=2),
-        "coupling": lambda: diffeo.Coupling(
-            torch.tensor([True, True, False, False]), ConvNet(2, 2, 2, hidden=6, context=2), diffeo.Affine(), dim=-3
-        ),
-        "linear": lambda: diffeo.Conv1x1(4),
-    }
-    layer = perturbed(parts[what](), torch.float64, std=0.5)
+    if what in SCALARS:
+        layer = halves(SCALARS[what](), context=2)
+    else:
+        layer = ConvNet(4, 2, 3, hidden=6, context=2) if what == "net" else diffeo.Conv1x1(4)
+    layer = perturbed(layer, torch.float64, std=0.2)
     x, given = pictures(3, 4, (3, 4), torch.float64), vectors(3, 2, torch.float64)
 
     def value():
@@ -335,3 +341,177 @@ def test_chains_rebuilt_by_inverting_have_the_gradients_of_stored_ones(univariat
         assert_close(gradients(policy, kernels=True), expected, 1e-8)
         assert bool(used) == (policy == "invert")
     assert {"rebuild_pictures", "unmix"} <= set(used)
+
+
+def agree(call, *weights, tolerance=1e-10):
+    """Values and gradients inside and outside `compiled_kernels`."""
+    expected = with_gradients(call, *weights)
+    with diffeo.compiled_kernels():
+        assert_close(with_gradients(call, *weights), expected, tolerance)
+
+
+@needs_compiler
+def test_steps_that_subclasses_replace_run():
+    class Doubled(diffeo.Coupling):
+        def params(self, a, b, context):
+            return 2 * super().params(a, b, context)
+
+    class Turned(diffeo.LULinear):
+        def forward(self, x, context=None):
+            z, logdet = super().forward(x, context)
+            return -z, logdet
+
+        def inverse(self, z, context=None):
+            return super().inverse(-z, context)
+
+    class Wide(diffeo.RationalQuadraticSpline):
+        def forward(self, x, context=None):
+            z, logdet = super().forward(x / 2, context)
+            return 2 * z, logdet
+
+        def inverse(self, z, context=None):
+            x, logdet = super().inverse(z / 2, context)
+            return 2 * x, logdet
+
+    x = pictures(3, 4, (4, 5), torch.float64)
+    for layer in (halves(diffeo.Affine(), kind=Doubled), diffeo.Conv1x1(4, Turned(4)), halves(Wide(bins=4))):
+        layer = perturbed(layer, torch.float64)
+        for direction in (layer.forward, layer.inverse):
+            agree(lambda: direction(x), x, *layer.parameters())  # noqa: B023 (called at once)
+    vectors_ = Doubled(torch.tensor([True, False]), diffeo.nets.MLP(1, 1, n_params=2), diffeo.Affine())
+    vectors_ = perturbed(vectors_, torch.float64)
+    rows = torch.randn(5, 2, dtype=torch.float64)
+    with torch.no_grad():
+        expected = vectors_(rows)
+        with diffeo.compiled_kernels():
+            assert_close(vectors_(rows), expected, 1e-12)
+
+
+@needs_compiler
+def test_scalar_maps_that_act_otherwise_in_training():
+    class Moody(diffeo.Affine):
+        def forward(self, x, context=None):
+            z, logdet = super().forward(x, context)
+            return (z + 1 if self.training else z), logdet
+
+        def inverse(self, z, context=None):
+            return super().inverse(z - 1 if self.training else z, context)
+
+    layer, x = perturbed(halves(Moody()), torch.float64), pictures(3, 4, (4, 5), torch.float64)
+    for training in (True, False, True):
+        layer.train(training)
+        agree(lambda: layer(x), x)
+        agree(lambda: layer.inverse(x), x)
+
+
+@needs_compiler
+def test_settings_of_convolutions_and_further_layers_count():
+    x = pictures(3, 4, (6, 6), torch.float64)
+    for change in ("padding_mode", "dilation", "another layer"):
+        layer = perturbed(halves(diffeo.Affine()), torch.float64)
+        if change == "padding_mode":
+            layer.net.enter.padding_mode = "circular"
+            layer.net.enter._reversed_padding_repeated_twice = [1, 1, 1, 1]
+        elif change == "dilation":
+            layer.net.leave.dilation = layer.net.leave.padding = (2, 2)
+        else:
+            layer.net.inner.append(layer.net.inner[0])
+        agree(lambda: layer(x), x)  # noqa: B023 (called at once)
+
+
+@needs_compiler
+def test_sizes_that_do_not_fit_are_refused():
+    wrong = diffeo.Coupling(torch.tensor([True] * 2 + [False] * 4), ConvNet(2, 2, 4, hidden=4), diffeo.Affine(), dim=-3)
+    with diffeo.compiled_kernels(), pytest.raises(ValueError, match="expected 2 parameters"):
+        wrong(torch.zeros(3, 6, 4, 4))
+    beside = halves(diffeo.Affine(), map=("around", 2))  # six channels in, of which the event has two
+    x, around = pictures(3, 4, (4, 4), torch.float64), {"around": torch.randn(3, 2, 4, 4, dtype=torch.float64)}
+    beside = perturbed(beside, torch.float64)
+    agree(lambda: beside(x, around), x)
+
+
+@needs_compiler
+def test_weights_and_contexts_that_transforms_of_functions_wrap():
+    layers = diffeo.Chain(diffeo.Conv1x1(4), halves(diffeo.Affine(), context=2))
+    members = [perturbed(layers, torch.float64, std) for std in (0.1, 0.2)]
+    x, given = pictures(3, 4, (4, 4), torch.float64).detach(), vectors(3, 2, torch.float64).detach()
+    state = torch.func.stack_module_state(members)
+
+    def log_det(params, buffers):
+        return torch.func.functional_call(layers, (params, buffers), (x, given))[1]
+
+    def calls():
+        one = {name: t[0] for name, t in state[0].items()}, {name: t[0] for name, t in state[1].items()}
+        slope = torch.func.grad(lambda params: log_det(params, one[1]).sum())(one[0])
+        return (
+            torch.func.vmap(log_det)(*state),
+            *slope.values(),
+            torch.func.vmap(lambda c: layers(x, c)[1])(given),
+        )
+
+    expected = calls()
+    with diffeo.compiled_kernels():
+        assert_close(calls(), expected, 1e-10)
+
+
+@needs_compiler
+def test_weights_elsewhere_are_no_crash():
+    with diffeo.compiled_kernels(), pytest.raises(RuntimeError):
+        diffeo.Conv1x1(2).to("meta")(torch.randn(2, 2, 3, 3))
+
+
+@needs_compiler
+def test_digits_far_from_zero_stay():
+    x = 1e4 + torch.randn(40, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    layer = diffeo.Conv1x1(3, diffeo.Chain(diffeo.ActNorm(3), diffeo.LULinear(3)))
+    layer.initialize(x)
+    with torch.no_grad():
+        exact = copy.deepcopy(layer).double()(x.double())[0]
+        with diffeo.compiled_kernels():
+            assert (layer(x)[0] - exact).abs().max() < 1e-5
+
+
+@needs_compiler
+def test_contexts_with_batches_of_their_own_keep_their_shapes():
+    layer = perturbed(halves(diffeo.Affine(), context=2), torch.float64)
+    for shape, given in (((3, 4, 4, 4), (1, 3, 2)), ((4, 4, 4), (1, 2)), ((1, 4, 4, 4), (5, 2))):
+        x, context = torch.randn(shape, dtype=torch.float64), torch.randn(given, dtype=torch.float64)
+        agree(lambda: layer(x, context), *layer.parameters())  # noqa: B023 (called at once)
+
+
+@needs_compiler
+@pytest.mark.parametrize("inside", [(True, False), (False, True)])
+@pytest.mark.parametrize("policy", ["recompute", "invert"])
+def test_backward_passes_may_run_elsewhere_than_forward_ones(inside, policy):
+    chain = perturbed(diffeo.Chain(diffeo.Conv1x1(4), halves(diffeo.Affine()), diffeo.Conv1x1(4)), torch.float64)
+    x = pictures(3, 4, (4, 4), torch.float64)
+    expected = with_gradients(lambda: chain(x), x, *chain.parameters())[2:]
+    chain.memory = policy
+    forward, backward = inside
+    with diffeo.compiled_kernels(forward):
+        z, logdet = chain(x)
+        loss = z.sin().sum() + (2 * logdet.sin()).sum()
+    with diffeo.compiled_kernels(backward):
+        assert_close(torch.autograd.grad(loss, [x, *chain.parameters()]), expected, 1e-10)
+
+
+def test_what_a_layer_along_a_dim_draws_or_hooks_add_counts_when_rebuilt():
+    """With and without kernels: dropout is drawn once for both directions, and hooks of the layer run."""
+    mask, x = torch.tensor([True, True, False, False]), pictures(3, 4, (4, 4), torch.float64)
+    dropping = diffeo.nets.MLP(2, 2, n_params=2, hidden=(32,), dropout=0.5)
+    along = diffeo.Along(diffeo.Coupling(mask, dropping, diffeo.Affine()), -3)
+    hooked = diffeo.Conv1x1(4)
+    hooked.register_forward_hook(lambda module, given, out: (out[0], out[1] + given[0].square().sum((1, 2, 3))))
+    for part in (along, hooked):
+        chain = diffeo.Chain(diffeo.Conv1x1(4), part)
+        for p in chain.parameters():
+            nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(3))
+        chain = chain.double().train()
+        for kernels in (False, True):
+            found = {}
+            for policy in ("store", "invert"):
+                chain.memory = policy
+                torch.manual_seed(0)
+                with diffeo.compiled_kernels(kernels):
+                    found[policy] = with_gradients(lambda: chain(x), x, *chain.parameters())  # noqa: B023
+            assert_close(found["invert"], found["store"], 1e-9)

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVa
 
 from diffeo.core.transform import Transform
 from diffeo.functional import Context, once, random_state, replayed
+from diffeo.kernels.dispatch import kernels_in_use, using
 from diffeo.kernels.private import Dropout
 
 POLICIES = ("store", "recompute", "invert")
@@ -49,8 +50,8 @@ class Rebuildable(ABC):
     """The optional role of a transform whose two directions share work, which `memory="invert"` then does once."""
 
     @abstractmethod
-    def rebuild(self, z: Tensor, context: Context = None) -> Rebuilt:
-        """x from z, and the forward pass again."""
+    def rebuild(self, z: Tensor, context: Context = None) -> Rebuilt | None:
+        """x from z, and the forward pass again; None where the directions share nothing after all."""
 
 
 class Recallable(ABC):
@@ -68,7 +69,8 @@ def run_parts(parts: Sequence[Transform], run: Run, x: Tensor, contexts: Sequenc
     for start in range(0, len(parts), size):
         some, here = dict(enumerate(parts[start : start + size], start)), contexts[start : start + size]
         if memory == "recompute" or torch.compiler.is_compiling():
-            pair = cast(Pair, checkpoint(_run_all, some, run, x, here, use_reentrant=False))
+            kernels = kernels_in_use()  # also when it runs again, wherever that is
+            pair = cast(Pair, checkpoint(_run_with, kernels, some, run, x, here, use_reentrant=False))
         else:
             leaves, structure = tree_flatten(list(here))
             weights = [p for part in some.values() for p in part.parameters()]
@@ -77,6 +79,13 @@ def run_parts(parts: Sequence[Transform], run: Run, x: Tensor, contexts: Sequenc
         out.append(pair)
         x = pair[0]
     return out
+
+
+def _run_with(kernels: bool, parts: dict[int, Transform], run: Run, x: Tensor, contexts: Sequence[Context]) -> Pair:
+    if torch.compiler.is_compiling():
+        return _run_all(parts, run, x, contexts)
+    with using(kernels):
+        return _run_all(parts, run, x, contexts)
 
 
 def _run_all(
@@ -169,14 +178,18 @@ class _Walk:
     def rebuild(self, i: int, z: Tensor, g: Tensor, g_logdet: Tensor) -> tuple[Tensor, Tensor]:
         """The input of part i from its output, and the gradient of the input."""
         part, context = self.ctx.parts[i], self.contexts[i]
-        if not isinstance(part, Rebuildable):
+        role: Any = part
+        found: Rebuilt | None = None
+        if isinstance(role, Rebuildable):
+            with replayed(self.ctx.random[i], z):
+                found = role.rebuild(z, context)
+        if found is None:
             with torch.no_grad(), replayed(self.ctx.random[i], z):
                 x = part.inverse(z, context)[0]
             return x, self.differentiate(i, x, g, g_logdet)
-        with replayed(self.ctx.random[i], z):
-            x, leaves, z, logdet, join = part.rebuild(z, context)
+        x, leaves, z, logdet, join = found
         # a log-det that the chain sums over more dims hands its gradient to all of them
-        of_all = g_logdet.reshape(*g_logdet.shape, *(1,) * (logdet.ndim - g_logdet.ndim)).expand_as(logdet)
+        of_all = g_logdet.reshape((*g_logdet.shape, *(1,) * (logdet.ndim - g_logdet.ndim))).expand_as(logdet)
         return x, join(self._pull(i, leaves, z, logdet, g, of_all))
 
     def differentiate(self, i: int, x: Tensor, g: Tensor, g_logdet: Tensor) -> Tensor:

@@ -156,7 +156,9 @@ def signature(module: nn.Module) -> Hashable:
     own = frozenset((k, v) for k, v in vars(module).items() if k not in _BOOKKEEPING and _is_hashable(v))
     hidden = sum(k not in _BOOKKEEPING for k in vars(module)) - len(own)
     parts = tuple((name, signature(part)) for name, part in module.named_children())
-    return None if hidden or any(part is None for _, part in parts) else (type(module), own, parts)
+    # what diffeo has does the same in training and after it
+    mode = None if type(module).__module__.split(".")[0] == "diffeo" else module.training
+    return None if hidden or any(part is None for _, part in parts) else (type(module), mode, own, parts)
 
 
 def _is_hashable(value: object) -> bool:

@@ -21,6 +21,7 @@ from diffeo.kernels.perceptron import WIDEST, WORK, Sizes, find_sizes, is_availa
 
 TAPS = 9
 CENTRE = TAPS // 2
+LARGEST = 1 << 22  # numbers for the places around, which a thread keeps for a whole picture
 
 
 class Convolution(NamedTuple):
@@ -40,7 +41,9 @@ def fits(whole: Convolution) -> bool:
     enter, mix, leave = (tuple(w.shape) for w in weights)
     hidden, out = enter[0], leave[0]
     sized = enter[1:] == (x.shape[1], 3, 3) and mix == (hidden, hidden, 1, 1) and leave == (out, hidden, 3, 3)
-    return sized and max(TAPS * x.shape[1], hidden) <= WIDEST and x.shape[0] > 0
+    if not sized or max(TAPS * x.shape[1], hidden) > WIDEST or x.shape[0] == 0:
+        return False
+    return TAPS * out * x.shape[2] * x.shape[3] <= LARGEST
 
 
 def as_layers(whole: Convolution) -> tuple[list[Tensor], list[Tensor]]:
@@ -193,7 +196,7 @@ def pull_plainly(
     layers: Sequence[Tensor],
     *grads: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, the shift and all layers, to be differentiated in turn, from those of what `run` gives."""
+    """The gradients of x, the shift and all layers from those of what `run` gives, by operations that have some too."""
     with torch.enable_grad():
         # x may come of the same weights, which is not for this function to follow
         inputs = [
@@ -201,8 +204,12 @@ def pull_plainly(
             for t in (x, shift, *layers)
         ]
         outputs = run(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    given = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad]
+    ends, starts = [out for out, _ in given], [grad for _, grad in given]
     wanted = [t for t in inputs if t is not None]
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
+    options: Any = {"create_graph": torch.is_grad_enabled(), "allow_unused": True, "materialize_grads": True}
+    found = iter(torch.autograd.grad(ends, wanted, starts, **options))
     return tuple(None if t is None else next(found) for t in inputs)
 
 

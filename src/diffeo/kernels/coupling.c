@@ -2,7 +2,7 @@
 
    Written before it: convolution.c; `part`, the scalar map for numbers [begin, end) of n: given x and n parameters
    after n others, the result and the log-slope; and `pull`, given the gradients of both too, those of x and the
-   parameters. Channels from `a` on set those from `b` on. */
+   parameters, or NO_PULL. Channels from `a` on set those from `b` on. */
 typedef struct {
   const real *x;
   Strides strides;
@@ -67,6 +67,7 @@ int couple(long pictures, const Event *event, int L, const long *widths, const r
   return failed;
 }
 
+#ifndef NO_PULL
 /* Gradients from those of z and the log-det: `g_x`, one picture after the other, and the others as in
    `convolve_backward`. */
 int couple_backward(long pictures, const Event *event, int L, const long *widths, const real *shift,
@@ -129,3 +130,4 @@ int couple_backward(long pictures, const Event *event, int L, const long *widths
   add_shares(shares, total, g_layers, sums, threads);
   return failed;
 }
+#endif

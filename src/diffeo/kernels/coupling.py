@@ -28,7 +28,7 @@ from diffeo.kernels.convolution import (
 from diffeo.kernels.dispatch import can_read, can_run
 from diffeo.kernels.native import c_file
 from diffeo.kernels.perceptron import Sizes, share_out, sizes_in
-from diffeo.kernels.scalars import Pulled, ScalarMap, build_around, identify
+from diffeo.kernels.scalars import ScalarMap, build_around, identify, is_one_operation, pulls_by_hand
 
 ACTIVATION = "relu"
 _libraries: dict[tuple[Hashable, bool, torch.dtype], Any] = {}
@@ -42,6 +42,11 @@ class Parts(NamedTuple):
     seen: int  # the first channel that the net sees
     changed: int  # and that the scalar map changes
     library: Any
+
+
+def may_map(scalar_map: ScalarMap) -> bool:
+    """Whether there may be a library for a scalar map."""
+    return bool(scalar_map.n_params) and identify(scalar_map) is not None
 
 
 def map_pictures(
@@ -87,10 +92,10 @@ def _find_parts(
         return None
     if net.x.shape[1] + outputs // scalar_map.n_params != x.shape[1] or net.x.shape[0] != x.shape[0] or not can_run(x):
         return None
-    if torch.is_grad_enabled() and scalar_map.one_operation and not isinstance(scalar_map, Pulled):
-        return None  # its gradient is better where it is
     library = _find_library(scalar_map, inverse, x.dtype)
-    return None if library is None else Parts(scalar_map, inverse, seen, changed, library)
+    if library is None or (torch.is_grad_enabled() and not library.has_gradient):
+        return None
+    return Parts(scalar_map, inverse, seen, changed, library)
 
 
 def _run(
@@ -205,5 +210,10 @@ def _build(scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype) -> Any:
     net = [long, pointer, flag, *[pointer] * 6]
     library.distance.argtypes, library.distance.restype = [long], long
     library.couple.argtypes = [*net, pointer, pointer, flag]
+    # that of a map that is one operation is better there, unless it is the same
+    apart = is_one_operation(scalar_map) and not pulls_by_hand(scalar_map)
+    library.has_gradient = hasattr(library, "couple_backward") and not apart
+    if not library.has_gradient:
+        return library
     library.couple_backward.argtypes = [*net, pointer, pointer, long, *[pointer] * 4, long, long, flag]
     return library

@@ -27,7 +27,7 @@ def can_run(first: Tensor, *rest: Tensor) -> bool:
     if torch.compiler.is_dynamo_compiling():  # False for what runs while others are compiled, such as a recording
         same = all(t.is_cpu and t.dtype == first.dtype for t in (first, *rest))
         return same and first.dtype in TYPES and not is_transformed() and not torch.compiler.is_exporting()
-    return kernels_in_use() and not has_global_hooks() and can_read(first, *rest)
+    return kernels_in_use() and not is_transformed() and not has_global_hooks() and can_read(first, *rest)
 
 
 def can_read(first: Tensor, *rest: Tensor) -> bool:

@@ -7,6 +7,7 @@ Another version of PyTorch that lacks one fails here, when `diffeo` is imported,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,6 +52,13 @@ def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module is more than the `forward` of its class."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks) or "forward" in module.__dict__
+
+
+@cache
+def defined_together(kind: type, *names: str) -> bool:
+    """Whether one class brings all these methods, so that no subclass has replaced one of them."""
+    owners = {next((c for c in kind.__mro__ if name in vars(c)), None) for name in names}
+    return len(owners) == 1 and None not in owners
 
 
 def has_global_hooks() -> bool:

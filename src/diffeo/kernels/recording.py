@@ -213,7 +213,10 @@ class RecordedLoop:
         recorder = _Recorder()
         _state.recording = True
         try:
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            off = torch.autocast("cpu", enabled=False)
+            # nor do those see it who follow what the caller keeps for a backward pass, such as checkpoints
+            kept = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+            with torch.inference_mode(False), torch.no_grad(), off, kept:
                 shapes = [(2,) if k is None else (k, 2) for k in self.planes]
                 inputs = [torch.zeros(shape, dtype=dtype, device="cpu") for shape in shapes]
                 for i, t in enumerate(inputs):

@@ -17,6 +17,7 @@ from diffeo.kernels import native
 from diffeo.kernels.compiling import signature
 from diffeo.kernels.dispatch import can_read, can_run
 from diffeo.kernels.native import tiles
+from diffeo.kernels.private import defined_together
 from diffeo.kernels.recording import RecordedLoop, write
 
 Loops = tuple[RecordedLoop, RecordedLoop]  # a scalar map, and its gradient
@@ -28,7 +29,6 @@ class ScalarMap(Protocol):
     """What kernels need to know of a scalar map: both directions, given numbers and `(*shape, n_params)` parameters."""
 
     n_params: int
-    one_operation: bool
     exact_inverse: bool
     traceable: bool
 
@@ -36,13 +36,18 @@ class ScalarMap(Protocol):
     def inverse(self, z: Tensor, params: Tensor, /) -> tuple[Tensor, Tensor]: ...
 
 
-@runtime_checkable
-class Pulled(Protocol):
-    """A scalar map that gives its gradient by hand, which rounds less than that of its operations one by one."""
+def is_one_operation(scalar_map: ScalarMap) -> bool:
+    """Whether it runs as one already, with a gradient of its own."""
+    return getattr(scalar_map, "one_operation", False)
 
-    def pull(self, v: Tensor, planes: Tensor, grad: Tensor, grad_log: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        """The gradients of v and of the parameters, (n_params, *v.shape), from those of a direction's results."""
-        ...
+
+def pulls_by_hand(scalar_map: ScalarMap) -> bool:
+    """Whether it gives its gradient by hand (`pull`), which rounds less than that of its operations one by one.
+
+    pull(v, planes, grad, grad_log, inverse) gives the gradients of v and of the parameters, (n_params, *v.shape), from
+    those of a direction's results.
+    """
+    return defined_together(type(scalar_map), "forward", "inverse", "pull")
 
 
 def records(scalar_map: Any, inverse: bool = False, dtype: torch.dtype = torch.float32) -> bool:
@@ -61,14 +66,15 @@ def build_around(
 ) -> ctypes.CDLL | None:
     """The library of C that takes scalars through this map (or its inverse) by `part`; None where it cannot be made.
 
-    Before the source stand `part`, with `gradient` also `pull`, its gradient, and `tiles.c`.
+    Before the source stand `part` and `tiles.c`; with `gradient` also `pull`, its gradient, where it can be written, or
+    else a definition of NO_PULL.
     """
     loop, back = record(scalar_map, inverse)
     part = None if native.find_compiler() is None else write(loop.source, dtype)
-    pull = write(lambda dtype: back.part(dtype, "pull"), dtype) if gradient else ""
-    if part is None or pull is None:
+    if part is None:
         return None
-    return native.load(part + pull + tiles() + source, f"a layer around {scalar_map}")
+    pull = write(lambda dtype: back.part(dtype, "pull"), dtype) if gradient else None
+    return native.load(part + (pull or "#define NO_PULL\n") + tiles() + source, f"a layer around {scalar_map}")
 
 
 def map_scalars(scalar_map: ScalarMap, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
@@ -108,14 +114,15 @@ class Differentiable(torch.autograd.Function):
         x, planes = ctx.saved_tensors
         # it is to be differentiated again, or many at once: of operations that can be
         if torch.is_grad_enabled() or not can_read(grad, grad_log):
-            return None, *_pull(ctx.loops[0].function, x, planes, grad, grad_log, again=True)
+            again = torch.is_grad_enabled()
+            return None, *_pull(ctx.loops[0].function, x, planes, grad, grad_log, again=again)
         g_x, g_planes = ctx.loops[1](x, planes, _plain(grad), _plain(grad_log))
-        return None, g_x, g_planes.view(planes.shape)  # a single plane may come as none
+        return None, g_x, g_planes.view(planes.shape)
 
 
 def _find_loops(scalar_map: ScalarMap, inverse: bool) -> Loops | None:
     """Both loops of a direction, or None for scalar maps that cannot be recorded, or are one operation as they are."""
-    name = None if scalar_map.one_operation or not scalar_map.n_params else identify(scalar_map)
+    name = None if is_one_operation(scalar_map) or not scalar_map.n_params else identify(scalar_map)
     if name is None:
         return None
     loops = _loops.get((name, inverse))
@@ -126,16 +133,19 @@ def _find_loops(scalar_map: ScalarMap, inverse: bool) -> Loops | None:
 
 def record(scalar_map: ScalarMap, inverse: bool) -> Loops:
     """A direction of a scalar map as loops: of numbers and `n_params` planes of parameters; and its gradient."""
+    count = scalar_map.n_params
 
     def run(x: Tensor, planes: Tensor) -> tuple[Tensor, ...]:
         return (scalar_map.inverse if inverse else scalar_map)(x, planes.movedim(0, -1))
 
     def pull(x: Tensor, planes: Tensor, grad: Tensor, grad_log: Tensor) -> tuple[Tensor, ...]:
-        if isinstance(scalar_map, Pulled):
-            return scalar_map.pull(x, planes, grad, grad_log, inverse)
-        return _pull(run, x, planes, grad, grad_log)
+        if pulls_by_hand(scalar_map):
+            g_x, g_planes = scalar_map.pull(x, planes, grad, grad_log, inverse)  # pyright: ignore
+        else:
+            g_x, g_planes = _pull(run, x, planes, grad, grad_log)
+        # as many as there are parameters, each written down; a single one may be no plane
+        return g_x, torch.stack(list(g_planes.unbind())) if count > 1 else g_planes
 
-    count = scalar_map.n_params
     return RecordedLoop(run, (None, count)), RecordedLoop(pull, (None, count, None, None))
 
 

@@ -228,7 +228,7 @@ class _Place(NamedTuple):
         if limits.ends:
             first, last = torch.where(here[:1], slopes[0], 0.0), torch.where(here[-1:], slopes[1], 0.0)
             knots = torch.cat([first, knots, last])
-        return torch.cat([logits.flatten(0, 1), knots])
+        return torch.cat([*logits.unbind(), knots])
 
 
 def _find_unrolled(v: Tensor, params: Tensor, axis: int, limits: Limits) -> _Bin:

@@ -108,8 +108,8 @@ class ConvNet(nn.Module):
         """What to run as one operation, where that can be."""
         if not perceptron.may_run(x):
             return None
-        _, x, given = self._seen(x, context)
-        return self._as_convolution(x, given)
+        batch, seen, given = self._seen(x, context)
+        return self._as_convolution(seen, given) if batch == x.shape[:-3] else None
 
     def _seen(self, x: Tensor, context: Context) -> tuple[torch.Size, Tensor, Tensor | None]:
         """The batch; what the first layer reads and the context vectors, in a batch of one dim."""
@@ -135,7 +135,7 @@ class ConvNet(nn.Module):
         if type(self) is not ConvNet or type(inner) is not Pointwise or not perceptron.may_run(x) or has_hooks(inner):
             return None
         layers = self.enter, inner.mix, self.leave
-        if not all(perceptron.is_plain(layer, (nn.Conv2d,)) for layer in layers):
+        if len(self.inner) > 1 or not all(map(_is_plain, layers, (1, 0, 1))):
             return None
         shift = None if inner.given is None or given is None else inner.given(given)
         enter, mix, leave = layers
@@ -156,6 +156,14 @@ def require_map(context: Context, entry: str, channels: int, who: str) -> Tensor
 def _channels_last(x: Tensor) -> Tensor:
     """x in the layout in which convolutions of few channels run several times faster on a CPU."""
     return x if is_traced() else x.to(memory_format=torch.channels_last)
+
+
+def _is_plain(layer: nn.Module, padding: int) -> bool:
+    """Whether it is a convolution with a bias, of neighbours, with zeros around, and nothing else."""
+    if not perceptron.is_plain(layer, (nn.Conv2d,)):
+        return False
+    settings = layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
+    return settings == ((1, 1), (padding, padding), (1, 1), 1, "zeros")
 
 
 class Pointwise(nn.Module):

@@ -22,6 +22,7 @@ from diffeo.functional import (
     sum_event,
 )
 from diffeo.kernels import mix
+from diffeo.kernels.private import defined_together, has_hooks
 from diffeo.transforms.linear import LULinear, Mixing, mixing
 
 
@@ -70,36 +71,35 @@ class Along(Transform, Rebuildable):
         found = self._mixed(z, context, inverse=True)
         return self._everywhere(self.transform.inverse, z, context) if found is None else found
 
-    def rebuild(self, z: Tensor, context: Context = None) -> Rebuilt:
+    def rebuild(self, z: Tensor, context: Context = None) -> Rebuilt | None:
         with torch.enable_grad():
             one = self._mixing(z, context)
-            if one is not None:
-                x, again = mix.unmix(z.detach(), one.weight, one.bias)
-                of_all = constant_logdet(one.logdet, z, 3)
-                return Rebuilt(
-                    x.detach().view(z.shape), (x,), again.view(z.shape), of_all, lambda g: g[0].view(z.shape)
-                )
-        with torch.no_grad():
-            x = self.inverse(z, context)[0]
-        x.requires_grad_()
-        with torch.enable_grad():
-            again, logdet = self(x, context)
-            return Rebuilt(x.detach(), (x,), again, logdet, lambda g: g[0])
+            if one is None:
+                return None
+            x, again = mix.unmix(z.detach(), one.weight, one.shift, one.bias)
+            whole, logdet = again.view(z.shape), constant_logdet(one.logdet, z, 3)
+        return Rebuilt(x.detach().view(z.shape), (x,), whole, logdet, lambda g: g[0].view(z.shape))
 
     def _mixed(self, x: Tensor, context: Context, inverse: bool) -> tuple[Tensor, Tensor] | None:
         """Channels of images through a linear map in one operation, where it can run so."""
         one = self._mixing(x, context, inverse)
-        return None if one is None else (mix.mix(x, one.weight, one.bias), constant_logdet(one.logdet, x, 3))
+        if one is None:
+            return None
+        return mix.mix(x, one.weight, one.shift, one.bias), constant_logdet(one.logdet, x, 3)
 
     def _mixing(self, x: Tensor, context: Context, inverse: bool = False) -> Mixing | None:
         """The map of channels of images, where it is linear and can run so; its log-det is that of all places."""
         if self.dim != -3 or self.event_ndim != 3 or context_mask(context) is not None or not mix.may_mix(x):
             return None
+        if has_hooks(self) or not defined_together(type(self), "forward", "inverse", "rebuild"):
+            return None
         one = mixing(self.transform, x.dtype, inverse)
         if one is None or x.shape[-3] != len(one.bias):
             return None
         weight = one.weight if one.weight.ndim == 2 else one.weight.diag()
-        return Mixing(weight, one.bias, one.logdet * (x.shape[-2] * x.shape[-1]))
+        if not mix.can_mix(x, weight, one.shift, one.bias):
+            return None
+        return Mixing(weight, one.shift, one.bias, one.logdet * (x.shape[-2] * x.shape[-1]))
 
     @property
     def wants_rows(self) -> bool:

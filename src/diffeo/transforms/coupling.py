@@ -91,14 +91,19 @@ class Coupling(Conditioned, Rebuildable):
     def _picture_net(self, x: Tensor, context: Context) -> Convolution | None:
         """The net, where channels of pictures x can run in one operation with it."""
         describe = getattr(self.net, "as_convolution", None)
-        if self.dim != -3 or self.event_ndim != 3 or describe is None or not self.kept:
+        if self.dim != -3 or self.event_ndim != 3 or describe is None or not self.kept or not self.is_plain:
+            return None
+        if not coupling.may_map(self.univariate):
             return None
         if not self._sliced or context_mask(context) is not None or not may_run(x) or has_hooks(self.net):
             return None
         check_event(x, self.event, "Coupling")
         if narrowed(x, self.net).dtype != x.dtype:
             return None
-        return describe(self.take(x)[0], context)
+        net: Convolution | None = describe(self.take(x)[0], context)
+        outputs = self.net.n_params * (len(self.apart) - self.kept)  # pyright: ignore
+        fits = net is not None and net.x.shape[1] == self.kept and net.weights[2].shape[0] == outputs
+        return net if fits and self.net.n_params == self.univariate.n_params else None
 
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         sizes = [self.kept, len(self.apart) - self.kept]

@@ -24,35 +24,39 @@ from diffeo.functional import (
     sum_event,
 )
 from diffeo.kernels.layout import linear, solve_rows
-from diffeo.kernels.private import has_hooks
+from diffeo.kernels.private import defined_together, has_hooks
 from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.univariate import Affine
 
 
 class Mixing(NamedTuple):
-    """What a map z = W x + b of vectors is made of; transforms that can say so have a method `mixing`."""
+    """What a map z = W (x + c) + b of vectors is made of; transforms that can say so have a method `mixing`."""
 
     weight: Tensor  # W, (D, D), or its diagonal, (D,)
+    shift: Tensor  # c, (D,)
     bias: Tensor  # b, (D,)
     logdet: Tensor  # log|det W|
 
     def then(self, after: Mixing) -> Mixing:
         """Both, this one first."""
         dense = after.weight.ndim == 2
-        weight = after.weight @ self.weight if dense and self.weight.ndim == 2 else after.weight * self.weight
-        if not dense and self.weight.ndim == 2:
-            weight = after.weight.unsqueeze(1) * self.weight
-        bias = (after.weight @ self.bias if dense else after.weight * self.bias) + after.bias
-        return Mixing(weight, bias, self.logdet + after.logdet)
+        if dense and self.weight.ndim == 2:
+            weight = after.weight @ self.weight
+        else:
+            weight = (after.weight.unsqueeze(1) if self.weight.ndim == 2 else after.weight) * self.weight
+        between = self.bias + after.shift
+        bias = (after.weight @ between if dense else after.weight * between) + after.bias
+        return Mixing(weight, self.shift, bias, self.logdet + after.logdet)
 
 
 def mixing(transform: Transform, dtype: torch.dtype, inverse: bool = False) -> Mixing | None:
-    """One direction of a map of vectors as W and b; None where it is none, or does better in its own way."""
+    """One direction of a map of vectors as W, c and b; None where it is none, or has a method or a hook of its own."""
     if has_hooks(transform):
         return None
     if type(transform) is not Chain:
-        found = getattr(transform, "mixing", None)
-        return None if found is None else found(dtype, inverse)
+        if not defined_together(type(transform), "forward", "inverse", "mixing"):
+            return None
+        return transform.mixing(dtype, inverse)  # pyright: ignore
     whole: Mixing | None = None
     parts: list[Transform] = list(transform.parts)  # pyright: ignore[reportAssignmentType] (a ModuleList forgets)
     for part in reversed(parts) if inverse else parts:
@@ -109,9 +113,10 @@ class LULinear(Transform):
             lower, upper, log_scale = self._factors(torch.float64)
             half = torch.linalg.solve_triangular(lower, self.eye.to(lower.dtype), upper=False, unitriangular=True)
             back = torch.linalg.solve_triangular(upper, half, upper=True)
-            return Mixing(back.to(dtype), -(back @ self.bias.to(back.dtype)).to(dtype), -log_scale.sum().to(dtype))
+            zero = torch.zeros_like(self.bias, dtype=dtype)
+            return Mixing(back.to(dtype), -self.bias.to(dtype), zero, -log_scale.sum().to(dtype))
         lower, upper, log_scale = self._factors(dtype)
-        return Mixing(lower @ upper, self.bias.to(dtype), log_scale.sum())
+        return Mixing(lower @ upper, torch.zeros_like(log_scale), self.bias.to(dtype), log_scale.sum())
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "LULinear")
@@ -335,8 +340,8 @@ class FixedLinear(Transform):
         if self.weight.dtype != dtype:
             return None
         if inverse:
-            return Mixing(self.back, -self.shift, -self.log_scale)
-        return Mixing(self.weight, self.weight @ self.shift, self.log_scale)
+            return Mixing(self.back, self.zero, -self.shift, -self.log_scale)
+        return Mixing(self.weight, self.shift, self.zero, self.log_scale)
 
     def _logdet(self, x: Tensor) -> Tensor:
         """log|det W| in the wider dtype of the two."""
