@@ -422,3 +422,13 @@ def test_unseen_categories_in_estimators():
         diffeo.FlowRegressor(unseen="maybe").fit(table, np.arange(200.0))
     with pytest.raises(ValueError, match="whole number of neighbours"):
         diffeo.FlowOutlierDetector(neighbours=2.5).fit(table)
+
+
+def test_a_hundred_and_eighty_rows_on_a_line_are_not_answered_by_their_mean():
+    """Their best weights lie between the first and the tenth epoch, after which they are learnt by heart."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 10))
+    y = x[:, 3] + 0.45 * rng.normal(size=200)
+    model = diffeo.FlowRegressor(random_state=0).fit(x, y)
+    fresh = rng.normal(size=(2000, 10))
+    assert 1 - np.mean((model.predict(fresh) - fresh[:, 3]) ** 2) > 0.3

@@ -102,7 +102,7 @@ def test_the_best_weights_that_beat_the_first_are_kept(losses, best):
 
     told = []
     result = diffeo.fit(
-        Scripted(), torch.randn(64, 1), validation=torch.randn(200, 1), steps=150, progress=False, compile=False,
+        Scripted(), torch.randn(3000, 1), validation=torch.randn(200, 1), steps=150, progress=False, compile=False,
         on_evaluation=lambda result: told.append(result.steps),
     )  # fmt: skip
     steps = [0, *told]

@@ -72,9 +72,10 @@ def make_plan(
     early_stopping = steps is None or patience is not None
     if steps is None:
         steps = epochs * steps_per_epoch if epochs else min(6000, max(1000, 100 * steps_per_epoch))
-    evaluate_every = min(max(steps_per_epoch, 50), 2000)
+    # a few hundred rows are learnt by heart within ten epochs, so their best weights have to be looked for in between
+    evaluate_every = min(max(steps_per_epoch, min(50, 5 * steps_per_epoch)), 2000)
     if early_stopping and patience is None:
-        patience = max(10, round(0.15 * steps / evaluate_every))
+        patience = max(10, round(max(500, 0.15 * steps) / evaluate_every))
     return Plan(
         steps=steps,
         batch_size=batch_size,
