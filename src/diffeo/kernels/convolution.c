@@ -80,6 +80,36 @@ static long widest_input(int L, const long *widths) {
   return widest;
 }
 
+/* what comes out of the last layer for `count` pictures from p on, in rows so far `apart`; `around`: room for what goes
+   in, with borders */
+static void answer(long p, long count, long height, long width, int L, const Layer *layers, Room *room, const real *x,
+                   Strides xs, const real *shift, real *around, real *all, long apart) {
+  const long places = height * width, channels = layers[0].inputs / 9, bordered = (height + 2) * (width + 2) * channels;
+  for (long i = 0; i < count; i++)
+    border(x + (p + i) * xs.picture, xs, channels, 1, height, width, around + i * bordered);
+  const Pictures at = {height, width, channels, around, p * places, 0};
+  const Input in = {.pictures = &at, .places = places, .shift = shift};
+  for (long row = 0; row < count * places; row += room->block)
+    pass(p * places + row, min_of(room->block, count * places - row), L, layers, room, in, all + row * apart, apart, 0);
+}
+
+/* gradients from those of what `answer` found, in `beyond`, with borders; that of x goes to `to`. `pulled`: room for
+   rows; `sum`: for a line */
+static void pull_answer(long p, long count, long height, long width, int L, const Layer *layers, BackwardRoom room,
+                        const real *x, Strides xs, const real *shift, real *around, const real *beyond, real *pulled,
+                        real *sum, real *const *g_weights, real *const *g_biases, real *g_shift, real *to, Strides ts) {
+  const long places = height * width, channels = layers[0].inputs / 9, bordered = (height + 2) * (width + 2) * channels;
+  const long apart = stride(layers[0].inputs);
+  for (long i = 0; i < count; i++)
+    border(x + (p + i) * xs.picture, xs, channels, 1, height, width, around + i * bordered);
+  const Pictures at = {height, width, channels, around, p * places, 0};
+  const Pictures back = {height, width, layers[L - 1].outputs / 9, beyond, p * places, 1};
+  const Input in = {.pictures = &at, .places = places, .shift = shift}, out = {.pictures = &back};
+  backward_part(p * places, (p + count) * places, L, layers, in, out, room, pulled, 0, g_weights, g_biases, g_shift);
+  for (long i = 0; i < count; i++)
+    spread(pulled + i * places * apart, apart, channels, 1, height, width, 1, sum, to + (p + i) * ts.picture, ts);
+}
+
 /* out = the net at `pictures` x, of (channels, height, width) numbers, by its strides. `widths`, `weights` and `biases`
    are those of the perceptron in between, whose first and last widths are 9 times the channels; `shift`, if given, is
    added to what comes out of its first layer, a row for each picture; `inner`, if given, receives what goes into the last
@@ -105,13 +135,8 @@ int convolve(long pictures, long height, long width, int L, const long *widths, 
     real *around = all + outputs, *sum = around + inputs;
     failed = !all;
     for (long p; all && (p = __atomic_fetch_add(&taken, group, __ATOMIC_RELAXED)) < pictures;) {
-      const long count = min_of(group, pictures - p), rows = count * places;
-      for (long i = 0; i < count; i++)
-        border(x + (p + i) * xs->picture, *xs, in_channels, 1, height, width, around + i * bordered * in_channels);
-      const Pictures seen = {height, width, in_channels, around, p * places, 0};
-      const Input in = {.pictures = &seen, .places = places, .shift = shift};
-      for (long row = 0; row < rows; row += room.block)
-        pass(p * places + row, min_of(room.block, rows - row), L, layers, &room, in, all + row * apart, apart, 0);
+      const long count = min_of(group, pictures - p);
+      answer(p, count, height, width, L, layers, &room, x, *xs, shift, around, all, apart);
       for (long i = 0; i < count; i++)
         spread(all + i * places * apart, apart, out_channels, planes, height, width, 0, sum, out + (p + i) * os->picture,
                *os);
@@ -123,9 +148,9 @@ int convolve(long pictures, long height, long width, int L, const long *widths, 
 /* Gradients from that of out, by its strides: `g_x`; `g_shift`, zeros before, if given; and in `g_layers` those of
    weights and biases, as in `backward`. */
 int convolve_backward(long pictures, long height, long width, int L, const long *widths, const real *x,
-                      const Strides *xs, const real *shift, const real *const *weights,
-                      const real *const *biases, real *inner, const real *g_out, const Strides *gs, long planes, real *g_x, real *g_shift, real *g_layers,
-                      real *sums, long total, long shares, int threads) {
+                      const Strides *xs, const real *shift, const real *const *weights, const real *const *biases,
+                      real *inner, const real *g_out, const Strides *gs, long planes, real *g_x, real *g_shift,
+                      real *g_layers, real *sums, long total, long shares, int threads) {
   const long places = height * width, bordered = (height + 2) * (width + 2), size = (pictures + shares - 1) / shares;
   const long in_channels = widths[0] / 9, out_channels = widths[L] / 9, apart = stride(widths[0]);
   const Strides plain = {in_channels * places, places, 0, width, 1};
@@ -151,19 +176,11 @@ int convolve_backward(long pictures, long height, long width, int L, const long 
       const long end = min_of(pictures, (k + 1) * size);
       for (long p = k * size; p < end; p += group) {
         const long count = min_of(group, end - p);
-        for (long i = 0; i < count; i++) {
-          border(x + (p + i) * xs->picture, *xs, in_channels, 1, height, width, around + i * bordered * in_channels);
+        for (long i = 0; i < count; i++)
           border(g_out + (p + i) * gs->picture, *gs, out_channels, planes, height, width,
                  beyond + i * bordered * out_channels);
-        }
-        const Pictures seen = {height, width, in_channels, around, p * places, 0};
-        const Pictures back = {height, width, out_channels, beyond, p * places, 1};
-        const Input in = {.pictures = &seen, .places = places, .shift = shift}, out = {.pictures = &back};
-        backward_part(p * places, (p + count) * places, L, layers, in, out, room, pulled, 0, g_weights, g_biases,
-                      g_shift);
-        for (long i = 0; i < count; i++)
-          spread(pulled + i * places * apart, apart, in_channels, 1, height, width, 1, sum,
-                 g_x + (p + i) * plain.picture, plain);
+        pull_answer(p, count, height, width, L, layers, room, x, *xs, shift, around, beyond, pulled, sum, g_weights,
+                    g_biases, g_shift, g_x, plain);
       }
     }
   }

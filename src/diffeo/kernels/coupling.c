@@ -44,14 +44,9 @@ int couple(long pictures, const Event *event, int L, const long *widths, const r
     real *own = slopes + n;
     failed = !found;
     for (long p; found && (p = __atomic_fetch_add(&taken, group, __ATOMIC_RELAXED)) < pictures;) {
-      const long count = min_of(group, pictures - p), rows = count * places;
-      for (long i = 0; i < count; i++)
-        border(e.x + (p + i) * e.strides.picture + e.a * e.strides.channel, e.strides, seen, 1, e.height, e.width,
-               around + i * bordered * seen);
-      const Pictures at = {e.height, e.width, seen, around, p * places, 0};
-      const Input in = {.pictures = &at, .places = places, .shift = shift};
-      for (long row = 0; row < rows; row += room.block)
-        pass(p * places + row, min_of(room.block, rows - row), L, layers, &room, in, found + row * apart, apart, 0);
+      const long count = min_of(group, pictures - p);
+      answer(p, count, e.height, e.width, L, layers, &room, e.x + e.a * e.strides.channel, e.strides, shift, around,
+             found, apart);
       for (long i = 0; i < count; i++) {
         real *set = params ? params + (p + i) * all * places : own, *to = z + (p + i) * whole;
         double total = 0;
@@ -104,8 +99,6 @@ int couple_backward(long pictures, const Event *event, int L, const long *widths
       for (long p = k * size; p < end; p += group) {
         const long count = min_of(group, end - p);
         for (long i = 0; i < count; i++) {
-          border(e.x + (p + i) * e.strides.picture + e.a * e.strides.channel, e.strides, seen, 1, e.height, e.width,
-                 around + i * bordered * seen);
           copy_channels(e, p + i, e.b, changed, here);
           copy_channels(g, p + i, e.b, changed, g_here);
           for (long m = 0; m < n; m++) slopes[m] = g_logdet[(p + i) * g_apart];
@@ -113,14 +106,10 @@ int couple_backward(long pictures, const Event *event, int L, const long *widths
                g_set);
           border(g_set, by_plane, all, e.planes, e.height, e.width, beyond + i * bordered * all);
         }
-        const Pictures at = {e.height, e.width, seen, around, p * places, 0};
-        const Pictures back = {e.height, e.width, all, beyond, p * places, 1};
-        const Input in = {.pictures = &at, .places = places, .shift = shift}, out = {.pictures = &back};
-        backward_part(p * places, (p + count) * places, L, layers, in, out, room, pulled, 0, g_weights, g_biases,
-                      g_shift);
+        pull_answer(p, count, e.height, e.width, L, layers, room, e.x + e.a * e.strides.channel, e.strides, shift, around,
+                    beyond, pulled, sum, g_weights, g_biases, g_shift, g_x + e.a * places, plain);
         for (long i = 0; i < count; i++) {
           real *to = g_x + (p + i) * whole + e.a * places;
-          spread(pulled + i * places * apart, apart, seen, 1, e.height, e.width, 1, sum, to, plain);
           copy_channels(g, p + i, e.a, seen, g_here);
           for (long m = 0; m < seen * places; m++) to[m] += g_here[m];
         }
