@@ -343,7 +343,7 @@ def test_chains_rebuilt_by_inverting_have_the_gradients_of_stored_ones(univariat
     assert {"rebuild_pictures", "unmix"} <= set(used)
 
 
-def agree(call, *weights, tolerance=1e-10):
+def assert_agrees(call, *weights, tolerance=1e-10):
     """Values and gradients inside and outside `compiled_kernels`."""
     expected = with_gradients(call, *weights)
     with diffeo.compiled_kernels():
@@ -377,7 +377,7 @@ def test_steps_that_subclasses_replace_run():
     for layer in (halves(diffeo.Affine(), kind=Doubled), diffeo.Conv1x1(4, Turned(4)), halves(Wide(bins=4))):
         layer = perturbed(layer, torch.float64)
         for direction in (layer.forward, layer.inverse):
-            agree(lambda: direction(x), x, *layer.parameters())  # noqa: B023 (called at once)
+            assert_agrees(lambda: direction(x), x, *layer.parameters())  # noqa: B023 (called at once)
     vectors_ = Doubled(torch.tensor([True, False]), diffeo.nets.MLP(1, 1, n_params=2), diffeo.Affine())
     vectors_ = perturbed(vectors_, torch.float64)
     rows = torch.randn(5, 2, dtype=torch.float64)
@@ -400,8 +400,8 @@ def test_scalar_maps_that_act_otherwise_in_training():
     layer, x = perturbed(halves(Moody()), torch.float64), pictures(3, 4, (4, 5), torch.float64)
     for training in (True, False, True):
         layer.train(training)
-        agree(lambda: layer(x), x)
-        agree(lambda: layer.inverse(x), x)
+        assert_agrees(lambda: layer(x), x)
+        assert_agrees(lambda: layer.inverse(x), x)
 
 
 @needs_compiler
@@ -416,7 +416,7 @@ def test_settings_of_convolutions_and_further_layers_count():
             layer.net.leave.dilation = layer.net.leave.padding = (2, 2)
         else:
             layer.net.inner.append(layer.net.inner[0])
-        agree(lambda: layer(x), x)  # noqa: B023 (called at once)
+        assert_agrees(lambda: layer(x), x)  # noqa: B023 (called at once)
 
 
 @needs_compiler
@@ -427,7 +427,7 @@ def test_sizes_that_do_not_fit_are_refused():
     beside = halves(diffeo.Affine(), map=("around", 2))  # six channels in, of which the event has two
     x, around = pictures(3, 4, (4, 4), torch.float64), {"around": torch.randn(3, 2, 4, 4, dtype=torch.float64)}
     beside = perturbed(beside, torch.float64)
-    agree(lambda: beside(x, around), x)
+    assert_agrees(lambda: beside(x, around), x)
 
 
 @needs_compiler
@@ -476,7 +476,7 @@ def test_contexts_with_batches_of_their_own_keep_their_shapes():
     layer = perturbed(halves(diffeo.Affine(), context=2), torch.float64)
     for shape, given in (((3, 4, 4, 4), (1, 3, 2)), ((4, 4, 4), (1, 2)), ((1, 4, 4, 4), (5, 2))):
         x, context = torch.randn(shape, dtype=torch.float64), torch.randn(given, dtype=torch.float64)
-        agree(lambda: layer(x, context), *layer.parameters())  # noqa: B023 (called at once)
+        assert_agrees(lambda: layer(x, context), *layer.parameters())  # noqa: B023 (called at once)
 
 
 @needs_compiler

@@ -1,8 +1,9 @@
 """Convolutional nets of three layers on CPUs as one operation, in C (`convolution.c`), with its own gradient.
 
 A 3×3 convolution, a layer at every place, and a 3×3 convolution are a perceptron of the numbers around each place,
-whose results are added up around each place. At the few channels of couplings, this takes half the time of one
-convolution after the other. Compiled models run it, and uncompiled ones within `compiled_kernels`.
+whose results are added up around each place. Libraries of convolutions are made for more channels than those of
+couplings (`benchmarks/image_cost.py` measures both). Compiled models run it, and uncompiled ones within
+`compiled_kernels`.
 """
 
 from __future__ import annotations

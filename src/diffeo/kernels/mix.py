@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffeo.kernels import native, process
-from diffeo.kernels.dispatch import can_read, can_run
+from diffeo.kernels.dispatch import can_read
 from diffeo.kernels.native import c_file, prelude
 from diffeo.kernels.perceptron import WORK, may_run, share_out
 
@@ -18,15 +18,11 @@ FEW = 64  # channels, beyond which a 1×1 convolution is for libraries of matrix
 
 
 def may_mix(x: Tensor) -> bool:
-    """Whether `mix` runs here, as far as x and the moment say; compilers make a product of it themselves."""
+    """Whether `mix` runs here, as far as x and the moment say; of the weights `can_run` is to be asked too."""
+    # compilers make a product of it themselves
     if torch.compiler.is_dynamo_compiling() or x.ndim < 3 or x.numel() == 0 or not may_run(x):
         return False
     return x.shape[-3] <= FEW and _library(x.dtype) is not None
-
-
-def can_mix(x: Tensor, *layer: Tensor) -> bool:
-    """Whether it does so with these weights."""
-    return can_run(x, *layer)
 
 
 def mix(x: Tensor, weight: Tensor, shift: Tensor, bias: Tensor) -> Tensor:

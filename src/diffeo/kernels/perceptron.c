@@ -158,7 +158,7 @@ static inline void copy_units(long row, long M, const Pictures *in, real *y, lon
   }
 }
 
-/* compiled for the few channels of most couplings, which takes a fifth of the time */
+/* compiled for the few channels of most couplings, so that a place is a few moves without a loop */
 static void copy_around(long row, long M, const Pictures *in, real *y, long s) {
   const long C = in->channels;
   if (C == 2)

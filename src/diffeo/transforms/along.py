@@ -22,6 +22,7 @@ from diffeo.functional import (
     sum_event,
 )
 from diffeo.kernels import mix
+from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.private import defined_together, has_hooks
 from diffeo.transforms.linear import LULinear, Mixing, mixing
 
@@ -97,7 +98,7 @@ class Along(Transform, Rebuildable):
         if one is None or x.shape[-3] != len(one.bias):
             return None
         weight = one.weight if one.weight.ndim == 2 else one.weight.diag()
-        if not mix.can_mix(x, weight, one.shift, one.bias):
+        if not can_run(x, weight, one.shift, one.bias):
             return None
         return Mixing(weight, one.shift, one.bias, one.logdet * (x.shape[-2] * x.shape[-1]))
 
