@@ -128,19 +128,26 @@ def test_couplings_give_the_numbers_and_gradients_of_their_parts(size, name, fir
             assert torch.equal(logdet, found[1])
 
 
+LINEAR = {"norm": diffeo.ActNorm, "linear": diffeo.LULinear}
+
+
 @needs_compiler
 @pytest.mark.parametrize("channels", [1, 3, 12])
-def test_linear_maps_of_channels_are_one_operation(channels, runs):
+@pytest.mark.parametrize(
+    "parts", ["norm", "linear", "norm linear", "linear norm", "norm norm", "linear linear", "norm linear norm linear"]
+)
+def test_linear_maps_of_channels_are_one_operation(channels, parts, runs):
     for dtype, tolerance in TYPES:
         torch.manual_seed(0)
-        layer = diffeo.Conv1x1(channels, diffeo.Chain(diffeo.ActNorm(channels), diffeo.LULinear(channels))).to(dtype)
+        chain = diffeo.Chain(*(LINEAR[part](channels) for part in parts.split()))
+        layer = diffeo.Conv1x1(channels, chain).to(dtype)
         layer.initialize(pictures(9, channels, (3, 5), dtype).detach())
         layer = perturbed(layer, dtype)
         folded = diffeo.prepare_inference(layer)
         x = pictures(9, channels, (3, 5), dtype)
         wide = pictures(9, 2 * channels, (3, 5), dtype)
         for view in (x, x.movedim(1, -1).contiguous().movedim(-1, 1), wide[:, channels:], x[:, :, :, ::2], x[0]):
-            for part in (layer.forward, folded.forward, folded.inverse):
+            for part in (layer.forward, layer.inverse, folded.forward, folded.inverse):
                 expected = with_gradients(lambda: part(view), x, wide, *layer.parameters())  # noqa: B023
                 with diffeo.compiled_kernels():
                     runs.clear()
@@ -150,12 +157,13 @@ def test_linear_maps_of_channels_are_one_operation(channels, runs):
 
 
 @needs_compiler
-@pytest.mark.parametrize("what", ["net", "linear", *SCALARS])
+@pytest.mark.parametrize("what", ["net", "linear", "normed", *SCALARS])
 def test_second_derivatives_and_many_gradients_at_once(what, runs):
     if what in SCALARS:
         layer = halves(SCALARS[what](), context=2)
     else:
-        layer = ConvNet(4, 2, 3, hidden=6, context=2) if what == "net" else diffeo.Conv1x1(4)
+        normed = diffeo.Conv1x1(4, diffeo.Chain(diffeo.ActNorm(4), diffeo.LULinear(4)))
+        layer = {"net": ConvNet(4, 2, 3, hidden=6, context=2), "linear": diffeo.Conv1x1(4), "normed": normed}[what]
     layer = perturbed(layer, torch.float64, std=0.2)
     x, given = pictures(3, 4, (3, 4), torch.float64), vectors(3, 2, torch.float64)
 

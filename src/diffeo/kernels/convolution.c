@@ -23,6 +23,45 @@ static void border(const real *x, Strides s, long channels, long planes, long he
     }
 }
 
+/* Weights and biases of the perceptron in between, in `room`, which has as many numbers as it. It sees the numbers around
+   a place, channels last; nine outputs belong to each of the last convolution, of which the one in the middle has the
+   bias. */
+static void as_perceptron(int L, const long *widths, const real *const *weights, const real *const *biases, real *room,
+                          const real **as_weights, const real **as_biases) {
+  const long seen = widths[0] / 9, inner = widths[L - 1], out = widths[L] / 9;
+  real *enter = room, *leave = enter + widths[0] * widths[1], *bias = leave + inner * widths[L];
+  for (long o = 0; o < widths[1]; o++)
+    for (long c = 0; c < seen; c++)
+      for (long tap = 0; tap < 9; tap++) enter[(o * 9 + tap) * seen + c] = weights[0][(o * seen + c) * 9 + tap];
+  for (long o = 0; o < out; o++)
+    for (long k = 0; k < inner; k++)
+      for (long tap = 0; tap < 9; tap++)
+        leave[(tap * out + o) * inner + k] = weights[L - 1][(o * inner + k) * 9 + tap];
+  memset(bias, 0, 9 * out * sizeof(real));
+  memcpy(bias + 4 * out, biases[L - 1], out * sizeof(real));
+  for (int l = 0; l < L; l++) as_weights[l] = weights[l], as_biases[l] = biases[l];
+  as_weights[0] = enter, as_weights[L - 1] = leave, as_biases[L - 1] = bias;
+}
+
+/* gradients of all weights, then of all biases, of the convolutions from those of the perceptron */
+static void as_convolutions(int L, const long *widths, const real *from, real *to) {
+  const long seen = widths[0] / 9, inner = widths[L - 1], out = widths[L] / 9;
+  for (long o = 0; o < widths[1]; o++)
+    for (long c = 0; c < seen; c++)
+      for (long tap = 0; tap < 9; tap++) to[(o * seen + c) * 9 + tap] = from[(o * 9 + tap) * seen + c];
+  from += widths[0] * widths[1], to += widths[0] * widths[1];
+  long between = 0, shifts = 0;
+  for (int l = 1; l < L; l++) between += l < L - 1 ? widths[l] * widths[l + 1] : 0, shifts += widths[l];
+  memcpy(to, from, between * sizeof(real));
+  from += between, to += between;
+  for (long o = 0; o < out; o++)
+    for (long k = 0; k < inner; k++)
+      for (long tap = 0; tap < 9; tap++) to[(o * inner + k) * 9 + tap] = from[(tap * out + o) * inner + k];
+  from += inner * widths[L], to += inner * widths[L];
+  memcpy(to, from, shifts * sizeof(real));
+  memcpy(to + shifts, from + shifts + 4 * out, out * sizeof(real));
+}
+
 typedef real pair __attribute__((vector_size(2 * sizeof(real)), aligned(sizeof(real)), may_alias));
 typedef real four __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
 
@@ -110,15 +149,18 @@ static void pull_answer(long p, long count, long height, long width, int L, cons
     spread(pulled + i * places * apart, apart, channels, 1, height, width, 1, sum, to + (p + i) * ts.picture, ts);
 }
 
-/* out = the net at `pictures` x, of (channels, height, width) numbers, by its strides. `widths`, `weights` and `biases`
-   are those of the perceptron in between, whose first and last widths are 9 times the channels; `shift`, if given, is
-   added to what comes out of its first layer, a row for each picture; `inner`, if given, receives what goes into the last
-   activation. Returns 0, or 1 where there is not enough memory. */
+/* out = the net at `pictures` x, of (channels, height, width) numbers, by its strides. `widths` are those of the perceptron
+   in between, of which the first and last are 9 times the channels; `weights` and `biases` are those of the convolutions;
+   `shift`, if given, is added to what comes out of the first, a row for each picture; `inner`, if given, receives what
+   goes into the last activation; `room` is for as many numbers as the perceptron has. Returns 0, or 1 where there is not
+   enough memory. */
 int convolve(long pictures, long height, long width, int L, const long *widths, const real *x, const Strides *xs,
-             const real *shift, const real *const *weights, const real *const *biases, real *inner, real *out,
-             const Strides *os, long planes, int threads) {
+             const real *shift, const real *const *weights, const real *const *biases, real *room, real *inner,
+             real *out, const Strides *os, long planes, int threads) {
   const long places = height * width, bordered = (height + 2) * (width + 2);
   const long in_channels = widths[0] / 9, out_channels = widths[L] / 9, apart = stride(widths[L]);
+  const real *as_weights[L], *as_biases[L];
+  as_perceptron(L, widths, weights, biases, room, as_weights, as_biases);
   int failed = 0;
   long taken = 0;
 #ifdef _OPENMP
@@ -126,17 +168,17 @@ int convolve(long pictures, long height, long width, int L, const long *widths, 
 #endif
   {
     Layer layers[L];
-    Room room;
+    Room own;
     const long group = group_size(block_limit(widest_input(L, widths)), places);
     const long outputs = group * places * apart, inputs = group * bordered * in_channels;
-    describe(layers, L, widths, weights, biases, 0, 0, 0);
+    describe(layers, L, widths, as_weights, as_biases, 0, 0, 0);
     layers[L - 2].inner = inner; /* the first layer is computed again */
-    real *all = make_room(layers, L, 0, outputs + inputs + width * out_channels, &room);
+    real *all = make_room(layers, L, 0, outputs + inputs + width * out_channels, &own);
     real *around = all + outputs, *sum = around + inputs;
     failed = !all;
     for (long p; all && (p = __atomic_fetch_add(&taken, group, __ATOMIC_RELAXED)) < pictures;) {
       const long count = min_of(group, pictures - p);
-      answer(p, count, height, width, L, layers, &room, x, *xs, shift, around, all, apart);
+      answer(p, count, height, width, L, layers, &own, x, *xs, shift, around, all, apart);
       for (long i = 0; i < count; i++)
         spread(all + i * places * apart, apart, out_channels, planes, height, width, 0, sum, out + (p + i) * os->picture,
                *os);
@@ -145,15 +187,19 @@ int convolve(long pictures, long height, long width, int L, const long *widths, 
   return failed;
 }
 
-/* Gradients from that of out, by its strides: `g_x`; `g_shift`, zeros before, if given; and in `g_layers` those of
-   weights and biases, as in `backward`. */
+/* Gradients from that of out, by its strides: `g_x`; `g_shift`, zeros before, if given; and in `g_layers` those of all
+   weights, then of all biases. `room` is for as many numbers as the perceptron has, `total`, once, and for each share of
+   the pictures. */
 int convolve_backward(long pictures, long height, long width, int L, const long *widths, const real *x,
                       const Strides *xs, const real *shift, const real *const *weights, const real *const *biases,
-                      real *inner, const real *g_out, const Strides *gs, long planes, real *g_x, real *g_shift,
-                      real *g_layers, real *sums, long total, long shares, int threads) {
+                      real *room, real *inner, const real *g_out, const Strides *gs, long planes, real *g_x,
+                      real *g_shift, real *g_layers, long total, long shares, int threads) {
   const long places = height * width, bordered = (height + 2) * (width + 2), size = (pictures + shares - 1) / shares;
   const long in_channels = widths[0] / 9, out_channels = widths[L] / 9, apart = stride(widths[0]);
   const Strides plain = {in_channels * places, places, 0, width, 1};
+  real *sums = room + total;
+  const real *as_weights[L], *as_biases[L];
+  as_perceptron(L, widths, weights, biases, room, as_weights, as_biases);
   int failed = 0;
   long taken = 0;
 #ifdef _OPENMP
@@ -161,29 +207,30 @@ int convolve_backward(long pictures, long height, long width, int L, const long 
 #endif
   {
     Layer layers[L];
-    BackwardRoom room;
+    BackwardRoom own;
     const long limit = block_limit(max_of(widest_input(L, widths), widths[L]));
     const long group = min_of(size, group_size(limit, places)), all = group * places * apart;
     const long inputs = group * bordered * in_channels, outputs = group * bordered * out_channels;
-    describe(layers, L, widths, weights, biases, 0, 0, 0);
+    describe(layers, L, widths, as_weights, as_biases, 0, 0, 0);
     layers[L - 2].inner = inner; /* the first layer is computed again */
-    real *pulled = make_backward_room(group * places, L, layers, all + inputs + outputs + width * in_channels, &room);
+    real *pulled = make_backward_room(group * places, L, layers, all + inputs + outputs + width * in_channels, &own);
     real *around = pulled + all, *beyond = around + inputs, *sum = beyond + outputs;
     failed = !pulled;
     for (long k; pulled && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
       real *g_weights[L], *g_biases[L];
-      start_share(L, widths, total, k ? sums + (k - 1) * total : g_layers, g_weights, g_biases);
+      start_share(L, widths, total, sums + k * total, g_weights, g_biases);
       const long end = min_of(pictures, (k + 1) * size);
       for (long p = k * size; p < end; p += group) {
         const long count = min_of(group, end - p);
         for (long i = 0; i < count; i++)
           border(g_out + (p + i) * gs->picture, *gs, out_channels, planes, height, width,
                  beyond + i * bordered * out_channels);
-        pull_answer(p, count, height, width, L, layers, room, x, *xs, shift, around, beyond, pulled, sum, g_weights,
+        pull_answer(p, count, height, width, L, layers, own, x, *xs, shift, around, beyond, pulled, sum, g_weights,
                     g_biases, g_shift, g_x, plain);
       }
     }
   }
-  add_shares(shares, total, g_layers, sums, threads);
+  add_shares(shares, total, sums, sums + total, threads);
+  as_convolutions(L, widths, sums, g_layers);
   return failed;
 }

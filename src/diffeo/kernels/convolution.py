@@ -18,10 +18,9 @@ from torch import Tensor
 
 from diffeo.kernels import process
 from diffeo.kernels.dispatch import can_read, can_run
-from diffeo.kernels.perceptron import WIDEST, WORK, Sizes, find_sizes, is_available, may_run, share_out
+from diffeo.kernels.perceptron import WIDEST, WORK, Sizes, is_available, require, share_out, sizes_of
 
 TAPS = 9
-CENTRE = TAPS // 2
 LARGEST = 1 << 22  # numbers for the places around, which a thread keeps for a whole picture
 
 
@@ -35,9 +34,9 @@ class Convolution(NamedTuple):
 
 
 def fits(whole: Convolution) -> bool:
-    """Whether this one runs as one operation, where there is C; wrong shapes are left to layers, which name them."""
+    """Whether this one runs as one operation, where it `may_run`; wrong shapes are left to layers, which name them."""
     x, shift, weights, biases = whole
-    if not may_run(x) or not can_run(x, *weights, *biases, *(() if shift is None else (shift,))):
+    if not can_run(x, *weights, *biases, *(() if shift is None else (shift,))):
         return False
     enter, mix, leave = (tuple(w.shape) for w in weights)
     hidden, out = enter[0], leave[0]
@@ -47,28 +46,16 @@ def fits(whole: Convolution) -> bool:
     return TAPS * out * x.shape[2] * x.shape[3] <= LARGEST
 
 
-def as_layers(whole: Convolution) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and biases of the perceptron in between, which sees the numbers around a place, channels last.
-
-    Nine outputs belong to each of the last convolution, of which the one in the middle has the bias.
-    """
-    (enter, mix, leave), (first, second, last) = whole.weights, whole.biases
-    beside = CENTRE * len(last)
-    weights = [enter.permute(0, 2, 3, 1).flatten(1), mix.flatten(1), leave.permute(2, 3, 0, 1).flatten(0, 2)]
-    return weights, [first, second, F.pad(last, (beside, beside))]
-
-
 def run(whole: Convolution, planes: int = 1) -> Tensor | None:
     """Its value, (n, out / planes, H, W, planes), laid out (planes, n, out / planes, H, W); None if there is no C."""
     x, shift = whole.x, whole.shift
     if not is_available("relu", x.dtype):
         return None
-    weights, biases = as_layers(whole)
-    inputs = [x, *weights, *biases, *(() if shift is None else (shift,))]
+    inputs = [x, *whole.weights, *whole.biases, *(() if shift is None else (shift,))]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        return Differentiable.apply(planes, x, shift, *weights, *biases)  # pyright: ignore[reportReturnType]
+        return Differentiable.apply(planes, x, shift, *whole.weights, *whole.biases)  # pyright: ignore[reportReturnType]
     call = _forward if torch.compiler.is_compiling() else _run
-    return call(x, shift, weights, biases, planes, False)[0]
+    return call(x, shift, list(whole.weights), list(whole.biases), planes, False)[0]
 
 
 # not `torch.library.custom_op`, which checks every call for aliases
@@ -83,15 +70,16 @@ def _run(
     x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor], planes: int, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """The output, and what goes into the last activation, as `convolve` of the C keeps it."""
-    sizes = find_sizes("relu", x.dtype, weights)
+    sizes = sizes_in(_library(x.dtype), weights)
     out = _new_params(x, sizes, planes)
-    inner = x.new_empty(count_kept(x, sizes) if keep else 0)
+    inner, room = x.new_empty(count_kept(x, sizes) if keep else 0), x.new_empty(sizes.total)
     x, shift = x.resolve_neg(), None if shift is None else shift.contiguous().resolve_neg()
     layers = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
     failed = sizes.library.convolve(
         *_arguments(sizes, x),
         None if shift is None else shift.data_ptr(),
-        *_addresses(sizes, *layers),
+        *addresses(sizes, *layers),
+        room.data_ptr(),
         inner.data_ptr() if keep else None,
         out.data_ptr(),
         _strides(out),
@@ -107,18 +95,19 @@ def _run_backward(
     x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor], inner: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of the shift, and, one after the other, of all weights and all biases."""
-    sizes = find_sizes("relu", x.dtype, weights)
+    sizes = sizes_in(_library(x.dtype), weights)
     shares = share_out(x.shape[0], worth(x, sizes))
-    g_x, g_layers = x.new_empty(x.shape), x.new_empty(sizes.total)
+    g_x, g_layers = x.new_empty(x.shape), x.new_empty(sum(t.numel() for t in (*weights, *biases)))
     g_shift = x.new_zeros(0 if shift is None else x.shape[0], biases[0].shape[0])
-    sums = x.new_empty((shares - 1) * sizes.total)  # of the other shares
+    room = x.new_empty((1 + shares) * sizes.total)
     x, grad = x.resolve_neg(), grad.resolve_neg()
     shift = None if shift is None else shift.contiguous().resolve_neg()
     layers = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
     failed = sizes.library.convolve_backward(
         *_arguments(sizes, x),
         None if shift is None else shift.data_ptr(),
-        *_addresses(sizes, *layers),
+        *addresses(sizes, *layers),
+        room.data_ptr(),
         inner.data_ptr(),
         grad.data_ptr(),
         _strides(grad),
@@ -126,7 +115,6 @@ def _run_backward(
         g_x.data_ptr(),
         None if shift is None else g_shift.data_ptr(),
         g_layers.data_ptr(),
-        sums.data_ptr(),
         sizes.total,
         shares,
         count_threads(x, sizes),
@@ -142,14 +130,14 @@ _LIBRARY.impl("convolution_backward", _run_backward, "CPU")
 
 @torch.library.register_fake("diffeo::convolution", lib=_LIBRARY)
 def _(x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor], planes: int, keep: bool) -> Any:
-    sizes = find_sizes("relu", x.dtype, weights)
+    sizes = sizes_in(_library(x.dtype), weights)
     return _new_params(x, sizes, planes), x.new_empty(count_kept(x, sizes) if keep else 0)
 
 
 @torch.library.register_fake("diffeo::convolution_backward", lib=_LIBRARY)
 def _(x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor], *_: Tensor) -> Any:
     g_shift = x.new_empty(0 if shift is None else x.shape[0], biases[0].shape[0])
-    return x.new_empty(x.shape), g_shift, x.new_empty(find_sizes("relu", x.dtype, weights).total)
+    return x.new_empty(x.shape), g_shift, x.new_empty(sum(t.numel() for t in (*weights, *biases)))
 
 
 class Differentiable(torch.autograd.Function):
@@ -173,21 +161,16 @@ class Differentiable(torch.autograd.Function):
             )
         run = _backward if compiling else _run_backward
         g_x, g_shift, flat = run(x, shift, layers[:3], layers[3:], inner, grad.to(x.dtype))
-        gradients = [
-            part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in layers]), layers, strict=True)
-        ]
-        return None, g_x, g_shift if ctx.shifted else None, *gradients
+        return None, g_x, g_shift if ctx.shifted else None, *take_apart(flat, layers)
 
 
 def run_plainly(x: Tensor, shift: Tensor | None, layers: Sequence[Tensor], planes: int) -> Tensor:
-    """What `run` gives, of the layers in between (`as_layers`), by operations with gradients of their own."""
+    """What `run` gives, by operations with gradients of their own."""
     enter, mix, leave, first, second, last = layers
-    h = F.conv2d(x, enter.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2), first, padding=1)
+    h = F.conv2d(x, enter, first, padding=1)
     h = h if shift is None else h + shift[..., None, None]
-    h = F.conv2d(h.relu(), mix[..., None, None], second).relu()
-    weight = leave.unflatten(0, (3, 3, -1)).permute(2, 3, 0, 1)
-    out = F.conv2d(h, weight, last.unflatten(0, (TAPS, -1))[CENTRE], padding=1)
-    return out.unflatten(1, (-1, planes)).movedim(2, -1)
+    h = F.conv2d(h.relu(), mix, second).relu()
+    return F.conv2d(h, leave, last, padding=1).unflatten(1, (-1, planes)).movedim(2, -1)
 
 
 def pull_plainly(
@@ -214,6 +197,21 @@ def pull_plainly(
     return tuple(None if t is None else next(found) for t in inputs)
 
 
+def take_apart(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Numbers one after the other as tensors of these shapes."""
+    return [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in like]), like, strict=True)]
+
+
+def sizes_in(library: Any, weights: Sequence[Tensor]) -> Sizes:
+    """Those of the perceptron in between, of a library that holds such."""
+    enter, _, leave = (w.shape for w in weights)
+    return sizes_of(library, TAPS * enter[1], enter[0], leave[1], TAPS * leave[0])
+
+
+def _library(dtype: torch.dtype) -> Any:
+    return require("relu", dtype)
+
+
 def _new_params(x: Tensor, sizes: Sizes, planes: int) -> Tensor:
     n, _, height, width = x.shape
     return x.new_empty(planes, n, sizes.outputs // TAPS // planes, height, width).movedim(0, -1)
@@ -236,7 +234,7 @@ def _strides(t: Tensor) -> bytes:
     return struct.pack("5l", picture, channel, plane, line, place)
 
 
-def _addresses(sizes: Sizes, weights: list[Tensor], biases: list[Tensor]) -> tuple[bytes, bytes]:
+def addresses(sizes: Sizes, weights: list[Tensor], biases: list[Tensor]) -> tuple[bytes, bytes]:
     pack = sizes.addresses.pack
     return pack(*[w.data_ptr() for w in weights]), pack(*[b.data_ptr() for b in biases])
 

@@ -21,12 +21,14 @@ static void copy_channels(Event e, long p, long first, long count, real *y) {
 
 /* z, one picture after the other, and the log-det, as `convolve` gives parameters; `params`, if given, receives these */
 int couple(long pictures, const Event *event, int L, const long *widths, const real *shift, const real *const *weights,
-           const real *const *biases, real *inner, real *params, real *z, real *logdet, int threads) {
+           const real *const *biases, real *room, real *inner, real *params, real *z, real *logdet, int threads) {
   const Event e = *event;
   const long places = e.height * e.width, bordered = (e.height + 2) * (e.width + 2), whole = e.channels * places;
   const long seen = widths[0] / 9, all = widths[L] / 9, changed = all / e.planes, n = changed * places;
   const long apart = stride(widths[L]);
   const Strides by_plane = {all * places, places, n, e.width, 1};
+  const real *as_weights[L], *as_biases[L];
+  as_perceptron(L, widths, weights, biases, room, as_weights, as_biases);
   int failed = 0;
   long taken = 0;
 #ifdef _OPENMP
@@ -34,18 +36,18 @@ int couple(long pictures, const Event *event, int L, const long *widths, const r
 #endif
   {
     Layer layers[L];
-    Room room;
+    Room mine;
     const long group = group_size(block_limit(widest_input(L, widths)), places);
     const long outputs = group * places * apart, inputs = group * bordered * seen;
-    describe(layers, L, widths, weights, biases, 0, 0, 0);
+    describe(layers, L, widths, as_weights, as_biases, 0, 0, 0);
     layers[L - 2].inner = inner;
-    real *found = make_room(layers, L, 0, outputs + inputs + e.width * all + (e.planes + 2) * n, &room);
+    real *found = make_room(layers, L, 0, outputs + inputs + e.width * all + (e.planes + 2) * n, &mine);
     real *around = found + outputs, *sum = around + inputs, *here = sum + e.width * all, *slopes = here + n;
     real *own = slopes + n;
     failed = !found;
     for (long p; found && (p = __atomic_fetch_add(&taken, group, __ATOMIC_RELAXED)) < pictures;) {
       const long count = min_of(group, pictures - p);
-      answer(p, count, e.height, e.width, L, layers, &room, e.x + e.a * e.strides.channel, e.strides, shift, around,
+      answer(p, count, e.height, e.width, L, layers, &mine, e.x + e.a * e.strides.channel, e.strides, shift, around,
              found, apart);
       for (long i = 0; i < count; i++) {
         real *set = params ? params + (p + i) * all * places : own, *to = z + (p + i) * whole;
@@ -66,14 +68,17 @@ int couple(long pictures, const Event *event, int L, const long *widths, const r
 /* Gradients from those of z and the log-det: `g_x`, one picture after the other, and the others as in
    `convolve_backward`. */
 int couple_backward(long pictures, const Event *event, int L, const long *widths, const real *shift,
-                    const real *const *weights, const real *const *biases, real *inner, const real *params,
+                    const real *const *weights, const real *const *biases, real *room, real *inner, const real *params,
                     const Event *g_event, const real *g_logdet, long g_apart, real *g_x, real *g_shift, real *g_layers,
-                    real *sums, long total, long shares, int threads) {
+                    long total, long shares, int threads) {
   const Event e = *event, g = *g_event;
   const long places = e.height * e.width, bordered = (e.height + 2) * (e.width + 2), whole = e.channels * places;
   const long seen = widths[0] / 9, all = widths[L] / 9, changed = all / e.planes, n = changed * places;
   const long apart = stride(widths[0]), size = (pictures + shares - 1) / shares;
   const Strides by_plane = {all * places, places, n, e.width, 1}, plain = {whole, places, 0, e.width, 1};
+  real *sums = room + total;
+  const real *as_weights[L], *as_biases[L];
+  as_perceptron(L, widths, weights, biases, room, as_weights, as_biases);
   int failed = 0;
   long taken = 0;
 #ifdef _OPENMP
@@ -81,20 +86,20 @@ int couple_backward(long pictures, const Event *event, int L, const long *widths
 #endif
   {
     Layer layers[L];
-    BackwardRoom room;
+    BackwardRoom mine;
     const long limit = block_limit(max_of(widest_input(L, widths), widths[L]));
     const long group = min_of(size, group_size(limit, places)), found = group * places * apart;
     const long inputs = group * bordered * seen, outputs = group * bordered * all, one = max_of(seen, changed) * places;
-    describe(layers, L, widths, weights, biases, 0, 0, 0);
+    describe(layers, L, widths, as_weights, as_biases, 0, 0, 0);
     layers[L - 2].inner = inner;
     const long beside = found + inputs + outputs + e.width * seen + 2 * one + (1 + e.planes) * n;
-    real *pulled = make_backward_room(group * places, L, layers, beside, &room);
+    real *pulled = make_backward_room(group * places, L, layers, beside, &mine);
     real *around = pulled + found, *beyond = around + inputs, *sum = beyond + outputs, *here = sum + e.width * seen;
     real *g_here = here + one, *slopes = g_here + one, *g_set = slopes + n;
     failed = !pulled;
     for (long k; pulled && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
       real *g_weights[L], *g_biases[L];
-      start_share(L, widths, total, k ? sums + (k - 1) * total : g_layers, g_weights, g_biases);
+      start_share(L, widths, total, sums + k * total, g_weights, g_biases);
       const long end = min_of(pictures, (k + 1) * size);
       for (long p = k * size; p < end; p += group) {
         const long count = min_of(group, end - p);
@@ -106,7 +111,7 @@ int couple_backward(long pictures, const Event *event, int L, const long *widths
                g_set);
           border(g_set, by_plane, all, e.planes, e.height, e.width, beyond + i * bordered * all);
         }
-        pull_answer(p, count, e.height, e.width, L, layers, room, e.x + e.a * e.strides.channel, e.strides, shift, around,
+        pull_answer(p, count, e.height, e.width, L, layers, mine, e.x + e.a * e.strides.channel, e.strides, shift, around,
                     beyond, pulled, sum, g_weights, g_biases, g_shift, g_x + e.a * places, plain);
         for (long i = 0; i < count; i++) {
           real *to = g_x + (p + i) * whole + e.a * places;
@@ -116,7 +121,8 @@ int couple_backward(long pictures, const Event *event, int L, const long *widths
       }
     }
   }
-  add_shares(shares, total, g_layers, sums, threads);
+  add_shares(shares, total, sums, sums + total, threads);
+  as_convolutions(L, widths, sums, g_layers);
   return failed;
 }
 #endif

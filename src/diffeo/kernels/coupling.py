@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,16 +18,18 @@ from diffeo.kernels import perceptron
 from diffeo.kernels.convolution import (
     TAPS,
     Convolution,
-    as_layers,
+    addresses,
     count_kept,
     count_threads,
     pull_plainly,
     run_plainly,
+    sizes_in,
+    take_apart,
     worth,
 )
-from diffeo.kernels.dispatch import can_read, can_run
+from diffeo.kernels.dispatch import can_read
 from diffeo.kernels.native import c_file
-from diffeo.kernels.perceptron import Sizes, share_out, sizes_in
+from diffeo.kernels.perceptron import Sizes, share_out
 from diffeo.kernels.scalars import ScalarMap, build_around, identify, is_one_operation, pulls_by_hand
 
 ACTIVATION = "relu"
@@ -44,27 +46,21 @@ class Parts(NamedTuple):
     library: Any
 
 
-def may_map(scalar_map: ScalarMap) -> bool:
-    """Whether there may be a library for a scalar map."""
-    return bool(scalar_map.n_params) and identify(scalar_map) is not None
-
-
 def map_pictures(
     scalar_map: ScalarMap, net: Convolution, x: Tensor, seen: int, changed: int, inverse: bool
 ) -> tuple[Tensor, Tensor] | None:
     """Pictures x, (n, C, H, W), with the scalar map (or its inverse) applied to some channels, and the log-det.
 
     The net sees the channels from `seen` on, as many as it has inputs; its outputs are parameters of those from
-    `changed` on, which are the rest. None where this scalar map or net cannot run so.
+    `changed` on, which are the rest. None where this scalar map or net cannot run so; that x may, was asked before.
     """
     parts = _find_parts(scalar_map, net, x, seen, changed, inverse)
     if parts is None:
         return None
-    weights, biases = as_layers(net)
-    inputs = [x, *weights, *biases, *(() if net.shift is None else (net.shift,))]
+    inputs = [x, *net.weights, *net.biases, *(() if net.shift is None else (net.shift,))]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        return Differentiable.apply(parts, x, net.shift, *weights, *biases, None)  # pyright: ignore[reportReturnType]
-    z, logdet, *_ = _run(parts, x, net.shift, weights, biases, False)
+        return Differentiable.apply(parts, x, net.shift, *net.weights, *net.biases, None)  # pyright: ignore
+    z, logdet, *_ = _run(parts, x, net.shift, net.weights, net.biases, False)
     return z, logdet
 
 
@@ -77,11 +73,10 @@ def rebuild_pictures(
         back = _find_parts(scalar_map, net, z, seen, changed, True)
     if parts is None or back is None:
         return None
-    weights, biases = as_layers(net)
-    x, logdet, inner, params = _run(back, z, net.shift, weights, biases, True)
+    x, logdet, inner, params = _run(back, z, net.shift, net.weights, net.biases, True)
     x.requires_grad_()
     known = z.detach(), -logdet, inner, params
-    return x, *Differentiable.apply(parts, x, net.shift, *weights, *biases, known)  # pyright: ignore
+    return x, *Differentiable.apply(parts, x, net.shift, *net.weights, *net.biases, known)  # pyright: ignore
 
 
 def _find_parts(
@@ -90,7 +85,7 @@ def _find_parts(
     outputs = net.weights[2].shape[0]
     if torch.compiler.is_dynamo_compiling() or not scalar_map.n_params or outputs % scalar_map.n_params:
         return None
-    if net.x.shape[1] + outputs // scalar_map.n_params != x.shape[1] or net.x.shape[0] != x.shape[0] or not can_run(x):
+    if net.x.shape[1] + outputs // scalar_map.n_params != x.shape[1] or net.x.shape[0] != x.shape[0]:
         return None
     library = _find_library(scalar_map, inverse, x.dtype)
     if library is None or (torch.is_grad_enabled() and not library.has_gradient):
@@ -99,17 +94,19 @@ def _find_parts(
 
 
 def _run(
-    parts: Parts, x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor], keep: bool
+    parts: Parts, x: Tensor, shift: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Result, log-det, and, where they are to be kept, what goes into the net's last activation, and the parameters."""
     sizes = sizes_in(parts.library, weights)
     n, _, height, width = x.shape
     z, logdet = x.new_empty(x.shape), x.new_empty(n)
-    inner = x.new_empty(count_kept(x, sizes) if keep else 0)
+    inner, room = x.new_empty(count_kept(x, sizes) if keep else 0), x.new_empty(sizes.total)
     params = x.new_empty(n * height * width * sizes.outputs // TAPS if keep else 0)
     held, arguments = _arguments(parts, sizes, x, shift, weights, biases)
     kept = (inner.data_ptr(), params.data_ptr()) if keep else (None, None)
-    if parts.library.couple(*arguments, *kept, z.data_ptr(), logdet.data_ptr(), count_threads(x, sizes)):
+    if parts.library.couple(
+        *arguments, room.data_ptr(), *kept, z.data_ptr(), logdet.data_ptr(), count_threads(x, sizes)
+    ):
         raise MemoryError("coupling: not enough memory for a picture")
     del held
     return z, logdet, inner, params
@@ -132,26 +129,23 @@ class Differentiable(torch.autograd.Function):
         # it is to be differentiated again, or many at once: of operations that can be
         if torch.is_grad_enabled() or not can_read(grad, grad_log):
             return None, *_pull_plainly(parts, x, shift, layers, grad, grad_log), None
-        weights, biases = layers[:3], layers[3:]
-        sizes = sizes_in(parts.library, weights)
+        sizes = sizes_in(parts.library, layers[:3])
         shares = share_out(x.shape[0], worth(x, sizes))
-        g_x, g_layers = x.new_empty(x.shape), x.new_empty(sizes.total)
-        g_shift = x.new_zeros(0 if shift is None else x.shape[0], biases[0].shape[0])
-        sums = x.new_empty((shares - 1) * sizes.total)  # of the other shares
-        held, arguments = _arguments(parts, sizes, x, shift, weights, biases)
+        g_x, g_layers = x.new_empty(x.shape), x.new_empty(sum(t.numel() for t in layers))
+        g_shift = x.new_zeros(0 if shift is None else x.shape[0], layers[3].shape[0])
+        room = x.new_empty((1 + shares) * sizes.total)
+        held, arguments = _arguments(parts, sizes, x, shift, layers[:3], layers[3:])
         grad, grad_log = grad.resolve_neg(), grad_log.resolve_neg()
-        results = g_x.data_ptr(), None if shift is None else g_shift.data_ptr(), g_layers.data_ptr(), sums.data_ptr()
+        kept = room.data_ptr(), inner.data_ptr(), params.data_ptr()
+        results = g_x.data_ptr(), None if shift is None else g_shift.data_ptr(), g_layers.data_ptr()
         failed = parts.library.couple_backward(
-            *(*arguments, inner.data_ptr(), params.data_ptr(), _event(parts, grad), grad_log.data_ptr()),
+            *(*arguments, *kept, _event(parts, grad), grad_log.data_ptr()),
             *(*grad_log.stride(), *results, sizes.total, shares, count_threads(x, sizes)),
         )
         if failed:
             raise MemoryError("coupling: not enough memory for a picture")
         del held
-        gradients = [
-            part.view(t.shape) for part, t in zip(g_layers.split([t.numel() for t in layers]), layers, strict=True)
-        ]
-        return None, g_x, g_shift if ctx.shifted else None, *gradients, None
+        return None, g_x, g_shift if ctx.shifted else None, *take_apart(g_layers, layers), None
 
 
 def _pull_plainly(
@@ -161,7 +155,7 @@ def _pull_plainly(
     planes = parts.scalar_map.n_params
 
     def run(x: Tensor, shift: Tensor | None, *layers: Tensor) -> tuple[Tensor, Tensor]:
-        a = x.narrow(1, parts.seen, layers[0].shape[1] // TAPS)
+        a = x.narrow(1, parts.seen, layers[0].shape[1])
         b = x.narrow(1, parts.changed, x.shape[1] - a.shape[1])
         params = run_plainly(a, shift, layers, planes)
         z, slopes = (parts.scalar_map.inverse if parts.inverse else parts.scalar_map)(b, params)
@@ -171,14 +165,12 @@ def _pull_plainly(
 
 
 def _arguments(
-    parts: Parts, sizes: Sizes, x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tensor]
+    parts: Parts, sizes: Sizes, x: Tensor, shift: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor]
 ) -> tuple[tuple, tuple]:
     """Event, net and shift, as functions in C take them; and first what has to live as long."""
     x, shift = x.resolve_neg(), None if shift is None else shift.contiguous().resolve_neg()
     weights, biases = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
-    pack = sizes.addresses.pack
-    layers = pack(*[w.data_ptr() for w in weights]), pack(*[b.data_ptr() for b in biases])
-    net = sizes.layers, sizes.widths, None if shift is None else shift.data_ptr(), *layers
+    net = sizes.layers, sizes.widths, None if shift is None else shift.data_ptr(), *addresses(sizes, weights, biases)
     return (x, shift, weights, biases), (x.shape[0], _event(parts, x), *net)
 
 
@@ -207,7 +199,7 @@ def _build(scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype) -> Any:
     if library is None:
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
-    net = [long, pointer, flag, *[pointer] * 6]
+    net = [long, pointer, flag, *[pointer] * 7]
     library.distance.argtypes, library.distance.restype = [long], long
     library.couple.argtypes = [*net, pointer, pointer, flag]
     # that of a map that is one operation is better there, unless it is the same
@@ -215,5 +207,5 @@ def _build(scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype) -> Any:
     library.has_gradient = hasattr(library, "couple_backward") and not apart
     if not library.has_gradient:
         return library
-    library.couple_backward.argtypes = [*net, pointer, pointer, long, *[pointer] * 4, long, long, flag]
+    library.couple_backward.argtypes = [*net, pointer, pointer, long, *[pointer] * 3, long, long, flag]
     return library

@@ -34,12 +34,12 @@ static int invert_part(long rows, long *taken, long threads, long D, int L, cons
         for (long p = 0; p < used; p++) {
           const real *in = inner[l] + p * widths[l] * W;
           if (l == L - 1) {
-            panel(to - from, W, K, weights[l] + from * widths[l], widths[l], 0, in, base[l] + from * W, W,
+            panel(to - from, W, K, weights[l] + from * widths[l], widths[l], 0, in, W, base[l] + from * W, W,
                   params + p * W, B);
             continue;
           }
           real *out = inner[l + 1] + (p * widths[l + 1] + from) * W;
-          panel(to - from, W, K, weights[l] + from * widths[l], widths[l], 0, in, base[l] + from * W, W, out, W);
+          panel(to - from, W, K, weights[l] + from * widths[l], widths[l], 0, in, W, base[l] + from * W, W, out, W);
           if (l == 0 && context)
             for (long o = from; o < to; o++)
               for (long i = 0; i < min_of(W, M - p * W); i++)

@@ -12,9 +12,10 @@ from torch import Tensor
 from diffeo.kernels import native, process
 from diffeo.kernels.dispatch import can_read
 from diffeo.kernels.native import c_file, prelude
-from diffeo.kernels.perceptron import WORK, may_run, share_out
+from diffeo.kernels.perceptron import may_run, share_out
 
 FEW = 64  # channels, beyond which a 1×1 convolution is for libraries of matrix products
+WORK = 1 << 16  # products for which another thread pays: they wait for memory more than others
 
 
 def may_mix(x: Tensor) -> bool:
@@ -25,23 +26,39 @@ def may_mix(x: Tensor) -> bool:
     return x.shape[-3] <= FEW and _library(x.dtype) is not None
 
 
-def mix(x: Tensor, weight: Tensor, shift: Tensor, bias: Tensor) -> Tensor:
-    """z = W (x + c) + b for the channels of every place: x is (*batch, C, H, W), W (C, C), c and b (C,)."""
-    pictures = _as_pictures(x)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, shift, bias)):
-        z: Any = Differentiable.apply(pictures, weight, shift, bias, None)
+def mix(
+    x: Tensor, weight: Tensor | None, log_scale: Tensor | None, shift: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """z = W diag(exp(s)) (x + c) + b for the channels of every place.
+
+    x is (*batch, C, H, W), W (C, C) or the identity, and s, c and b are (C,) or zero.
+    """
+    pictures, layer = _as_pictures(x), (weight, log_scale, shift, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *layer)):
+        z: Any = Differentiable.apply(pictures, *layer, None)
     else:
-        z = _mix(pictures, weight, shift, bias)
+        z = _mix(pictures, _matrix(pictures, weight, log_scale), shift, bias)
     return z.view(x.shape)
 
 
-def unmix(z: Tensor, weight: Tensor, shift: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def unmix(
+    z: Tensor, weight: Tensor | None, log_scale: Tensor | None, shift: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """x of which `mix` makes z, (n, C, H · W), and z with a graph from x, without a second computation."""
     with torch.no_grad():
         pictures = _as_pictures(z)
-        back = torch.linalg.inv_ex(weight.double())[0].to(z.dtype)  # not finite where there is none, which is checked
-        x = _mix(pictures, back, -bias, -shift).requires_grad_()
-    return x, Differentiable.apply(x, weight, shift, bias, pictures)  # pyright: ignore[reportReturnType]
+        matrix = _matrix(pictures, weight, log_scale)
+        back = torch.linalg.inv_ex(matrix.double())[0].to(z.dtype)  # not finite where there is none, which is checked
+        x = _mix(pictures, back, None if bias is None else -bias, None if shift is None else -shift).requires_grad_()
+    return x, Differentiable.apply(x, weight, log_scale, shift, bias, pictures)  # pyright: ignore[reportReturnType]
+
+
+def multiply_factors(weight: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """L U and log|det|: weight, (C, C), has L below the diagonal, and U above it; C `can_run` on it.
+
+    The diagonal of L is one, that of U is exp(bound · tanh(w / bound)).
+    """
+    return Factors.apply(weight, bound)  # pyright: ignore[reportReturnType]
 
 
 def _as_pictures(x: Tensor) -> Tensor:
@@ -49,43 +66,105 @@ def _as_pictures(x: Tensor) -> Tensor:
     return pictures if pictures.stride(2) == 1 else pictures.contiguous()
 
 
+def _matrix(x: Tensor, weight: Tensor | None, log_scale: Tensor | None) -> Tensor:
+    """W diag(exp(s)) for pictures x."""
+    if log_scale is None:
+        return torch.eye(x.shape[1], dtype=x.dtype) if weight is None else weight
+    return log_scale.exp().diag() if weight is None else weight * log_scale.exp()
+
+
 class Differentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor, bias: Tensor, known: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight, shift)
-        return _mix(x, weight, shift, bias) if known is None else known.detach()
+    def forward(ctx: Any, x: Tensor, *rest: Tensor | None) -> Tensor:
+        *layer, known = rest
+        ctx.save_for_backward(x, *layer)
+        weight, log_scale, shift, bias = layer
+        return _mix(x, _matrix(x, weight, log_scale), shift, bias) if known is None else known.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        x, weight, shift = ctx.saved_tensors
+        x, weight, log_scale, shift, bias = ctx.saved_tensors
+        matrix = _matrix(x, weight, log_scale)
         if torch.is_grad_enabled() or not can_read(grad):
-            of_bias = grad.sum((0, 2))
-            g_weight = (grad @ (x + shift.unsqueeze(1)).mT).sum(0)
-            return weight.T @ grad, g_weight, weight.T @ of_bias, of_bias, None
-        n, channels, places = x.shape
-        x, grad, weight, shift = x.resolve_neg(), grad.resolve_neg(), weight.contiguous(), shift.contiguous()
-        grad = grad if grad.stride(2) == 1 else grad.contiguous()
-        worth = x.numel() * channels // WORK
-        shares = share_out(n, worth)
-        g_x, g_layers = x.new_empty(x.shape), x.new_empty(shares, channels * (channels + 1))
-        _require(x.dtype).mix_backward(
-            *(n, channels, places, x.data_ptr(), *x.stride()[:2], weight.data_ptr(), shift.data_ptr()),
-            *(grad.data_ptr(), *grad.stride()[:2], g_x.data_ptr(), g_layers.data_ptr()),
-            *(shares, min(n, process.threads(worth))),
+            shifted = x if shift is None else x + shift.unsqueeze(1)
+            g_x, g_matrix, g_bias = matrix.T @ grad, (grad @ shifted.mT).sum(0), grad.sum((0, 2))
+        else:
+            g_x, g_matrix, g_bias = _mix_backward(x, matrix, shift, grad)
+        return (
+            g_x,
+            None if weight is None else g_matrix if log_scale is None else g_matrix * log_scale.exp(),
+            None if log_scale is None else (g_matrix * matrix).sum(0),
+            None if shift is None else matrix.T @ g_bias,
+            None if bias is None else g_bias,
+            None,
         )
-        square = channels * channels
-        of_bias = g_layers[0, square:]
-        return g_x, g_layers[0, :square].view(channels, channels), weight.T @ of_bias, of_bias, None
 
 
-def _mix(x: Tensor, weight: Tensor, shift: Tensor, bias: Tensor) -> Tensor:
-    x, weight, shift, bias = x.resolve_neg(), weight.contiguous(), shift.contiguous(), bias.contiguous()
+class Factors(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+        ctx.bound = bound
+        ctx.save_for_backward(weight)
+        weight = weight.contiguous()
+        product, logdet = weight.new_empty(weight.shape), weight.new_empty(())
+        addresses = weight.data_ptr(), bound, product.data_ptr(), logdet.data_ptr()
+        _require(weight.dtype).multiply_factors(len(weight), *addresses)
+        return product, logdet
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        (weight,) = ctx.saved_tensors
+        if torch.is_grad_enabled() or not can_read(grad, grad_log):
+            return _pull_factors(weight, ctx.bound, grad, grad_log), None
+        weight, grad = weight.contiguous(), grad.resolve_neg().contiguous()
+        found = weight.new_empty(weight.shape)
+        given = grad.data_ptr(), grad_log.resolve_neg().data_ptr()
+        _require(weight.dtype).factors_backward(len(weight), weight.data_ptr(), ctx.bound, *given, found.data_ptr())
+        return found, None
+
+
+def _pull_factors(weight: Tensor, bound: float, grad: Tensor, grad_log: Tensor) -> Tensor:
+    """The gradient of `Factors`, of operations that have some too."""
+    tanh = torch.tanh(weight.diagonal() / bound)
+    scale = (bound * tanh).exp()
+    lower = weight.tril(-1) + torch.eye(len(weight), dtype=weight.dtype)
+    upper = weight.triu(1) + scale.diag()
+    of_upper = lower.T @ grad
+    of_diagonal = (of_upper.diagonal() * scale + grad_log) * (1 - tanh.square())
+    return (grad @ upper.T).tril(-1) + of_upper.triu(1) + of_diagonal.diag()
+
+
+def _mix(x: Tensor, matrix: Tensor, shift: Tensor | None, bias: Tensor | None) -> Tensor:
+    x, matrix = x.resolve_neg(), matrix.contiguous()
+    shift, bias = (None if t is None else t.contiguous() for t in (shift, bias))
     n, channels, places = x.shape
     z = x.new_empty(x.shape)
     threads = min(n, process.threads(x.numel() * channels // WORK))
-    layer = weight.data_ptr(), shift.data_ptr(), bias.data_ptr()
+    layer = matrix.data_ptr(), _address(shift), _address(bias)
     _require(x.dtype).mix(n, channels, places, x.data_ptr(), *x.stride()[:2], *layer, z.data_ptr(), threads)
     return z
+
+
+def _mix_backward(x: Tensor, matrix: Tensor, shift: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, of the matrix and of what is added after it."""
+    n, channels, places = x.shape
+    x, grad, matrix = x.resolve_neg(), grad.resolve_neg(), matrix.contiguous()
+    shift = None if shift is None else shift.contiguous()
+    grad = grad if grad.stride(2) == 1 else grad.contiguous()
+    worth = x.numel() * channels // WORK
+    shares = share_out(n, worth)
+    g_x, g_layers = x.new_empty(x.shape), x.new_empty(shares, channels * (channels + 1))
+    _require(x.dtype).mix_backward(
+        *(n, channels, places, x.data_ptr(), *x.stride()[:2], matrix.data_ptr(), _address(shift)),
+        *(grad.data_ptr(), *grad.stride()[:2], g_x.data_ptr(), g_layers.data_ptr()),
+        *(shares, min(n, process.threads(worth))),
+    )
+    g_matrix, g_bias = g_layers[0].split((channels * channels, channels))
+    return g_x, g_matrix.view(channels, channels), g_bias
+
+
+def _address(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
 
 
 def _require(dtype: torch.dtype) -> Any:
@@ -104,5 +183,8 @@ def _library(dtype: torch.dtype) -> Any:
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     strided, sizes = [pointer, long, long], [long, long, long]
     library.mix.argtypes = [*sizes, *strided, *[pointer] * 4, flag]
+    real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
+    library.multiply_factors.argtypes = [long, pointer, real, pointer, pointer]
+    library.factors_backward.argtypes = [long, pointer, real, *[pointer] * 3]
     library.mix_backward.argtypes = [*sizes, *strided, pointer, pointer, *strided, pointer, pointer, long, flag]
     return library

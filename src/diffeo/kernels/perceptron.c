@@ -1,9 +1,9 @@
 /* A multilayer perceptron and its gradient, for rows in blocks that stay in the cache of one core.
 
-   Written before it: tiles.c, and `value(x)` and `slope(x)`, the activation and its derivative. Each thread takes its
-   share of the rows through all layers, so that nothing crosses between cores but the sums of the weights' gradients.
-   Weights have shape (out, in); `from` and `to` of each output, where given, bound the inputs whose weights may differ
-   from zero. */
+   Written before it: tiles.c, `value(x)` and `slope(x)`, the activation and its derivative, and SAME_SLOPE, which is 1
+   where slope(value(x)) is slope(x). Each thread takes its share of the rows through all layers, so that nothing
+   crosses between cores but the sums of the weights' gradients. Weights have shape (out, in); `from` and `to` of each
+   output, where given, bound the inputs whose weights may differ from zero. */
 #define LINE 16
 #define CACHE (1 << 15) /* numbers of one activation that a block of rows may have, */
 #define FEWEST 48       /* but for blocks of so few rows that weights would come and go for little */
@@ -100,8 +100,12 @@ static void activate(long M, long N, const real *x, real *y, long s) {
   }
 }
 
-/* the activation and its derivative at x in one go, since both come of the same exponential */
+/* the activation at x and, unless it is known by that, its derivative, in one go since both come of one exponential */
 static void activate_both(long M, long N, const real *x, real *y, real *d, long s) {
+  if (SAME_SLOPE) {
+    activate(M, N, x, y, s);
+    return;
+  }
   for (long m = 0; m < M; m++) {
 #ifdef _OPENMP
 #pragma omp simd
@@ -114,10 +118,10 @@ static void activate_both(long M, long N, const real *x, real *y, real *d, long 
   }
 }
 
-/* g times d, in place */
-static void scale(long M, long N, const real *d, real *g, long s) {
+/* g times the derivative that `activate_both` left in y or d, in place */
+static void scale(long M, long N, const real *y, const real *d, real *g, long s) {
   for (long m = 0; m < M; m++)
-    for (long n = 0; n < N; n++) g[m * s + n] *= d[m * s + n];
+    for (long n = 0; n < N; n++) g[m * s + n] *= SAME_SLOPE ? slope(y[m * s + n]) : d[m * s + n];
 }
 
 /* most rows of a block */
@@ -241,8 +245,8 @@ static void pass_layer(long row, long M, const Layer *layer, const real *h, real
   const long as = stride(layer->inputs), cs = stride(layer->outputs), N = layer->outputs;
   for (long n = 0; n < N; n += W) {
     const long low = layer->low[n / W], K = layer->high[n / W] - low;
-    panel(M, min_of(W, N - n), K, h + low, as, 0, layer->packed + n * layer->inputs + low * W, layer->start + n, 0,
-          c + n, cs);
+    panel(M, min_of(W, N - n), K, h + low, as, 0, layer->packed + n * layer->inputs + low * W, W, layer->start + n,
+          0, c + n, cs);
   }
   for (long m = 0; shift && m < M; m++)
     for (long n = 0; n < N; n++) c[m * cs + n] += shift[(row + m) / places * N + n];
@@ -268,7 +272,7 @@ static void pass(long row, long M, int L, const Layer *layers, Room *room, Input
     const long N = min_of(W, outputs - n), low = layer->low[n / W], K = layer->high[n / W] - low;
     const real *p = layer->packed + n * layer->inputs + low * W;
     real *c = planes ? room->strip : out + n;
-    panel(M, N, K, h + low, as, 0, p, layer->start + n, 0, c, planes ? W : apart);
+    panel(M, N, K, h + low, as, 0, p, W, layer->start + n, 0, c, planes ? W : apart);
     for (long o = 0; planes && o < N; o++) {
       real *to = out + place(n + o, outputs, planes) * apart;
       for (long m = 0; m < M; m++) to[m] = room->strip[m * W + o];
@@ -315,7 +319,7 @@ int forward(long rows, int L, const long *widths, const real *x, long xs, long x
 /* where a thread keeps what passes back through the layers */
 typedef struct {
   long block; /* rows that it has room for */
-  real *g, *next, *h, *d, *strip, *sums;
+  real *g, *next, *h, *d, *sums;
   Layer again; /* the first layer, packed to go forward, where what comes out of it was not kept */
 } BackwardRoom;
 
@@ -327,7 +331,7 @@ static real *make_backward_room(long rows, int L, Layer *layers, long beside, Ba
   long widest = layers[L - 1].outputs;
   for (int l = 0; l < L; l++) widest = max_of(widest, layers[l].inputs);
   const long block = block_rows(rows, widest), s = stride(widest), packs = lay_out(layers, L, 1, 0);
-  real *at = memory(packs + extra + 4 * block * s + (block + T) * W + beside);
+  real *at = memory(packs + extra + 4 * block * s + T * W + beside);
   if (!at) return 0;
   lay_out(layers, L, 1, at);
   for (int l = 0; l < L; l++) pack_backward(layers + l);
@@ -337,9 +341,7 @@ static real *make_backward_room(long rows, int L, Layer *layers, long beside, Ba
     pack_forward(&again);
     at += extra;
   }
-  real *strip = at + 4 * block * s;
-  *room = (BackwardRoom){block, at, at + block * s, at + 2 * block * s, at + 3 * block * s, strip, strip + block * W,
-                         again};
+  *room = (BackwardRoom){block, at, at + block * s, at + 2 * block * s, at + 3 * block * s, at + 4 * block * s, again};
   return room->sums + T * W;
 }
 
@@ -347,7 +349,7 @@ static real *make_backward_room(long rows, int L, Layer *layers, long beside, Ba
    `begin`, columns so far `apart`, or, where that is 0, rows as far as in a block */
 static void backward_part(long begin, long end, int L, const Layer *layers, Input in, Input out, BackwardRoom room,
                           real *g_x, long apart, real *const *g_weights, real *const *g_biases, real *g_shift) {
-  real *g = room.g, *next = room.next, *h = room.h, *d = room.d, *strip = room.strip, *sums = room.sums;
+  real *g = room.g, *next = room.next, *h = room.h, *d = room.d, *sums = room.sums;
   for (long row = begin; row < end; row += room.block) {
     const long M = min_of(room.block, end - row);
     copy_rows(row, M, layers[L - 1].outputs, out, g);
@@ -365,16 +367,15 @@ static void backward_part(long begin, long end, int L, const Layer *layers, Inpu
       real *pulled = l || apart ? next : g_x + (row - begin) * hs;
       for (long n = 0; n < layer->inputs; n += W) {
         const long N = min_of(W, layer->inputs - n), low = layer->low[n / W], count = layer->high[n / W] - low;
-        panel(M, N, count, g + low, as, 0, layer->packed + n * layer->outputs + low * W, zeros, 0, pulled + n, hs);
-        for (long m = 0; m < M; m++) memcpy(strip + m * W, h + m * hs + n, W * sizeof(real));
+        panel(M, N, count, g + low, as, 0, layer->packed + n * layer->outputs + low * W, W, zeros, 0, pulled + n, hs);
         real *to = g_weights[l] + n;
         if (N == W)
-          panel(count, N, M, g + low, as, 1, strip, to + low * layer->inputs, layer->inputs,
+          panel(count, N, M, g + low, as, 1, h + n, hs, to + low * layer->inputs, layer->inputs,
                 to + low * layer->inputs, layer->inputs);
         else
           for (long o = low; o < layer->high[n / W]; o += T) {
             const long tall = min_of(T, layer->high[n / W] - o);
-            panel(tall, N, M, g + o, as, 1, strip, zeros, 0, sums, W);
+            panel(tall, N, M, g + o, as, 1, h + n, hs, zeros, 0, sums, W);
             for (long i = 0; i < tall; i++)
               for (long j = 0; j < N; j++) to[(o + i) * layer->inputs + j] += sums[i * W + j];
           }
@@ -387,7 +388,7 @@ static void backward_part(long begin, long end, int L, const Layer *layers, Inpu
           for (long o = 0; o < N; o++) g_shift[(row + m) / in.places * N + o] += g[m * as + o];
       }
       if (l)
-        scale(M, round_up(layer->inputs, V), d, next, hs);
+        scale(M, round_up(layer->inputs, V), h, d, next, hs);
       else if (apart)
         for (long m0 = 0; m0 < M; m0 += LINE)
           for (long n = 0; n < layer->inputs; n++) {

@@ -28,12 +28,12 @@ WIDEST = 512  # inputs of a layer; far wider ones are for libraries of matrix pr
 SHARE = 64  # rows for which another thread pays, and
 WORK = 1 << 20  # products, since tiny ones are done before it has woken
 SHARES = 3  # of the rows of a backward pass, for each thread: one that is held up does fewer
-# value and slope at x; a NaN stays one
+# value and slope at x, and whether the slope at x is that at its value; a NaN stays one
 ACTIVATIONS = {
-    "relu": ("x < 0 ? 0 : x", "x > 0"),
-    "leaky": ("x < 0 ? x * (real){0} : x", "x > 0 ? 1 : (real){0}"),
+    "relu": ("x < 0 ? 0 : x", "x > 0", "1"),
+    "leaky": ("x < 0 ? x * (real){0} : x", "x > 0 ? 1 : (real){0}", "((real){0} >= 0)"),
     # both of one sigmoid, which the compiler sees
-    "silu": ("x * (1 / (1 + FN(exp)(-x)))", "(1 / (1 + FN(exp)(-x))) * (1 + x * (1 - 1 / (1 + FN(exp)(-x))))"),
+    "silu": ("x * (1 / (1 + FN(exp)(-x)))", "(1 / (1 + FN(exp)(-x))) * (1 + x * (1 - 1 / (1 + FN(exp)(-x))))", "0"),
 }
 _POINTER = ctypes.c_void_p
 # of a perceptron in C
@@ -45,6 +45,7 @@ LAYERS = [
 FUNCTIONS = """
 static inline real value(real x) {{ return {}; }}
 static inline real slope(real x) {{ return {}; }}
+#define SAME_SLOPE {}
 """
 
 
@@ -69,7 +70,7 @@ def describe(activation: nn.Module) -> str | None:
 
 
 def activation_source(name: str) -> str:
-    """`value` and `slope` of the activation, in C."""
+    """`value` and `slope` of the activation and SAME_SLOPE, in C."""
     kind, *options = name.split()
     return FUNCTIONS.format(*(form.format(*options) for form in ACTIVATIONS[kind]))
 
@@ -295,16 +296,12 @@ class Sizes(NamedTuple):
 
 def find_sizes(name: str, dtype: torch.dtype, weights: list[Tensor]) -> Sizes:
     """Those of the library of an activation."""
-    return sizes_in(_require(name, dtype), weights)
-
-
-def sizes_in(library: Any, weights: list[Tensor]) -> Sizes:
-    """Those of a library that holds perceptrons."""
-    return _find_sizes(library, weights[0].shape[1], *[w.shape[0] for w in weights])
+    return sizes_of(require(name, dtype), weights[0].shape[1], *[w.shape[0] for w in weights])
 
 
 @cache
-def _find_sizes(library: Any, *widths: int) -> Sizes:
+def sizes_of(library: Any, *widths: int) -> Sizes:
+    """Those of a library that holds perceptrons."""
     count = len(widths) - 1
     total = sum((a + 1) * b for a, b in pairwise(widths))
     inner = sum(library.distance(width) for width in widths[1:-1])
@@ -354,7 +351,7 @@ def is_available(name: str, dtype: torch.dtype) -> bool:
     return _library(name, dtype) is not None
 
 
-def _require(name: str, dtype: torch.dtype) -> Any:
+def require(name: str, dtype: torch.dtype) -> Any:
     library = _library(name, dtype)
     if library is None:
         raise RuntimeError("perceptron: this model was compiled where there is a C compiler, and here is none")
@@ -372,7 +369,7 @@ def _library(name: str, dtype: torch.dtype) -> Any:
     library.backward.argtypes = [*LAYERS, pointer, pointer, long, pointer, pointer, pointer, long, long, flag]
     library.distance.argtypes, library.distance.restype = [long], long
     pictures, layers = [long, long, long, flag, pointer, pointer, pointer], [pointer, pointer]
-    library.convolve.argtypes = [*pictures, pointer, *layers, pointer, pointer, pointer, long, flag]
-    results = [pointer, pointer, pointer, pointer, long, long, flag]
-    library.convolve_backward.argtypes = [*pictures, pointer, *layers, pointer, pointer, pointer, long, *results]
+    library.convolve.argtypes = [*pictures, pointer, *layers, *[pointer] * 4, long, flag]
+    results = [pointer, pointer, pointer, long, long, flag]
+    library.convolve_backward.argtypes = [*pictures, pointer, *layers, *[pointer] * 4, long, *results]
     return library

@@ -31,23 +31,25 @@ static inline long min_of(long a, long b) { return a < b ? a : b; }
 static inline long max_of(long a, long b) { return a > b ? a : b; }
 static inline long round_up(long n, long unit) { return (n + unit - 1) / unit * unit; }
 
+/* loops that stand for so many statements: else GCC keeps the sums in memory, sets them there, and waits for it */
+#define REPEAT(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < count; i++)
+
 /* c[m][n] = base[m][n] + sum over k of a[m][k] b[k][n], for few rows and `columns` vectors; `flip`: of a[k][m] */
-#define TILE(rows, columns, flip, name)                                                                  \
-  static void name(long K, const real *a, long s, const real *b, const real *base, long bs, real *c, long cs) { \
-    vector sum[rows][columns];                                                                           \
-    for (int i = 0; i < rows; i++)                                                                       \
-      for (int j = 0; j < columns; j++) sum[i][j] = (vector){0};                                         \
-    for (long k = 0; k < K; k++) {                                                                       \
-      vector right[columns];                                                                             \
-      for (int j = 0; j < columns; j++) right[j] = *(const vector *)(b + k * W + j * V);                 \
-      for (int i = 0; i < rows; i++) {                                                                   \
-        const real left = flip ? a[k * s + i] : a[i * s + k];                                            \
-        for (int j = 0; j < columns; j++) sum[i][j] += left * right[j];                                  \
-      }                                                                                                  \
-    }                                                                                                    \
-    for (int i = 0; i < rows; i++)                                                                       \
-      for (int j = 0; j < columns; j++)                                                                  \
-        *(vector *)(c + i * cs + j * V) = *(const vector *)(base + i * bs + j * V) + sum[i][j];          \
+#define TILE(rows, columns, flip, name)                                                                               \
+  static void name(long K, const real *a, long s, const real *b, long bk, const real *base, long bs, real *c,         \
+                   long cs) {                                                                                         \
+    vector sum[rows][columns];                                                                                        \
+    REPEAT(i, rows) REPEAT(j, columns) sum[i][j] = (vector){0};                                                       \
+    for (long k = 0; k < K; k++) {                                                                                    \
+      vector right[columns];                                                                                          \
+      REPEAT(j, columns) right[j] = *(const vector *)(b + k * bk + j * V);                                            \
+      REPEAT(i, rows) {                                                                                               \
+        const real left = flip ? a[k * s + i] : a[i * s + k];                                                         \
+        REPEAT(j, columns) sum[i][j] += left * right[j];                                                              \
+      }                                                                                                               \
+    }                                                                                                                 \
+    REPEAT(i, rows)                                                                                                   \
+    REPEAT(j, columns) *(vector *)(c + i * cs + j * V) = *(const vector *)(base + i * bs + j * V) + sum[i][j];        \
   }
 #define TILES(rows)                   \
   TILE(rows, 1, 0, one##rows)         \
@@ -55,16 +57,16 @@ static inline long round_up(long n, long unit) { return (n + unit - 1) / unit * 
   TILE(rows, 1, 1, one_flipped##rows) \
   TILE(rows, 2, 1, two_flipped##rows)
 EACH(TILES)
-typedef void (*Tile)(long, const real *, long, const real *, const real *, long, real *, long);
+typedef void (*Tile)(long, const real *, long, const real *, long, const real *, long, real *, long);
 static const real zeros[W];
 #define NAMES(rows) {{one##rows, one_flipped##rows}, {two##rows, two_flipped##rows}},
 static const Tile tiles[T][2][2] = {EACH(NAMES)};
 
-/* c = base + a b for one panel b of at most W columns: b[k][n] at b + k W + n; `bs` is 0 for a base of one row */
-static void panel(long M, long N, long K, const real *a, long as, int flip, const real *b, const real *base, long bs,
-                  real *c, long cs) {
+/* c = base + a b for one panel b of at most W columns: b[k][n] at b + k bk + n; `bs` is 0 for a base of one row */
+static void panel(long M, long N, long K, const real *a, long as, int flip, const real *b, long bk, const real *base,
+                  long bs, real *c, long cs) {
   for (long m = 0; m < M; m += T)
-    tiles[min_of(T, M - m) - 1][N > V][flip](K, a + (flip ? m : m * as), as, b, base + m * bs, bs, c + m * cs, cs);
+    tiles[min_of(T, M - m) - 1][N > V][flip](K, a + (flip ? m : m * as), as, b, bk, base + m * bs, bs, c + m * cs, cs);
 }
 
 static pthread_key_t kept;

@@ -99,15 +99,13 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         batch, x, given = self._seen(x, context)
-        whole = self._as_convolution(x, given)
+        whole = self._as_convolution(x, given) if perceptron.may_run(x) else None
         params = None if whole is None else convolution.run(whole, self.n_params)
         params = self._layers(x, given) if params is None else params
         return params.reshape(*batch, *params.shape[1:])
 
     def as_convolution(self, x: Tensor, context: Context) -> convolution.Convolution | None:
-        """What to run as one operation, where that can be."""
-        if not perceptron.may_run(x):
-            return None
+        """What to run as one operation, where that can be, and C `may_run` at x."""
         batch, seen, given = self._seen(x, context)
         return self._as_convolution(seen, given) if batch == x.shape[:-3] else None
 
@@ -132,7 +130,7 @@ class ConvNet(nn.Module):
 
     def _as_convolution(self, x: Tensor, given: Tensor | None) -> convolution.Convolution | None:
         inner = self.inner[0]
-        if type(self) is not ConvNet or type(inner) is not Pointwise or not perceptron.may_run(x) or has_hooks(inner):
+        if type(self) is not ConvNet or type(inner) is not Pointwise or has_hooks(inner):
             return None
         layers = self.enter, inner.mix, self.leave
         if len(self.inner) > 1 or not all(map(_is_plain, layers, (1, 0, 1))):

@@ -77,7 +77,7 @@ class Along(Transform, Rebuildable):
             one = self._mixing(z, context)
             if one is None:
                 return None
-            x, again = mix.unmix(z.detach(), one.weight, one.shift, one.bias)
+            x, again = mix.unmix(z.detach(), *one[:4])
             whole, logdet = again.view(z.shape), constant_logdet(one.logdet, z, 3)
         return Rebuilt(x.detach().view(z.shape), (x,), whole, logdet, lambda g: g[0].view(z.shape))
 
@@ -86,7 +86,7 @@ class Along(Transform, Rebuildable):
         one = self._mixing(x, context, inverse)
         if one is None:
             return None
-        return mix.mix(x, one.weight, one.shift, one.bias), constant_logdet(one.logdet, x, 3)
+        return mix.mix(x, *one[:4]), constant_logdet(one.logdet, x, 3)
 
     def _mixing(self, x: Tensor, context: Context, inverse: bool = False) -> Mixing | None:
         """The map of channels of images, where it is linear and can run so; its log-det is that of all places."""
@@ -95,12 +95,10 @@ class Along(Transform, Rebuildable):
         if has_hooks(self) or not defined_together(type(self), "forward", "inverse", "rebuild"):
             return None
         one = mixing(self.transform, x.dtype, inverse)
-        if one is None or x.shape[-3] != len(one.bias):
+        of_channels = [t for t in one or () if t is not None and t.ndim]
+        if one is None or not can_run(x, *of_channels) or any(x.shape[-3] != len(t) for t in of_channels):
             return None
-        weight = one.weight if one.weight.ndim == 2 else one.weight.diag()
-        if not can_run(x, weight, one.shift, one.bias):
-            return None
-        return Mixing(weight, one.shift, one.bias, one.logdet * (x.shape[-2] * x.shape[-1]))
+        return one._replace(logdet=one.logdet * (x.shape[-2] * x.shape[-1]))
 
     @property
     def wants_rows(self) -> bool:

@@ -93,8 +93,6 @@ class Coupling(Conditioned, Rebuildable):
         describe = getattr(self.net, "as_convolution", None)
         if self.dim != -3 or self.event_ndim != 3 or describe is None or not self.kept or not self.is_plain:
             return None
-        if not coupling.may_map(self.univariate):
-            return None
         if not self._sliced or context_mask(context) is not None or not may_run(x) or has_hooks(self.net):
             return None
         check_event(x, self.event, "Coupling")

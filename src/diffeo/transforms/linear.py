@@ -23,6 +23,8 @@ from diffeo.functional import (
     soft_clip,
     sum_event,
 )
+from diffeo.kernels import mix
+from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.layout import linear, solve_rows
 from diffeo.kernels.private import defined_together, has_hooks
 from diffeo.transforms.elementwise import Elementwise
@@ -30,27 +32,40 @@ from diffeo.transforms.univariate import Affine
 
 
 class Mixing(NamedTuple):
-    """What a map z = W (x + c) + b of vectors is made of; transforms that can say so have a method `mixing`."""
+    """What a linear map z = W diag(exp(s)) (x + c) + b is made of; transforms that can say so have a method `mixing`.
 
-    weight: Tensor  # W, (D, D), or its diagonal, (D,)
-    shift: Tensor  # c, (D,)
-    bias: Tensor  # b, (D,)
-    logdet: Tensor  # log|det W|
+    None stands for the identity, or for zero.
+    """
+
+    weight: Tensor | None  # W, (D, D)
+    log_scale: Tensor | None  # s, (D,)
+    shift: Tensor | None  # c, (D,)
+    bias: Tensor | None  # b, (D,)
+    logdet: Tensor
 
     def then(self, after: Mixing) -> Mixing:
         """Both, this one first."""
-        dense = after.weight.ndim == 2
-        if dense and self.weight.ndim == 2:
-            weight = after.weight @ self.weight
+        between = _sum(self.bias, after.shift)
+        bias = after.bias if between is None else _sum(after._scaled(between), after.bias)
+        if self.weight is None:
+            weight, log_scale = after.weight, _sum(self.log_scale, after.log_scale)
         else:
-            weight = (after.weight.unsqueeze(1) if self.weight.ndim == 2 else after.weight) * self.weight
-        between = self.bias + after.shift
-        bias = (after.weight @ between if dense else after.weight * between) + after.bias
-        return Mixing(weight, self.shift, bias, self.logdet + after.logdet)
+            weight, log_scale = after._scaled(self.weight), self.log_scale
+        return Mixing(weight, log_scale, self.shift, bias, self.logdet + after.logdet)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """W diag(exp(s)) x for a vector, or for each column of a matrix."""
+        if self.log_scale is not None:
+            x = self.log_scale.exp().view(-1, *[1] * (x.ndim - 1)) * x
+        return x if self.weight is None else self.weight @ x
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 def mixing(transform: Transform, dtype: torch.dtype, inverse: bool = False) -> Mixing | None:
-    """One direction of a map of vectors as W, c and b; None where it is none, or has a method or a hook of its own."""
+    """One direction of a linear map of vectors; None where it is none, or has a method or a hook of its own."""
     if has_hooks(transform):
         return None
     if type(transform) is not Chain:
@@ -113,10 +128,12 @@ class LULinear(Transform):
             lower, upper, log_scale = self._factors(torch.float64)
             half = torch.linalg.solve_triangular(lower, self.eye.to(lower.dtype), upper=False, unitriangular=True)
             back = torch.linalg.solve_triangular(upper, half, upper=True)
-            zero = torch.zeros_like(self.bias, dtype=dtype)
-            return Mixing(back.to(dtype), -self.bias.to(dtype), zero, -log_scale.sum().to(dtype))
-        lower, upper, log_scale = self._factors(dtype)
-        return Mixing(lower @ upper, torch.zeros_like(log_scale), self.bias.to(dtype), log_scale.sum())
+            return Mixing(back.to(dtype), None, -self.bias.to(dtype), None, -log_scale.sum().to(dtype))
+        weight = self.weight.to(dtype)
+        if not can_run(weight):
+            return None
+        product, logdet = mix.multiply_factors(weight, self.bound)
+        return Mixing(product, None, None, self.bias.to(dtype), logdet)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "LULinear")
@@ -340,8 +357,8 @@ class FixedLinear(Transform):
         if self.weight.dtype != dtype:
             return None
         if inverse:
-            return Mixing(self.back, self.zero, -self.shift, -self.log_scale)
-        return Mixing(self.weight, self.shift, self.zero, self.log_scale)
+            return Mixing(self.back, None, None, -self.shift, -self.log_scale)
+        return Mixing(self.weight, None, self.shift, None, self.log_scale)
 
     def _logdet(self, x: Tensor) -> Tensor:
         """log|det W| in the wider dtype of the two."""

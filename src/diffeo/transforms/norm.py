@@ -132,8 +132,8 @@ class ActNorm(Transform):
     def mixing(self, dtype: torch.dtype, inverse: bool) -> Mixing:
         s, bias = self.log_scale.to(dtype), self.bias.to(dtype)
         if inverse:
-            return Mixing((-s).exp(), torch.zeros_like(s), -bias, -s.sum())
-        return Mixing(s.exp(), bias, torch.zeros_like(s), s.sum())
+            return Mixing(None, -s, None, -bias, -s.sum())
+        return Mixing(None, s, bias, None, s.sum())
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
