@@ -2,9 +2,9 @@
 
 A chain runs in segments of `SEGMENT` parts. Of each segment only the input is kept, its anchor; the output is the next
 one's anchor. The backward pass walks a segment from its end: each part is inverted, run again from what came out, and
-differentiated, so that one part's activations are alive at a time. At the start the rebuilt input is compared with the
-anchor; if they differ by more than rounding allows, a part is ill-conditioned there, and the segment is done again from
-the anchor.
+differentiated, so that one part's activations are alive at a time. The first runs again from the anchor, and what comes
+out is compared with what was rebuilt; if they differ by more than rounding allows, a part is ill-conditioned there, and
+the segment is done again from the anchor.
 
 "The Reversible Residual Network: Backpropagation Without Storing Activations" (Gomez et al., 2017),
 https://arxiv.org/abs/1707.04585; "Training Deep Nets with Sublinear Memory Cost" (Chen et al., 2016),
@@ -19,14 +19,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from diffeo.core.transform import Transform
 from diffeo.functional import Context, once, random_state, replayed
 from diffeo.kernels.dispatch import kernels_in_use, using
-from diffeo.kernels.private import Dropout
+from diffeo.kernels.private import Dropout, all_modules, version, weights_of
 
 POLICIES = ("store", "recompute", "invert")
 SEGMENT = 8  # parts between anchors
@@ -68,22 +68,54 @@ def run_parts(parts: Sequence[Transform], run: Run, x: Tensor, contexts: Sequenc
     out: list[Pair] = []
     for start in range(0, len(parts), size):
         some, here = dict(enumerate(parts[start : start + size], start)), contexts[start : start + size]
-        if memory == "recompute" or torch.compiler.is_compiling():
-            kernels = kernels_in_use()  # also when it runs again, wherever that is
-            pair = cast(Pair, checkpoint(_run_with, kernels, some, run, x, here, use_reentrant=False))
+        if torch.compiler.is_compiling():
+            pair = cast(Pair, checkpoint(_run_all, some, run, x, here, use_reentrant=False))
+        elif memory == "recompute":
+            kernels, owned = kernels_in_use(), _own(some)  # also when it runs again, wherever that is
+            pair = cast(Pair, checkpoint(_run_with, kernels, owned, some, run, x, here, use_reentrant=False))
         else:
             leaves, structure = tree_flatten(list(here))
-            weights = [p for part in some.values() for p in part.parameters()]
+            owned = _own(some)
+            weights = [p for one in owned for p in one.weights]
             apply = cast(Callable[..., Pair], _Segment.apply)  # pyright: ignore[reportUnknownMemberType]
-            pair = apply(some, run, structure, len(leaves), x, *leaves, *weights)
+            pair = apply(some, owned, run, structure, len(leaves), x, *leaves, *weights)
         out.append(pair)
         x = pair[0]
     return out
 
 
-def _run_with(kernels: bool, parts: dict[int, Transform], run: Run, x: Tensor, contexts: Sequence[Context]) -> Pair:
-    if torch.compiler.is_compiling():
-        return _run_all(parts, run, x, contexts)
+class _Owned(NamedTuple):
+    """What a part has, found in one walk through its modules."""
+
+    weights: list[Tensor]
+    versions: list[int]
+    drops: bool  # whether it drops units at random
+
+
+def _own(parts: dict[int, Transform]) -> list[_Owned]:
+    owned: list[_Owned] = []
+    for part in parts.values():
+        modules = all_modules(part)
+        weights = weights_of(modules)
+        drops = any(isinstance(m, Dropout) and m.training and m.p > 0 for m in modules)
+        owned.append(_Owned(weights, [version(w) for w in weights], drops))
+    return owned
+
+
+def _check_weights(before: list[_Owned], parts: dict[int, Transform], policy: str) -> None:
+    """What runs again would find other weights than the first time, and wrong gradients without a word."""
+    for old, new in zip(before, _own(parts), strict=True):
+        if old.versions != new.versions or [id(w) for w in old.weights] != [id(w) for w in new.weights]:
+            raise RuntimeError(
+                f"Chain(memory={policy!r}): the weights have changed since the forward pass: by a step of an optimizer "
+                "before the backward pass, or with the end of a functional_call; set memory = 'store'"
+            )
+
+
+def _run_with(
+    kernels: bool, owned: list[_Owned], parts: dict[int, Transform], run: Run, x: Tensor, contexts: Sequence[Context]
+) -> Pair:
+    _check_weights(owned, parts, "recompute")
     with using(kernels):
         return _run_all(parts, run, x, contexts)
 
@@ -91,10 +123,11 @@ def _run_with(kernels: bool, parts: dict[int, Transform], run: Run, x: Tensor, c
 def _run_all(
     parts: dict[int, Transform], run: Run, x: Tensor, contexts: Sequence[Context], states: list[Any] | None = None
 ) -> Pair:
+    """The parts in a row; `states`: None for parts that drop nothing, or what gets the state of random numbers."""
     total = None
-    for (number, part), context in zip(parts.items(), contexts, strict=True):
-        if states is not None:
-            states.append(random_state(x) if _drops(part) else None)
+    for i, (number, context) in enumerate(zip(parts, contexts, strict=True)):
+        if states is not None and states[i] is not None:
+            states[i] = random_state(x)
         x, logdet = run(number, x, context)
         total = logdet if total is None else total + logdet
     return x, total  # pyright: ignore[reportReturnType] (a segment has parts)
@@ -103,12 +136,19 @@ def _run_all(
 class _Segment(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, parts: dict[int, Transform], run: Run, structure: Any, n_leaves: int, x: Tensor, *rest: Any
+        ctx: Any,
+        parts: dict[int, Transform],
+        owned: list[_Owned],
+        run: Run,
+        structure: Any,
+        n_leaves: int,
+        x: Tensor,
+        *rest: Any,
     ) -> Pair:
         contexts = tree_unflatten(rest[:n_leaves], structure)
-        ctx.numbers, ctx.parts = list(parts), list(parts.values())
+        ctx.numbers, ctx.parts, ctx.owned = list(parts), list(parts.values()), owned
         ctx.run, ctx.structure, ctx.n_leaves = run, structure, n_leaves
-        states: list[Any] = []
+        states: list[Any] = [() if one.drops else None for one in owned]
         z, total = _run_all(parts, run, x, contexts, states)
         ctx.random = states
         ctx.save_for_backward(x, z, *(t for t in rest[:n_leaves] if isinstance(t, Tensor)))
@@ -117,11 +157,12 @@ class _Segment(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, g_logdet: Tensor) -> tuple[Any, ...]:  # pyright: ignore
+        _check_weights(ctx.owned, dict(zip(ctx.numbers, ctx.parts, strict=True)), "invert")
         with torch.no_grad():
             grads = _Segment.pull(ctx, g, g_logdet)
         x, z, *tensors = ctx.saved_tensors
-        sources = (x, z, g, g_logdet, *tensors, *(p for part in ctx.parts for p in part.parameters()))
-        return None, None, None, None, *once(grads, sources, "Chain(memory='invert')", "set memory = 'store'")
+        sources = (x, z, g, g_logdet, *tensors, *(p for one in ctx.owned for p in one.weights))
+        return None, None, None, None, None, *once(grads, sources, "Chain(memory='invert')", "set memory = 'store'")
 
     @staticmethod
     def pull(ctx: Any, g: Tensor, g_logdet: Tensor) -> list[Any]:
@@ -129,7 +170,8 @@ class _Segment(torch.autograd.Function):
         x, z, *tensors = ctx.saved_tensors
         found = iter(tensors)
         leaves = [next(found) if other is ... else other for other in ctx.others]
-        invertible = all(part.exact_inverse and "inverse" not in part.stepwise for part in ctx.parts)
+        # the first is not inverted
+        invertible = all(part.exact_inverse and "inverse" not in part.stepwise for part in ctx.parts[1:])
         grads = _rebuild(ctx, x, z, leaves, g, g_logdet) if invertible else None
         if grads is None:
             grads = _replay(ctx, x, leaves, g, g_logdet)
@@ -139,12 +181,13 @@ class _Segment(torch.autograd.Function):
 def _rebuild(ctx: Any, x: Tensor, z: Tensor, leaves: list[Any], g: Tensor, g_logdet: Tensor) -> list[Any] | None:
     """Gradients of a segment from its output backwards; None where that does not lead to the anchor."""
     walk = _Walk(ctx, leaves)
-    for i in reversed(range(len(ctx.parts))):
+    for i in reversed(range(1, len(ctx.parts))):
         z, g = walk.rebuild(i, z, g, g_logdet)
-    error = ((z - x).abs() / (1 + x.abs())).amax()
+    again, g = walk.differentiate(0, x, g, g_logdet)
+    error = ((z - again).abs() / (1 + again.abs())).amax()
     if bool(error <= TOLERANCE.get(x.dtype, 1e-2)):
         return walk.gradients(g)
-    names = ", ".join(type(part).__name__ for part in ctx.parts)
+    names = ", ".join(type(part).__name__ for part in ctx.parts[1:])
     logging.getLogger("diffeo").debug("memory='invert': rebuilt input off by %.1e in %s; recomputed", error, names)
     return None
 
@@ -158,7 +201,7 @@ def _replay(ctx: Any, x: Tensor, leaves: list[Any], g: Tensor, g_logdet: Tensor)
             with replayed(ctx.random[i], x):
                 inputs.append(ctx.run(ctx.numbers[i], inputs[-1], walk.contexts[i])[0])
     for i in reversed(range(len(ctx.parts))):
-        g = walk.differentiate(i, inputs.pop(), g, g_logdet)
+        _, g = walk.differentiate(i, inputs.pop(), g, g_logdet)
     return walk.gradients(g)
 
 
@@ -169,10 +212,10 @@ class _Walk:
         self.ctx = ctx
         self.leaves = [
             t.detach().requires_grad_(needed) if isinstance(t, Tensor) and t.is_floating_point() else t
-            for t, needed in zip(leaves, ctx.needs_input_grad[5 : 5 + ctx.n_leaves], strict=True)
+            for t, needed in zip(leaves, ctx.needs_input_grad[6 : 6 + ctx.n_leaves], strict=True)
         ]
         self.contexts: list[Context] = tree_unflatten(self.leaves, ctx.structure)
-        self.weights = [list(part.parameters()) for part in ctx.parts]
+        self.weights = [one.weights for one in ctx.owned]
         self.sums: dict[int, Tensor] = {}
 
     def rebuild(self, i: int, z: Tensor, g: Tensor, g_logdet: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,18 +229,18 @@ class _Walk:
         if found is None:
             with torch.no_grad(), replayed(self.ctx.random[i], z):
                 x = part.inverse(z, context)[0]
-            return x, self.differentiate(i, x, g, g_logdet)
+            return x, self.differentiate(i, x, g, g_logdet)[1]
         x, leaves, z, logdet, join = found
         # a log-det that the chain sums over more dims hands its gradient to all of them
         of_all = g_logdet.reshape((*g_logdet.shape, *(1,) * (logdet.ndim - g_logdet.ndim))).expand_as(logdet)
         return x, join(self._pull(i, leaves, z, logdet, g, of_all))
 
-    def differentiate(self, i: int, x: Tensor, g: Tensor, g_logdet: Tensor) -> Tensor:
-        """Run part i again at x and pull the gradients of its results back; that of x is returned."""
+    def differentiate(self, i: int, x: Tensor, g: Tensor, g_logdet: Tensor) -> tuple[Tensor, Tensor]:
+        """Run part i again at x and pull the gradients of its results back: its output, and the gradient of x."""
         x = x.detach().requires_grad_()
         with torch.enable_grad(), replayed(self.ctx.random[i], x):
             z, logdet = self.ctx.run(self.ctx.numbers[i], x, self.contexts[i])
-        return self._pull(i, (x,), z, logdet, g, g_logdet)[0]
+        return z.detach(), self._pull(i, (x,), z, logdet, g, g_logdet)[0]
 
     def _pull(
         self, i: int, inputs: tuple[Tensor, ...], z: Tensor, logdet: Tensor, g: Tensor, g_logdet: Tensor
@@ -217,7 +260,3 @@ class _Walk:
         """Gradients of the segment's input, contexts and weights."""
         weights = (p for some in self.weights for p in some)
         return [g, *(self.sums.pop(id(t), None) for t in (*self.leaves, *weights))]
-
-
-def _drops(part: nn.Module) -> bool:
-    return any(isinstance(m, Dropout) and m.training and m.p > 0 for m in part.modules())

@@ -6,7 +6,7 @@ Another version of PyTorch that lacks one fails here, when `diffeo` is imported,
 # pyright: basic
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -59,6 +59,29 @@ def defined_together(kind: type, *names: str) -> bool:
     """Whether one class brings all these methods, so that no subclass has replaced one of them."""
     owners = {next((c for c in kind.__mro__ if name in vars(c)), None) for name in names}
     return len(owners) == 1 and None not in owners
+
+
+def all_modules(module: nn.Module) -> list[nn.Module]:
+    """The module and all in it, once each, as `modules()`, which takes ten times as long."""
+    found: dict[nn.Module, None] = {}
+    waiting = [module]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found[one] = None
+            waiting.extend(part for part in one._modules.values() if part is not None)
+    return list(found)
+
+
+def weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Their own weights, once each."""
+    found = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
+    return list(found.values())
+
+
+def version(t: Tensor) -> int:
+    """How often a tensor was changed in place."""
+    return 0 if t.is_inference() else t._version
 
 
 def has_global_hooks() -> bool:
