@@ -104,3 +104,18 @@ def test_unknown_policies_are_refused():
     chain = diffeo.Chain(diffeo.Exp())
     with pytest.raises(ValueError, match="got 'no'"):
         chain.memory = "no"
+
+
+@pytest.mark.parametrize("memory", ["recompute", "invert"])
+def test_weights_that_changed_between_the_passes_are_refused(memory):
+    flow, x = deep(3), torch.randn(8, 6)
+    flow.transform.memory = memory
+    loss = -flow(x).mean()
+    with torch.no_grad():
+        next(flow.parameters()).add_(0.1)
+    with pytest.raises(RuntimeError, match=rf"memory='{memory}'.*the weights have changed.*memory = 'store'"):
+        loss.backward()
+    others = {name: p.detach().clone().requires_grad_() for name, p in flow.named_parameters()}
+    loss = -torch.func.functional_call(flow, others, (x,)).mean()
+    with pytest.raises(RuntimeError, match="functional_call"):
+        loss.backward()

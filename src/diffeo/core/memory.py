@@ -39,10 +39,10 @@ Run = Callable[[int, Tensor, Context], Pair]  # one part of the chain by number,
 class Rebuilt(NamedTuple):
     """An input found from its output, and the way from one to the other once more, for autograd to follow."""
 
-    x: Tensor
+    x: Tensor  # whose numbers need not be there before gradients are
     leaves: tuple[Tensor, ...]  # what the graph starts from
     z: Tensor
-    logdet: Tensor
+    logdet: Tensor  # for its graph alone
     join: Callable[[tuple[Tensor, ...]], Tensor]  # the gradient of x from those of the leaves
 
 

@@ -125,4 +125,79 @@ int couple_backward(long pictures, const Event *event, int L, const long *widths
   as_convolutions(L, widths, sums, g_layers);
   return failed;
 }
+
+/* x, of which the coupling makes z, the event, one picture after the other; and gradients as `couple_backward` gives
+   them, while what the net found is in the cache. Here `part` is the inverse, and `pull` the gradient of the map. */
+int uncouple_backward(long pictures, const Event *event, int L, const long *widths, const real *shift,
+                      const real *const *weights, const real *const *biases, real *room, const Event *g_event,
+                      const real *g_logdet, long g_apart, real *x, real *g_x, real *g_shift, real *g_layers, long total,
+                      long shares, int threads) {
+  const Event e = *event, g = *g_event;
+  const long places = e.height * e.width, bordered = (e.height + 2) * (e.width + 2), whole = e.channels * places;
+  const long seen = widths[0] / 9, all = widths[L] / 9, changed = all / e.planes, n = changed * places;
+  const long in_apart = stride(widths[0]), apart = stride(widths[L]), size = (pictures + shares - 1) / shares;
+  const Strides by_plane = {all * places, places, n, e.width, 1}, plain = {whole, places, 0, e.width, 1};
+  real *sums = room + total;
+  const real *as_weights[L], *as_biases[L];
+  as_perceptron(L, widths, weights, biases, room, as_weights, as_biases);
+  int failed = 0;
+  long taken = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
+#endif
+  {
+    Layer forth[L], back[L];
+    Room ahead;
+    BackwardRoom behind;
+    const long limit = block_limit(max_of(widest_input(L, widths), widths[L]));
+    const long group = min_of(size, group_size(limit, places)), rows = group * places;
+    const long one = max_of(seen, changed) * places, lines = e.width * max_of(seen, all);
+    describe(forth, L, widths, as_weights, as_biases, 0, 0, 0);
+    describe(back, L, widths, as_weights, as_biases, 0, 0, 0);
+    const long own = furnish(forth, L, &ahead, 0), inner = rows * stride(widths[L - 1]);
+    const long beside = own + inner + rows * (apart + in_apart) + group * bordered * (seen + all) + lines + 2 * one +
+                        (1 + 2 * e.planes) * n;
+    real *at = make_backward_room(rows, L, back, beside, &behind), *found = at + own + inner;
+    failed = !at;
+    if (at) {
+      furnish(forth, L, &ahead, at);
+      forth[L - 2].inner = back[L - 2].inner = at + own;
+    }
+    real *pulled = found + rows * apart, *around = pulled + rows * in_apart, *beyond = around + group * bordered * seen;
+    real *sum = beyond + group * bordered * all, *here = sum + lines, *g_here = here + one, *slopes = g_here + one;
+    real *set = slopes + n, *g_set = set + e.planes * n;
+    for (long k; at && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
+      real *g_weights[L], *g_biases[L];
+      start_share(L, widths, total, sums + k * total, g_weights, g_biases);
+      const long end = min_of(pictures, (k + 1) * size);
+      for (long p = k * size; p < end; p += group) {
+        const long count = min_of(group, end - p);
+        const real *z_a = e.x + p * e.strides.picture + e.a * e.strides.channel;
+        const real *shift_p = shift ? shift + p * widths[1] : 0;
+        answer(0, count, e.height, e.width, L, forth, &ahead, z_a, e.strides, shift_p, around, found, apart);
+        for (long i = 0; i < count; i++) {
+          real *x_i = x + (p + i) * whole, *x_b = x_i + e.b * places;
+          spread(found + i * places * apart, apart, all, e.planes, e.height, e.width, 0, sum, set, by_plane);
+          copy_channels(e, p + i, e.a, seen, x_i + e.a * places);
+          copy_channels(e, p + i, e.b, changed, here);
+          part(n, 0, n, here, set, x_b, slopes);
+          copy_channels(g, p + i, e.b, changed, g_here);
+          for (long m = 0; m < n; m++) slopes[m] = g_logdet[(p + i) * g_apart];
+          pull(n, 0, n, x_b, set, g_here, slopes, g_x + (p + i) * whole + e.b * places, g_set);
+          border(g_set, by_plane, all, e.planes, e.height, e.width, beyond + i * bordered * all);
+        }
+        pull_answer(0, count, e.height, e.width, L, back, behind, z_a, e.strides, shift_p, around, beyond, pulled, sum,
+                    g_weights, g_biases, g_shift ? g_shift + p * widths[1] : 0, g_x + p * whole + e.a * places, plain);
+        for (long i = 0; i < count; i++) {
+          real *to = g_x + (p + i) * whole + e.a * places;
+          copy_channels(g, p + i, e.a, seen, g_here);
+          for (long m = 0; m < seen * places; m++) to[m] += g_here[m];
+        }
+      }
+    }
+  }
+  add_shares(shares, total, sums, sums + total, threads);
+  as_convolutions(L, widths, sums, g_layers);
+  return failed;
+}
 #endif

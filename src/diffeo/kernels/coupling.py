@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,14 +33,15 @@ from diffeo.kernels.perceptron import Sizes, share_out
 from diffeo.kernels.scalars import ScalarMap, build_around, identify, is_one_operation, pulls_by_hand
 
 ACTIVATION = "relu"
-_libraries: dict[tuple[Hashable, bool, torch.dtype], Any] = {}
+Direction = Literal["forward", "inverse", "back"]  # the last: the inverse, and the gradient of the forward direction
+_libraries: dict[tuple[Hashable, Direction, torch.dtype], Any] = {}
 
 
 class Parts(NamedTuple):
     """What a coupling does, but for the numbers."""
 
     scalar_map: ScalarMap
-    inverse: bool
+    direction: Direction
     seen: int  # the first channel that the net sees
     changed: int  # and that the scalar map changes
     library: Any
@@ -54,12 +55,12 @@ def map_pictures(
     The net sees the channels from `seen` on, as many as it has inputs; its outputs are parameters of those from
     `changed` on, which are the rest. None where this scalar map or net cannot run so; that x may, was asked before.
     """
-    parts = _find_parts(scalar_map, net, x, seen, changed, inverse)
+    parts = _find_parts(scalar_map, net, x, seen, changed, "inverse" if inverse else "forward")
     if parts is None:
         return None
     inputs = [x, *net.weights, *net.biases, *(() if net.shift is None else (net.shift,))]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        return Differentiable.apply(parts, x, net.shift, *net.weights, *net.biases, None)  # pyright: ignore
+        return Differentiable.apply(parts, x, net.shift, *net.weights, *net.biases)  # pyright: ignore
     z, logdet, *_ = _run(parts, x, net.shift, net.weights, net.biases, False)
     return z, logdet
 
@@ -67,30 +68,29 @@ def map_pictures(
 def rebuild_pictures(
     scalar_map: ScalarMap, net: Convolution, z: Tensor, seen: int, changed: int
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """x of which `map_pictures` makes z; and z and the log-det, with a graph from x: the net runs once for both."""
-    parts = _find_parts(scalar_map, net, z, seen, changed, False)
-    with torch.no_grad():
-        back = _find_parts(scalar_map, net, z, seen, changed, True)
-    if parts is None or back is None:
+    """x of which `map_pictures` makes z; and z and the log-det, with a graph from x.
+
+    The net runs once for both, in the backward pass: before it, numbers of x and the log-det are not there yet.
+    """
+    parts = _find_parts(scalar_map, net, z, seen, changed, "back")
+    if parts is None:
         return None
-    x, logdet, inner, params = _run(back, z, net.shift, net.weights, net.biases, True)
-    x.requires_grad_()
-    known = z.detach(), -logdet, inner, params
-    return x, *Differentiable.apply(parts, x, net.shift, *net.weights, *net.biases, known)  # pyright: ignore
+    x = z.new_empty(z.shape).requires_grad_()
+    return x, *Rebuilding.apply(parts, x, z.detach(), net.shift, *net.weights, *net.biases)  # pyright: ignore
 
 
 def _find_parts(
-    scalar_map: ScalarMap, net: Convolution, x: Tensor, seen: int, changed: int, inverse: bool
+    scalar_map: ScalarMap, net: Convolution, x: Tensor, seen: int, changed: int, direction: Direction
 ) -> Parts | None:
     outputs = net.weights[2].shape[0]
     if torch.compiler.is_dynamo_compiling() or not scalar_map.n_params or outputs % scalar_map.n_params:
         return None
     if net.x.shape[1] + outputs // scalar_map.n_params != x.shape[1] or net.x.shape[0] != x.shape[0]:
         return None
-    library = _find_library(scalar_map, inverse, x.dtype)
+    library = _find_library(scalar_map, direction, x.dtype)
     if library is None or (torch.is_grad_enabled() and not library.has_gradient):
         return None
-    return Parts(scalar_map, inverse, seen, changed, library)
+    return Parts(scalar_map, direction, seen, changed, library)
 
 
 def _run(
@@ -114,9 +114,8 @@ def _run(
 
 class Differentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, parts: Parts, x: Tensor, shift: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-        *layers, known = rest  # what `_run` gives, where that is known
-        z, logdet, inner, params = known or _run(parts, x, shift, layers[:3], layers[3:], True)
+    def forward(ctx: Any, parts: Parts, x: Tensor, shift: Tensor | None, *layers: Tensor) -> tuple[Tensor, Tensor]:
+        z, logdet, inner, params = _run(parts, x, shift, layers[:3], layers[3:], True)
         ctx.parts, ctx.shifted = parts, shift is not None
         ctx.save_for_backward(x, inner, params, *layers, *(() if shift is None else (shift,)))
         return z, logdet
@@ -128,40 +127,80 @@ class Differentiable(torch.autograd.Function):
         shift = layers.pop() if ctx.shifted else None
         # it is to be differentiated again, or many at once: of operations that can be
         if torch.is_grad_enabled() or not can_read(grad, grad_log):
-            return None, *_pull_plainly(parts, x, shift, layers, grad, grad_log), None
-        sizes = sizes_in(parts.library, layers[:3])
-        shares = share_out(x.shape[0], worth(x, sizes))
-        g_x, g_layers = x.new_empty(x.shape), x.new_empty(sum(t.numel() for t in layers))
-        g_shift = x.new_zeros(0 if shift is None else x.shape[0], layers[3].shape[0])
-        room = x.new_empty((1 + shares) * sizes.total)
-        held, arguments = _arguments(parts, sizes, x, shift, layers[:3], layers[3:])
-        grad, grad_log = grad.resolve_neg(), grad_log.resolve_neg()
-        kept = room.data_ptr(), inner.data_ptr(), params.data_ptr()
-        results = g_x.data_ptr(), None if shift is None else g_shift.data_ptr(), g_layers.data_ptr()
-        failed = parts.library.couple_backward(
-            *(*arguments, *kept, _event(parts, grad), grad_log.data_ptr()),
-            *(*grad_log.stride(), *results, sizes.total, shares, count_threads(x, sizes)),
-        )
-        if failed:
-            raise MemoryError("coupling: not enough memory for a picture")
-        del held
-        return None, g_x, g_shift if ctx.shifted else None, *take_apart(g_layers, layers), None
+            return None, *_pull_plainly(parts, x, shift, layers, grad, grad_log)
+        kept = inner.data_ptr(), params.data_ptr()
+        return None, *_run_backward(parts, parts.library.couple_backward, x, shift, layers, grad, grad_log, kept, ())
+
+
+class Rebuilding(torch.autograd.Function):
+    """The backward pass of `Differentiable`, which finds x by the way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, parts: Parts, x: Tensor, z: Tensor, shift: Tensor | None, *layers: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.parts, ctx.shifted, ctx.x = parts, shift is not None, x.detach()
+        ctx.save_for_backward(z, *layers, *(() if shift is None else (shift,)))
+        return z.view_as(z), z.new_empty(z.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        parts: Parts = ctx.parts
+        z, *layers = ctx.saved_tensors
+        shift = layers.pop() if ctx.shifted else None
+        if torch.is_grad_enabled() or not can_read(grad, grad_log):
+            with torch.no_grad():
+                ctx.x.copy_(_map_plainly(parts._replace(direction="inverse"), z, shift, layers)[0])
+            g_x, *gradients = _pull_plainly(parts, ctx.x, shift, layers, grad, grad_log)
+        else:
+            back, found = parts.library.uncouple_backward, (ctx.x.data_ptr(),)
+            g_x, *gradients = _run_backward(parts, back, z, shift, layers, grad, grad_log, (), found)
+        return None, g_x, None, *gradients
+
+
+def _run_backward(
+    parts: Parts,
+    function: Any,
+    event: Tensor,
+    shift: Tensor | None,
+    layers: list[Tensor],
+    grad: Tensor,
+    grad_log: Tensor,
+    kept: tuple[int, ...],
+    found: tuple[int, ...],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the event, of the shift, and of all weights and biases."""
+    sizes = sizes_in(parts.library, layers[:3])
+    shares = share_out(event.shape[0], worth(event, sizes))
+    g_x, g_layers = event.new_empty(event.shape), event.new_empty(sum(t.numel() for t in layers))
+    g_shift = None if shift is None else event.new_zeros(event.shape[0], layers[3].shape[0])
+    room = event.new_empty((1 + shares) * sizes.total)
+    held, arguments = _arguments(parts, sizes, event, shift, layers[:3], layers[3:])
+    grad, grad_log = grad.resolve_neg(), grad_log.resolve_neg()
+    results = *found, g_x.data_ptr(), None if g_shift is None else g_shift.data_ptr(), g_layers.data_ptr()
+    failed = function(
+        *(*arguments, room.data_ptr(), *kept, _event(parts, grad), grad_log.data_ptr(), *grad_log.stride()),
+        *(*results, sizes.total, shares, count_threads(event, sizes)),
+    )
+    if failed:
+        raise MemoryError("coupling: not enough memory for a picture")
+    del held
+    return g_x, g_shift, *take_apart(g_layers, layers)
 
 
 def _pull_plainly(
     parts: Parts, x: Tensor, shift: Tensor | None, layers: list[Tensor], *grads: Tensor
 ) -> tuple[Tensor | None, ...]:
     """What `backward` finds in C, of operations with gradients of their own."""
-    planes = parts.scalar_map.n_params
+    return pull_plainly(lambda x, shift, *layers: _map_plainly(parts, x, shift, layers), x, shift, layers, *grads)
 
-    def run(x: Tensor, shift: Tensor | None, *layers: Tensor) -> tuple[Tensor, Tensor]:
-        a = x.narrow(1, parts.seen, layers[0].shape[1])
-        b = x.narrow(1, parts.changed, x.shape[1] - a.shape[1])
-        params = run_plainly(a, shift, layers, planes)
-        z, slopes = (parts.scalar_map.inverse if parts.inverse else parts.scalar_map)(b, params)
-        return torch.cat((a, z) if parts.seen < parts.changed else (z, a), 1), slopes.sum((1, 2, 3))
 
-    return pull_plainly(run, x, shift, layers, *grads)
+def _map_plainly(parts: Parts, x: Tensor, shift: Tensor | None, layers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    a = x.narrow(1, parts.seen, layers[0].shape[1])
+    b = x.narrow(1, parts.changed, x.shape[1] - a.shape[1])
+    params = run_plainly(a, shift, layers, parts.scalar_map.n_params)
+    z, slopes = (parts.scalar_map.inverse if parts.direction == "inverse" else parts.scalar_map)(b, params)
+    return torch.cat((a, z) if parts.seen < parts.changed else (z, a), 1), slopes.sum((1, 2, 3))
 
 
 def _arguments(
@@ -182,20 +221,20 @@ def _event(parts: Parts, x: Tensor) -> bytes:
     return struct.pack("P11l", x.data_ptr(), *strides, *sizes, parts.seen, parts.changed, parts.scalar_map.n_params)
 
 
-def _find_library(scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype) -> Any:
+def _find_library(scalar_map: ScalarMap, direction: Direction, dtype: torch.dtype) -> Any:
     """The library for a direction of a scalar map, or None where it cannot be made."""
     name = identify(scalar_map)
     if name is None:
         return None
-    key = name, inverse, dtype
+    key = name, direction, dtype
     if key not in _libraries:
-        _libraries[key] = _build(scalar_map, inverse, dtype)
+        _libraries[key] = _build(scalar_map, direction, dtype)
     return _libraries[key]
 
 
-def _build(scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype) -> Any:
+def _build(scalar_map: ScalarMap, direction: Direction, dtype: torch.dtype) -> Any:
     source = perceptron.source(ACTIVATION) + c_file("convolution.c") + c_file("coupling.c")
-    library: Any = build_around(scalar_map, inverse, dtype, source, gradient=True)
+    library: Any = build_around(scalar_map, direction != "forward", dtype, source, direction == "inverse")
     if library is None:
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
@@ -207,5 +246,7 @@ def _build(scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype) -> Any:
     library.has_gradient = hasattr(library, "couple_backward") and not apart
     if not library.has_gradient:
         return library
-    library.couple_backward.argtypes = [*net, pointer, pointer, long, *[pointer] * 3, long, long, flag]
+    results = [*[pointer] * 3, long, long, flag]
+    library.couple_backward.argtypes = [*net, pointer, pointer, long, *results]
+    library.uncouple_backward.argtypes = [*net[:-2], pointer, pointer, long, pointer, *results]
     return library

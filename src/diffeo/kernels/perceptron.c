@@ -225,19 +225,24 @@ typedef struct {
   real *h, *next, *strip;
 } Room;
 
+/* numbers of the layers' panels and of a room for blocks of rows; where they lie at `at`, the panels are packed */
+static long furnish(Layer *layers, int L, Room *room, real *at) {
+  long widest = layers[0].inputs;
+  for (int l = 1; l < L; l++) widest = max_of(widest, layers[l].inputs);
+  const long block = block_limit(widest), s = stride(widest), packs = lay_out(layers, L, 0, at);
+  for (int l = 0; at && l < L; l++) pack_forward(layers + l);
+  *room = (Room){block, at + packs, at + packs + block * s, at + packs + 2 * block * s};
+  return packs + block * (2 * s + W);
+}
+
 /* memory of the layers' panels, packed, and room for blocks of rows; where `further` numbers for each row lie, then
    `beside` ones, or null */
 static real *make_room(Layer *layers, int L, long further, long beside, Room *room) {
-  long widest = layers[0].inputs;
-  for (int l = 1; l < L; l++) widest = max_of(widest, layers[l].inputs);
-  const long block = block_limit(widest), s = stride(widest), packs = lay_out(layers, L, 0, 0);
-  real *at = memory(packs + block * (2 * s + W + further) + beside);
+  const long own = furnish(layers, L, room, 0);
+  real *at = memory(own + room->block * further + beside);
   if (!at) return 0;
-  lay_out(layers, L, 0, at);
-  for (int l = 0; l < L; l++) pack_forward(layers + l);
-  at += packs;
-  *room = (Room){block, at, at + block * s, at + 2 * block * s};
-  return room->strip + block * W;
+  furnish(layers, L, room, at);
+  return at + own;
 }
 
 /* what comes out of a layer for M rows, from `row` on, before the activation; `shift`: see `Input` */

@@ -62,18 +62,19 @@ def identify(scalar_map: Any) -> Hashable:
 
 
 def build_around(
-    scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype, source: str, gradient: bool = False
+    scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype, source: str, pulled: bool | None = None
 ) -> ctypes.CDLL | None:
     """The library of C that takes scalars through this map (or its inverse) by `part`; None where it cannot be made.
 
-    Before the source stand `part` and `tiles.c`; with `gradient` also `pull`, its gradient, where it can be written, or
-    else a definition of NO_PULL.
+    Before the source stand `part` and `tiles.c`; if asked for also `pull`, the gradient of the map (pulled=False) or of
+    its inverse (pulled=True), where it can be written, or else a definition of NO_PULL.
     """
-    loop, back = record(scalar_map, inverse)
+    loop = record(scalar_map, inverse)[0]
     part = None if native.find_compiler() is None else write(loop.source, dtype)
     if part is None:
         return None
-    pull = write(lambda dtype: back.part(dtype, "pull"), dtype) if gradient else None
+    back = None if pulled is None else record(scalar_map, pulled)[1]
+    pull = None if back is None else write(lambda dtype: back.part(dtype, "pull"), dtype)
     return native.load(part + (pull or "#define NO_PULL\n") + tiles() + source, f"a layer around {scalar_map}")
 
 
