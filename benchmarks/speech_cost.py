@@ -30,6 +30,7 @@ from results import markdown
 SYSTEMS = ("glow_tts", "flow_tts", "flowtron")
 ROUNDS = 7
 BATCH, FRAMES, MELS = 8, 200, 80  # of the race with the peer
+RACERS = ("diffeo", "diffeo, compiled_kernels", "diffeo, compile()", "Coqui TTS")
 
 
 def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
@@ -108,6 +109,10 @@ def peer(_: float) -> dict[str, Any]:
             z, logdet = theirs(x.mT, mask.mT.to(x.dtype))
             (0.5 * z.square().sum((-1, -2)) - logdet).mean().backward()
 
+        def kernels_step(step: Callable[[], None] = ours_step) -> None:
+            with diffeo.compiled_kernels():
+                step()
+
         compiled = copy.deepcopy(flow.transform)
         compiled.compile()
 
@@ -126,6 +131,10 @@ def peer(_: float) -> dict[str, Any]:
         def ours_sample(ready: Any = ready, noise: Tensor = noise) -> None:
             ready.inverse(noise, {"mask": mask[:1]})
 
+        def kernels_sample(sample: Callable[[], None] = ours_sample) -> None:
+            with diffeo.compiled_kernels():
+                sample()
+
         @torch.no_grad()
         def compiled_sample(ready: Any = ready_compiled, noise: Tensor = noise) -> None:
             ready.inverse(noise, {"mask": mask[:1]})
@@ -135,14 +144,13 @@ def peer(_: float) -> dict[str, Any]:
             ready(frames.mT, mask[:1].mT.to(x.dtype), reverse=True)
 
         found[preset] = {
-            "step": interleaved({"diffeo": ours_step, "diffeo, compiled": compiled_step, "Coqui TTS": their_step}),
+            "step": interleaved(dict(zip(RACERS, (ours_step, kernels_step, compiled_step, their_step), strict=True))),
             "sample": interleaved(
-                {"diffeo": ours_sample, "diffeo, compiled": compiled_sample, "Coqui TTS": their_sample}
+                dict(zip(RACERS, (ours_sample, kernels_sample, compiled_sample, their_sample), strict=True))
             ),
             "parameters": {
-                "diffeo": sum(p.numel() for p in flow.transform.parameters()),
-                "diffeo, compiled": sum(p.numel() for p in flow.transform.parameters()),
-                "Coqui TTS": sum(p.numel() for p in theirs.parameters()),
+                name: sum(p.numel() for p in (theirs if name == RACERS[-1] else flow.transform).parameters())
+                for name in RACERS
             },
         }
     return {"presets": found}

@@ -115,7 +115,54 @@ def test_weights_that_changed_between_the_passes_are_refused(memory):
         next(flow.parameters()).add_(0.1)
     with pytest.raises(RuntimeError, match=rf"memory='{memory}'.*the weights have changed.*memory = 'store'"):
         loss.backward()
-    others = {name: p.detach().clone().requires_grad_() for name, p in flow.named_parameters()}
+    others = {name: (p.detach() + 0.05).requires_grad_() for name, p in flow.named_parameters()}
     loss = -torch.func.functional_call(flow, others, (x,)).mean()
     with pytest.raises(RuntimeError, match="functional_call"):
         loss.backward()
+
+
+class FoundLate(diffeo.Transform):
+    """z = x + b, with b the mean of the first rows that come, or of a module that finds its size then."""
+
+    event_ndim = event_ndim_out = 1
+    domain = codomain = torch.distributions.constraints.real_vector
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.seen = kind, False
+        self.event = (6,)
+        self.shift = torch.nn.Parameter(torch.zeros(6))
+        self.net = torch.nn.LazyLinear(6) if kind == "lazy" else None
+
+    def forward(self, x, context=None):
+        if not self.seen:
+            with torch.no_grad():
+                self.shift.copy_(x.mean(0))
+            self.seen = True
+        bias = self.shift if self.net is None else self.shift + self.net(torch.ones(3))
+        return x + bias, x.new_zeros(x.shape[:-1])
+
+    def inverse(self, z, context=None):
+        bias = self.shift if self.net is None else self.shift + self.net(torch.ones(3))
+        return z - bias, z.new_zeros(z.shape[:-1])
+
+
+@pytest.mark.parametrize(("memory", "kind"), [("recompute", "first"), ("invert", "first"), ("recompute", "lazy")])
+def test_parts_may_find_their_weights_in_the_first_pass(memory, kind):
+    part = FoundLate(kind)
+    chain = diffeo.Chain(diffeo.Permute(torch.arange(6).roll(1)), part, memory=memory)
+    z, _ = chain(torch.randn(8, 6))
+    z.square().sum().backward()
+    assert torch.allclose(part.shift.grad, 2 * z.sum(0))
+
+
+@pytest.mark.parametrize("memory", ["recompute", "invert"])
+def test_hooks_of_parts_count(memory):
+    flow, x = deep(4), torch.randn(16, 6)
+    flow.transform.parts[2].register_forward_hook(lambda module, inputs, out: (out[0], 2 * out[1]))
+    assert worst(gradients(flow, memory, x), gradients(flow, "store", x)) < 1e-4
+
+
+@pytest.mark.parametrize("memory", ["recompute", "invert"])
+def test_no_rows_are_no_error(memory):
+    assert all(g.numel() == 0 or not g.any() for g in gradients(deep(2), memory, torch.randn(0, 6))[:1])

@@ -110,6 +110,17 @@ def test_a_fit_runs_loops_unless_told_not_to(monkeypatch):
     assert not dispatch.kernels_in_use()
 
 
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_is_right_where_exponentials_end(dtype):
+    x = torch.cat([torch.linspace(-800, 800, 20001), torch.linspace(40, 60, 2001), torch.tensor([1e-30, -0.0])]).to(
+        dtype
+    )
+    (found,) = RecordedLoop(lambda x: (x.tanh(),), (None,))(x)
+    assert (found - x.tanh()).abs().max() <= 4 * torch.finfo(dtype).eps
+    assert found.abs().max() <= 1
+
+
 def test_what_is_not_elementwise_is_refused():
     with pytest.raises(NotImplementedError, match="sum"):
         RecordedLoop(lambda x: (x.sum(0, keepdim=True),), (None,)).source(torch.float32)

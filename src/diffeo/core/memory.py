@@ -20,13 +20,14 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from diffeo.core.transform import Transform
 from diffeo.functional import Context, once, random_state, replayed
 from diffeo.kernels.dispatch import kernels_in_use, using
-from diffeo.kernels.private import Dropout, all_modules, version, weights_of
+from diffeo.kernels.private import Dropout, all_modules, has_hooks, version, weights_of
 
 POLICIES = ("store", "recompute", "invert")
 SEGMENT = 8  # parts between anchors
@@ -39,10 +40,10 @@ Run = Callable[[int, Tensor, Context], Pair]  # one part of the chain by number,
 class Rebuilt(NamedTuple):
     """An input found from its output, and the way from one to the other once more, for autograd to follow."""
 
-    x: Tensor  # whose numbers need not be there before gradients are
+    x: Tensor  # its numbers may be there only once gradients were computed
     leaves: tuple[Tensor, ...]  # what the graph starts from
     z: Tensor
-    logdet: Tensor  # for its graph alone
+    logdet: Tensor  # only its graph counts, its numbers may be anything
     join: Callable[[tuple[Tensor, ...]], Tensor]  # the gradient of x from those of the leaves
 
 
@@ -71,14 +72,14 @@ def run_parts(parts: Sequence[Transform], run: Run, x: Tensor, contexts: Sequenc
         if torch.compiler.is_compiling():
             pair = cast(Pair, checkpoint(_run_all, some, run, x, here, use_reentrant=False))
         elif memory == "recompute":
-            kernels, owned = kernels_in_use(), _own(some)  # also when it runs again, wherever that is
-            pair = cast(Pair, checkpoint(_run_with, kernels, owned, some, run, x, here, use_reentrant=False))
+            kernels, before = kernels_in_use(), list[_Owned]()  # also when it runs again, wherever that is
+            pair = cast(Pair, checkpoint(_run_with, kernels, before, some, run, x, here, use_reentrant=False))
         else:
             leaves, structure = tree_flatten(list(here))
             owned = _own(some)
             weights = [p for one in owned for p in one.weights]
             apply = cast(Callable[..., Pair], _Segment.apply)  # pyright: ignore[reportUnknownMemberType]
-            pair = apply(some, owned, run, structure, len(leaves), x, *leaves, *weights)
+            pair = apply(some, [one.drops for one in owned], run, structure, len(leaves), x, *leaves, *weights)
         out.append(pair)
         x = pair[0]
     return out
@@ -102,22 +103,38 @@ def _own(parts: dict[int, Transform]) -> list[_Owned]:
     return owned
 
 
-def _check_weights(before: list[_Owned], parts: dict[int, Transform], policy: str) -> None:
-    """What runs again would find other weights than the first time, and wrong gradients without a word."""
-    for old, new in zip(before, _own(parts), strict=True):
-        if old.versions != new.versions or [id(w) for w in old.weights] != [id(w) for w in new.weights]:
+def _own_still(before: list[_Owned], parts: dict[int, Transform], policy: str) -> list[_Owned]:
+    """What parts have now. Weights that have changed are refused: running again would give wrong gradients silently."""
+    now = _own(parts)
+    for old, new in zip(before, now, strict=True):
+        same = len(old.weights) == len(new.weights)
+        if not same or not all(map(_is_same, old.weights, old.versions, new.weights, new.versions)):
             raise RuntimeError(
                 f"Chain(memory={policy!r}): the weights have changed since the forward pass: by a step of an optimizer "
                 "before the backward pass, or with the end of a functional_call; set memory = 'store'"
             )
+    return now
+
+
+def _is_same(old: Tensor, before: int, new: Tensor, now: int) -> bool:
+    if old is new:
+        return before == now
+    # weights spread over processes come and go as other tensors
+    if not {type(old), type(new)} <= {Tensor, Parameter} or not old.untyped_storage().size():
+        return True
+    return old.shape == new.shape and torch.equal(old, new)
 
 
 def _run_with(
-    kernels: bool, owned: list[_Owned], parts: dict[int, Transform], run: Run, x: Tensor, contexts: Sequence[Context]
+    kernels: bool, before: list[_Owned], parts: dict[int, Transform], run: Run, x: Tensor, contexts: Sequence[Context]
 ) -> Pair:
-    _check_weights(owned, parts, "recompute")
+    if before:  # for the second time
+        _own_still(before, parts, "recompute")
     with using(kernels):
-        return _run_all(parts, run, x, contexts)
+        pair = _run_all(parts, run, x, contexts)
+    if not before:  # some parts find their first weights when they run
+        before.extend(_own(parts))
+    return pair
 
 
 def _run_all(
@@ -138,7 +155,7 @@ class _Segment(torch.autograd.Function):
     def forward(
         ctx: Any,
         parts: dict[int, Transform],
-        owned: list[_Owned],
+        drops: list[bool],
         run: Run,
         structure: Any,
         n_leaves: int,
@@ -146,18 +163,18 @@ class _Segment(torch.autograd.Function):
         *rest: Any,
     ) -> Pair:
         contexts = tree_unflatten(rest[:n_leaves], structure)
-        ctx.numbers, ctx.parts, ctx.owned = list(parts), list(parts.values()), owned
+        ctx.numbers, ctx.parts = list(parts), list(parts.values())
         ctx.run, ctx.structure, ctx.n_leaves = run, structure, n_leaves
-        states: list[Any] = [() if one.drops else None for one in owned]
+        states: list[Any] = [() if some else None for some in drops]
         z, total = _run_all(parts, run, x, contexts, states)
-        ctx.random = states
+        ctx.random, ctx.owned = states, _own(parts)
         ctx.save_for_backward(x, z, *(t for t in rest[:n_leaves] if isinstance(t, Tensor)))
         ctx.others = [... if isinstance(t, Tensor) else t for t in rest[:n_leaves]]
         return z.view_as(z), total
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, g_logdet: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        _check_weights(ctx.owned, dict(zip(ctx.numbers, ctx.parts, strict=True)), "invert")
+        ctx.owned = _own_still(ctx.owned, dict(zip(ctx.numbers, ctx.parts, strict=True)), "invert")
         with torch.no_grad():
             grads = _Segment.pull(ctx, g, g_logdet)
         x, z, *tensors = ctx.saved_tensors
@@ -184,6 +201,8 @@ def _rebuild(ctx: Any, x: Tensor, z: Tensor, leaves: list[Any], g: Tensor, g_log
     for i in reversed(range(1, len(ctx.parts))):
         z, g = walk.rebuild(i, z, g, g_logdet)
     again, g = walk.differentiate(0, x, g, g_logdet)
+    if not again.numel():
+        return walk.gradients(g)
     error = ((z - again).abs() / (1 + again.abs())).amax()
     if bool(error <= TOLERANCE.get(x.dtype, 1e-2)):
         return walk.gradients(g)
@@ -223,7 +242,7 @@ class _Walk:
         part, context = self.ctx.parts[i], self.contexts[i]
         role: Any = part
         found: Rebuilt | None = None
-        if isinstance(role, Rebuildable):
+        if isinstance(role, Rebuildable) and not has_hooks(part):
             with replayed(self.ctx.random[i], z):
                 found = role.rebuild(z, context)
         if found is None:

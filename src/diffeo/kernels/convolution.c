@@ -23,8 +23,8 @@ static void border(const real *x, Strides s, long channels, long planes, long he
     }
 }
 
-/* Weights and biases of the perceptron in between, in `room`, which has as many numbers as it. It sees the numbers around
-   a place, channels last; nine outputs belong to each of the last convolution, of which the one in the middle has the
+/* Weights and biases of the perceptron in between, in `room` for as many numbers. It sees what is around a place,
+   channels last; nine outputs belong to each of the last convolution, of which the one in the middle has the
    bias. */
 static void as_perceptron(int L, const long *widths, const real *const *weights, const real *const *biases, real *room,
                           const real **as_weights, const real **as_biases) {
@@ -149,11 +149,11 @@ static void pull_answer(long p, long count, long height, long width, int L, cons
     spread(pulled + i * places * apart, apart, channels, 1, height, width, 1, sum, to + (p + i) * ts.picture, ts);
 }
 
-/* out = the net at `pictures` x, of (channels, height, width) numbers, by its strides. `widths` are those of the perceptron
-   in between, of which the first and last are 9 times the channels; `weights` and `biases` are those of the convolutions;
-   `shift`, if given, is added to what comes out of the first, a row for each picture; `inner`, if given, receives what
-   goes into the last activation; `room` is for as many numbers as the perceptron has. Returns 0, or 1 where there is not
-   enough memory. */
+/* out = the net at `pictures` x, of (channels, height, width) numbers, by its strides. `widths` are those of the
+   perceptron in between, of which the first and last are 9 times the channels; `weights` and `biases` are those of the
+   convolutions; `shift`, if given, is added to what comes out of the first, a row for each picture; `inner`, if given,
+   receives what goes into the last activation; `room` is for as many numbers as the perceptron has. Returns 0, or 1
+   where there is not enough memory. */
 int convolve(long pictures, long height, long width, int L, const long *widths, const real *x, const Strides *xs,
              const real *shift, const real *const *weights, const real *const *biases, real *room, real *inner,
              real *out, const Strides *os, long planes, int threads) {
@@ -180,16 +180,16 @@ int convolve(long pictures, long height, long width, int L, const long *widths, 
       const long count = min_of(group, pictures - p);
       answer(p, count, height, width, L, layers, &own, x, *xs, shift, around, all, apart);
       for (long i = 0; i < count; i++)
-        spread(all + i * places * apart, apart, out_channels, planes, height, width, 0, sum, out + (p + i) * os->picture,
-               *os);
+        spread(all + i * places * apart, apart, out_channels, planes, height, width, 0, sum,
+               out + (p + i) * os->picture, *os);
     }
   }
   return failed;
 }
 
 /* Gradients from that of out, by its strides: `g_x`; `g_shift`, zeros before, if given; and in `g_layers` those of all
-   weights, then of all biases. `room` is for as many numbers as the perceptron has, `total`, once, and for each share of
-   the pictures. */
+   weights, then of all biases. `room` is for as many numbers as the perceptron has, `total`, once, and for each share
+   of the pictures. */
 int convolve_backward(long pictures, long height, long width, int L, const long *widths, const real *x,
                       const Strides *xs, const real *shift, const real *const *weights, const real *const *biases,
                       real *room, real *inner, const real *g_out, const Strides *gs, long planes, real *g_x,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffeo.kernels import process
 from diffeo.kernels.dispatch import can_read, can_run
-from diffeo.kernels.perceptron import WIDEST, WORK, Sizes, is_available, require, share_out, sizes_of
+from diffeo.kernels.perceptron import WIDEST, WORK, Sizes, is_available, require, share_out, sizes_of, split_like
 
 TAPS = 9
 LARGEST = 1 << 22  # numbers for the places around, which a thread keeps for a whole picture
@@ -34,7 +34,7 @@ class Convolution(NamedTuple):
 
 
 def fits(whole: Convolution) -> bool:
-    """Whether this one runs as one operation, where it `may_run`; wrong shapes are left to layers, which name them."""
+    """Whether this one runs as one operation, if x `may_run` so; wrong shapes are left to layers, which name them."""
     x, shift, weights, biases = whole
     if not can_run(x, *weights, *biases, *(() if shift is None else (shift,))):
         return False
@@ -161,7 +161,7 @@ class Differentiable(torch.autograd.Function):
             )
         run = _backward if compiling else _run_backward
         g_x, g_shift, flat = run(x, shift, layers[:3], layers[3:], inner, grad.to(x.dtype))
-        return None, g_x, g_shift if ctx.shifted else None, *take_apart(flat, layers)
+        return None, g_x, g_shift if ctx.shifted else None, *split_like(flat, layers)
 
 
 def run_plainly(x: Tensor, shift: Tensor | None, layers: Sequence[Tensor], planes: int) -> Tensor:
@@ -195,11 +195,6 @@ def pull_plainly(
     options: Any = {"create_graph": torch.is_grad_enabled(), "allow_unused": True, "materialize_grads": True}
     found = iter(torch.autograd.grad(ends, wanted, starts, **options))
     return tuple(None if t is None else next(found) for t in inputs)
-
-
-def take_apart(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Numbers one after the other as tensors of these shapes."""
-    return [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in like]), like, strict=True)]
 
 
 def sizes_in(library: Any, weights: Sequence[Tensor]) -> Sizes:

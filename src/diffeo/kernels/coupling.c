@@ -19,7 +19,7 @@ static void copy_channels(Event e, long p, long first, long count, real *y) {
     }
 }
 
-/* z, one picture after the other, and the log-det, as `convolve` gives parameters; `params`, if given, receives these */
+/* z, one picture after the other, and the log-det; `params`, if given, receives the parameters as `convolve` does */
 int couple(long pictures, const Event *event, int L, const long *widths, const real *shift, const real *const *weights,
            const real *const *biases, real *room, real *inner, real *params, real *z, real *logdet, int threads) {
   const Event e = *event;
@@ -65,6 +65,23 @@ int couple(long pictures, const Event *event, int L, const long *widths, const r
 }
 
 #ifndef NO_PULL
+/* gradients of what changes in picture p, given x of it: to g_x, and, of its parameters, with borders, to `beyond` */
+static void pull_picture(Event g, long p, const real *x, const real *params, real slope, real *g_here, real *slopes,
+                         real *g_set, real *g_x, real *beyond, long changed) {
+  const long places = g.height * g.width, n = changed * places, all = changed * g.planes;
+  const Strides by_plane = {all * places, places, n, g.width, 1};
+  copy_channels(g, p, g.b, changed, g_here);
+  for (long m = 0; m < n; m++) slopes[m] = slope;
+  pull(n, 0, n, x, params, g_here, slopes, g_x, g_set);
+  border(g_set, by_plane, all, g.planes, g.height, g.width, beyond);
+}
+
+/* to += what comes straight from the channels that the net sees */
+static void add_seen(Event g, long p, long seen, real *g_here, real *to) {
+  copy_channels(g, p, g.a, seen, g_here);
+  for (long m = 0; m < seen * g.height * g.width; m++) to[m] += g_here[m];
+}
+
 /* Gradients from those of z and the log-det: `g_x`, one picture after the other, and the others as in
    `convolve_backward`. */
 int couple_backward(long pictures, const Event *event, int L, const long *widths, const real *shift,
@@ -75,7 +92,7 @@ int couple_backward(long pictures, const Event *event, int L, const long *widths
   const long places = e.height * e.width, bordered = (e.height + 2) * (e.width + 2), whole = e.channels * places;
   const long seen = widths[0] / 9, all = widths[L] / 9, changed = all / e.planes, n = changed * places;
   const long apart = stride(widths[0]), size = (pictures + shares - 1) / shares;
-  const Strides by_plane = {all * places, places, n, e.width, 1}, plain = {whole, places, 0, e.width, 1};
+  const Strides plain = {whole, places, 0, e.width, 1};
   real *sums = room + total;
   const real *as_weights[L], *as_biases[L];
   as_perceptron(L, widths, weights, biases, room, as_weights, as_biases);
@@ -105,19 +122,12 @@ int couple_backward(long pictures, const Event *event, int L, const long *widths
         const long count = min_of(group, end - p);
         for (long i = 0; i < count; i++) {
           copy_channels(e, p + i, e.b, changed, here);
-          copy_channels(g, p + i, e.b, changed, g_here);
-          for (long m = 0; m < n; m++) slopes[m] = g_logdet[(p + i) * g_apart];
-          pull(n, 0, n, here, params + (p + i) * all * places, g_here, slopes, g_x + (p + i) * whole + e.b * places,
-               g_set);
-          border(g_set, by_plane, all, e.planes, e.height, e.width, beyond + i * bordered * all);
+          pull_picture(g, p + i, here, params + (p + i) * all * places, g_logdet[(p + i) * g_apart], g_here, slopes,
+                       g_set, g_x + (p + i) * whole + e.b * places, beyond + i * bordered * all, changed);
         }
-        pull_answer(p, count, e.height, e.width, L, layers, mine, e.x + e.a * e.strides.channel, e.strides, shift, around,
-                    beyond, pulled, sum, g_weights, g_biases, g_shift, g_x + e.a * places, plain);
-        for (long i = 0; i < count; i++) {
-          real *to = g_x + (p + i) * whole + e.a * places;
-          copy_channels(g, p + i, e.a, seen, g_here);
-          for (long m = 0; m < seen * places; m++) to[m] += g_here[m];
-        }
+        pull_answer(p, count, e.height, e.width, L, layers, mine, e.x + e.a * e.strides.channel, e.strides, shift,
+                    around, beyond, pulled, sum, g_weights, g_biases, g_shift, g_x + e.a * places, plain);
+        for (long i = 0; i < count; i++) add_seen(g, p + i, seen, g_here, g_x + (p + i) * whole + e.a * places);
       }
     }
   }
@@ -157,16 +167,16 @@ int uncouple_backward(long pictures, const Event *event, int L, const long *widt
     const long own = furnish(forth, L, &ahead, 0), inner = rows * stride(widths[L - 1]);
     const long beside = own + inner + rows * (apart + in_apart) + group * bordered * (seen + all) + lines + 2 * one +
                         (1 + 2 * e.planes) * n;
-    real *at = make_backward_room(rows, L, back, beside, &behind), *found = at + own + inner;
+    real *at = make_backward_room(rows, L, back, beside, &behind);
     failed = !at;
-    if (at) {
-      furnish(forth, L, &ahead, at);
-      forth[L - 2].inner = back[L - 2].inner = at + own;
-    }
+    if (!at) at = room; /* for nothing but sums of addresses */
+    real *found = at + own + inner;
+    if (!failed) furnish(forth, L, &ahead, at);
+    forth[L - 2].inner = back[L - 2].inner = at + own;
     real *pulled = found + rows * apart, *around = pulled + rows * in_apart, *beyond = around + group * bordered * seen;
     real *sum = beyond + group * bordered * all, *here = sum + lines, *g_here = here + one, *slopes = g_here + one;
     real *set = slopes + n, *g_set = set + e.planes * n;
-    for (long k; at && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
+    for (long k; !failed && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
       real *g_weights[L], *g_biases[L];
       start_share(L, widths, total, sums + k * total, g_weights, g_biases);
       const long end = min_of(pictures, (k + 1) * size);
@@ -181,18 +191,12 @@ int uncouple_backward(long pictures, const Event *event, int L, const long *widt
           copy_channels(e, p + i, e.a, seen, x_i + e.a * places);
           copy_channels(e, p + i, e.b, changed, here);
           part(n, 0, n, here, set, x_b, slopes);
-          copy_channels(g, p + i, e.b, changed, g_here);
-          for (long m = 0; m < n; m++) slopes[m] = g_logdet[(p + i) * g_apart];
-          pull(n, 0, n, x_b, set, g_here, slopes, g_x + (p + i) * whole + e.b * places, g_set);
-          border(g_set, by_plane, all, e.planes, e.height, e.width, beyond + i * bordered * all);
+          pull_picture(g, p + i, x_b, set, g_logdet[(p + i) * g_apart], g_here, slopes, g_set,
+                       g_x + (p + i) * whole + e.b * places, beyond + i * bordered * all, changed);
         }
         pull_answer(0, count, e.height, e.width, L, back, behind, z_a, e.strides, shift_p, around, beyond, pulled, sum,
                     g_weights, g_biases, g_shift ? g_shift + p * widths[1] : 0, g_x + p * whole + e.a * places, plain);
-        for (long i = 0; i < count; i++) {
-          real *to = g_x + (p + i) * whole + e.a * places;
-          copy_channels(g, p + i, e.a, seen, g_here);
-          for (long m = 0; m < seen * places; m++) to[m] += g_here[m];
-        }
+        for (long i = 0; i < count; i++) add_seen(g, p + i, seen, g_here, g_x + (p + i) * whole + e.a * places);
       }
     }
   }

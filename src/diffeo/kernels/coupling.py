@@ -24,12 +24,11 @@ from diffeo.kernels.convolution import (
     pull_plainly,
     run_plainly,
     sizes_in,
-    take_apart,
     worth,
 )
 from diffeo.kernels.dispatch import can_read
 from diffeo.kernels.native import c_file
-from diffeo.kernels.perceptron import Sizes, share_out
+from diffeo.kernels.perceptron import Sizes, share_out, split_like
 from diffeo.kernels.scalars import ScalarMap, build_around, identify, is_one_operation, pulls_by_hand
 
 ACTIVATION = "relu"
@@ -176,7 +175,6 @@ def _run_backward(
     g_shift = None if shift is None else event.new_zeros(event.shape[0], layers[3].shape[0])
     room = event.new_empty((1 + shares) * sizes.total)
     held, arguments = _arguments(parts, sizes, event, shift, layers[:3], layers[3:])
-    grad, grad_log = grad.resolve_neg(), grad_log.resolve_neg()
     results = *found, g_x.data_ptr(), None if g_shift is None else g_shift.data_ptr(), g_layers.data_ptr()
     failed = function(
         *(*arguments, room.data_ptr(), *kept, _event(parts, grad), grad_log.data_ptr(), *grad_log.stride()),
@@ -185,7 +183,7 @@ def _run_backward(
     if failed:
         raise MemoryError("coupling: not enough memory for a picture")
     del held
-    return g_x, g_shift, *take_apart(g_layers, layers)
+    return g_x, g_shift, *split_like(g_layers, layers)
 
 
 def _pull_plainly(

@@ -2,7 +2,7 @@
    their gradients. Written before it: `real` and FN. */
 #include <string.h>
 
-/* the diagonal of U, and log-scales in `log_scale`: weight has L below the diagonal, whose own is one, and U above it */
+/* the diagonal of U, and its logarithm: weight has L, with ones on its diagonal, below its own, and U above it */
 static void scales(long n, const real *weight, real bound, real *scale, real *log_scale) {
   for (long i = 0; i < n; i++) log_scale[i] = bound * FN(tanh)(weight[i * n + i] / bound);
   for (long i = 0; i < n; i++) scale[i] = FN(exp)(log_scale[i]);

@@ -31,13 +31,13 @@ def mix(
 ) -> Tensor:
     """z = W diag(exp(s)) (x + c) + b for the channels of every place.
 
-    x is (*batch, C, H, W), W (C, C) or the identity, and s, c and b are (C,) or zero.
+    x is (*batch, C, H, W), W (C, C) or the identity, and s, c and b are (C,) or zero, but W or s is given.
     """
     pictures, layer = _as_pictures(x), (weight, log_scale, shift, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *layer)):
         z: Any = Differentiable.apply(pictures, *layer, None)
     else:
-        z = _mix(pictures, _matrix(pictures, weight, log_scale), shift, bias)
+        z = _mix(pictures, _matrix(weight, log_scale), shift, bias)
     return z.view(x.shape)
 
 
@@ -47,7 +47,7 @@ def unmix(
     """x of which `mix` makes z, (n, C, H · W), and z with a graph from x, without a second computation."""
     with torch.no_grad():
         pictures = _as_pictures(z)
-        matrix = _matrix(pictures, weight, log_scale)
+        matrix = _matrix(weight, log_scale)
         back = torch.linalg.inv_ex(matrix.double())[0].to(z.dtype)  # not finite where there is none, which is checked
         x = _mix(pictures, back, None if bias is None else -bias, None if shift is None else -shift).requires_grad_()
     return x, Differentiable.apply(x, weight, log_scale, shift, bias, pictures)  # pyright: ignore[reportReturnType]
@@ -66,10 +66,10 @@ def _as_pictures(x: Tensor) -> Tensor:
     return pictures if pictures.stride(2) == 1 else pictures.contiguous()
 
 
-def _matrix(x: Tensor, weight: Tensor | None, log_scale: Tensor | None) -> Tensor:
-    """W diag(exp(s)) for pictures x."""
+def _matrix(weight: Tensor | None, log_scale: Tensor | None) -> Tensor:
+    """W diag(exp(s)), of which there is one at least."""
     if log_scale is None:
-        return torch.eye(x.shape[1], dtype=x.dtype) if weight is None else weight
+        return weight  # pyright: ignore[reportReturnType]
     return log_scale.exp().diag() if weight is None else weight * log_scale.exp()
 
 
@@ -79,12 +79,12 @@ class Differentiable(torch.autograd.Function):
         *layer, known = rest
         ctx.save_for_backward(x, *layer)
         weight, log_scale, shift, bias = layer
-        return _mix(x, _matrix(x, weight, log_scale), shift, bias) if known is None else known.detach()
+        return _mix(x, _matrix(weight, log_scale), shift, bias) if known is None else known.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, weight, log_scale, shift, bias = ctx.saved_tensors
-        matrix = _matrix(x, weight, log_scale)
+        matrix = _matrix(weight, log_scale)
         if torch.is_grad_enabled() or not can_read(grad):
             shifted = x if shift is None else x + shift.unsqueeze(1)
             g_x, g_matrix, g_bias = matrix.T @ grad, (grad @ shifted.mT).sum(0), grad.sum((0, 2))
@@ -116,9 +116,9 @@ class Factors(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         if torch.is_grad_enabled() or not can_read(grad, grad_log):
             return _pull_factors(weight, ctx.bound, grad, grad_log), None
-        weight, grad = weight.contiguous(), grad.resolve_neg().contiguous()
+        weight, grad = weight.contiguous(), grad.contiguous()
         found = weight.new_empty(weight.shape)
-        given = grad.data_ptr(), grad_log.resolve_neg().data_ptr()
+        given = grad.data_ptr(), grad_log.data_ptr()
         _require(weight.dtype).factors_backward(len(weight), weight.data_ptr(), ctx.bound, *given, found.data_ptr())
         return found, None
 
@@ -148,7 +148,7 @@ def _mix(x: Tensor, matrix: Tensor, shift: Tensor | None, bias: Tensor | None) -
 def _mix_backward(x: Tensor, matrix: Tensor, shift: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of the matrix and of what is added after it."""
     n, channels, places = x.shape
-    x, grad, matrix = x.resolve_neg(), grad.resolve_neg(), matrix.contiguous()
+    x, matrix = x.resolve_neg(), matrix.contiguous()
     shift = None if shift is None else shift.contiguous()
     grad = grad if grad.stride(2) == 1 else grad.contiguous()
     worth = x.numel() * channels // WORK

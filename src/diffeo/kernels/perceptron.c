@@ -100,7 +100,7 @@ static void activate(long M, long N, const real *x, real *y, long s) {
   }
 }
 
-/* the activation at x and, unless it is known by that, its derivative, in one go since both come of one exponential */
+/* the activation at x and, unless it follows from that, its derivative, in one go since both come of one exponential */
 static void activate_both(long M, long N, const real *x, real *y, real *d, long s) {
   if (SAME_SLOPE) {
     activate(M, N, x, y, s);
@@ -231,7 +231,8 @@ static long furnish(Layer *layers, int L, Room *room, real *at) {
   for (int l = 1; l < L; l++) widest = max_of(widest, layers[l].inputs);
   const long block = block_limit(widest), s = stride(widest), packs = lay_out(layers, L, 0, at);
   for (int l = 0; at && l < L; l++) pack_forward(layers + l);
-  *room = (Room){block, at + packs, at + packs + block * s, at + packs + 2 * block * s};
+  *room = (Room){.block = block};
+  if (at) room->h = at + packs, room->next = room->h + block * s, room->strip = room->next + block * s;
   return packs + block * (2 * s + W);
 }
 

@@ -248,7 +248,7 @@ class Differentiable(torch.autograd.Function):
         else:
             run = _backward if compiling else _run_backward
             g_x, flat = run(x, weights, biases, bounds, inner, grad.to(x.dtype), *ctx.options)
-            gradients = _split(flat, weights, biases)
+            gradients = split_like(flat, [*weights, *biases])
         return None, None, g_x, *gradients, *[None] * len(bounds)
 
 
@@ -257,9 +257,9 @@ def _sort(layers: Sequence[Tensor], count: int) -> tuple[list[Tensor], list[Tens
     return list(layers[:count]), list(layers[count : 2 * count]), list(layers[2 * count :])
 
 
-def _split(flat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
-    layers = (*weights, *biases)
-    return [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in layers]), layers, strict=True)]
+def split_like(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Numbers one after the other as tensors of these shapes."""
+    return [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in like]), like, strict=True)]
 
 
 def _pull_plainly(

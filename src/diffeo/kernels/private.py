@@ -17,6 +17,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor, maybe_current_level
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 from torch.nn.modules import dropout
+from torch.nn.parameter import is_lazy
 
 Dropout = dropout._DropoutNd  # of any number of dims
 
@@ -81,7 +82,7 @@ def weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
 
 def version(t: Tensor) -> int:
     """How often a tensor was changed in place."""
-    return 0 if t.is_inference() else t._version
+    return 0 if is_lazy(t) or t.is_inference() else t._version
 
 
 def has_global_hooks() -> bool:

@@ -94,9 +94,9 @@ static inline real softplus(real x) {
   return x > 20 ? x : FN(log)(u) + (e - (u - 1)) / u;
 }
 
-/* by m = exp(y) - 1, with the bits that the difference loses (Kahan) */
+/* by m = exp(y) - 1, with the bits that the difference loses (Kahan), before exp(y) is so small that it loses some */
 static inline real tangent(real x) {
-  const real y = -2 * FN(fabs)(x), u = FN(exp)(y), m = u == 1 ? y : u == 0 ? -1 : (u - 1) * y / FN(log)(u);
+  const real y = -2 * FN(fabs)(x), u = FN(exp)(y), m = u == 1 ? y : y < -50 ? -1 : (u - 1) * y / FN(log)(u);
   const real positive = -m / (2 + m);
   return x < 0 ? -positive : positive;
 }

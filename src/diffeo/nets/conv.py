@@ -105,7 +105,7 @@ class ConvNet(nn.Module):
         return params.reshape(*batch, *params.shape[1:])
 
     def as_convolution(self, x: Tensor, context: Context) -> convolution.Convolution | None:
-        """What to run as one operation, where that can be, and C `may_run` at x."""
+        """What to run as one operation, where that can be, if x `may_run` so."""
         batch, seen, given = self._seen(x, context)
         return self._as_convolution(seen, given) if batch == x.shape[:-3] else None
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from diffeo.core import Incremental
 from diffeo.functional import Context, as_fixed_event, context_features, context_mask, entries, joined
+from diffeo.kernels import gated, perceptron
+from diffeo.kernels.private import has_hooks
 
 
 class Beside(NamedTuple):
@@ -182,8 +184,16 @@ class WaveNet(nn.Module):
             mask = mask.any(-1, keepdim=True)
             batch = joined(batch, mask.shape[:-2])
             mask = mask.expand(*batch, x.shape[-2], 1).reshape(-1, 1, x.shape[-2])
-        h = self.enter(x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]).mT)
-        counts = None
+        frames = x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
+        whole = self._as_gated(frames, mask, given)
+        if whole is None:
+            params = self._layers(frames, mask, given).mT.unflatten(-1, (self.out, self.n_params))
+        else:
+            params = gated.run(whole, self.n_params)
+        return params.reshape(*batch, *params.shape[1:])
+
+    def _layers(self, x: Tensor, mask: Tensor | None, given: Tensor | None) -> Tensor:
+        h, counts = self.enter(x.mT), None
         if mask is not None:  # what comes from outside may be anything there; inside, a product with zero is faster
             h, counts = torch.where(mask, h, 0.0), mask.to(h.dtype)
             given = torch.where(mask, given, 0.0) if self.known is not None and given is not None else given
@@ -197,8 +207,40 @@ class WaveNet(nn.Module):
             if i < len(self.near) - 1:
                 h = h + kept if counts is None else (h + kept) * counts
             total = share if total is None else total + share
-        params = self.leave(F.relu(total)).mT.unflatten(-1, (self.out, self.n_params))  # pyright: ignore
-        return params.reshape(*batch, *params.shape[1:])
+        return self.leave(F.relu(total))  # pyright: ignore[reportArgumentType] (there is a layer)
+
+    def _as_gated(self, x: Tensor, mask: Tensor | None, given: Tensor | None) -> gated.Gated | None:
+        """What to run as one operation, where that can be; frames beside those of x go through layers."""
+        if type(self) is not WaveNet or self.known is not None or not perceptron.may_run(x):
+            return None
+        layers: list[Any] = [self.enter, *self.near, *self.mix, self.leave]
+        if not all(map(_is_plain, layers)) or type(self.dropout) is not nn.Dropout or has_hooks(self.dropout):
+            return None
+        whole = gated.Gated(
+            x,
+            [layer.weight for layer in layers],
+            [layer.bias for layer in layers],
+            tuple(layer.dilation[0] for layer in layers[1 : 1 + len(self.near)]),
+            None if given is None else given.expand(len(x), -1, 1).squeeze(-1),
+            None if mask is None else mask.expand(len(x), 1, -1).squeeze(1).to(x.dtype),
+            None,
+        )
+        if not gated.fits(whole):
+            return None
+        if not (self.dropout.training and self.dropout.p > 0):
+            return whole
+        # the same numbers at random as those of the layers
+        ones = x.new_ones(len(x), self.hidden, x.shape[1])
+        return whole._replace(dropped=torch.stack([self.dropout(ones) for _ in self.near]).mT)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether it is a convolution with a bias, as wide after it as before, with zeros around, and nothing else."""
+    if not perceptron.is_plain(layer, (nn.Conv1d,)):
+        return False
+    reach = layer.dilation[0] * (layer.kernel_size[0] // 2)  # pyright: ignore
+    settings = layer.stride, layer.padding, layer.groups, layer.padding_mode
+    return settings == ((1,), (reach,), 1, "zeros")
 
 
 class CausalWaveNet(Incremental):

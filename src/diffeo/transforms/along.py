@@ -94,6 +94,8 @@ class Along(Transform, Rebuildable):
             return None
         if has_hooks(self) or not defined_together(type(self), "forward", "inverse", "rebuild"):
             return None
+        if self.transform.event not in (None, (x.shape[-3],)):
+            return None
         one = mixing(self.transform, x.dtype, inverse)
         of_channels = [t for t in one or () if t is not None and t.ndim]
         if one is None or not can_run(x, *of_channels) or any(x.shape[-3] != len(t) for t in of_channels):

@@ -1,0 +1,204 @@
+"""WaveNets in C: the numbers and gradients of their layers, where they can run."""
+
+import pytest
+import torch
+from torch import nn
+
+import diffeo
+from diffeo.kernels import gated, native
+from diffeo.nets import Beside, WaveNet
+
+needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C compiler here")
+# features, scalars, hidden, layers, kernel, dilation, context, sequences, frames
+SIZES = {
+    "glow_tts": (8, 8, 48, 2, 5, 1, 0, 8, 100),
+    "with a context": (5, 3, 20, 3, 3, 1, 4, 3, 77),
+    "dilated": (6, 7, 33, 3, 3, 2, 0, 2, 50),
+    "one layer, one frame": (1, 1, 1, 1, 1, 1, 2, 1, 1),
+    "fewer frames than a kernel": (3, 4, 9, 2, 7, 3, 0, 4, 2),
+    "long": (4, 4, 16, 2, 3, 1, 0, 1, 501),
+}
+TYPES = ((torch.float64, 1e-10), (torch.float32, 2e-3))
+
+
+def example(size, dtype, n_params=2, dropout=0.0):
+    features, out, hidden, layers, kernel, dilation, context, n, frames = SIZES[size]
+    options = {"hidden": hidden, "layers": layers, "kernel": kernel, "dilation": dilation, "context": context}
+    torch.manual_seed(0)
+    net = WaveNet(features, out, n_params, dropout=dropout, **options).double()
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.2)
+    x = torch.randn(n, frames, 2 * features, dtype=torch.float64).to(dtype).requires_grad_()
+    given = torch.randn(n, context, dtype=torch.float64).to(dtype).requires_grad_() if context else None
+    mask = torch.arange(frames)[:, None] < torch.arange(frames, frames - n, -1).clamp_min(1)[:, None, None]
+    return net.to(dtype), x, given, mask
+
+
+def entries(given, mask):
+    found = {"features": given, "mask": mask}
+    return {k: v for k, v in found.items() if v is not None} or None
+
+
+def with_gradients(run, *inputs):
+    out = run()
+    return [out, *torch.autograd.grad(out.sin().sum(), [t for t in inputs if t is not None])]
+
+
+def assert_close(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= tolerance * (1 + b.norm())
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How often C ran."""
+    counts, run = [], gated._run
+    monkeypatch.setattr(gated, "_run", lambda *args: counts.append(args) or run(*args))
+    return counts
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("n_params", [1, 2])
+def test_nets_give_the_numbers_and_gradients_of_their_layers(size, masked, n_params, runs):
+    for dtype, tolerance in TYPES:
+        net, x, given, mask = example(size, dtype, n_params)
+        context, half = entries(given, mask if masked else None), x.shape[-1] // 2
+        there = mask.unsqueeze(-1) if masked else 1  # what padding gives is for nobody
+        for seen in (slice(half), slice(half, None), slice(None, None, 2)):
+            expected = with_gradients(lambda: net(x[..., seen], context) * there, x, given, *net.parameters())  # noqa: B023
+            with diffeo.compiled_kernels():
+                runs.clear()
+                found = with_gradients(lambda: net(x[..., seen], context) * there, x, given, *net.parameters())  # noqa: B023
+                assert len(runs) == 1
+                with torch.no_grad():
+                    assert torch.equal(net(x[..., seen], context) * there, found[0])
+            assert_close(found, expected, tolerance)
+
+
+@needs_compiler
+def test_dropout_drops_what_layers_drop(runs):
+    net, x, given, mask = example("with a context", torch.float64, dropout=0.3)
+
+    def drawn():
+        torch.manual_seed(1)
+        context = entries(given, mask)
+        return with_gradients(lambda: net(x[..., :5], context) * mask.unsqueeze(-1), x, given, *net.parameters())
+
+    expected = drawn()
+    with diffeo.compiled_kernels():
+        assert_close(drawn(), expected, 1e-10)
+        assert runs
+        net.eval()
+        evaluated = drawn()
+    assert_close(evaluated, drawn(), 1e-10)
+
+
+@needs_compiler
+def test_padding_may_hold_anything(runs):
+    net, x, given, mask = example("with a context", torch.float32)
+    spoiled = torch.where(mask, x, float("nan")).detach().requires_grad_()
+
+    def run(t):
+        return with_gradients(
+            lambda: torch.where(mask.unsqueeze(-1), net(t[..., :5], entries(given, mask)), 0.0), t, given
+        )
+
+    with diffeo.compiled_kernels():
+        found, expected = run(spoiled), run(x)
+    assert runs
+    assert_close(found, expected, 0.0)
+
+
+@needs_compiler
+def test_couplings_of_sequences_have_the_gradients_of_their_parts(runs):
+    net, x, given, mask = example("glow_tts", torch.float64)
+    layer = diffeo.Coupling(torch.arange(16) < 8, net, diffeo.Affine(bound=2.0), dim=-1, event_ndim=2)
+    for policy in ("store", "invert"):
+        chain = diffeo.Chain(layer, diffeo.Along(diffeo.ActNorm(16), -1, 2), memory=policy)
+        results = []
+        for kernels in (False, True):
+            with diffeo.compiled_kernels(kernels):
+                z, logdet = chain(x, entries(given, mask))
+                loss = z.sin().sum() + logdet.cos().sum()
+                results.append([z, logdet, *torch.autograd.grad(loss, [x, *layer.parameters()])])
+        assert_close(*reversed(results), 1e-9)
+    assert runs
+
+
+@needs_compiler
+def test_second_derivatives_and_many_gradients_at_once(runs):
+    net, x, given, mask = example("with a context", torch.float64)
+
+    def value():
+        return net(x[..., :5], entries(given, mask)) * mask.unsqueeze(-1)
+
+    def curvature():
+        (slope,) = torch.autograd.grad(value().sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), [x, given, *net.parameters()], materialize_grads=True)
+
+    many = torch.randn(2, *value().shape, dtype=torch.float64)
+    expected = [*curvature(), *torch.autograd.grad(value(), x, many, is_grads_batched=True)]
+    with diffeo.compiled_kernels():
+        found = [*curvature(), *torch.autograd.grad(value(), x, many, is_grads_batched=True)]
+    assert runs
+    assert_close(found, expected, 1e-10)
+
+
+def _subclass(net):
+    class Other(WaveNet):
+        pass
+
+    net.__class__ = Other
+
+
+def _hook(net):
+    net.mix[0].register_forward_hook(lambda *_: None)
+
+
+def _norm(net):
+    nn.utils.parametrizations.weight_norm(net.near[0])
+
+
+def _reflect(net):
+    net.near[0].padding_mode = "reflect"
+    net.near[0]._reversed_padding_repeated_twice = [1, 1]
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [_subclass, _hook, _norm, _reflect])
+def test_what_is_no_plain_net_runs_layer_by_layer(change, runs):
+    net, x, given, mask = example("with a context", torch.float32)
+    change(net)
+    expected = net(x[..., :5], entries(given, mask))
+    with diffeo.compiled_kernels():
+        found = net(x[..., :5], entries(given, mask))
+    assert not runs
+    assert torch.equal(found, expected)
+
+
+@needs_compiler
+def test_frames_beside_run_layer_by_layer(runs):
+    net = WaveNet(2, 2, 2, hidden=8, beside=Beside("mel", 3, 2.0))
+    with diffeo.compiled_kernels():
+        net(torch.randn(5, 9, 2), {"mel": torch.randn(5, 5, 3)})
+    assert not runs
+
+
+@needs_compiler
+def test_wrong_sizes_are_named_by_layers(runs):
+    net, x, given, mask = example("with a context", torch.float32)
+    with diffeo.compiled_kernels(), pytest.raises(RuntimeError, match="expected input"):
+        net(x, entries(given, mask))
+    assert not runs
+
+
+@needs_compiler
+def test_vmap_is_left_to_layers(runs):
+    net, x, *_ = example("glow_tts", torch.float32)
+    expected = net(x[..., :8])
+    with diffeo.compiled_kernels():
+        assert torch.allclose(torch.vmap(net)(x[..., :8]), expected, atol=1e-5)
+    assert not runs
