@@ -129,6 +129,32 @@ def test_couplings_of_sequences_have_the_gradients_of_their_parts(runs):
 
 
 @needs_compiler
+@pytest.mark.parametrize("size", ["with a context", "dilated"])
+def test_compiled_couplings_run_it_too(size):
+    net, x, given, mask = example(size, torch.float32)
+    features = net.enter.in_channels
+    layer = diffeo.Coupling(
+        torch.arange(features + net.out) < features, net, diffeo.Affine(bound=2.0), dim=-1, event_ndim=2
+    )
+    x = torch.randn(*x.shape[:2], features + net.out, requires_grad=True)
+
+    def results():
+        z, logdet = layer(x, entries(given, mask))
+        loss = z.sin().sum() + logdet.cos().sum()
+        with torch.no_grad():
+            back, _ = layer.inverse(z.detach(), entries(given, mask))
+        return [z, logdet, back, *torch.autograd.grad(loss, [x, *layer.parameters()])]
+
+    expected = results()
+    layer.compile()
+    with torch.profiler.profile() as profile:
+        found = results()
+    names = {event.key for event in profile.key_averages()}
+    assert {"diffeo::gated", "diffeo::gated_backward"} <= names
+    assert_close(found, expected, 2e-3)
+
+
+@needs_compiler
 def test_second_derivatives_and_many_gradients_at_once(runs):
     net, x, given, mask = example("with a context", torch.float64)
 

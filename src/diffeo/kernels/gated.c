@@ -3,7 +3,7 @@
    Written before it: tiles.c. Frames lie one after the other, each with all its channels, so that the numbers which a
    convolution sees are one run of memory, and the product reads them where they are. Threads take blocks of frames, and
    wait for one another after each layer. */
-#define BLOCK 48 /* frames, a multiple of the rows of a tile */
+#define BLOCK 64 /* frames that a thread takes at once, about */
 
 typedef struct {
   long sequences, frames, inputs, hidden, layers, taps, outputs, planes;
@@ -42,18 +42,29 @@ static Shape shape_of(const Stack *s) {
 static void pack(const real *w, long halves, long half, long wide, long inputs, long deep, long taps, int turned,
                  long n, real *p) {
   const long across = turned ? halves * wide : deep, columns = min_of(W, (turned ? inputs : halves * wide) - n);
-  memset(p, 0, taps * across * W * sizeof(real));
-  for (long part = 0; part < halves; part++)
+  if (turned) memset(p, 0, taps * across * W * sizeof(real));
+  for (long part = 0; turned && part < halves; part++)
     for (long o = 0; o < half; o++) {
       const real *from = w + (part * half + o) * inputs * taps;
-      const long column = part * wide + o;
-      if (turned)
-        for (long j = 0; j < columns; j++)
-          for (long tap = 0; tap < taps; tap++)
-            p[((taps - 1 - tap) * across + column) * W + j] = from[(n + j) * taps + tap];
-      else if (column >= n && column < n + W)
-        for (long i = 0; i < inputs; i++)
-          for (long tap = 0; tap < taps; tap++) p[(tap * across + i) * W + column - n] = from[i * taps + tap];
+      for (long j = 0; j < columns; j++)
+        for (long tap = 0; tap < taps; tap++)
+          p[((taps - 1 - tap) * across + part * wide + o) * W + j] = from[(n + j) * taps + tap];
+    }
+  if (turned) return;
+  int from[W], whole = 1; /* rows of weights, of which the columns are written together */
+  for (long j = 0; j < W; j++) {
+    const long part = (n + j) / wide, o = (n + j) % wide;
+    from[j] = j < columns && o < half ? (part * half + o) * inputs * taps : -1;
+    whole &= from[j] >= 0;
+  }
+  for (long k = 0; k < inputs; k++)
+    for (long tap = 0; tap < taps; tap++) {
+      real *to = p + (tap * across + k) * W;
+      const real *at = w + k * taps + tap;
+      if (whole)
+        for (long j = 0; j < W; j++) to[j] = at[from[j]];
+      else
+        for (long j = 0; j < W; j++) to[j] = from[j] < 0 ? 0 : at[from[j]];
     }
 }
 
@@ -97,11 +108,12 @@ static void read_frames(const Stack *s, Shape f, long b, long t, long M, real *t
   }
 }
 
-static inline real squash(real x) { /* tanh; infinities too */
-  const real e = FN(exp)(-2 * (x < 0 ? -x : x)), t = (1 - e) / (1 + e);
+/* tanh and the logistic function; exponentials that overflow or vanish would be computed one by one */
+static inline real squash(real x) {
+  const real y = x < 0 ? -x : x, e = FN(exp)(y > 20 ? -40 : -2 * y), t = (1 - e) / (1 + e);
   return x < 0 ? -t : t;
 }
-static inline real sigmoid(real x) { return 1 / (1 + FN(exp)(-x)); }
+static inline real sigmoid(real x) { return 1 / (1 + FN(exp)(x < -80 ? 80 : x > 80 ? -80 : -x)); }
 
 /* the next n numbers of a room; only counted where there is none */
 static real *next(real *room, long *used, long n) {
@@ -185,6 +197,9 @@ static long furnish_behind(const Stack *s, Shape f, int threads, real *room, Beh
   r->own = next(room, &used, threads * r->own_size);
   return used;
 }
+
+/* numbers of a vector, of which rows have a multiple */
+long vector_size(void) { return V; }
 
 /* how many numbers are kept, or held by two layers in turn; and how much room either pass needs */
 long kept_size(const Stack *s, int keep) {
@@ -498,14 +513,24 @@ void gated_backward(const Stack *s, real *kept, real *room, const real *g_out, l
 #endif
     add_rows(all, H, r.g_h, H, r.of_enter);
 #ifdef _OPENMP
+#pragma omp for schedule(dynamic) nowait
+#endif
+    for (long i = 0; i < L * wide; i++) { /* as the weights lie, some outputs at once, whose gradients are neighbours */
+      const long l = i / wide, n = i % wide * W, end = min_of(n + W, f.both);
+      for (long c = 0; c < D * taps; c++) {
+        const real *from = r.g_near + ((l * taps + c % taps) * H + c / taps) * f.both;
+        for (long column = n; column < end; column++) {
+          const long o = column / H * D + column % H;
+          if (column % H < D) to_near[((l * 2 * D + o) * D) * taps + c] = from[column];
+        }
+      }
+    }
+#ifdef _OPENMP
 #pragma omp for schedule(dynamic, 16) nowait
 #endif
-    for (long i = 0; i < L * 2 * D; i++) { /* as the weights lie */
+    for (long i = 0; i < L * 2 * D; i++) {
       const long l = i / (2 * D), o = i % (2 * D), column = o % D + o / D * H;
-      real *to = to_near + i * D * taps, sum = 0;
-      for (long c = 0; c < D; c++)
-        for (long tap = 0; tap < taps; tap++)
-          to[c * taps + tap] = r.g_near[((l * taps + tap) * H + c) * f.both + column];
+      real sum = 0;
       for (long b = 0; b < s->sequences; b++) {
         const real one = r.g_shift[(l * s->sequences + b) * f.both + column];
         sum += one;

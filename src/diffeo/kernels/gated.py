@@ -20,6 +20,7 @@ from diffeo.kernels.convolution import pull_plainly
 from diffeo.kernels.dispatch import can_read, can_run
 from diffeo.kernels.native import c_file, prelude, tiles
 from diffeo.kernels.perceptron import WIDEST, WORK, split_like
+from diffeo.kernels.private import mark_constant
 
 
 class Gated(NamedTuple):
@@ -44,8 +45,7 @@ class Gated(NamedTuple):
 def fits(whole: Gated) -> bool:
     """Whether this one runs as one operation, if x `may_run` so; wrong shapes are left to layers, which name them."""
     x, weights, biases, apart, given, _, dropped = whole
-    # compilers have operations of their own for it
-    if torch.compiler.is_dynamo_compiling() or not can_run(x, *weights, *biases, *whole.optional):
+    if not can_run(x, *weights, *biases, *whole.optional):
         return False
     layers, (hidden, channels, one), taps = len(apart), weights[0].shape, weights[1].shape[2]
     near = [(2 * hidden, hidden, taps)] * layers
@@ -57,30 +57,96 @@ def fits(whole: Gated) -> bool:
         return False
     if given is not None and given.shape != (len(x), 2 * hidden * layers):
         return False
-    return (dropped is None or dropped.shape == (layers, *x.shape[:2], hidden)) and _library(x.dtype) is not None
+    return (dropped is None or dropped.shape == (layers, *x.shape[:2], hidden)) and is_available(x.dtype)
 
 
 def run(whole: Gated, planes: int) -> Tensor:
     """Its value, (n, T, out / planes, planes), laid out (planes, n, T, out / planes); for what `fits`."""
-    inputs = [whole.x, *whole.weights, *whole.biases, *whole.optional]
+    x, weights, biases, apart, *optional = whole
+    inputs = [x, *weights, *biases, *whole.optional]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        x, weights, biases, apart, given, counts, dropped = whole
-        found: Any = Differentiable.apply(planes, apart, counts, dropped, x, given, *weights, *biases)
+        given, *rest = optional
+        found: Any = Differentiable.apply(planes, apart, *rest, x, given, *weights, *biases)
         return found
-    return _run(whole, planes, False)[0]
+    call: Any = _forward if torch.compiler.is_compiling() else _run
+    return call(x, list(weights), list(biases), list(apart), *optional, planes, False)[0]
 
 
-def _run(whole: Gated, planes: int, keep: bool) -> tuple[Tensor, Tensor]:
+# not `torch.library.custom_op`, which checks every call for aliases
+_LIBRARY = torch.library.Library("diffeo", "FRAGMENT")
+_INPUTS = "Tensor x, Tensor[] weights, Tensor[] biases, int[] apart, Tensor? given, Tensor? counts, Tensor? dropped"
+_LIBRARY.define(f"gated({_INPUTS}, int planes, bool keep) -> (Tensor, Tensor)")
+_LIBRARY.define(f"gated_backward({_INPUTS}, Tensor kept, Tensor grad) -> (Tensor, Tensor, Tensor)")
+_forward, _backward = torch.ops.diffeo.gated.default, torch.ops.diffeo.gated_backward.default
+
+
+def _run(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    apart: list[int],
+    given: Tensor | None,
+    counts: Tensor | None,
+    dropped: Tensor | None,
+    planes: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
     """The output, and what a backward pass needs."""
-    x = whole.x
+    whole = Gated(x, weights, biases, tuple(apart), given, counts, dropped)
     stack, held = _stack(whole, planes)
-    library, threads = _require(x.dtype), _threads(whole)
-    at = ctypes.byref(stack)
+    library, threads, at = _require(x.dtype), _threads(whole), ctypes.byref(stack)
     kept, room = x.new_empty(library.kept_size(at, keep)), x.new_empty(library.forward_size(at, threads))
     out = x.new_empty(planes, *x.shape[:2], stack.outputs // planes)
     library.gated_forward(at, keep, kept.data_ptr(), room.data_ptr(), out.data_ptr(), threads)
     del held
-    return out.movedim(0, -1), kept
+    return out.movedim(0, -1), kept if keep else x.new_empty(0)
+
+
+def _run_backward(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    apart: list[int],
+    given: Tensor | None,
+    counts: Tensor | None,
+    dropped: Tensor | None,
+    kept: Tensor,
+    grad: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, of what was given, and, one after the other, of all weights and all biases."""
+    whole = Gated(x, weights, biases, tuple(apart), given, counts, dropped)
+    stack, held = _stack(whole, grad.shape[-1])
+    library, threads, at = _require(x.dtype), _threads(whole), ctypes.byref(stack)
+    of_sequence, of_frame, of_channel, of_plane = grad.stride()
+    room, g_x = x.new_empty(library.backward_size(at, threads)), x.new_empty(x.shape)
+    g_layers = x.new_empty(sum(t.numel() for t in (*weights, *biases)))
+    g_given = x.new_empty(0 if given is None else given.shape)
+    library.gated_backward(
+        *(at, kept.data_ptr(), room.data_ptr(), grad.data_ptr(), of_plane, of_sequence, of_frame, of_channel),
+        *(g_x.data_ptr(), g_layers.data_ptr(), None if given is None else g_given.data_ptr(), threads),
+    )
+    del held
+    return g_x, g_given, g_layers
+
+
+_LIBRARY.impl("gated", _run, "CPU")
+_LIBRARY.impl("gated_backward", _run_backward, "CPU")
+
+
+@torch.library.register_fake("diffeo::gated", lib=_LIBRARY)
+def _(x: Tensor, weights: list[Tensor], biases: Any, apart: list[int], *rest: Any) -> tuple[Tensor, Tensor]:
+    (n, frames, _), (*_, planes, keep), (hidden, *_) = x.shape, rest, weights[0].shape
+    out = x.new_empty(planes, n, frames, weights[-1].shape[0] // planes).movedim(0, -1)
+    unit, border = _require(x.dtype).vector_size(), max(apart) * (weights[1].shape[2] // 2)
+    wide = (hidden + unit - 1) // unit * unit
+    size = n * wide * (len(apart) * (frames + 2 * border + 2 * frames) + frames)
+    return out, x.new_empty(size if keep else 0)
+
+
+@torch.library.register_fake("diffeo::gated_backward", lib=_LIBRARY)
+def _(x: Tensor, weights: list[Tensor], biases: list[Tensor], apart: Any, given: Tensor | None, *_: Any) -> Any:
+    g_layers = x.new_empty(sum(t.numel() for t in (*weights, *biases)))
+    return x.new_empty(x.shape), x.new_empty(0 if given is None else given.shape), g_layers
 
 
 class Differentiable(torch.autograd.Function):
@@ -96,36 +162,30 @@ class Differentiable(torch.autograd.Function):
         *layers: Tensor,
     ) -> Tensor:
         half = len(layers) // 2
-        out, kept = _run(Gated(x, layers[:half], layers[half:], apart, given, counts, dropped), planes, True)
-        ctx.apart = apart
-        ctx.save_for_backward(kept, counts, dropped, x, given, *layers)
+        run = _forward if torch.compiler.is_compiling() else _run
+        net = list(layers[:half]), list(layers[half:]), list(apart)
+        out, kept = run(x, *net, given, counts, dropped, planes, True)
+        ctx.apart, ctx.there = apart, [t is not None for t in (given, counts, dropped)]
+        ctx.save_for_backward(kept, x, *(t for t in (given, counts, dropped) if t is not None), *layers)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        kept, counts, dropped, x, given, *layers = ctx.saved_tensors
-        half, planes = len(layers) // 2, grad.shape[-1]
+        kept, x, *saved = ctx.saved_tensors
+        given, counts, dropped = (saved.pop(0) if there else None for there in ctx.there)
+        half, compiling = len(saved) // 2, torch.compiler.is_compiling()
 
-        def whole(x: Tensor, given: Tensor | None, *layers: Tensor) -> Gated:
-            return Gated(x, layers[:half], layers[half:], ctx.apart, given, counts, dropped)
+        def plainly(x: Tensor, given: Tensor | None, *layers: Tensor) -> Tensor:
+            whole = Gated(x, layers[:half], layers[half:], ctx.apart, given, counts, dropped)
+            return _run_plainly(whole, grad.shape[-1])
 
         none = (None, None, None, None)
         # it is to be differentiated again, or many at once: of operations that can be
-        if torch.is_grad_enabled() or not can_read(grad):
-            pulled = pull_plainly(lambda *inputs: _run_plainly(whole(*inputs), planes), x, given, layers, grad)
-            return *none, *pulled
-        stack, held = _stack(whole(x, given, *layers), planes)
-        library, threads = _require(x.dtype), _threads(whole(x, given, *layers))
-        at, (of_sequence, of_frame, of_channel, of_plane) = ctypes.byref(stack), grad.stride()
-        room = x.new_empty(library.backward_size(at, threads))
-        g_x, g_layers = x.new_empty(x.shape), x.new_empty(sum(t.numel() for t in layers))
-        g_given = None if given is None else x.new_empty(given.shape)
-        library.gated_backward(
-            *(at, kept.data_ptr(), room.data_ptr(), grad.data_ptr(), of_plane, of_sequence, of_frame, of_channel),
-            *(g_x.data_ptr(), g_layers.data_ptr(), None if g_given is None else g_given.data_ptr(), threads),
-        )
-        del held
-        return *none, g_x, g_given, *split_like(g_layers, layers)
+        if torch.is_grad_enabled() or not (compiling or can_read(grad)):
+            return *none, *pull_plainly(plainly, x, given, saved, grad)
+        run, net = _backward if compiling else _run_backward, (saved[:half], saved[half:], list(ctx.apart))
+        g_x, g_given, g_layers = run(x, *net, given, counts, dropped, kept, grad.to(x.dtype))
+        return *none, g_x, None if given is None else g_given, *split_like(g_layers, saved)
 
 
 def _run_plainly(whole: Gated, planes: int) -> Tensor:
@@ -182,6 +242,12 @@ def _threads(whole: Gated) -> int:
     return process.threads(products // WORK)
 
 
+@mark_constant
+def is_available(dtype: torch.dtype) -> bool:
+    """Whether there is a library for numbers of a dtype."""
+    return _library(dtype) is not None
+
+
 def _require(dtype: torch.dtype) -> Any:
     library = _library(dtype)
     if library is None:
@@ -196,6 +262,7 @@ def _library(dtype: torch.dtype) -> Any:
     if library is None:
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
+    library.vector_size.restype = long
     for size in (library.kept_size, library.forward_size, library.backward_size):
         size.argtypes, size.restype = [pointer, flag], long
     library.gated_forward.argtypes = [pointer, flag, *[pointer] * 3, flag]

@@ -96,7 +96,8 @@ static inline real softplus(real x) {
 
 /* by m = exp(y) - 1, with the bits that the difference loses (Kahan), before exp(y) is so small that it loses some */
 static inline real tangent(real x) {
-  const real y = -2 * FN(fabs)(x), u = FN(exp)(y), m = u == 1 ? y : y < -50 ? -1 : (u - 1) * y / FN(log)(u);
+  const real a = FN(fabs)(x), y = a > 30 ? -60 : -2 * a, u = FN(exp)(y);
+  const real m = u == 1 ? y : y < -50 ? -1 : (u - 1) * y / FN(log)(u);
   const real positive = -m / (2 + m);
   return x < 0 ? -positive : positive;
 }
