@@ -214,8 +214,8 @@ def told_peer(r: dict[str, Any]) -> str:
     return f"""\
 **Beside another library.** The decoder of Glow-TTS at equal sizes: a step on {BATCH} spectrograms of {FRAMES} frames,
 forward and backward, and the inverse of one of them; ours is prepared for inference (`prepare_inference`), theirs
-stores its inverse matrices. Last layers, which start at zero, have small weights, as after some training. With
-`compiled_kernels`, as in `fit`, and after `compile()`, a WaveNet is one operation in C. Milliseconds, median of {ROUNDS}
+stores its inverse matrices. Last layers, which start at zero, have small weights, as after some training. A WaveNet is
+one operation in C with `compiled_kernels`, as in `fit`, and after `compile()`. Milliseconds, median of {ROUNDS}
 interleaved rounds (extremes), and as a multiple of their time.
 
 {markdown(["preset", "library", "parameters", "step", "one sample"], rows)}"""

@@ -42,7 +42,7 @@ static Shape shape_of(const Stack *s) {
 static void pack(const real *w, long halves, long half, long wide, long inputs, long deep, long taps, int turned,
                  long n, real *p) {
   const long across = turned ? halves * wide : deep, columns = min_of(W, (turned ? inputs : halves * wide) - n);
-  if (turned) memset(p, 0, taps * across * W * sizeof(real));
+  memset(p, 0, taps * across * W * sizeof(real));
   for (long part = 0; turned && part < halves; part++)
     for (long o = 0; o < half; o++) {
       const real *from = w + (part * half + o) * inputs * taps;
