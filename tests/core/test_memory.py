@@ -119,6 +119,11 @@ def test_weights_that_changed_between_the_passes_are_refused(memory):
     loss = -torch.func.functional_call(flow, others, (x,)).mean()
     with pytest.raises(RuntimeError, match="functional_call"):
         loss.backward()
+    frozen = flow.requires_grad_(False)
+    others = {name: p.detach().clone().requires_grad_() for name, p in frozen.named_parameters()}
+    loss = -torch.func.functional_call(frozen, others, (x,)).mean()
+    with pytest.raises(RuntimeError, match="functional_call"):
+        loss.backward()
 
 
 class FoundLate(diffeo.Transform):

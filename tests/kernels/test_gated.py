@@ -79,8 +79,11 @@ def test_nets_give_the_numbers_and_gradients_of_their_layers(size, masked, n_par
 
 
 @needs_compiler
-def test_dropout_drops_what_layers_drop(runs):
-    net, x, given, mask = example("with a context", torch.float64, dropout=0.3)
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_dropout_drops_what_layers_drop(dtype, tolerance, inplace, runs):
+    net, x, given, mask = example("with a context", dtype, dropout=0.3)
+    net.dropout.inplace = inplace
 
     def drawn():
         torch.manual_seed(1)
@@ -89,11 +92,11 @@ def test_dropout_drops_what_layers_drop(runs):
 
     expected = drawn()
     with diffeo.compiled_kernels():
-        assert_close(drawn(), expected, 1e-10)
+        assert_close(drawn(), expected, tolerance)
         assert runs
         net.eval()
         evaluated = drawn()
-    assert_close(evaluated, drawn(), 1e-10)
+    assert_close(evaluated, drawn(), tolerance)
 
 
 @needs_compiler
@@ -218,6 +221,29 @@ def test_wrong_sizes_are_named_by_layers(runs):
     net, x, given, mask = example("with a context", torch.float32)
     with diffeo.compiled_kernels(), pytest.raises(RuntimeError, match="expected input"):
         net(x, entries(given, mask))
+    net.leave = nn.Conv1d(20, 7, 1)  # parameters that are no multiple of two
+    with diffeo.compiled_kernels(), pytest.raises(RuntimeError, match="unflatten"):
+        net(x[..., :5], entries(given, mask))
+    assert not runs
+
+
+@needs_compiler
+def test_gradients_that_are_expanded_and_taken_twice(runs):
+    net, x, *_ = example("glow_tts", torch.float64)
+    expected = torch.autograd.grad(net(x[..., :8]).sum(), [x, *net.parameters()])
+    with diffeo.compiled_kernels():
+        out = net(x[..., :8])
+        for _ in range(2):
+            assert_close(torch.autograd.grad(out.sum(), [x, *net.parameters()], retain_graph=True), expected, 1e-10)
+        assert torch.equal(out.detach().clone().mul_(2), (out * 1).mul_(2))
+    assert runs
+
+
+@needs_compiler
+def test_windows_far_wider_than_the_frames_run_layer_by_layer(runs):
+    net = WaveNet(2, 2, 2, hidden=8, layers=7, dilation=3)
+    with diffeo.compiled_kernels():
+        net(torch.randn(2, 5, 2))
     assert not runs
 
 

@@ -119,6 +119,8 @@ def _own_still(before: list[_Owned], parts: dict[int, Transform], policy: str) -
 def _is_same(old: Tensor, before: int, new: Tensor, now: int) -> bool:
     if old is new:
         return before == now
+    if old.requires_grad != new.requires_grad or (old.dtype, old.device) != (new.dtype, new.device):
+        return False
     # weights spread over processes come and go as other tensors
     if not {type(old), type(new)} <= {Tensor, Parameter} or not old.untyped_storage().size():
         return True
@@ -167,7 +169,7 @@ class _Segment(torch.autograd.Function):
         ctx.run, ctx.structure, ctx.n_leaves = run, structure, n_leaves
         states: list[Any] = [() if some else None for some in drops]
         z, total = _run_all(parts, run, x, contexts, states)
-        ctx.random, ctx.owned = states, _own(parts)
+        ctx.random, ctx.owned, ctx.kernels = states, _own(parts), kernels_in_use()
         ctx.save_for_backward(x, z, *(t for t in rest[:n_leaves] if isinstance(t, Tensor)))
         ctx.others = [... if isinstance(t, Tensor) else t for t in rest[:n_leaves]]
         return z.view_as(z), total
@@ -175,7 +177,7 @@ class _Segment(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, g_logdet: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         ctx.owned = _own_still(ctx.owned, dict(zip(ctx.numbers, ctx.parts, strict=True)), "invert")
-        with torch.no_grad():
+        with torch.no_grad(), using(ctx.kernels):
             grads = _Segment.pull(ctx, g, g_logdet)
         x, z, *tensors = ctx.saved_tensors
         sources = (x, z, g, g_logdet, *tensors, *(p for one in ctx.owned for p in one.weights))

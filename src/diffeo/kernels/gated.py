@@ -22,6 +22,9 @@ from diffeo.kernels.native import c_file, prelude, tiles
 from diffeo.kernels.perceptron import WIDEST, WORK, split_like
 from diffeo.kernels.private import mark_constant
 
+LARGEST = 1 << 31  # numbers of a weight
+BORDER = 64
+
 
 class Gated(NamedTuple):
     """h₀ = E x; hᵢ₊₁ = hᵢ + Aᵢ gᵢ; Σ Bᵢ gᵢ through ReLU and a last layer; gᵢ = tanh(a) σ(b), (a, b) = Nᵢ ∗ hᵢ + given.
@@ -42,16 +45,19 @@ class Gated(NamedTuple):
         return tuple(t for t in (self.given, self.counts, self.dropped) if t is not None)
 
 
-def fits(whole: Gated) -> bool:
+def fits(whole: Gated, planes: int, out: int) -> bool:
     """Whether this one runs as one operation, if x `may_run` so; wrong shapes are left to layers, which name them."""
     x, weights, biases, apart, given, _, dropped = whole
-    if not can_run(x, *weights, *biases, *whole.optional):
+    if not can_run(x, *weights, *biases, *whole.optional) or any(w.ndim != 3 or w.numel() >= LARGEST for w in weights):
         return False
     layers, (hidden, channels, one), taps = len(apart), weights[0].shape, weights[1].shape[2]
     near = [(2 * hidden, hidden, taps)] * layers
     mix = [(2 * hidden, hidden, 1)] * (layers - 1) + [(hidden, hidden, 1)]
-    shapes = [(hidden, channels, one), *near, *mix, (weights[-1].shape[0], hidden, 1)]
-    if [tuple(w.shape) for w in weights] != shapes or [len(b) for b in biases] != [w[0] for w in shapes]:
+    shapes = [(hidden, channels, one), *near, *mix, (planes * out, hidden, 1)]
+    if [tuple(w.shape) for w in weights] != shapes or [tuple(b.shape) for b in biases] != [w[:1] for w in shapes]:
+        return False
+    reach = max(apart) * (taps // 2)
+    if reach > BORDER and reach > 2 * x.shape[1]:  # frames of zeros at both ends would be most of the work
         return False
     if one != 1 or taps % 2 == 0 or channels != x.shape[2] or x.numel() == 0 or max(hidden, channels) > WIDEST:
         return False
@@ -67,9 +73,9 @@ def run(whole: Gated, planes: int) -> Tensor:
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
         given, *rest = optional
         found: Any = Differentiable.apply(planes, apart, *rest, x, given, *weights, *biases)
-        return found
+        return found.movedim(0, -1)
     call: Any = _forward if torch.compiler.is_compiling() else _run
-    return call(x, list(weights), list(biases), list(apart), *optional, planes, False)[0]
+    return call(x, list(weights), list(biases), list(apart), *optional, planes, False)[0].movedim(0, -1)
 
 
 # not `torch.library.custom_op`, which checks every call for aliases
@@ -91,7 +97,7 @@ def _run(
     planes: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and what a backward pass needs."""
+    """The output, (planes, n, T, out / planes), and what a backward pass needs."""
     whole = Gated(x, weights, biases, tuple(apart), given, counts, dropped)
     stack, held = _stack(whole, planes)
     library, threads, at = _require(x.dtype), _threads(whole), ctypes.byref(stack)
@@ -99,7 +105,7 @@ def _run(
     out = x.new_empty(planes, *x.shape[:2], stack.outputs // planes)
     library.gated_forward(at, keep, kept.data_ptr(), room.data_ptr(), out.data_ptr(), threads)
     del held
-    return out.movedim(0, -1), kept if keep else x.new_empty(0)
+    return out, kept if keep else x.new_empty(0)
 
 
 def _run_backward(
@@ -115,14 +121,13 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of what was given, and, one after the other, of all weights and all biases."""
     whole = Gated(x, weights, biases, tuple(apart), given, counts, dropped)
-    stack, held = _stack(whole, grad.shape[-1])
+    stack, held = _stack(whole, grad.shape[0])
     library, threads, at = _require(x.dtype), _threads(whole), ctypes.byref(stack)
-    of_sequence, of_frame, of_channel, of_plane = grad.stride()
     room, g_x = x.new_empty(library.backward_size(at, threads)), x.new_empty(x.shape)
     g_layers = x.new_empty(sum(t.numel() for t in (*weights, *biases)))
     g_given = x.new_empty(0 if given is None else given.shape)
     library.gated_backward(
-        *(at, kept.data_ptr(), room.data_ptr(), grad.data_ptr(), of_plane, of_sequence, of_frame, of_channel),
+        *(at, kept.data_ptr(), room.data_ptr(), grad.data_ptr(), *grad.stride()),
         *(g_x.data_ptr(), g_layers.data_ptr(), None if given is None else g_given.data_ptr(), threads),
     )
     del held
@@ -136,7 +141,7 @@ _LIBRARY.impl("gated_backward", _run_backward, "CPU")
 @torch.library.register_fake("diffeo::gated", lib=_LIBRARY)
 def _(x: Tensor, weights: list[Tensor], biases: Any, apart: list[int], *rest: Any) -> tuple[Tensor, Tensor]:
     (n, frames, _), (*_, planes, keep), (hidden, *_) = x.shape, rest, weights[0].shape
-    out = x.new_empty(planes, n, frames, weights[-1].shape[0] // planes).movedim(0, -1)
+    out = x.new_empty(planes, n, frames, weights[-1].shape[0] // planes)
     unit, border = _require(x.dtype).vector_size(), max(apart) * (weights[1].shape[2] // 2)
     wide = (hidden + unit - 1) // unit * unit
     size = n * wide * (len(apart) * (frames + 2 * border + 2 * frames) + frames)
@@ -177,7 +182,7 @@ class Differentiable(torch.autograd.Function):
 
         def plainly(x: Tensor, given: Tensor | None, *layers: Tensor) -> Tensor:
             whole = Gated(x, layers[:half], layers[half:], ctx.apart, given, counts, dropped)
-            return _run_plainly(whole, grad.shape[-1])
+            return _run_plainly(whole, grad.shape[0])
 
         none = (None, None, None, None)
         # it is to be differentiated again, or many at once: of operations that can be
@@ -189,7 +194,7 @@ class Differentiable(torch.autograd.Function):
 
 
 def _run_plainly(whole: Gated, planes: int) -> Tensor:
-    """What `run` gives, by operations with gradients of their own."""
+    """What `_run` gives, by operations with gradients of their own."""
     x, weights, biases, apart, given, counts, dropped = whole
     layers, hidden = len(apart), weights[0].shape[0]
     there = 1 if counts is None else counts.unsqueeze(1)
@@ -208,7 +213,7 @@ def _run_plainly(whole: Gated, planes: int) -> Tensor:
         total = total + found[:, -hidden:]
         if i < layers - 1:
             h = (h + found[:, :hidden]) * there
-    return F.conv1d(total.relu(), weights[-1], biases[-1]).mT.unflatten(-1, (-1, planes))
+    return F.conv1d(total.relu(), weights[-1], biases[-1]).mT.unflatten(-1, (-1, planes)).movedim(-1, 0)
 
 
 class Stack(ctypes.Structure):

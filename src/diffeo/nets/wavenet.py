@@ -225,13 +225,13 @@ class WaveNet(nn.Module):
             None if mask is None else mask.expand(len(x), 1, -1).squeeze(1).to(x.dtype),
             None,
         )
-        if not gated.fits(whole):
+        if len(self.enter.weight) != self.hidden or not gated.fits(whole, self.n_params, self.out):
             return None
         if not (self.dropout.training and self.dropout.p > 0):
             return whole
         # the same numbers at random as those of the layers
         ones = x.new_ones(len(x), self.hidden, x.shape[1])
-        return whole._replace(dropped=torch.stack([self.dropout(ones) for _ in self.near]).mT)
+        return whole._replace(dropped=torch.stack([F.dropout(ones, self.dropout.p) for _ in self.near]).mT)
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -239,8 +239,9 @@ def _is_plain(layer: nn.Module) -> bool:
     if not perceptron.is_plain(layer, (nn.Conv1d,)):
         return False
     reach = layer.dilation[0] * (layer.kernel_size[0] // 2)  # pyright: ignore
-    settings = layer.stride, layer.padding, layer.groups, layer.padding_mode
-    return settings == ((1,), (reach,), 1, "zeros")
+    sizes = tuple(layer.weight.shape[2:])  # pyright: ignore[reportIndexIssue]
+    settings = layer.stride, layer.padding, layer.groups, layer.padding_mode, layer.kernel_size
+    return settings == ((1,), (reach,), 1, "zeros", sizes)
 
 
 class CausalWaveNet(Incremental):
