@@ -201,8 +201,9 @@ def _settle(worker: Worker) -> None:
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """Inside, so many processes work without end."""
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """Inside, so many processes work without end, or until this one is killed."""
+    work = f"import os\nwhile os.getppid() == {os.getpid()}: sum(range(100000))"
+    others = [subprocess.Popen([sys.executable, "-c", work]) for _ in range(count)]
     try:
         yield
     finally:
