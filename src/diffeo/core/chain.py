@@ -32,6 +32,8 @@ class Chain(Transform):
     Raises:
         ValueError: no part; an unknown memory policy; a bare parameterised `Univariate`; neighbours whose event shapes
             cannot meet.
+        RuntimeError: from the backward pass, where "recompute" or "invert" would find other weights than the forward
+            pass did: after a step of an optimizer, or the end of a `functional_call`.
 
     >>> import torch, diffeo
     >>> chain = diffeo.Chain(diffeo.Exp(), diffeo.Permute(torch.tensor([2, 0, 1])))

@@ -119,11 +119,11 @@ def _own_still(before: list[_Owned], parts: dict[int, Transform], policy: str) -
 def _is_same(old: Tensor, before: int, new: Tensor, now: int) -> bool:
     if old is new:
         return before == now
-    if old.requires_grad != new.requires_grad or (old.dtype, old.device) != (new.dtype, new.device):
-        return False
-    # weights spread over processes come and go as other tensors
+    # weights spread over processes come and go as other tensors, of other precision too
     if not {type(old), type(new)} <= {Tensor, Parameter} or not old.untyped_storage().size():
         return True
+    if old.requires_grad != new.requires_grad or (old.dtype, old.device) != (new.dtype, new.device):
+        return False
     return old.shape == new.shape and torch.equal(old, new)
 
 

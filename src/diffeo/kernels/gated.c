@@ -158,7 +158,6 @@ static long furnish_ahead(const Stack *s, Shape f, int threads, real *room, Ahea
   r->of_mix = next(room, &used, L * f.both);
   r->of_enter = next(room, &used, f.hidden);
   r->of_leave = next(room, &used, f.out);
-  next(room, &used, W); /* the last panel reads beyond what it uses */
   r->own = next(room, &used, threads * r->own_size);
   return used;
 }
@@ -223,7 +222,7 @@ void gated_forward(const Stack *s, int keep, real *kept, real *room, real *out, 
   Kept k;
   Ahead r;
   furnish_kept(s, f, keep, kept, &k), furnish_ahead(s, f, threads, room, &r);
-  memset(r.of_mix, 0, (L * f.both + H + f.out + W) * sizeof(real));
+  memset(r.of_mix, 0, (L * f.both + H + f.out) * sizeof(real));
   for (long l = 0; l < L; l++)
     for (long half = 0; half < (l < L - 1 ? 2 : 1); half++)
       memcpy(r.of_mix + l * f.both + half * H, s->biases[1 + L + l] + half * s->hidden, s->hidden * sizeof(real));

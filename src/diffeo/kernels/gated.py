@@ -22,8 +22,8 @@ from diffeo.kernels.native import c_file, prelude, tiles
 from diffeo.kernels.perceptron import WIDEST, WORK, split_like
 from diffeo.kernels.private import mark_constant
 
-LARGEST = 1 << 31  # numbers of a weight
-BORDER = 64
+LARGEST = 1 << 31  # numbers of a weight, which the C counts by `int`
+BORDER = 64  # frames of zeros at either end that cost little, however short a sequence
 
 
 class Gated(NamedTuple):
