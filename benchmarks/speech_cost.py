@@ -1,22 +1,16 @@
-"""What speech costs: real-time factors, memory, and Glow-TTS beside that of another library.
+"""What speech costs: real-time factors, memory, and Glow-TTS and WaveGlow beside those of other libraries.
 
-The peer is the decoder of Coqui TTS, whose files need PyTorch alone, at the place that COQUI names:
+    COQUI=coqui NEMO=nemo python benchmarks/speech.py --parts peer
 
-    pip download --no-deps coqui-tts && unzip -d coqui coqui_tts-*.whl
-    COQUI=coqui python benchmarks/speech.py --parts peer
+with their files as speech_peers.py says.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
-import os
 import statistics
-import sys
 import time
-import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +20,14 @@ import diffeo
 from diffeo.apps import speech as tools
 from image_cost import saved_bytes
 from results import markdown
+from speech_peers import coqui_decoder, nemo_waveglow
 
 SYSTEMS = ("glow_tts", "flow_tts", "flowtron")
 ROUNDS = 7
-BATCH, FRAMES, MELS = 8, 200, 80  # of the race with the peer
-RACERS = ("diffeo", "diffeo, compiled_kernels", "diffeo, compile()", "Coqui TTS")
+BATCH, FRAMES, MELS = 8, 200, 80  # of the race with Glow-TTS
+CLIPS, HOP, CLIP_FRAMES = 4, 256, 64  # and with WaveGlow: a second of sound at 16 kHz
+OURS = ("diffeo", "diffeo, compiled_kernels", "diffeo, compile()")
+PEERS = {"glow_tts": "Coqui TTS", "waveglow": "NeMo"}
 
 
 def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
@@ -67,22 +64,6 @@ def speed(_: float) -> dict[str, Any]:
     return {"factor": interleaved(calls)}
 
 
-def _peer(sizes: dict[str, int]) -> Any:
-    """Coqui's decoder; the packages around it, which import much else, are left out."""
-    place = os.environ.get("COQUI")
-    if not place:
-        raise SystemExit("speech_cost.py: set COQUI to where the files of coqui-tts are; see the top of this file")
-    for name in ("TTS", "TTS.tts", "TTS.tts.layers", "TTS.tts.layers.generic", "TTS.tts.layers.glow_tts"):
-        package = types.ModuleType(name)
-        package.__path__ = [str(Path(place, *name.split(".")))]
-        sys.modules[name] = package
-    decoder = importlib.import_module("TTS.tts.layers.glow_tts.decoder").Decoder
-    return decoder(
-        MELS, sizes["hidden"], kernel_size=5, dilation_rate=1, num_flow_blocks=sizes["blocks"],
-        num_coupling_layers=sizes["layers"],
-    )  # fmt: skip
-
-
 @torch.no_grad()
 def _stir(module: torch.nn.Module) -> None:
     """Weights that start at zero, so that a flow is the identity, as after some training."""
@@ -92,76 +73,104 @@ def _stir(module: torch.nn.Module) -> None:
 
 
 def peer(_: float) -> dict[str, Any]:
-    """A step of the decoder of Glow-TTS, forward and backward, and its inverse, at the sizes of both presets."""
-    from diffeo.recipes.speech.acoustic import GLOW_TTS
-
-    x = torch.randn(BATCH, FRAMES, MELS)
-    mask = torch.ones(BATCH, FRAMES, 1, dtype=torch.bool)
+    """A training step, forward and backward, and a sample, of equal flows of ours and of others, by preset."""
     found = {}
     for preset in ("tiny", "small"):
-        torch.manual_seed(0)
-        sizes = GLOW_TTS[preset]
-        flow = diffeo.glow_tts(MELS, 40, preset=preset, dropout=0.0, grouped=4)
-        flow.transform.initialize(x, {"mask": mask})
-        theirs = _peer(sizes)
-        _stir(flow), _stir(theirs)
-        for part in theirs.flows:  # by the first batch, as ours
-            if hasattr(part, "initialize"):
-                part.initialized = True
+        for name, race in (("glow_tts", _race_glow_tts), ("waveglow", _race_waveglow)):
+            torch.manual_seed(0)
+            found[f"{name}, {preset}"] = race(preset)
+    return {"races": found}
 
-        def ours_step(flow: Any = flow) -> None:
-            z, logdet = flow.transform(x, {"mask": mask})
-            (0.5 * z.square().sum((-1, -2)) - logdet).mean().backward()
 
-        def their_step(theirs: Any = theirs) -> None:
-            z, logdet = theirs(x.mT, mask.mT.to(x.dtype))
-            (0.5 * z.square().sum((-1, -2)) - logdet).mean().backward()
+def _race(
+    name: str,
+    models: dict[str, Any],
+    value: Callable[[Any], Tensor],
+    sample: Callable[[Any], Any],
+    their_value: Callable[[], Tensor],
+    their_sample: Callable[[], Any],
+) -> dict[str, Any]:
+    """Times of ours, as it is, in `compiled_kernels` and after `compile()`, and of theirs."""
+    steps, samples = {}, {}
+    for how in OURS:
+        flow, ready = (copy.deepcopy(models[part]) for part in ("ours", "ready"))
+        if how == OURS[2]:
+            flow.compile(), ready.compile()
 
-        def kernels_step(step: Callable[[], None] = ours_step) -> None:
-            with diffeo.compiled_kernels():
-                step()
-
-        compiled = copy.deepcopy(flow.transform)
-        compiled.compile()
-
-        def compiled_step(transform: Any = compiled) -> None:
-            z, logdet = transform(x, {"mask": mask})
-            (0.5 * z.square().sum((-1, -2)) - logdet).mean().backward()
-
-        ready, frames = diffeo.prepare_inference(flow).transform, torch.randn(1, FRAMES, MELS)
-        ready_compiled = copy.deepcopy(ready)
-        ready_compiled.compile()
-        noise = torch.randn(1, FRAMES // 2, 2 * MELS)
-        theirs_ready = _peer(sizes).eval()
-        theirs_ready.store_inverse()
+        def step(flow: Any = flow, kernels: bool = how == OURS[1]) -> None:
+            with diffeo.compiled_kernels(kernels):
+                value(flow).backward()
 
         @torch.no_grad()
-        def ours_sample(ready: Any = ready, noise: Tensor = noise) -> None:
-            ready.inverse(noise, {"mask": mask[:1]})
+        def draw(ready: Any = ready, kernels: bool = how == OURS[1]) -> None:
+            with diffeo.compiled_kernels(kernels):
+                sample(ready)
 
-        def kernels_sample(sample: Callable[[], None] = ours_sample) -> None:
-            with diffeo.compiled_kernels():
-                sample()
+        steps[how], samples[how] = step, draw
+    theirs = PEERS[name]
+    steps[theirs], samples[theirs] = lambda: their_value().backward(), torch.no_grad()(their_sample)
+    sizes = {how: models["ours" if how in OURS else "theirs"] for how in steps}
+    return {
+        "step": interleaved(steps),
+        "sample": interleaved(samples),
+        "parameters": {how: sum(p.numel() for p in model.parameters()) for how, model in sizes.items()},
+    }
 
-        @torch.no_grad()
-        def compiled_sample(ready: Any = ready_compiled, noise: Tensor = noise) -> None:
-            ready.inverse(noise, {"mask": mask[:1]})
 
-        @torch.no_grad()
-        def their_sample(ready: Any = theirs_ready, frames: Tensor = frames) -> None:
-            ready(frames.mT, mask[:1].mT.to(x.dtype), reverse=True)
+def _race_glow_tts(preset: str) -> dict[str, Any]:
+    """The decoder alone, whose sample is the inverse of one spectrogram of noise."""
+    from diffeo.recipes.speech.acoustic import GLOW_TTS
 
-        found[preset] = {
-            "step": interleaved(dict(zip(RACERS, (ours_step, kernels_step, compiled_step, their_step), strict=True))),
-            "sample": interleaved(
-                dict(zip(RACERS, (ours_sample, kernels_sample, compiled_sample, their_sample), strict=True))
-            ),
-            "parameters": {
-                name: sum(p.numel() for p in (theirs if name == RACERS[-1] else flow.transform).parameters())
-                for name in RACERS
-            },
-        }
-    return {"presets": found}
+    x, mask = torch.randn(BATCH, FRAMES, MELS), torch.ones(BATCH, FRAMES, 1, dtype=torch.bool)
+    sizes = GLOW_TTS[preset]
+    flow = diffeo.glow_tts(MELS, 40, preset=preset, dropout=0.0, grouped=4)
+    flow.transform.initialize(x, {"mask": mask})
+    theirs, theirs_ready = coqui_decoder(MELS, sizes), coqui_decoder(MELS, sizes).eval()
+    _stir(flow), _stir(theirs)
+    for part in theirs.flows:  # by the first batch, as ours
+        if hasattr(part, "initialize"):
+            part.initialized = True
+    theirs_ready.store_inverse()
+    noise, frames = torch.randn(1, FRAMES // 2, 2 * MELS), torch.randn(1, MELS, FRAMES)
+    there = mask.mT.to(x.dtype)
+
+    def loss(z: Tensor, logdet: Tensor) -> Tensor:
+        return (0.5 * z.square().sum((-1, -2)) - logdet).mean()
+
+    return _race(
+        "glow_tts",
+        {"ours": flow.transform, "ready": diffeo.prepare_inference(flow).transform, "theirs": theirs},
+        lambda transform: loss(*transform(x, {"mask": mask})),
+        lambda transform: transform.inverse(noise, {"mask": mask[:1]}),
+        lambda: loss(*theirs(x.mT, there)),
+        lambda: theirs_ready(frames, there[:1], reverse=True),
+    )
+
+
+def _race_waveglow(preset: str) -> dict[str, Any]:
+    from diffeo.recipes.speech.waveforms import WAVEGLOW
+
+    mel, x = torch.randn(CLIPS, CLIP_FRAMES + 1, MELS), 0.1 * torch.randn(CLIPS, CLIP_FRAMES * HOP, 1)
+    sizes = WAVEGLOW[preset]
+    flow = diffeo.waveglow(MELS, HOP, preset=preset)
+    flow.initialize(x, {"mel": mel})
+    theirs, theirs_ready = nemo_waveglow(MELS, sizes), nemo_waveglow(MELS, sizes).eval()
+    _stir(flow), _stir(theirs)
+    theirs_ready.remove_weightnorm()
+    one = {"mel": mel[:1], "mask": torch.ones(1, x.shape[1], 1, dtype=torch.bool)}
+
+    def their_value() -> Tensor:
+        z, log_scales, logdets = theirs.audio_to_normal_dist(spec=mel[:, :-1].mT, audio=x[..., 0])
+        return (0.5 * z.square().sum() - sum(s.sum() for s in log_scales) - sum(logdets)) / CLIPS
+
+    return _race(
+        "waveglow",
+        {"ours": flow, "ready": diffeo.prepare_inference(flow), "theirs": theirs},
+        lambda flow: -flow(x, {"mel": mel}).mean(),
+        lambda flow: flow.sample((1,), one),
+        their_value,
+        lambda: theirs_ready.norm_dist_to_audio(spec=mel[:1, :-1].mT),
+    )
 
 
 def memory(_: float) -> dict[str, Any]:
@@ -203,22 +212,25 @@ def told_speed(r: dict[str, Any]) -> str:
 
 def told_peer(r: dict[str, Any]) -> str:
     rows = []
-    for preset, found in r["presets"].items():
+    for race, found in r["races"].items():
+        theirs = PEERS[race.partition(",")[0]]
         for library, count in found["parameters"].items():
-            row = [preset, library, f"{count:,}"]
+            row = [race, library, f"{count:,}"]
             for name in ("step", "sample"):
-                t, theirs = found[name][library], found[name]["Coqui TTS"]["median"]
+                t, their = found[name][library], found[name][theirs]["median"]
                 spread = f"{1e3 * t['median']:.1f} ({1e3 * t['low']:.1f} – {1e3 * t['high']:.1f})"
-                row.append(f"{spread}; {t['median'] / theirs:.2f}×")
+                row.append(f"{spread}; {t['median'] / their:.2f}×")
             rows.append(row)
     return f"""\
-**Beside another library.** The decoder of Glow-TTS at equal sizes: a step on {BATCH} spectrograms of {FRAMES} frames,
-forward and backward, and the inverse of one of them; ours is prepared for inference (`prepare_inference`), theirs
-stores its inverse matrices. Last layers, which start at zero, have small weights, as after some training. A WaveNet is
-one operation in C with `compiled_kernels`, as in `fit`, and after `compile()`. Milliseconds, median of {ROUNDS}
-interleaved rounds (extremes), and as a multiple of their time.
+**Beside other libraries.** Equal flows of ours and of others. The decoder of Glow-TTS: a step on {BATCH} spectrograms
+of {FRAMES} frames, forward and backward, and the inverse of one of them. WaveGlow: a step on {CLIPS} clips of
+{CLIP_FRAMES * HOP:,} samples, and one such clip drawn; its nets have equal sizes, but theirs see upsampled
+spectrograms of all samples of a group at once, ours a narrower encoding, interpolated. Ours is prepared for inference
+(`prepare_inference`), theirs stores its inverse matrices and removes its weight norms. Last layers, which start at
+zero, have small weights, as after some training. A WaveNet is one operation in C with `compiled_kernels`, as in `fit`,
+and after `compile()`. Milliseconds, median of {ROUNDS} interleaved rounds (extremes), and as a multiple of their time.
 
-{markdown(["preset", "library", "parameters", "step", "one sample"], rows)}"""
+{markdown(["flow", "library", "parameters", "step", "one sample"], rows)}"""
 
 
 def told_memory(r: dict[str, Any]) -> str:

@@ -17,7 +17,10 @@ SIZES = {
     "one layer, one frame": (1, 1, 1, 1, 1, 1, 2, 1, 1),
     "fewer frames than a kernel": (3, 4, 9, 2, 7, 3, 0, 4, 2),
     "long": (4, 4, 16, 2, 3, 1, 0, 1, 501),
+    "waveglow": (4, 4, 32, 3, 3, 2, 7, 3, 300),
+    "few frames beside": (2, 3, 10, 2, 3, 1, 1, 2, 9),
 }
+BESIDE = {"waveglow": (32.0, 1.5, 11), "few frames beside": (9.5, 0.0, 1)}  # positions, the first one, frames
 TYPES = ((torch.float64, 1e-10), (torch.float32, 2e-3))
 
 
@@ -25,11 +28,16 @@ def example(size, dtype, n_params=2, dropout=0.0):
     features, out, hidden, layers, kernel, dilation, context, n, frames = SIZES[size]
     options = {"hidden": hidden, "layers": layers, "kernel": kernel, "dilation": dilation, "context": context}
     torch.manual_seed(0)
+    frames_beside = ()
+    if size in BESIDE:
+        *place, count = BESIDE[size]
+        options |= {"context": 0, "beside": Beside("features", context, *place)}
+        frames_beside = (count,)
     net = WaveNet(features, out, n_params, dropout=dropout, **options).double()
     for p in net.parameters():
         nn.init.normal_(p, std=0.2)
     x = torch.randn(n, frames, 2 * features, dtype=torch.float64).to(dtype).requires_grad_()
-    given = torch.randn(n, context, dtype=torch.float64).to(dtype).requires_grad_() if context else None
+    given = torch.randn(n, *frames_beside, context, dtype=torch.float64).to(dtype).requires_grad_() if context else None
     mask = torch.arange(frames)[:, None] < torch.arange(frames, frames - n, -1).clamp_min(1)[:, None, None]
     return net.to(dtype), x, given, mask
 
@@ -100,6 +108,39 @@ def test_dropout_drops_what_layers_drop(dtype, tolerance, inplace, runs):
 
 
 @needs_compiler
+def test_padding_of_frames_beside_may_hold_anything(runs):
+    net, x, given, mask = example("waveglow", torch.float32)
+    mask = torch.arange(300)[:, None] < torch.tensor([300, 130, 1])[:, None, None]
+    spoiled = given.detach().clone()
+    spoiled[1, 6:], spoiled[2, 2:] = float("nan"), float("inf")
+
+    def run(t):
+        return with_gradients(lambda: torch.where(mask.unsqueeze(-1), net(x[..., :4], entries(t, mask)), 0.0), x)
+
+    with diffeo.compiled_kernels():
+        found, expected = run(spoiled), run(given.detach())
+    assert runs
+    assert_close(found, expected, 0.0)
+
+
+@needs_compiler
+def test_frames_beside_and_a_context(runs):
+    torch.manual_seed(0)
+    net = WaveNet(2, 2, 2, hidden=8, context=3, beside=Beside("mel", 3, 2.0)).double()
+    nn.init.normal_(net.leave.weight)
+    x, one, many = (torch.randn(*shape, dtype=torch.float64) for shape in ((5, 9, 2), (3,), (5, 5, 3)))
+    inputs = [t.requires_grad_() for t in (x, one, many)]
+
+    def found():
+        return with_gradients(lambda: net(x, {"features": one, "mel": many}), *inputs, *net.parameters())
+
+    expected = found()
+    with diffeo.compiled_kernels():
+        assert_close(found(), expected, 1e-10)
+    assert runs
+
+
+@needs_compiler
 def test_padding_may_hold_anything(runs):
     net, x, given, mask = example("with a context", torch.float32)
     spoiled = torch.where(mask, x, float("nan")).detach().requires_grad_()
@@ -132,7 +173,7 @@ def test_couplings_of_sequences_have_the_gradients_of_their_parts(runs):
 
 
 @needs_compiler
-@pytest.mark.parametrize("size", ["with a context", "dilated"])
+@pytest.mark.parametrize("size", ["with a context", "dilated", "waveglow"])
 def test_compiled_couplings_run_it_too(size):
     net, x, given, mask = example(size, torch.float32)
     features = net.enter.in_channels
@@ -158,11 +199,12 @@ def test_compiled_couplings_run_it_too(size):
 
 
 @needs_compiler
-def test_second_derivatives_and_many_gradients_at_once(runs):
-    net, x, given, mask = example("with a context", torch.float64)
+@pytest.mark.parametrize("size", ["with a context", "waveglow"])
+def test_second_derivatives_and_many_gradients_at_once(size, runs):
+    net, x, given, mask = example(size, torch.float64)
 
     def value():
-        return net(x[..., :5], entries(given, mask)) * mask.unsqueeze(-1)
+        return net(x[..., : net.enter.in_channels], entries(given, mask)) * mask.unsqueeze(-1)
 
     def curvature():
         (slope,) = torch.autograd.grad(value().sin().sum(), x, create_graph=True)
@@ -209,14 +251,6 @@ def test_what_is_no_plain_net_runs_layer_by_layer(change, runs):
 
 
 @needs_compiler
-def test_frames_beside_run_layer_by_layer(runs):
-    net = WaveNet(2, 2, 2, hidden=8, beside=Beside("mel", 3, 2.0))
-    with diffeo.compiled_kernels():
-        net(torch.randn(5, 9, 2), {"mel": torch.randn(5, 5, 3)})
-    assert not runs
-
-
-@needs_compiler
 def test_wrong_sizes_are_named_by_layers(runs):
     net, x, given, mask = example("with a context", torch.float32)
     with diffeo.compiled_kernels(), pytest.raises(RuntimeError, match="expected input"):
@@ -245,6 +279,43 @@ def test_windows_far_wider_than_the_frames_run_layer_by_layer(runs):
     with diffeo.compiled_kernels():
         net(torch.randn(2, 5, 2))
     assert not runs
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+def test_packed_weights_give_the_same_numbers(size, dtype, tolerance, runs):
+    net, x, given, mask = example(size, dtype, dropout=0.1)
+    net.eval().requires_grad_(False).pack()
+    half = x[..., : x.shape[-1] // 2].detach()
+    context = entries(None if given is None else given.detach(), mask)
+
+    def found():
+        runs.clear()
+        with diffeo.compiled_kernels():
+            out = net(half, context)
+        (used,) = runs
+        return torch.where(mask.unsqueeze(-1), out, 0.0), used[-3] is not None  # the panels
+
+    first, used = found()
+    assert used
+    assert_close([first], [torch.where(mask.unsqueeze(-1), net(half, context), 0.0)], tolerance)
+    for p in net.parameters():  # other weights in their place
+        p.mul_(1.1)
+    changed, used = found()
+    assert not used
+    assert_close([changed], [torch.where(mask.unsqueeze(-1), net(half, context), 0.0)], tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [lambda net: net.double(), lambda net: net.load_state_dict(net.state_dict())])
+def test_panels_go_with_the_weights(change, runs):
+    net, *_ = example("glow_tts", torch.float32)
+    net.pack()
+    assert net.panels is not None
+    assert "panels" not in net.state_dict()
+    change(net)
+    assert net.panels is None
 
 
 @needs_compiler

@@ -23,6 +23,7 @@ FLOWS = {
     "maf": (lambda: diffeo.maf(3), torch.randn(32, 3), None),
     "glow": (lambda: diffeo.glow((1, 8, 8), preset="tiny"), torch.randint(0, 256, (8, 1, 8, 8)), None),
     "glow_tts": (lambda: diffeo.glow_tts(6, 9, preset="tiny"), torch.randn(2, 12, 6), _text(12)),
+    "glow_tts, grouped": (lambda: diffeo.glow_tts(6, 9, preset="tiny", grouped=2), torch.randn(2, 12, 6), _text(12)),
     "flow_tts": (lambda: diffeo.flow_tts(6, 9, preset="tiny"), torch.randn(2, 12, 6), _text(12)),
     "waveglow": (
         lambda: diffeo.waveglow(0, 4, preset="tiny"),
@@ -45,6 +46,7 @@ def test_a_prepared_flow_gives_the_same_values(name):
     factors = (diffeo.LULinear, diffeo.TriangularLinear, diffeo.Whiten)
     assert linear
     assert not [part for part in prepared.modules() if isinstance(part, factors)]
+    assert not [part for part in prepared.modules() if isinstance(part, diffeo.Grouped)]
     assert not any(p.requires_grad for p in prepared.parameters())
     found = []
     for density in (flow, prepared):

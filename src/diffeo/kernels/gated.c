@@ -13,9 +13,12 @@ typedef struct {
   const real *const *biases;
   const real *x;
   long x_sequence, x_frame, x_channel;
-  const real *given;   /* (sequences, layers, 2 hidden), added to what convolutions give, or null */
+  const real *given;   /* (sequences, slow, layers, 2 hidden), added to what convolutions give, or null */
   const real *counts;  /* (sequences, frames), 0 for padding, or null */
   const real *dropped; /* (layers, sequences, frames, hidden), factors, or null */
+  const real *panels;  /* of the weights, from `gated_pack`, or null */
+  long slow;           /* slower frames of what is given, between which lie so many of the others; else 1 and 0 */
+  double positions, first; /* and the place of the first one */
 } Stack;
 
 /* widths of rows and how many numbers there are, for what follows from the sizes */
@@ -94,6 +97,54 @@ static void convolve_rows(long rows, long columns, long wide, long taps, long ap
 /* whether a frame is no padding */
 static inline int is_there(const Stack *s, long b, long t) { return !s->counts || s->counts[b * s->frames + t] != 0; }
 
+/* the slower frame before frame t, and how far it is on the way to the next one */
+static inline long slow_frame(const Stack *s, long t, real *share) {
+  const double time = (t - s->first) / s->positions, last = s->slow - 1;
+  const double at = time < 0 ? 0 : time > last ? last : time;
+  const long before = (long)at;
+  *share = (real)(at - before);
+  return before;
+}
+
+/* what is added to layer l at slower frame i of sequence b */
+static inline const real *given_at(const Stack *s, long b, long i, long l) {
+  return s->given + ((b * s->slow + i) * s->layers + l) * 2 * s->hidden;
+}
+
+/* bases of the convolution of layer l for M frames of sequence b from t on: the bias, and what is given between slower
+   frames; nothing of these at padding, where they may be no number */
+static void read_given(const Stack *s, Shape f, long l, long b, long t, long M, const real *bias, real *to) {
+  for (long m = 0; m < M; m++) {
+    real share, *row = to + m * f.both;
+    const long before = slow_frame(s, t + m, &share), after = min_of(before + 1, s->slow - 1);
+    const real *low = given_at(s, b, before, l), *high = given_at(s, b, after, l);
+    memcpy(row, bias, f.both * sizeof(real));
+    if (!is_there(s, b, t + m)) continue;
+    for (long half = 0; half < 2; half++, low += s->hidden, high += s->hidden, row += f.hidden)
+      for (long j = 0; j < s->hidden; j++) row[j] += low[j] + share * (high[j] - low[j]);
+  }
+}
+
+/* its gradient, from that of convolutions, one row of which is `both` numbers; padding gives none */
+static void pull_given(const Stack *s, Shape f, long l, long b, const real *g_both, real *g_given) {
+  const long width = s->layers * 2 * s->hidden;
+  real *start = g_given + b * s->slow * width + l * 2 * s->hidden;
+  for (long i = 0; i < s->slow; i++) memset(start + i * width, 0, 2 * s->hidden * sizeof(real));
+  for (long t = 0; t < s->frames; t++) {
+    real share;
+    const long before = slow_frame(s, t, &share), after = min_of(before + 1, s->slow - 1);
+    if (!is_there(s, b, t)) continue;
+    for (long half = 0; half < 2; half++) {
+      const real *g = g_both + t * f.both + half * f.hidden;
+      real *low = start + before * width + half * s->hidden, *high = start + after * width + half * s->hidden;
+      for (long j = 0; j < s->hidden; j++) {
+        low[j] += (1 - share) * g[j];
+        high[j] += share * g[j];
+      }
+    }
+  }
+}
+
 /* what units of a layer are multiplied by, or null */
 static inline const real *dropped(const Stack *s, long l, long row) {
   return s->dropped ? s->dropped + (l * s->sequences * s->frames + row) * s->hidden : 0;
@@ -138,22 +189,36 @@ static long furnish_kept(const Stack *s, Shape f, int keep, real *room, Kept *k)
   return used;
 }
 
-/* panels of all weights, and biases as bases: of convolutions for each sequence, of mixes, of the ends; and, for each
-   thread, room for a block */
+/* panels of all weights */
 typedef struct {
-  real *enter, *near, *mix, *leave, *shifts, *of_mix, *of_enter, *of_leave, *own;
-  long near_size, mix_size, own_size;
+  real *enter, *near, *mix, *leave;
+  long near_size, mix_size;
+} Panels;
+
+static long furnish_panels(const Stack *s, Shape f, real *room, Panels *p) {
+  const long wide = round_up(f.both, W);
+  long used = 0;
+  p->near_size = s->taps * f.hidden * wide, p->mix_size = f.hidden * wide;
+  p->enter = next(room, &used, f.in * round_up(f.hidden, W));
+  p->near = next(room, &used, s->layers * p->near_size);
+  p->mix = next(room, &used, s->layers * p->mix_size);
+  p->leave = next(room, &used, f.hidden * round_up(f.out, W));
+  return used;
+}
+
+/* panels, unless they are there already; biases as bases: of convolutions for each sequence, of mixes, of the ends;
+   and, for each thread, room for a block */
+typedef struct {
+  Panels panels;
+  real *shifts, *of_mix, *of_enter, *of_leave, *own;
+  long own_size;
 } Ahead;
 
 static long furnish_ahead(const Stack *s, Shape f, int threads, real *room, Ahead *r) {
-  const long L = s->layers, wide = round_up(f.both, W);
-  long used = 0;
-  r->near_size = s->taps * f.hidden * wide, r->mix_size = f.hidden * wide;
+  const long L = s->layers;
+  long used = s->panels ? 0 : furnish_panels(s, f, room, &r->panels);
+  if (s->panels) furnish_panels(s, f, (real *)s->panels, &r->panels);
   r->own_size = f.rows * (f.in + 2 * f.both + f.hidden + f.out);
-  r->enter = next(room, &used, f.in * round_up(f.hidden, W));
-  r->near = next(room, &used, L * r->near_size);
-  r->mix = next(room, &used, L * r->mix_size);
-  r->leave = next(room, &used, f.hidden * round_up(f.out, W));
   r->shifts = next(room, &used, L * s->sequences * f.both);
   r->of_mix = next(room, &used, L * f.both);
   r->of_enter = next(room, &used, f.hidden);
@@ -214,14 +279,46 @@ long backward_size(const Stack *s, int threads) {
   return furnish_behind(s, shape_of(s), threads, 0, &r);
 }
 
+/* The panels of W columns of all weights, one of `panel_count` at a time */
+static long panel_count(const Stack *s, Shape f) {
+  return s->layers * (round_up(f.both, W) / W) + round_up(f.hidden, W) / W + round_up(f.out, W) / W;
+}
+static void pack_one(const Stack *s, Shape f, long i, const Panels *p) {
+  const long L = s->layers, H = f.hidden, wide = round_up(f.both, W) / W, ends = round_up(H, W) / W;
+  if (i < L * wide) {
+    const long l = i / wide, n = i % wide * W, halves = l < L - 1 ? 2 : 1;
+    pack(s->weights[1 + l], 2, s->hidden, H, s->hidden, H, s->taps, 0, n, p->near + l * p->near_size + n * s->taps * H);
+    pack(s->weights[1 + L + l], halves, s->hidden, H, s->hidden, H, 1, 0, n, p->mix + l * p->mix_size + n * H);
+  } else if (i < L * wide + ends) {
+    const long n = (i - L * wide) * W;
+    pack(s->weights[0], 1, s->hidden, H, s->inputs, f.in, 1, 0, n, p->enter + n * f.in);
+  } else {
+    const long n = (i - L * wide - ends) * W;
+    pack(s->weights[1 + 2 * L], 1, s->outputs, f.out, s->hidden, H, 1, 0, n, p->leave + n * H);
+  }
+}
+
+/* how many numbers the panels have; and these, for many forward passes */
+long panels_size(const Stack *s) {
+  Panels p;
+  return furnish_panels(s, shape_of(s), 0, &p);
+}
+void gated_pack(const Stack *s, real *panels) {
+  const Shape f = shape_of(s);
+  Panels p;
+  furnish_panels(s, f, panels, &p);
+  for (long i = 0; i < panel_count(s, f); i++) pack_one(s, f, i, &p);
+}
+
 /* out = the parameters, by plane, of each of which frames lie one after the other; `keep`: for a backward pass */
 void gated_forward(const Stack *s, int keep, real *kept, real *room, real *out, int threads) {
   const Shape f = shape_of(s);
   const long L = s->layers, H = f.hidden, tasks = s->sequences * f.count, per = s->outputs / s->planes;
-  const long wide = round_up(f.both, W) / W, ends = round_up(H, W) / W, last = round_up(f.out, W) / W;
+  const long unpacked = s->panels ? 0 : panel_count(s, f);
   Kept k;
   Ahead r;
   furnish_kept(s, f, keep, kept, &k), furnish_ahead(s, f, threads, room, &r);
+  const Panels *p = &r.panels;
   memset(r.of_mix, 0, (L * f.both + H + f.out) * sizeof(real));
   for (long l = 0; l < L; l++)
     for (long half = 0; half < (l < L - 1 ? 2 : 1); half++)
@@ -241,27 +338,13 @@ void gated_forward(const Stack *s, int keep, real *kept, real *room, real *out, 
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic) nowait
 #endif
-    for (long i = 0; i < L * wide; i++) {
-      const long l = i / wide, n = i % wide * W, halves = l < L - 1 ? 2 : 1;
-      pack(s->weights[1 + l], 2, s->hidden, H, s->hidden, H, s->taps, 0, n, r.near + l * r.near_size + n * s->taps * H);
-      pack(s->weights[1 + L + l], halves, s->hidden, H, s->hidden, H, 1, 0, n, r.mix + l * r.mix_size + n * H);
-    }
-#ifdef _OPENMP
-#pragma omp for schedule(dynamic) nowait
-#endif
-    for (long i = 0; i < ends + last; i++) {
-      const long n = (i < ends ? i : i - ends) * W;
-      if (i < ends)
-        pack(s->weights[0], 1, s->hidden, H, s->inputs, f.in, 1, 0, n, r.enter + n * f.in);
-      else
-        pack(s->weights[1 + 2 * L], 1, s->outputs, f.out, s->hidden, H, 1, 0, n, r.leave + n * H);
-    }
+    for (long i = 0; i < unpacked; i++) pack_one(s, f, i, p);
 #ifdef _OPENMP
 #pragma omp for
 #endif
     for (long b = 0; b < s->sequences; b++) {
       for (long l = 0; l < L; l++) {
-        const real *given = s->given ? s->given + (b * L + l) * 2 * s->hidden : 0, *bias = s->biases[1 + l];
+        const real *given = s->given && !s->positions ? given_at(s, b, 0, l) : 0, *bias = s->biases[1 + l];
         real *to = r.shifts + (l * s->sequences + b) * f.both;
         memset(to, 0, f.both * sizeof(real));
         for (long o = 0; o < 2 * s->hidden; o++)
@@ -280,7 +363,7 @@ void gated_forward(const Stack *s, int keep, real *kept, real *room, real *out, 
       const long b = task / f.count, t = task % f.count * f.rows, M = min_of(f.rows, s->frames - t);
       real *to = k.h + (b * f.padded + f.border + t) * H;
       read_frames(s, f, b, t, M, here);
-      multiply(M, H, f.in, here, f.in, r.enter, r.of_enter, 0, to, H);
+      multiply(M, H, f.in, here, f.in, p->enter, r.of_enter, 0, to, H);
       for (long m = 0; m < M; m++)
         if (!is_there(s, b, t + m)) memset(to + m * H, 0, H * sizeof(real));
     }
@@ -295,8 +378,10 @@ void gated_forward(const Stack *s, int keep, real *kept, real *room, real *out, 
         const long b = task / f.count, t = task % f.count * f.rows, M = min_of(f.rows, s->frames - t);
         const long row = b * s->frames + t, at = (b * f.padded + f.border + t) * H;
         real *c = keep ? k.both + l * k.both_size + row * f.both : pair, *sum = k.total + row * H;
-        convolve_rows(M, f.both, H, s->taps, s->apart[l], from + at - reach * H, r.near + l * r.near_size,
-                      r.shifts + (l * s->sequences + b) * f.both, 0, c, f.both);
+        const real *shift = r.shifts + (l * s->sequences + b) * f.both;
+        if (s->positions) read_given(s, f, l, b, t, M, shift, c);
+        convolve_rows(M, f.both, H, s->taps, s->apart[l], from + at - reach * H, p->near + l * p->near_size,
+                      s->positions ? c : shift, s->positions ? f.both : 0, c, f.both);
         for (long m = 0; m < M; m++) {
           const real *factor = dropped(s, l, row + m);
 #ifdef _OPENMP
@@ -305,7 +390,7 @@ void gated_forward(const Stack *s, int keep, real *kept, real *room, real *out, 
           for (long j = 0; j < H; j++) act[m * H + j] = squash(c[m * f.both + j]) * sigmoid(c[m * f.both + H + j]);
           for (long j = 0; factor && j < s->hidden; j++) act[m * H + j] *= factor[j];
         }
-        multiply(M, H + share, H, act, H, r.mix + l * r.mix_size, r.of_mix + l * f.both, 0, found, f.both);
+        multiply(M, H + share, H, act, H, p->mix + l * p->mix_size, r.of_mix + l * f.both, 0, found, f.both);
         for (long m = 0; m < M; m++) {
           const real *old = from + at + m * H, *more = found + m * f.both;
           const real there = is_there(s, b, t + m);
@@ -314,7 +399,7 @@ void gated_forward(const Stack *s, int keep, real *kept, real *room, real *out, 
         }
         if (l < L - 1) continue;
         for (long i = 0; i < M * H; i++) act[i] = sum[i] < 0 ? 0 : sum[i];
-        multiply(M, f.out, H, act, H, r.leave, r.of_leave, 0, params, f.out);
+        multiply(M, f.out, H, act, H, p->leave, r.of_leave, 0, params, f.out);
         for (long q = 0; q < s->planes; q++)
           for (long m = 0; m < M; m++)
             for (long i = 0; i < per; i++)
@@ -470,9 +555,11 @@ void gated_backward(const Stack *s, real *kept, real *room, const real *g_out, l
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic) nowait
 #endif
-      for (long b = 0; b < s->sequences; b++)
-        add_rows(s->frames, f.both, r.g_both + (b * f.padded + f.border) * f.both, f.both,
-                 r.g_shift + (l * s->sequences + b) * f.both);
+      for (long b = 0; b < s->sequences; b++) {
+        const real *of_b = r.g_both + (b * f.padded + f.border) * f.both;
+        add_rows(s->frames, f.both, of_b, f.both, r.g_shift + (l * s->sequences + b) * f.both);
+        if (s->positions) pull_given(s, f, l, b, of_b, g_given);
+      }
 #ifdef _OPENMP
 #pragma omp single nowait
 #endif
@@ -533,7 +620,7 @@ void gated_backward(const Stack *s, real *kept, real *room, const real *g_out, l
       for (long b = 0; b < s->sequences; b++) {
         const real one = r.g_shift[(l * s->sequences + b) * f.both + column];
         sum += one;
-        if (g_given) g_given[(b * L + l) * 2 * D + o] = one;
+        if (g_given && !s->positions) g_given[(b * L + l) * 2 * D + o] = one;
       }
       b_near[i] = sum;
       if (l == L - 1 && o >= D) continue;

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffeo.core import Incremental
 from diffeo.functional import Context, as_fixed_event, context_features, context_mask, entries, joined
 from diffeo.kernels import gated, perceptron
+from diffeo.kernels.dispatch import compiled_kernels
 from diffeo.kernels.private import has_hooks
 
 
@@ -32,6 +33,10 @@ class Beside(NamedTuple):
 
     def at(self, project: nn.Module, count: int, context: Context, who: str) -> Tensor:
         """The projected frames, (*batch, count, width), interpolated at so many positions; the last one goes on."""
+        return gated.interpolated(self.frames(project, count, context, who), count, self.positions, self.first)
+
+    def frames(self, project: nn.Module, count: int, context: Context, who: str) -> Tensor:
+        """The projected frames, (*batch, F, width), which have to be enough for so many positions."""
         found = entries(context).get(self.entry)
         if found is None or found.shape[-1] != self.features:
             got = "none" if found is None else f"shape {tuple(found.shape)}"
@@ -45,13 +50,7 @@ class Beside(NamedTuple):
                 f"{who}: {frames.shape[-2]} frames of {self.entry!r} are too few for {count} positions, of which "
                 f"{self.positions:g} pass in a frame"
             )
-        time = (torch.arange(count, device=frames.device, dtype=torch.float64) - self.first) / self.positions
-        time = time.clamp(0, frames.shape[-2] - 1)
-        before = time.long()
-        after = (before + 1).clamp_max(frames.shape[-2] - 1)
-        share = (time - before).to(frames.dtype).unsqueeze(-1)
-        low, high = frames.index_select(-2, before), frames.index_select(-2, after)
-        return torch.lerp(low, high, share)  # one pass over what is large
+        return frames
 
 
 def reads_of(beside: Beside | None) -> dict[str, int]:
@@ -164,6 +163,27 @@ class WaveNet(nn.Module):
         self.leave = nn.Conv1d(hidden, out * n_params, 1)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # pyright: ignore[reportArgumentType] (it has one)
+        self.register_buffer("panels", None, persistent=False)  # the weights as C reads them, for inference
+        self.packed: list[tuple[int, int]] = []  # which weights these are of
+
+    def pack(self) -> None:
+        """Lay the weights out as C reads them, once for all: for inference, where they change no more."""
+        self.panels = None
+        with torch.no_grad(), compiled_kernels():
+            like = self.enter.weight
+            apart = len(self.near) * 2 * self.hidden
+            given = None if self.given is None and self.known is None else like.new_zeros(1, 1, apart)
+            whole = self._as_gated(like.new_zeros(1, 1, like.shape[1]), None, given)
+            if whole is not None:
+                self.panels, self.packed = gated.pack(whole, self.n_params), _versions(whole.weights)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> WaveNet:
+        self.panels = None  # of another dtype or device, weights lie otherwise
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.panels = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         batch, mask, given = x.shape[:-2], context_mask(context), None
@@ -174,16 +194,17 @@ class WaveNet(nn.Module):
                 raise ValueError(f"WaveNet: expected a context with {self.context} features, got {got}")
             given = self.given(features.to(x.dtype))
             batch = joined(batch, given.shape[:-1])
-            given = given.expand(*batch, -1).reshape(-1, given.shape[-1], 1)
+            given = given.unsqueeze(-2)
         if self.known is not None and self.beside is not None:
-            known = self.beside.at(self.known, x.shape[-2], context, "WaveNet")
+            known = self.beside.frames(self.known, x.shape[-2], context, "WaveNet")
             batch = joined(batch, known.shape[:-2])
-            known = known.expand(*batch, *known.shape[-2:]).reshape(-1, *known.shape[-2:]).mT
             given = known if given is None else given + known
         if mask is not None:  # one number a frame, however the features were masked
             mask = mask.any(-1, keepdim=True)
             batch = joined(batch, mask.shape[:-2])
             mask = mask.expand(*batch, x.shape[-2], 1).reshape(-1, 1, x.shape[-2])
+        if given is not None:
+            given = given.expand(*batch, *given.shape[-2:]).reshape(-1, *given.shape[-2:])
         frames = x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
         whole = self._as_gated(frames, mask, given)
         if whole is None:
@@ -194,6 +215,9 @@ class WaveNet(nn.Module):
 
     def _layers(self, x: Tensor, mask: Tensor | None, given: Tensor | None) -> Tensor:
         h, counts = self.enter(x.mT), None
+        if given is not None and self.beside is not None:
+            given = gated.interpolated(given, x.shape[1], self.beside.positions, self.beside.first)
+        given = None if given is None else given.mT
         if mask is not None:  # what comes from outside may be anything there; inside, a product with zero is faster
             h, counts = torch.where(mask, h, 0.0), mask.to(h.dtype)
             given = torch.where(mask, given, 0.0) if self.known is not None and given is not None else given
@@ -210,8 +234,8 @@ class WaveNet(nn.Module):
         return self.leave(F.relu(total))  # pyright: ignore[reportArgumentType] (there is a layer)
 
     def _as_gated(self, x: Tensor, mask: Tensor | None, given: Tensor | None) -> gated.Gated | None:
-        """What to run as one operation, where that can be; frames beside those of x go through layers."""
-        if type(self) is not WaveNet or self.known is not None or not perceptron.may_run(x):
+        """What to run as one operation, where that can be."""
+        if type(self) is not WaveNet or not perceptron.may_run(x):
             return None
         layers: list[Any] = [self.enter, *self.near, *self.mix, self.leave]
         if not all(map(_is_plain, layers)) or type(self.dropout) is not nn.Dropout or has_hooks(self.dropout):
@@ -221,10 +245,12 @@ class WaveNet(nn.Module):
             [layer.weight for layer in layers],
             [layer.bias for layer in layers],
             tuple(layer.dilation[0] for layer in layers[1 : 1 + len(self.near)]),
-            None if given is None else given.expand(len(x), -1, 1).squeeze(-1),
+            None if given is None else given.expand(len(x), -1, -1),
             None if mask is None else mask.expand(len(x), 1, -1).squeeze(1).to(x.dtype),
-            None,
+            None if self.beside is None else (self.beside.positions, self.beside.first),
         )
+        if self.panels is not None and (torch.compiler.is_compiling() or self.packed == _versions(whole.weights)):
+            whole = whole._replace(panels=self.panels)
         if len(self.enter.weight) != self.hidden or not gated.fits(whole, self.n_params, self.out):
             return None
         if not (self.dropout.training and self.dropout.p > 0):
@@ -232,6 +258,11 @@ class WaveNet(nn.Module):
         # the same numbers at random as those of the layers
         ones = x.new_ones(len(x), self.hidden, x.shape[1])
         return whole._replace(dropped=torch.stack([F.dropout(ones, self.dropout.p) for _ in self.near]).mT)
+
+
+def _versions(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """What is another list once they are others, or have changed."""
+    return [(id(w), 0 if w.is_inference() else w._version) for w in weights]
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from diffeo.core import Chain, Transform
-from diffeo.transforms.along import Along
+from diffeo.nets.wavenet import WaveNet
+from diffeo.transforms.along import Along, Grouped
 from diffeo.transforms.linear import ExpLinear, FixedLinear, Householder, LULinear, TriangularLinear
 from diffeo.transforms.norm import ActNorm, Standardize, Whiten
 from diffeo.transforms.permute import Permute
 
 DENSE = (LULinear, TriangularLinear, ExpLinear, Householder, Whiten, FixedLinear)  # z = W x + b, at a cost of O(D²)
 THIN = (ActNorm, Standardize, Permute)  # and of O(D)
+WIDEST = 512  # features up to which a map of groups of them is better one matrix
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,8 +27,9 @@ def prepare_inference(module: M) -> M:
     """A copy for inference alone: neighbouring linear maps, norms and permutations of a `Chain` become one matrix.
 
     z = W_k(… (W_1 x + b_1) …) + b_k = W (x + c); W, c and W⁻¹ are worked out once, in float64, so that neither
-    direction multiplies or inverts factors again. The copy gives the same values up to rounding, and learns nothing. It
-    is no longer what its recipe makes, so it can't be saved: save the original.
+    direction multiplies or inverts factors again. Weights of a WaveNet over frames are laid out as C reads them. The
+    copy gives the same values up to rounding, and learns nothing: its weights must not change. It is no longer what its
+    recipe makes, so it can't be saved: save the original.
 
     Args:
         module: a flow, a density around one, or a transform, all of whose layers have been initialised.
@@ -53,6 +56,8 @@ def prepare_inference(module: M) -> M:
 def _prepared(module: M) -> M:
     for name, child in module.named_children():
         setattr(module, name, _prepared(child))
+    if isinstance(module, WaveNet):
+        module.pack()
     return _folded(module) if type(module) is Chain else module  # pyright: ignore[reportReturnType] (then M is Chain)
 
 
@@ -61,7 +66,7 @@ def _folded(chain: Chain) -> Chain:
     for place, run in groupby(chain.parts, key=_place):
         some: list[Transform] = list(run)  # pyright: ignore[reportAssignmentType] (a ModuleList forgets its elements)
         maps: list[Transform] = [_vectors(part) for part in some]  # pyright: ignore[reportAssignmentType]
-        if place is None or not any(isinstance(part, DENSE) for part in maps):
+        if place is None or not any(_is_linear(part, DENSE) for part in maps):
             parts += some
             continue
         one = fixed(maps)
@@ -71,9 +76,16 @@ def _folded(chain: Chain) -> Chain:
 
 def _place(part: nn.Module) -> tuple[int, int] | None:
     """The dim that a linear map runs along and the dims of its event; None for anything else."""
-    if not isinstance(_vectors(part), DENSE + THIN):
+    if not _is_linear(_vectors(part), DENSE + THIN):
         return None
     return (part.dim, part.event_ndim) if isinstance(part, Along) else (-1, 1)
+
+
+def _is_linear(part: nn.Module, kinds: tuple[type, ...]) -> bool:
+    """Whether it is of these kinds, or such a map of each group of a few features."""
+    if isinstance(part, Grouped) and part.size * part.groups <= WIDEST:
+        return _is_linear(part.transform.transform, kinds)
+    return isinstance(part, kinds)
 
 
 def _vectors(part: nn.Module) -> nn.Module:
