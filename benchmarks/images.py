@@ -1,6 +1,6 @@
 """Flows of MNIST digits: bits per dimension of the exact test split against minutes of training.
 
-    python benchmarks/images.py [--models glow realnvp_image flowpp tarflow normflows] [--minutes 15] [--threads 2]
+    python benchmarks/images.py [--models glow realnvp_image flowpp tarflow normflows] [--minutes 15] [--threads 2] [--lr …]
     python benchmarks/images.py --round-trips [--models …] [--minutes 15] [--threads 2]
 
 Each model trains for that long on 58,000 training digits; 2,000 more decide which weights are kept. The curve is of
@@ -42,7 +42,7 @@ MODELS: dict[str, dict] = {  # options of the recipe before the +; conditioners 
 }
 HELD, SHOWN = 2_000, 100  # digits that choose the weights, and that go to noise and back
 DIMS = 28 * 28
-LR = 4e-3  # for all
+LR = 4e-3
 WAYS = ("float32", "z_in_float32", "float64")
 
 
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--lr", type=float, default=LR)
     parser.add_argument("--round-trips", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("build/images"))
     options = parser.parse_args()
@@ -70,27 +71,27 @@ def main() -> None:
         if options.round_trips and model == "normflows":
             continue
         job = {"model": model, "options": MODELS[model], "minutes": options.minutes}
-        job = {**job, "threads": options.threads, "lr": LR}
+        job = {**job, "threads": options.threads, "lr": options.lr}
         if any(job.items() <= done.items() for done in content.setdefault(kept, [])):
             continue
         if options.round_trips:
-            trained, result = train(images, options.folder / model, model, options.minutes)
+            trained, result = train(images, options.folder / model, model, options.minutes, options.lr)
             found = {"steps": result.steps, **round_trip(trained, test[:SHOWN])}
         elif model == "normflows":
-            found = run_normflows(images, test, options.minutes)
+            found = run_normflows(images, test, options.minutes, options.lr)
         else:
-            found = run(images, test, options.folder / model, model, options.minutes)
+            found = run(images, test, options.folder / model, model, options.minutes, options.lr)
         content = load(RESULT)  # another process may have added to it
         content.setdefault(kept, []).append({**job, **found})
         save(RESULT, content)
         print({k: v for k, v in content[kept][-1].items() if k != "curve"}, flush=True)
 
 
-def train(images: torch.Tensor, folder: Path, name: str, minutes: float) -> tuple[Any, Any]:
+def train(images: torch.Tensor, folder: Path, name: str, minutes: float, lr: float) -> tuple[Any, Any]:
     torch.manual_seed(0)
     model = getattr(diffeo, name.partition("+")[0])((1, 28, 28), **MODELS[name])
     result = diffeo.fit(
-        model, images[HELD:], validation=images[:HELD], batch_size=64, lr=LR, epochs=100,
+        model, images[HELD:], validation=images[:HELD], batch_size=64, lr=lr, epochs=100,
         time_limit=60 * minutes, checkpoint=folder, resume=True,
     )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
@@ -115,9 +116,9 @@ def round_trip(model: diffeo.Dequantized, x: torch.Tensor) -> dict[str, float]:
     }
 
 
-def run(images: torch.Tensor, test: torch.Tensor, folder: Path, name: str, minutes: float) -> dict:
+def run(images: torch.Tensor, test: torch.Tensor, folder: Path, name: str, minutes: float, lr: float) -> dict:
     """Train one recipe and measure it."""
-    model, result = train(images, folder, name, minutes)
+    model, result = train(images, folder, name, minutes, lr)
     bits = diffeo.bits_per_dim(model, test, generator=torch.Generator().manual_seed(0))
     return {
         **round_trip(model, test[:SHOWN]),
@@ -135,7 +136,7 @@ def run(images: torch.Tensor, test: torch.Tensor, folder: Path, name: str, minut
     }
 
 
-def run_normflows(images: torch.Tensor, test: torch.Tensor, minutes: float) -> dict:
+def run_normflows(images: torch.Tensor, test: torch.Tensor, minutes: float, lr: float) -> dict:
     """normflows' Glow of the size of our `small`, by Adam with a cosine of the time; the average of its weights."""
     torch.manual_seed(0)
     model = normflows_glow((1, 28, 28))
@@ -148,14 +149,14 @@ def run_normflows(images: torch.Tensor, test: torch.Tensor, minutes: float) -> d
     train, held = images[HELD:], images[:HELD]
     with torch.no_grad():
         nats(train[:256])  # its activation norms start from the first batch
-    optimizer = torch.optim.Adam(model.parameters(), LR)
+    optimizer = torch.optim.Adam(model.parameters(), lr)
     ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema)
     generator = torch.Generator().manual_seed(0)
     began, limit, steps, spent, curve = time.monotonic(), 60 * minutes, 0, 0.0, []
     while spent < limit:
         for group in optimizer.param_groups:
-            group["lr"] = LR * min(1.0, (steps + 1) / 50) * 0.5 * (1 + math.cos(math.pi * spent / limit))
+            group["lr"] = lr * min(1.0, (steps + 1) / 50) * 0.5 * (1 + math.cos(math.pi * spent / limit))
         optimizer.zero_grad()
         loss = -nats(train[torch.randint(len(train), (64,), generator=generator)]).mean()
         loss.backward()

@@ -154,13 +154,14 @@ def _race_waveglow(preset: str) -> dict[str, Any]:
     sizes = WAVEGLOW[preset]
     flow = diffeo.waveglow(MELS, HOP, preset=preset)
     flow.initialize(x, {"mel": mel})
-    theirs, theirs_ready = nemo_waveglow(MELS, sizes), nemo_waveglow(MELS, sizes).eval()
+    bands = sizes["width"] // sizes["group"]  # of which their nets see a group at once: as many channels as ours
+    theirs, theirs_ready = nemo_waveglow(bands, sizes), nemo_waveglow(bands, sizes).eval()
     _stir(flow), _stir(theirs)
     theirs_ready.remove_weightnorm()
-    one = {"mel": mel[:1], "mask": torch.ones(1, x.shape[1], 1, dtype=torch.bool)}
+    one, their_mel = {"mel": mel[:1], "mask": torch.ones(1, x.shape[1], 1, dtype=torch.bool)}, mel[:, :-1, :bands].mT
 
     def their_value() -> Tensor:
-        z, log_scales, logdets = theirs.audio_to_normal_dist(spec=mel[:, :-1].mT, audio=x[..., 0])
+        z, log_scales, logdets = theirs.audio_to_normal_dist(spec=their_mel, audio=x[..., 0])
         return (0.5 * z.square().sum() - sum(s.sum() for s in log_scales) - sum(logdets)) / CLIPS
 
     return _race(
@@ -169,7 +170,7 @@ def _race_waveglow(preset: str) -> dict[str, Any]:
         lambda flow: -flow(x, {"mel": mel}).mean(),
         lambda flow: flow.sample((1,), one),
         their_value,
-        lambda: theirs_ready.norm_dist_to_audio(spec=mel[:1, :-1].mT),
+        lambda: theirs_ready.norm_dist_to_audio(spec=their_mel[:1]),
     )
 
 
@@ -224,8 +225,9 @@ def told_peer(r: dict[str, Any]) -> str:
     return f"""\
 **Beside other libraries.** Equal flows of ours and of others. The decoder of Glow-TTS: a step on {BATCH} spectrograms
 of {FRAMES} frames, forward and backward, and the inverse of one of them. WaveGlow: a step on {CLIPS} clips of
-{CLIP_FRAMES * HOP:,} samples, and one such clip drawn; its nets have equal sizes, but theirs see upsampled
-spectrograms of all samples of a group at once, ours a narrower encoding, interpolated. Ours is prepared for inference
+{CLIP_FRAMES * HOP:,} samples, and one such clip drawn. Its nets see as many channels beside the sound in both: theirs
+upsampled spectrograms of few bands, of all samples of a group; ours an encoding of all {MELS} bands, interpolated, which
+is counted in. Ours is prepared for inference
 (`prepare_inference`), theirs stores its inverse matrices and removes its weight norms. Last layers, which start at
 zero, have small weights, as after some training. A WaveNet is one operation in C with `compiled_kernels`, as in `fit`,
 and after `compile()`. Milliseconds, median of {ROUNDS} interleaved rounds (extremes), and as a multiple of their time.
