@@ -1,6 +1,6 @@
 """Flows of MNIST digits: bits per dimension of the exact test split against minutes of training.
 
-    python benchmarks/images.py [--models glow realnvp_image flowpp tarflow normflows] [--minutes 15] [--threads 2] [--lr …]
+    python benchmarks/images.py [--models glow flowpp tarflow …] [--minutes 15] [--threads 2] [--lr 0.004]
     python benchmarks/images.py --round-trips [--models …] [--minutes 15] [--threads 2]
 
 Each model trains for that long on 58,000 training digits; 2,000 more decide which weights are kept. The curve is of
@@ -72,15 +72,16 @@ def main() -> None:
             continue
         job = {"model": model, "options": MODELS[model], "minutes": options.minutes}
         job = {**job, "threads": options.threads, "lr": options.lr}
+        folder = options.folder / f"{model}, {options.minutes:g} minutes, {options.lr:g}"
         if any(job.items() <= done.items() for done in content.setdefault(kept, [])):
             continue
         if options.round_trips:
-            trained, result = train(images, options.folder / model, model, options.minutes, options.lr)
+            trained, result = train(images, folder, model, options.minutes, options.lr)
             found = {"steps": result.steps, **round_trip(trained, test[:SHOWN])}
         elif model == "normflows":
             found = run_normflows(images, test, options.minutes, options.lr)
         else:
-            found = run(images, test, options.folder / model, model, options.minutes, options.lr)
+            found = run(images, test, folder, model, options.minutes, options.lr)
         content = load(RESULT)  # another process may have added to it
         content.setdefault(kept, []).append({**job, **found})
         save(RESULT, content)
@@ -208,7 +209,7 @@ def section() -> str:
         late = [t > r["seconds"] / 60 + 0.5 for t in times]
         reached.append(
             [
-                f"{r['model']}, of {r['seconds'] / 60:.0f} min",
+                f"{r['model']}, of {r['seconds'] / 60:.0f} min, rate {r['lr']:g}",
                 *("" if not c or no else f"{c[-1]:.3f}" for c, no in zip(cells, late, strict=True)),
             ]
         )

@@ -27,7 +27,7 @@ ROUNDS = 7
 BATCH, FRAMES, MELS = 8, 200, 80  # of the race with Glow-TTS
 CLIPS, HOP, CLIP_FRAMES = 4, 256, 64  # and with WaveGlow: a second of sound at 16 kHz
 OURS = ("diffeo", "diffeo, compiled_kernels", "diffeo, compile()")
-PEERS = {"glow_tts": "Coqui TTS", "waveglow": "NeMo"}
+PEERS, COMPILED = {"glow_tts": "Coqui TTS", "waveglow": "NeMo"}, ", torch.compile"
 
 
 def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
@@ -84,16 +84,20 @@ def peer(_: float) -> dict[str, Any]:
 
 def _race(
     name: str,
-    models: dict[str, Any],
+    ours: tuple[Any, Any],
     value: Callable[[Any], Tensor],
     sample: Callable[[Any], Any],
-    their_value: Callable[[], Tensor],
-    their_sample: Callable[[], Any],
+    theirs: tuple[Any, Any],
+    their_value: Callable[[Any], Tensor],
+    their_sample: Callable[[Any], Any],
 ) -> dict[str, Any]:
-    """Times of ours, as it is, in `compiled_kernels` and after `compile()`, and of theirs."""
+    """Times of a step and a sample: of ours as it is, in `compiled_kernels`, and compiled; and of theirs and compiled.
+
+    A flow is given as it is trained and as it is prepared for inference.
+    """
     steps, samples = {}, {}
     for how in OURS:
-        flow, ready = (copy.deepcopy(models[part]) for part in ("ours", "ready"))
+        flow, ready = copy.deepcopy(ours)
         if how == OURS[2]:
             flow.compile(), ready.compile()
 
@@ -107,13 +111,15 @@ def _race(
                 sample(ready)
 
         steps[how], samples[how] = step, draw
-    theirs = PEERS[name]
-    steps[theirs], samples[theirs] = lambda: their_value().backward(), torch.no_grad()(their_sample)
-    sizes = {how: models["ours" if how in OURS else "theirs"] for how in steps}
+    steps[PEERS[name]] = lambda: their_value(theirs[0]).backward()
+    samples[PEERS[name]] = torch.no_grad()(lambda: their_sample(theirs[1]))
+    compiled_value, compiled_sample = torch.compile(their_value), torch.compile(their_sample)
+    steps[PEERS[name] + COMPILED] = lambda: compiled_value(theirs[0]).backward()
+    samples[PEERS[name] + COMPILED] = torch.no_grad()(lambda: compiled_sample(theirs[1]))
     return {
         "step": interleaved(steps),
         "sample": interleaved(samples),
-        "parameters": {how: sum(p.numel() for p in model.parameters()) for how, model in sizes.items()},
+        "parameters": {how: sum(p.numel() for p in (ours if how in OURS else theirs)[0].parameters()) for how in steps},
     }
 
 
@@ -132,18 +138,19 @@ def _race_glow_tts(preset: str) -> dict[str, Any]:
             part.initialized = True
     theirs_ready.store_inverse()
     noise, frames = torch.randn(1, FRAMES // 2, 2 * MELS), torch.randn(1, MELS, FRAMES)
-    there = mask.mT.to(x.dtype)
+    mel, there = x.mT.contiguous(), mask.mT.to(x.dtype)
 
     def loss(z: Tensor, logdet: Tensor) -> Tensor:
         return (0.5 * z.square().sum((-1, -2)) - logdet).mean()
 
     return _race(
         "glow_tts",
-        {"ours": flow.transform, "ready": diffeo.prepare_inference(flow).transform, "theirs": theirs},
+        (flow.transform, diffeo.prepare_inference(flow).transform),
         lambda transform: loss(*transform(x, {"mask": mask})),
         lambda transform: transform.inverse(noise, {"mask": mask[:1]}),
-        lambda: loss(*theirs(x.mT, there)),
-        lambda: theirs_ready(frames, there[:1], reverse=True),
+        (theirs, theirs_ready),
+        lambda decoder: loss(*decoder(mel, there)),
+        lambda decoder: decoder(frames, there[:1], reverse=True),
     )
 
 
@@ -158,19 +165,21 @@ def _race_waveglow(preset: str) -> dict[str, Any]:
     theirs, theirs_ready = nemo_waveglow(bands, sizes), nemo_waveglow(bands, sizes).eval()
     _stir(flow), _stir(theirs)
     theirs_ready.remove_weightnorm()
-    one, their_mel = {"mel": mel[:1], "mask": torch.ones(1, x.shape[1], 1, dtype=torch.bool)}, mel[:, :-1, :bands].mT
+    one = {"mel": mel[:1], "mask": torch.ones(1, x.shape[1], 1, dtype=torch.bool)}
+    their_mel, sound = mel[:, :-1, :bands].mT.contiguous(), x[..., 0]
 
-    def their_value() -> Tensor:
-        z, log_scales, logdets = theirs.audio_to_normal_dist(spec=their_mel, audio=x[..., 0])
+    def their_value(model: Any) -> Tensor:
+        z, log_scales, logdets = model.audio_to_normal_dist(spec=their_mel, audio=sound)
         return (0.5 * z.square().sum() - sum(s.sum() for s in log_scales) - sum(logdets)) / CLIPS
 
     return _race(
         "waveglow",
-        {"ours": flow, "ready": diffeo.prepare_inference(flow), "theirs": theirs},
+        (flow, diffeo.prepare_inference(flow)),
         lambda flow: -flow(x, {"mel": mel}).mean(),
         lambda flow: flow.sample((1,), one),
+        (theirs, theirs_ready),
         their_value,
-        lambda: theirs_ready.norm_dist_to_audio(spec=their_mel[:1]),
+        lambda model: model.norm_dist_to_audio(spec=their_mel[:1]),
     )
 
 
@@ -218,19 +227,20 @@ def told_peer(r: dict[str, Any]) -> str:
         for library, count in found["parameters"].items():
             row = [race, library, f"{count:,}"]
             for name in ("step", "sample"):
-                t, their = found[name][library], found[name][theirs]["median"]
+                t = found[name][library]
+                their = min(found[name][theirs + way]["median"] for way in ("", COMPILED))
                 spread = f"{1e3 * t['median']:.1f} ({1e3 * t['low']:.1f} – {1e3 * t['high']:.1f})"
                 row.append(f"{spread}; {t['median'] / their:.2f}×")
             rows.append(row)
     return f"""\
-**Beside other libraries.** Equal flows of ours and of others. The decoder of Glow-TTS: a step on {BATCH} spectrograms
-of {FRAMES} frames, forward and backward, and the inverse of one of them. WaveGlow: a step on {CLIPS} clips of
-{CLIP_FRAMES * HOP:,} samples, and one such clip drawn. Its nets see as many channels beside the sound in both: theirs
-upsampled spectrograms of few bands, of all samples of a group; ours an encoding of all {MELS} bands, interpolated, which
-is counted in. Ours is prepared for inference
-(`prepare_inference`), theirs stores its inverse matrices and removes its weight norms. Last layers, which start at
-zero, have small weights, as after some training. A WaveNet is one operation in C with `compiled_kernels`, as in `fit`,
-and after `compile()`. Milliseconds, median of {ROUNDS} interleaved rounds (extremes), and as a multiple of their time.
+**Beside other libraries.** Flows of equal sizes, ours and others'. The decoder of Glow-TTS: a step on {BATCH}
+spectrograms of {FRAMES} frames, forward and backward, and the inverse of one of them. WaveGlow: a step on {CLIPS} clips
+of {CLIP_FRAMES * HOP:,} samples, and one such clip drawn; its nets see as many channels beside the sound in both, of
+theirs upsampled spectrograms of few bands, all samples of a group, of ours an encoding of all {MELS} interpolated,
+which is counted in. For samples ours is prepared (`prepare_inference`), theirs stores its inverse matrices and removes
+its weight norms. Last layers, which start at zero, have small weights, as after some training. A WaveNet of ours is
+one operation in C with `compiled_kernels`, as in `fit`, and after `compile()`. Milliseconds, median of {ROUNDS}
+interleaved rounds (extremes), and as a multiple of the faster of theirs.
 
 {markdown(["flow", "library", "parameters", "step", "one sample"], rows)}"""
 

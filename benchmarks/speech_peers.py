@@ -63,7 +63,6 @@ def _place(package: str) -> str:
 def _module(name: str) -> Any:
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    _place(name.split(".")[0])
     return importlib.import_module(name)
 
 

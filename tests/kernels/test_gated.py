@@ -1,5 +1,8 @@
 """WaveNets in C: the numbers and gradients of their layers, where they can run."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -281,41 +284,134 @@ def test_windows_far_wider_than_the_frames_run_layer_by_layer(runs):
     assert not runs
 
 
+@pytest.fixture
+def packed(monkeypatch):
+    """Whether each run in C read weights that had been laid out before."""
+    found, stack = [], gated._stack
+
+    def watched(whole, planes, panels=None):
+        found.append(panels is not None)
+        return stack(whole, planes, panels)
+
+    monkeypatch.setattr(gated, "_stack", watched)
+    return found
+
+
+def packed_example(size, dtype, packed):
+    """A net whose weights are laid out, and a check of whether it uses that and gives what its layers do."""
+    net, x, given, mask = example(size, dtype, dropout=0.1)
+    net.eval().requires_grad_(False).pack()
+    half, context = x[..., : x.shape[-1] // 2].detach(), entries(None if given is None else given.detach(), mask)
+
+    def check(net, used, tolerance=2e-3, run=None):
+        wide, more = half.to(net.enter.weight.dtype), {k: v.to(net.enter.weight.dtype) for k, v in context.items()}
+        more["mask"] = mask
+        expected = torch.where(mask.unsqueeze(-1), net(wide, more), 0.0)
+        packed.clear()
+        with diffeo.compiled_kernels():
+            found = torch.where(mask.unsqueeze(-1), (net if run is None else run)(wide, more), 0.0)
+        assert packed == [used]
+        assert_close([found], [expected], tolerance)
+
+    return net, check
+
+
 @needs_compiler
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
-def test_packed_weights_give_the_same_numbers(size, dtype, tolerance, runs):
-    net, x, given, mask = example(size, dtype, dropout=0.1)
-    net.eval().requires_grad_(False).pack()
-    half = x[..., : x.shape[-1] // 2].detach()
-    context = entries(None if given is None else given.detach(), mask)
+def test_packed_weights_give_the_same_numbers(size, dtype, tolerance, packed):
+    net, check = packed_example(size, dtype, packed)
+    check(net, True, tolerance)
+    check(net, True, tolerance)
+    assert set(net.state_dict()) == set(WaveNet.state_dict(example(size, dtype)[0]))
 
-    def found():
-        runs.clear()
-        with diffeo.compiled_kernels():
-            out = net(half, context)
-        (used,) = runs
-        return torch.where(mask.unsqueeze(-1), out, 0.0), used[-3] is not None  # the panels
 
-    first, used = found()
-    assert used
-    assert_close([first], [torch.where(mask.unsqueeze(-1), net(half, context), 0.0)], tolerance)
-    for p in net.parameters():  # other weights in their place
+def _scale(net):
+    for p in net.parameters():
         p.mul_(1.1)
-    changed, used = found()
-    assert not used
-    assert_close([changed], [torch.where(mask.unsqueeze(-1), net(half, context), 0.0)], tolerance)
+
+
+def _load(net):
+    net.load_state_dict({k: 1.1 * v for k, v in net.state_dict().items()})
+
+
+def _load_a_part(net):
+    net.near[0].load_state_dict({k: 1.1 * v for k, v in net.near[0].state_dict().items()})
+
+
+def _copy_a_vector(net):
+    nn.utils.vector_to_parameters(1.1 * nn.utils.parameters_to_vector(net.parameters()), net.parameters())
+
+
+def _replace(net):
+    net.near[0] = nn.Conv1d(32, 64, 3, padding=1).requires_grad_(False)
+
+
+def _widen_parts(net):
+    for part in net.children():
+        part.double()
 
 
 @needs_compiler
-@pytest.mark.parametrize("change", [lambda net: net.double(), lambda net: net.load_state_dict(net.state_dict())])
-def test_panels_go_with_the_weights(change, runs):
-    net, *_ = example("glow_tts", torch.float32)
-    net.pack()
-    assert net.panels is not None
-    assert "panels" not in net.state_dict()
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("change", [_scale, _load, _load_a_part, _copy_a_vector, _replace, _widen_parts])
+def test_packed_weights_that_have_changed_are_not_used(change, compiled, packed):
+    net, check = packed_example("waveglow", torch.float32, packed)
+    run = torch.compile(net) if compiled else None
+    check(net, True, run=run)
     change(net)
+    check(net, False, run=run)
+    net.pack()
+    check(net, True, run=run)
+
+
+@needs_compiler
+def test_packed_weights_of_others(packed):
+    net, check = packed_example("waveglow", torch.float32, packed)
+    others = {k: 1.1 * v for k, v in net.named_parameters()}
+    scaled = copy.deepcopy(net)
+    _scale(scaled)
+    scaled.pack()
+
+    def run(x, context):
+        return torch.func.functional_call(net, others, (x, context))
+
+    for call in (run, torch.compile(run)):
+        check(scaled, False, run=call)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "moved",
+    [
+        copy.deepcopy,
+        lambda net: net.to("cpu"),
+        lambda net: net.double(),
+        lambda net: net.share_memory(),
+        lambda net: pickle.loads(pickle.dumps(net)),
+    ],
+)
+def test_weights_stay_packed_where_they_go(moved, packed):
+    net, check = packed_example("waveglow", torch.float32, packed)
+    check(moved(net), True)
+
+
+@needs_compiler
+def test_weights_whose_changes_nobody_counts_are_not_packed():
+    with torch.inference_mode():
+        net = WaveNet(2, 2, 2, hidden=8)
+        net.pack()
     assert net.panels is None
+
+
+@needs_compiler
+def test_a_net_that_reads_nothing_beside_it_after_all(runs):
+    net = WaveNet(2, 2, 2, hidden=8, beside=Beside("mel", 3, 2.0))
+    net.known = None
+    x = torch.randn(3, 9, 2)
+    with diffeo.compiled_kernels():
+        assert net(x).shape == (3, 9, 2, 2)
+    assert not runs
 
 
 @needs_compiler

@@ -96,6 +96,24 @@ def test_only_neighbours_along_the_same_dim_are_joined():
     assert torch.allclose(prepared.inverse(x)[1], chain.inverse(x)[1], atol=1e-6)
 
 
+def test_maps_of_groups_become_one_matrix_where_it_is_small():
+    for features, left in ((8, diffeo.FixedLinear), (512, diffeo.Grouped)):
+        inner = diffeo.Chain(diffeo.LULinear(4), diffeo.LULinear(4))
+        chain = perturbed(diffeo.Chain(diffeo.Grouped(inner, features), diffeo.Permute(torch.arange(features).flip(0))))
+        prepared, x = diffeo.prepare_inference(chain), torch.randn(5, features)
+        assert isinstance(prepared.parts[0], left)
+        assert torch.allclose(prepared(x)[0], chain(x)[0], atol=1e-5)
+        assert torch.allclose(prepared.inverse(x)[0], chain.inverse(x)[0], atol=1e-4)
+
+
+def test_nothing_is_drawn():
+    flow = diffeo.glow_tts(6, 9, preset="tiny", dropout=0.5)
+    flow.initialize(torch.randn(2, 12, 6), _text(12))
+    before = torch.get_rng_state()
+    diffeo.prepare_inference(flow)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_thin_layers_alone_stay():
     chain = diffeo.Chain(diffeo.Permute(torch.tensor([1, 0])), diffeo.Permute(torch.tensor([1, 0])))
     assert len(diffeo.prepare_inference(chain).parts) == 2

@@ -13,12 +13,12 @@ typedef struct {
   const real *const *biases;
   const real *x;
   long x_sequence, x_frame, x_channel;
-  const real *given;   /* (sequences, slow, layers, 2 hidden), added to what convolutions give, or null */
+  const real *given;   /* (sequences, slower, layers, 2 hidden), added to what convolutions give, or null */
   const real *counts;  /* (sequences, frames), 0 for padding, or null */
   const real *dropped; /* (layers, sequences, frames, hidden), factors, or null */
   const real *panels;  /* of the weights, from `gated_pack`, or null */
-  long slow;           /* slower frames of what is given, between which lie so many of the others; else 1 and 0 */
-  double positions, first; /* and the place of the first one */
+  long slower;         /* how many slower frames are given; 1 if what is given is the same at all */
+  double positions, first; /* from one slower frame to the next, 0 if there is one for all; the place of the first */
 } Stack;
 
 /* widths of rows and how many numbers there are, for what follows from the sizes */
@@ -99,7 +99,7 @@ static inline int is_there(const Stack *s, long b, long t) { return !s->counts |
 
 /* the slower frame before frame t, and how far it is on the way to the next one */
 static inline long slow_frame(const Stack *s, long t, real *share) {
-  const double time = (t - s->first) / s->positions, last = s->slow - 1;
+  const double time = (t - s->first) / s->positions, last = s->slower - 1;
   const double at = time < 0 ? 0 : time > last ? last : time;
   const long before = (long)at;
   *share = (real)(at - before);
@@ -108,7 +108,7 @@ static inline long slow_frame(const Stack *s, long t, real *share) {
 
 /* what is added to layer l at slower frame i of sequence b */
 static inline const real *given_at(const Stack *s, long b, long i, long l) {
-  return s->given + ((b * s->slow + i) * s->layers + l) * 2 * s->hidden;
+  return s->given + ((b * s->slower + i) * s->layers + l) * 2 * s->hidden;
 }
 
 /* bases of the convolution of layer l for M frames of sequence b from t on: the bias, and what is given between slower
@@ -116,7 +116,7 @@ static inline const real *given_at(const Stack *s, long b, long i, long l) {
 static void read_given(const Stack *s, Shape f, long l, long b, long t, long M, const real *bias, real *to) {
   for (long m = 0; m < M; m++) {
     real share, *row = to + m * f.both;
-    const long before = slow_frame(s, t + m, &share), after = min_of(before + 1, s->slow - 1);
+    const long before = slow_frame(s, t + m, &share), after = min_of(before + 1, s->slower - 1);
     const real *low = given_at(s, b, before, l), *high = given_at(s, b, after, l);
     memcpy(row, bias, f.both * sizeof(real));
     if (!is_there(s, b, t + m)) continue;
@@ -128,11 +128,11 @@ static void read_given(const Stack *s, Shape f, long l, long b, long t, long M, 
 /* its gradient, from that of convolutions, one row of which is `both` numbers; padding gives none */
 static void pull_given(const Stack *s, Shape f, long l, long b, const real *g_both, real *g_given) {
   const long width = s->layers * 2 * s->hidden;
-  real *start = g_given + b * s->slow * width + l * 2 * s->hidden;
-  for (long i = 0; i < s->slow; i++) memset(start + i * width, 0, 2 * s->hidden * sizeof(real));
+  real *start = g_given + b * s->slower * width + l * 2 * s->hidden;
+  for (long i = 0; i < s->slower; i++) memset(start + i * width, 0, 2 * s->hidden * sizeof(real));
   for (long t = 0; t < s->frames; t++) {
     real share;
-    const long before = slow_frame(s, t, &share), after = min_of(before + 1, s->slow - 1);
+    const long before = slow_frame(s, t, &share), after = min_of(before + 1, s->slower - 1);
     if (!is_there(s, b, t)) continue;
     for (long half = 0; half < 2; half++) {
       const real *g = g_both + t * f.both + half * f.hidden;

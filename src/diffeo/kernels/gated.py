@@ -26,6 +26,14 @@ LARGEST = 1 << 31  # numbers of a weight, which the C counts by `int`
 BORDER = 64  # frames of zeros at either end that cost little, however short a sequence
 
 
+class Panels(NamedTuple):
+    """Weights as products read them, good as long as these tensors lie where they lay and nobody writes to them."""
+
+    values: Tensor
+    key: Tensor  # where they lay, and how often each had been written to; no list, of which each would be compiled for
+    kept: list[Tensor]  # they themselves, so that nothing else comes to lie there
+
+
 class Gated(NamedTuple):
     """h₀ = E x; hᵢ₊₁ = hᵢ + Aᵢ gᵢ; Σ Bᵢ gᵢ through ReLU and a last layer; gᵢ = tanh(a) σ(b), (a, b) = Nᵢ ∗ hᵢ + given.
 
@@ -38,11 +46,11 @@ class Gated(NamedTuple):
     apart: tuple[int, ...]  # frames between what each Nᵢ sees
     given: Tensor | None  # (n, F, 2 · hidden · layers), of slower frames, or none
     counts: Tensor | None  # (n, T), 0 where frames do not count and 1 where they do, or none
-    slow: tuple[float, float] | None = (
-        None  # frames of T between slower ones, and where the first one lies; F is 1 else
+    slower: tuple[float, float] | None = (
+        None  # frames of T between slower ones, and the place of the first; F = 1 if none
     )
     dropped: Tensor | None = None  # (layers, n, T, hidden), factors of gᵢ, or none
-    panels: Tensor | None = None  # the weights as products read them, from `pack`, or none
+    panels: Panels | None = None
 
     @property
     def optional(self) -> tuple[Tensor, ...]:
@@ -51,7 +59,7 @@ class Gated(NamedTuple):
 
 def fits(whole: Gated, planes: int, out: int) -> bool:
     """Whether this one runs as one operation, if x `may_run` so; wrong shapes are left to layers, which name them."""
-    x, weights, biases, apart, given, _, slow, dropped, _ = whole
+    x, weights, biases, apart, given, _, slower, dropped, _ = whole
     if not can_run(x, *weights, *biases, *whole.optional) or any(w.ndim != 3 or w.numel() >= LARGEST for w in weights):
         return False
     layers, (hidden, channels, one), taps = len(apart), weights[0].shape, weights[1].shape[2]
@@ -65,42 +73,53 @@ def fits(whole: Gated, planes: int, out: int) -> bool:
         return False
     if one != 1 or taps % 2 == 0 or channels != x.shape[2] or x.numel() == 0 or max(hidden, channels) > WIDEST:
         return False
-    if given is not None and (given.ndim != 3 or given.shape[::2] != (len(x), 2 * hidden * layers)):
-        return False
-    if given is not None and (given.shape[1] == 0 or (slow is None and given.shape[1] != 1)):
+    if given is None:
+        few = slower is None
+    else:
+        few = given.ndim == 3 and given.shape[::2] == (len(x), 2 * hidden * layers) and given.shape[1] > 0
+        few = few and (slower is not None or given.shape[1] == 1)
+    if not few:
         return False
     return (dropped is None or dropped.shape == (layers, *x.shape[:2], hidden)) and is_available(x.dtype)
 
 
 def run(whole: Gated, planes: int) -> Tensor:
     """Its value, (n, T, out / planes, planes), laid out (planes, n, T, out / planes); for what `fits`."""
-    x, weights, biases, apart, given, counts, slow, dropped, panels = whole
+    x, weights, biases, apart, given, counts, slower, dropped, panels = whole
     inputs = [x, *weights, *biases, *whole.optional]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        found: Any = Differentiable.apply(planes, apart, slow, counts, dropped, x, given, *weights, *biases)
+        found: Any = Differentiable.apply(planes, apart, slower, counts, dropped, x, given, *weights, *biases)
         return found.movedim(0, -1)
     call: Any = _forward if torch.compiler.is_compiling() else _run
-    net = list(weights), list(biases), list(apart)
-    return call(x, *net, given, counts, dropped, list(slow or ()), panels, planes, False)[0].movedim(0, -1)
+    net, there = (list(weights), list(biases), list(apart)), (given, counts, dropped, list(slower or ()))
+    values, key = (None, None) if panels is None else panels[:2]
+    return call(x, *net, *there, values, key, planes, False)[0].movedim(0, -1)
 
 
-def pack(whole: Gated, planes: int) -> Tensor:
-    """The weights of what `fits` as products read them, for `panels`; good for this library and these weights alone."""
+def pack(whole: Gated, planes: int) -> Panels | None:
+    """The weights of what `fits` as products read them, for many calls; none of weights whose changes nobody counts."""
+    if any(w.is_inference() for w in whole.weights):
+        return None
     stack, held = _stack(whole, planes)
     library, at = _require(whole.x.dtype), ctypes.byref(stack)
-    panels = whole.x.new_empty(library.panels_size(at))
-    library.gated_pack(at, panels.data_ptr())
+    values = whole.x.new_empty(library.panels_size(at))
+    library.gated_pack(at, values.data_ptr())
     del held
-    return panels
+    return Panels(values, torch.tensor(_key(whole.weights), device="cpu"), [w.detach() for w in whole.weights])
+
+
+def _key(weights: Sequence[Tensor]) -> list[int]:
+    """Another one after a weight was replaced or changed in place."""
+    return [n for w in weights for n in (w.data_ptr(), 0 if w.is_inference() else w._version)]
 
 
 # not `torch.library.custom_op`, which checks every call for aliases
 _LIBRARY = torch.library.Library("diffeo", "FRAGMENT")
 _INPUTS = (
     "Tensor x, Tensor[] weights, Tensor[] biases, int[] apart, Tensor? given, Tensor? counts, Tensor? dropped, "
-    "float[] slow"
+    "float[] slower"
 )
-_LIBRARY.define(f"gated({_INPUTS}, Tensor? panels, int planes, bool keep) -> (Tensor, Tensor)")
+_LIBRARY.define(f"gated({_INPUTS}, Tensor? panels, Tensor? key, int planes, bool keep) -> (Tensor, Tensor)")
 _LIBRARY.define(f"gated_backward({_INPUTS}, Tensor kept, Tensor grad) -> (Tensor, Tensor, Tensor)")
 _forward, _backward = torch.ops.diffeo.gated.default, torch.ops.diffeo.gated_backward.default
 
@@ -113,17 +132,18 @@ def _run(
     given: Tensor | None,
     counts: Tensor | None,
     dropped: Tensor | None,
-    slow: list[float],
+    slower: list[float],
     panels: Tensor | None,
+    key: Tensor | None,
     planes: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output, (planes, n, T, out / planes), and what a backward pass needs."""
-    whole = Gated(x, weights, biases, tuple(apart), given, counts, _pair(slow), dropped, panels)
-    stack, held = _stack(whole, planes)
+    if key is not None and panels is not None and (panels.dtype != x.dtype or key.tolist() != _key(weights)):
+        panels = None  # those of other weights
+    whole = Gated(x, weights, biases, tuple(apart), given, counts, _pair(slower), dropped)
+    stack, held = _stack(whole, planes, panels)
     library, threads, at = _require(x.dtype), _threads(whole), ctypes.byref(stack)
-    if panels is not None and panels.numel() != library.panels_size(at):
-        raise RuntimeError("gated: the panels are those of other weights")
     kept, room = x.new_empty(library.kept_size(at, keep)), x.new_empty(library.forward_size(at, threads))
     out = x.new_empty(planes, *x.shape[:2], stack.outputs // planes)
     library.gated_forward(at, keep, kept.data_ptr(), room.data_ptr(), out.data_ptr(), threads)
@@ -139,12 +159,12 @@ def _run_backward(
     given: Tensor | None,
     counts: Tensor | None,
     dropped: Tensor | None,
-    slow: list[float],
+    slower: list[float],
     kept: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of what was given, and, one after the other, of all weights and all biases."""
-    whole = Gated(x, weights, biases, tuple(apart), given, counts, _pair(slow), dropped)
+    whole = Gated(x, weights, biases, tuple(apart), given, counts, _pair(slower), dropped)
     stack, held = _stack(whole, grad.shape[0])
     library, threads, at = _require(x.dtype), _threads(whole), ctypes.byref(stack)
     room, g_x = x.new_empty(library.backward_size(at, threads)), x.new_empty(x.shape)
@@ -158,8 +178,8 @@ def _run_backward(
     return g_x, g_given, g_layers
 
 
-def _pair(slow: list[float]) -> tuple[float, float] | None:
-    return (slow[0], slow[1]) if slow else None
+def _pair(slower: list[float]) -> tuple[float, float] | None:
+    return (slower[0], slower[1]) if slower else None
 
 
 _LIBRARY.impl("gated", _run, "CPU")
@@ -188,7 +208,7 @@ class Differentiable(torch.autograd.Function):
         ctx: Any,
         planes: int,
         apart: tuple[int, ...],
-        slow: tuple[float, float] | None,
+        slower: tuple[float, float] | None,
         counts: Tensor | None,
         dropped: Tensor | None,
         x: Tensor,
@@ -198,8 +218,8 @@ class Differentiable(torch.autograd.Function):
         half = len(layers) // 2
         run = _forward if torch.compiler.is_compiling() else _run
         net = list(layers[:half]), list(layers[half:]), list(apart)
-        out, kept = run(x, *net, given, counts, dropped, list(slow or ()), None, planes, True)
-        ctx.apart, ctx.slow, ctx.there = apart, slow, [t is not None for t in (given, counts, dropped)]
+        out, kept = run(x, *net, given, counts, dropped, list(slower or ()), None, None, planes, True)
+        ctx.apart, ctx.slower, ctx.there = apart, slower, [t is not None for t in (given, counts, dropped)]
         ctx.save_for_backward(kept, x, *(t for t in (given, counts, dropped) if t is not None), *layers)
         return out
 
@@ -210,7 +230,7 @@ class Differentiable(torch.autograd.Function):
         half, compiling = len(saved) // 2, torch.compiler.is_compiling()
 
         def plainly(x: Tensor, given: Tensor | None, *layers: Tensor) -> Tensor:
-            whole = Gated(x, layers[:half], layers[half:], ctx.apart, given, counts, ctx.slow, dropped)
+            whole = Gated(x, layers[:half], layers[half:], ctx.apart, given, counts, ctx.slower, dropped)
             return _run_plainly(whole, grad.shape[0])
 
         none = (None, None, None, None, None)
@@ -218,21 +238,21 @@ class Differentiable(torch.autograd.Function):
         if torch.is_grad_enabled() or not (compiling or can_read(grad)):
             return *none, *pull_plainly(plainly, x, given, saved, grad)
         run, net = _backward if compiling else _run_backward, (saved[:half], saved[half:], list(ctx.apart))
-        slow: list[float] = list(ctx.slow or ())
-        g_x, g_given, g_layers = run(x, *net, given, counts, dropped, slow, kept, grad.to(x.dtype))
+        slower: list[float] = list(ctx.slower or ())
+        g_x, g_given, g_layers = run(x, *net, given, counts, dropped, slower, kept, grad.to(x.dtype))
         return *none, g_x, None if given is None else g_given, *split_like(g_layers, saved)
 
 
 def _run_plainly(whole: Gated, planes: int) -> Tensor:
     """What `_run` gives, by operations with gradients of their own."""
-    x, weights, biases, apart, given, counts, slow, dropped, _ = whole
+    x, weights, biases, apart, given, counts, slower, dropped, _ = whole
     layers, hidden = len(apart), weights[0].shape[0]
     there = 1 if counts is None else counts.unsqueeze(1)
     h = F.conv1d(x.mT, weights[0], biases[0])
     h = h if counts is None else torch.where(counts.unsqueeze(1) != 0, h, 0.0)
     if given is not None:
-        given = (given if slow is None else interpolated(given, x.shape[1], *slow)).mT
-        given = given if counts is None or slow is None else torch.where(counts.unsqueeze(1) != 0, given, 0.0)
+        given = (given if slower is None else interpolated(given, x.shape[1], *slower)).mT
+        given = given if counts is None or slower is None else torch.where(counts.unsqueeze(1) != 0, given, 0.0)
     shares = None if given is None else given.chunk(layers, 1)
     total: Any = 0
     for i, step in enumerate(apart):
@@ -250,7 +270,7 @@ def _run_plainly(whole: Gated, planes: int) -> Tensor:
 
 
 def interpolated(frames: Tensor, count: int, positions: float, first: float) -> Tensor:
-    """Frames (…, F, width) at so many places, (…, count, width), between two of which lie so many; the ends go on."""
+    """Frames (…, F, width), `positions` apart, the first at `first`, at places 0 … count − 1; the ends go on."""
     time = (torch.arange(count, device=frames.device, dtype=torch.float64) - first) / positions
     time = time.clamp(0, frames.shape[-2] - 1)
     before = time.long()
@@ -269,14 +289,14 @@ class Stack(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("apart", "weights", "biases", "x")),
         *((name, ctypes.c_long) for name in ("x_sequence", "x_frame", "x_channel")),
         *((name, ctypes.c_void_p) for name in ("given", "counts", "dropped", "panels")),
-        ("slow", ctypes.c_long),
+        ("slower", ctypes.c_long),
         *((name, ctypes.c_double) for name in ("positions", "first")),
     ]
 
 
-def _stack(whole: Gated, planes: int) -> tuple[Any, tuple]:
+def _stack(whole: Gated, planes: int, panels: Tensor | None = None) -> tuple[Any, tuple]:
     """`Stack` of the C; and what has to live as long."""
-    x, weights, biases, apart, given, counts, slow, dropped, panels = whole
+    x, weights, biases, apart, given, counts, slower, dropped, _ = whole
     weights, biases = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
     optional = [None if t is None else t.contiguous() for t in (given, counts, dropped, panels)]
     pointers = [(ctypes.c_void_p * len(some))(*(t.data_ptr() for t in some)) for some in (weights, biases)]
@@ -285,7 +305,7 @@ def _stack(whole: Gated, planes: int) -> tuple[Any, tuple]:
     arrays = (ctypes.addressof(array) for array in (steps, *pointers))
     addresses = (None if t is None else t.data_ptr() for t in optional)
     frames = 1 if given is None else given.shape[1]
-    stack = Stack(*sizes, *arrays, x.data_ptr(), *x.stride(), *addresses, frames, *(slow or (0.0, 0.0)))
+    stack = Stack(*sizes, *arrays, x.data_ptr(), *x.stride(), *addresses, frames, *(slower or (0.0, 0.0)))
     return stack, (weights, biases, optional, pointers, steps, x)
 
 

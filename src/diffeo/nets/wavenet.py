@@ -163,11 +163,13 @@ class WaveNet(nn.Module):
         self.leave = nn.Conv1d(hidden, out * n_params, 1)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # pyright: ignore[reportArgumentType] (it has one)
-        self.register_buffer("panels", None, persistent=False)  # the weights as C reads them, for inference
-        self.packed: list[tuple[int, int]] = []  # which weights these are of
+        self.panels: gated.Panels | None = None  # the weights as C reads them
 
     def pack(self) -> None:
-        """Lay the weights out as C reads them, once for all: for inference, where they change no more."""
+        """Lay the weights out as C reads them, once for many calls.
+
+        They are laid out anew at each call once they have changed; but changes through `.data` go unnoticed.
+        """
         self.panels = None
         with torch.no_grad(), compiled_kernels():
             like = self.enter.weight
@@ -175,15 +177,21 @@ class WaveNet(nn.Module):
             given = None if self.given is None and self.known is None else like.new_zeros(1, 1, apart)
             whole = self._as_gated(like.new_zeros(1, 1, like.shape[1]), None, given)
             if whole is not None:
-                self.panels, self.packed = gated.pack(whole, self.n_params), _versions(whole.weights)
+                self.panels = gated.pack(whole._replace(dropped=None), self.n_params)
 
     def _apply(self, *args: Any, **kwargs: Any) -> WaveNet:
-        self.panels = None  # of another dtype or device, weights lie otherwise
-        return super()._apply(*args, **kwargs)
+        moved = super()._apply(*args, **kwargs)  # to another dtype or device
+        if self.panels is not None:
+            self.pack()
+        return moved
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.panels = None
-        super()._load_from_state_dict(*args, **kwargs)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "panels": self.panels is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "panels": None})
+        if state["panels"]:  # a copy has weights of its own, and other processors read them in another order
+            self.pack()
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         batch, mask, given = x.shape[:-2], context_mask(context), None
@@ -248,9 +256,8 @@ class WaveNet(nn.Module):
             None if given is None else given.expand(len(x), -1, -1),
             None if mask is None else mask.expand(len(x), 1, -1).squeeze(1).to(x.dtype),
             None if self.beside is None else (self.beside.positions, self.beside.first),
+            panels=self.panels,
         )
-        if self.panels is not None and (torch.compiler.is_compiling() or self.packed == _versions(whole.weights)):
-            whole = whole._replace(panels=self.panels)
         if len(self.enter.weight) != self.hidden or not gated.fits(whole, self.n_params, self.out):
             return None
         if not (self.dropout.training and self.dropout.p > 0):
@@ -258,11 +265,6 @@ class WaveNet(nn.Module):
         # the same numbers at random as those of the layers
         ones = x.new_ones(len(x), self.hidden, x.shape[1])
         return whole._replace(dropped=torch.stack([F.dropout(ones, self.dropout.p) for _ in self.near]).mT)
-
-
-def _versions(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """What is another list once they are others, or have changed."""
-    return [(id(w), 0 if w.is_inference() else w._version) for w in weights]
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from diffeo.transforms.permute import Permute
 
 DENSE = (LULinear, TriangularLinear, ExpLinear, Householder, Whiten, FixedLinear)  # z = W x + b, at a cost of O(D²)
 THIN = (ActNorm, Standardize, Permute)  # and of O(D)
-WIDEST = 512  # features up to which a map of groups of them is better one matrix
+WHOLE = 256  # features up to which one matrix is faster than a map of groups of them
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -27,9 +27,9 @@ def prepare_inference(module: M) -> M:
     """A copy for inference alone: neighbouring linear maps, norms and permutations of a `Chain` become one matrix.
 
     z = W_k(… (W_1 x + b_1) …) + b_k = W (x + c); W, c and W⁻¹ are worked out once, in float64, so that neither
-    direction multiplies or inverts factors again. Weights of a WaveNet over frames are laid out as C reads them. The
-    copy gives the same values up to rounding, and learns nothing: its weights must not change. It is no longer what its
-    recipe makes, so it can't be saved: save the original.
+    direction multiplies or inverts factors again. Of a WaveNet over frames it keeps the weights a second time, as C
+    reads them. The copy gives the same values up to rounding, and learns nothing. It is no longer what its recipe
+    makes, so it can't be saved: save the original.
 
     Args:
         module: a flow, a density around one, or a transform, all of whose layers have been initialised.
@@ -40,7 +40,7 @@ def prepare_inference(module: M) -> M:
     Raises:
         ValueError: a layer that has not seen data yet.
 
-    Cost: O(D³) for each run of linear maps, once.
+    Cost: O(D³) for each run of linear maps, once; for WaveNets some seconds of compiling, the first time on a machine.
 
     >>> import torch, diffeo
     >>> chain = diffeo.Chain(diffeo.Permute(torch.tensor([1, 0])), diffeo.LULinear(2))
@@ -50,7 +50,7 @@ def prepare_inference(module: M) -> M:
     for name, part in module.named_modules():
         if isinstance(part, THIN + DENSE) and not getattr(part, "initialized", True):
             raise ValueError(f"prepare_inference: {type(part).__name__} at {name!r} has not seen data; fit first")
-    return _prepared(deepcopy(module)).eval().requires_grad_(False)
+    return _prepared(deepcopy(module).eval()).eval().requires_grad_(False)
 
 
 def _prepared(module: M) -> M:
@@ -83,8 +83,8 @@ def _place(part: nn.Module) -> tuple[int, int] | None:
 
 def _is_linear(part: nn.Module, kinds: tuple[type, ...]) -> bool:
     """Whether it is of these kinds, or such a map of each group of a few features."""
-    if isinstance(part, Grouped) and part.size * part.groups <= WIDEST:
-        return _is_linear(part.transform.transform, kinds)
+    if isinstance(part, Grouped) and part.size * part.groups <= WHOLE:
+        return _is_linear(_vectors(part.transform), kinds)
     return isinstance(part, kinds)
 
 
