@@ -74,11 +74,11 @@ def fits(whole: Gated, planes: int, out: int) -> bool:
     if one != 1 or taps % 2 == 0 or channels != x.shape[2] or x.numel() == 0 or max(hidden, channels) > WIDEST:
         return False
     if given is None:
-        few = slower is None
+        reads = slower is None
     else:
-        few = given.ndim == 3 and given.shape[::2] == (len(x), 2 * hidden * layers) and given.shape[1] > 0
-        few = few and (slower is not None or given.shape[1] == 1)
-    if not few:
+        reads = given.ndim == 3 and given.shape[::2] == (len(x), 2 * hidden * layers) and given.shape[1] > 0
+        reads = reads and (slower is not None or given.shape[1] == 1)
+    if not reads:
         return False
     return (dropped is None or dropped.shape == (layers, *x.shape[:2], hidden)) and is_available(x.dtype)
 
