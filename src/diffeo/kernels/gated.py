@@ -47,7 +47,7 @@ class Gated(NamedTuple):
     given: Tensor | None  # (n, F, 2 · hidden · layers), of slower frames, or none
     counts: Tensor | None  # (n, T), 0 where frames do not count and 1 where they do, or none
     slower: tuple[float, float] | None = (
-        None  # frames of T between slower ones, and the place of the first; F = 1 if none
+        None  # frames from one slower frame to the next, place of the first; else F = 1
     )
     dropped: Tensor | None = None  # (layers, n, T, hidden), factors of gᵢ, or none
     panels: Panels | None = None
