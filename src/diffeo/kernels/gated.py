@@ -46,9 +46,8 @@ class Gated(NamedTuple):
     apart: tuple[int, ...]  # frames between what each Nᵢ sees
     given: Tensor | None  # (n, F, 2 · hidden · layers), of slower frames, or none
     counts: Tensor | None  # (n, T), 0 where frames do not count and 1 where they do, or none
-    slower: tuple[float, float] | None = (
-        None  # frames from one slower frame to the next, place of the first; else F = 1
-    )
+    # frames of T from one slower frame to the next, and the place of the first; none: F is 1
+    slower: tuple[float, float] | None = None
     dropped: Tensor | None = None  # (layers, n, T, hidden), factors of gᵢ, or none
     panels: Panels | None = None
 
