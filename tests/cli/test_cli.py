@@ -134,7 +134,7 @@ def test_bad_tables(folder, tmp_path, capsys, text, message):
         (["fit", "{folder}/table.csv", "--option", "context=1"], "nsf_ar takes no option 'context'; it takes layers, "),
         (["fit", "{folder}/table.csv", "--epochs", "0"], "--epochs"),
         (["fit", "{folder}/table.csv", "--time-limit", "soon"], "such as 90s, 5m or 1h"),
-        (["fit", "{folder}/table.csv", "-o", "{folder}/new.safetensors", "--resume"], "no interrupted fit"),
+        (["fit", "{folder}/table.csv", "-o", "{folder}/m.safetensors", "--resume"], "no interrupted fit"),
         (["fit", "{folder}/m.safetensors"], "expected a table with one of the endings"),
         (["fit"], "Missing argument"),
         (["fit", "{folder}/table.csv", "--seed", "-1"], "--seed"),

@@ -42,7 +42,7 @@ def test_bits_per_dimension_are_what_one_counts_by_hand(recipe, digits):
     by_hand = of_logit + of_rest + of_last + log_scale.sum()
     assert torch.allclose(logdet, by_hand)
     flat = torch.cat([y[:, half:].flatten(1), last.flatten(1)], 1)
-    assert torch.allclose(z, flat * log_scale.exp() + shift)
+    assert torch.allclose(z, flat * log_scale.exp() + shift, atol=1e-6)  # the ends of the range are float32
     nats = by_hand - 0.5 * z.square().sum(1) - 32 * math.log(2 * math.pi)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -134,6 +134,7 @@ def test_classes_and_nested_chains_follow_the_memory_policy(recipe, deeper, digi
         if recipe == "flowpp":
             options |= {"attention": False, "variational": False}
         model = diffeo.testing.perturbed(getattr(diffeo, recipe)((1, 8, 8), **options))
+        model.initialize(images, labels)
         model.transform.memory = memory
         kept = 0
 

@@ -119,12 +119,17 @@ def recipe_options(words: list[str]) -> dict[str, Any]:
 
 
 def checkpoint_of(output: Path, resume: bool) -> Path:
-    """The folder beside a model file that holds its fit until it is done; refused where it does not fit `--resume`."""
+    """The folder beside a model file that holds its fit until it is done; refused where it does not fit `--resume`.
+
+    A run that was killed before it wrote any state has none: it starts afresh, and says so.
+    """
     folder = output.with_name(output.name + ".ckpt")
     if folder.exists() and not resume and any(folder.iterdir()):
         raise ValueError(f"{folder} holds an interrupted fit: add --resume to continue it, or delete the folder")
     if resume and not folder.exists():
-        raise ValueError(f"{folder}: no interrupted fit to resume")
+        if output.exists():
+            raise ValueError(f"{output} is finished: {folder} holds no interrupted fit to resume")
+        print(f"diffeo: {folder}: no interrupted fit to resume; starting afresh", file=sys.stderr)
     return folder
 
 

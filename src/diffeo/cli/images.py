@@ -62,6 +62,7 @@ def fit(
         str | None, typer.Option(help="Training time, as 90s, 5m or 1h.", show_default="none")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures in a step.", min=1)] = 64,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.", min=0.0)] = 4e-3,
     flips: Annotated[bool, typer.Option("--flips", help="Mirror pictures left to right by chance.")] = False,
     shifts: Annotated[int, typer.Option(help="Move pictures by up to so many pixels by chance.", min=0)] = 0,
     samples_dir: Annotated[
@@ -134,7 +135,7 @@ def fit(
     print(f"{len(x)} pictures of {shape}, {levels} shades; {recipe}, {preset}: {count:,} parameters.", flush=True)
     training: dict[str, Any] = {} if steps is None else {"steps": steps}
     result = fit_images(
-        model, *of(train), validation=of(validation), batch_size=batch_size, time_limit=seconds, seed=seed,
+        model, *of(train), validation=of(validation), batch_size=batch_size, lr=lr, time_limit=seconds, seed=seed,
         checkpoint=folder, resume=resume, flips=flips, shifts=shifts, samples_dir=samples_dir, **training,
     )  # fmt: skip
     notes = {"classes": list(found.classes) if labels is not None and not enlarges else [], "coarse": coarse}
@@ -180,15 +181,14 @@ def score(
     """
     import torch
 
-    from diffeo.apps.images import picture_bits, typicality
+    from diffeo.apps import images as tools
     from diffeo.cli.files import check_output
     from diffeo.storage import replacing
 
     check_output(output, (".csv",), model, pictures)
     density, notes = _load(model)
     found = _read(pictures, size, False, skip_bad)
-    bits = picture_bits(density, _for(density, notes, found.images, model), None, seed)
-    ranked = typicality(bits, torch.tensor(notes["held_out"]))
+    ranked = tools.score(density, _for(density, notes, found.images, model), torch.tensor(notes["held_out"]), seed=seed)
     columns = zip(found.names, *(v.tolist() for v in ranked), strict=True)
     rows = [["picture", *ranked._fields], *([name, *(f"{v:.4g}" for v in values)] for name, *values in columns)]
     if output is None:
@@ -210,10 +210,12 @@ def sample(
     """Draw pictures and write them as a grid."""
     import torch
 
+    from diffeo.apps import images as tools
+
     _check_picture(output, model)
     density, notes = _load(model, "sample")
     labels = _labels(notes, label, n)
-    drawn = density.sample(n, labels, temperature=temperature, generator=torch.Generator().manual_seed(seed))
+    drawn = tools.sample(density, n, labels, temperature=temperature, generator=torch.Generator().manual_seed(seed))
     _write(density, drawn, output, columns=len(notes["classes"]) if label is None and notes["classes"] else None)
 
 
@@ -286,8 +288,7 @@ def reconstruct(
     _check_picture(output, model)
     density, notes = _load(model, "reconstruct")
     x = _for(density, notes, _read(pictures, size, False, False).images, model)[:64]
-    labels = _labels(notes, None, len(x))
-    back = tools.decode(density, tools.encode(density, x, labels), labels)
+    back = tools.reconstruct(density, x, _labels(notes, None, len(x)))
     print(f"Largest difference over {len(x)} pictures: {int((back - x.long()).abs().max())} of {density.levels} shades")
     _write(density, back, output)
 

@@ -1,5 +1,7 @@
 """Plain networks for conditioners: `(x, context) -> params`, zero at the start."""
 
+from diffeo.nets.beside import Beside as Beside
+from diffeo.nets.beside import FrameMap as FrameMap
 from diffeo.nets.conv import ConvNet as ConvNet
 from diffeo.nets.conv import OneHot as OneHot
 from diffeo.nets.encoder import PiecewiseLinear as PiecewiseLinear
@@ -14,14 +16,12 @@ from diffeo.nets.mlp import MLP as MLP
 from diffeo.nets.mlp import PeriodicMLP as PeriodicMLP
 from diffeo.nets.recurrent import AttentiveLSTM as AttentiveLSTM
 from diffeo.nets.scaler import ContextScaler as ContextScaler
+from diffeo.nets.stepwise import CausalWaveNet as CausalWaveNet
+from diffeo.nets.stepwise import RowWaveNet as RowWaveNet
 from diffeo.nets.text import Letters as Letters
 from diffeo.nets.text import PositionalAttention as PositionalAttention
 from diffeo.nets.text import Prosody as Prosody
 from diffeo.nets.text import TextEncoder as TextEncoder
 from diffeo.nets.transformer import CausalTransformer as CausalTransformer
 from diffeo.nets.transformer import Guided as Guided
-from diffeo.nets.wavenet import Beside as Beside
-from diffeo.nets.wavenet import CausalWaveNet as CausalWaveNet
-from diffeo.nets.wavenet import FrameMap as FrameMap
-from diffeo.nets.wavenet import RowWaveNet as RowWaveNet
 from diffeo.nets.wavenet import WaveNet as WaveNet

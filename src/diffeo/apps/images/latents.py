@@ -35,6 +35,11 @@ def decode(model: Dequantized | Noisy, z: Tensor, context: Context = None) -> Te
     return (x if model.levels is None else x.clamp(0, model.levels - 1)).long()
 
 
+def reconstruct(model: Dequantized | Noisy, images: Tensor, context: Context = None) -> Tensor:
+    """Pictures of whole numbers, turned into z and back: (n, C, H, W), the same ones where nothing is lost."""
+    return decode(model, encode(model, images, context), context)
+
+
 def interpolate(model: Dequantized | Noisy, a: Tensor, b: Tensor, steps: int = 8, context: Context = None) -> Tensor:
     """Pictures between two, along an arc of z, the two themselves included; shape (steps, C, H, W).
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,14 +43,16 @@ def read(
 ) -> Pictures:
     """The pictures of a folder and its subfolders, of one picture file, or of an .npz file of arrays.
 
-    Grey pictures have one channel, others three; if both are there, all have three. An .npz file holds `images`, `x`
-    or `X`, of shape (n, H, W), (n, H, W, 3) or (n, C, H, W), and perhaps `labels` or `y`.
+    Grey pictures have one channel, others three; if both are there, all have three. Photographs stand as their camera
+    was held. An .npz file holds `images`, `x` or `X`, of shape (n, H, W), (n, H, W, 3) or (n, C, H, W), and perhaps
+    `labels` or `y`.
 
     Args:
         path: where they are.
         size: side to which all are scaled and cropped around the centre; None: they must have one size.
         by_folder: the first folder below `path` is the class of a picture.
-        skip_bad: leave out what cannot be used and say so in `skipped`, instead of an error.
+        skip_bad: leave out what cannot be used and say so in `skipped`, instead of an error; without `size` also
+            pictures that have not the size of most.
 
     Raises:
         ValueError: no picture; sizes that differ; files that are no pictures, truncated, animated, in CMYK, of 16 bits
@@ -70,10 +75,11 @@ def read(
             skipped.append(str(error))
     if not found:
         raise ValueError(f"{path}: no pictures" + (f"; {len(skipped)} files could not be used" if skipped else ""))
-    shapes = {array.shape[:2] for _, array in found}
-    if len(shapes) > 1:
-        some = ", ".join(f"{w}×{h}" for h, w in sorted(shapes)[:4])
-        raise ValueError(f"{path}: pictures of {len(shapes)} sizes ({some} …); give one by --size")
+    found, others = _of_one_size(found)
+    if others and not skip_bad:
+        more = f", and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ValueError(f"{others[0]}{more}; --size gives all one size (--skip-bad leaves such files out)")
+    skipped += others
     channels = max(array.shape[2] for _, array in found)
     arrays = [a if a.shape[2] == channels else np.repeat(a, channels, 2) for _, a in found]
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
@@ -87,10 +93,18 @@ def read(
     return Pictures(images, names, torch.tensor([classes.index(f) for f in folders]), classes, skipped)
 
 
+def _of_one_size(found: list[tuple[Path, np.ndarray]]) -> tuple[list[tuple[Path, np.ndarray]], list[str]]:
+    """The pictures that have the size of most, and a line about each other one."""
+    (height, width), _ = Counter(array.shape[:2] for _, array in found).most_common(1)[0]
+    kept = [one for one in found if one[1].shape[:2] == (height, width)]
+    others = [one for one in found if one[1].shape[:2] != (height, width)]
+    return kept, [f"{file}: {a.shape[1]}×{a.shape[0]} pixels, others have {width}×{height}" for file, a in others]
+
+
 def _read_one(file: Path, size: int | None) -> np.ndarray:
     """One picture as (H, W, C), or an error that names it."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         raise ImportError("pictures need Pillow: pip install 'diffeo[images]'") from None
     try:
@@ -100,10 +114,13 @@ def _read_one(file: Path, size: int | None) -> np.ndarray:
             if picture.mode not in PLAIN:
                 kind = "in CMYK" if picture.mode == "CMYK" else f"of mode {picture.mode}"
                 raise ValueError(f"{file}: a picture {kind}; convert it to RGB or grey with 8 bits")
+            if _is_deep(picture.tile):
+                raise ValueError(f"{file}: a picture of 16 bits; convert it to RGB or grey with 8 bits")
             picture.load()
-            if picture.mode in ("RGBA", "LA") and np.asarray(picture)[..., -1].min() < 255:
+            has_alpha = picture.mode in ("RGBA", "LA") or "transparency" in picture.info
+            if has_alpha and np.asarray(picture.convert("RGBA"))[..., -1].min() < 255:
                 raise ValueError(f"{file}: partly transparent; put it on a background first")
-            plain = picture.convert(PLAIN[picture.mode])
+            plain = ImageOps.exif_transpose(picture).convert(PLAIN[picture.mode])
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         what = "no picture that can be read" if isinstance(error, UnidentifiedImageError) else f"damaged ({error})"
         raise ValueError(f"{file}: {what}") from None
@@ -116,11 +133,17 @@ def _read_one(file: Path, size: int | None) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
+def _is_deep(tiles: Any) -> bool:
+    """Whether Pillow would cut pixels of 16 bits down to 8: it names them so in what it tells its decoder."""
+    told = [argument for tile in tiles for argument in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
+    return any(";16" in t if isinstance(t, str) else tiles[0][0] == "ppm" and t > 255 for t in told)
+
+
 def _from_arrays(path: Path) -> Pictures:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: no file of arrays ({error})") from None
     name = next((n for n in ("images", "x", "X", "x_train") if n in arrays), None)
     if name is None:

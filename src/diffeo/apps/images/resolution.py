@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from diffeo.apps.images.sampling import sample
 from diffeo.densities import Dequantized
 from diffeo.nets import LowResolution
 from diffeo.nets.features import enlarged
@@ -61,7 +62,7 @@ def upscale(
             f"upscale: expected small pictures of {channels}×{height // encoder.scale}×{width // encoder.scale} "
             f"(channels, height, width), got {tuple(small.shape[-3:])}"
         )
-    large = model.sample((n, *small.shape[:-3]), small, temperature=temperature, generator=generator)
+    large = sample(model, (n, *small.shape[:-3]), small, temperature=temperature, generator=generator)
     if not consistent:
         return large
     wanted = small.expand(n, *small.shape).reshape(-1, *small.shape[-3:])

@@ -48,6 +48,24 @@ def typicality(bits: Tensor, held_out: Tensor) -> Scores:
     )
 
 
+def score(
+    model: Dequantized | Noisy, images: Tensor, held_out: Tensor, labels: Tensor | None = None, seed: int = 0
+) -> Scores:
+    """How likely pictures are, and how that compares with held-out ones.
+
+    Args:
+        model: of pictures.
+        images: (n, C, H, W), whole numbers.
+        held_out: bits per dimension of pictures that the model was not fitted to, as `picture_bits` gives them.
+        labels: of the pictures; None for what is unknown.
+        seed: of the noise.
+
+    Raises:
+        ValueError: a model of pictures with Gaussian noise, which gives no bits.
+    """
+    return typicality(picture_bits(model, images, labels, seed), held_out)
+
+
 def picture_bits(model: Dequantized | Noisy, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
     """Bits per dimension of pictures; where classes are unknown, of the mixture of all of them.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import Dataset, default_collate
 
 from diffeo.apps.images.pictures import grid, write
 from diffeo.core import Density, Objective
@@ -74,7 +75,7 @@ def fit(
     Args:
         model: a density of pictures, such as `diffeo.glow`.
         images: (n, C, H, W), whole numbers.
-        context: labels, or what else the model reads.
+        context: labels, or what else the model reads; a Dataset gives it with each picture.
         flips, shifts: as of `Augmented`.
         samples_dir: folder for `00001000.png` and so on, samples after that many steps; None for none.
         temperature: of these samples.
@@ -101,16 +102,23 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     shape = torch.Size(n or 1 for n in model.event or ())
     grid(torch.zeros(1, *shape, dtype=torch.long), levels=levels)  # what cannot be drawn is refused before training
-    shown = None if context is None else tree_map(lambda t: torch.as_tensor(t)[:DRAWN], context)
+    given = _first_contexts(images, training.get("collate")) if isinstance(images, Dataset) else context
+    shown = None if given is None else tree_map(lambda t: torch.as_tensor(t)[:DRAWN], given)
     count = DRAWN if shown is None else len(tree_leaves(shown)[0])
 
     def draw(result: FitResult) -> None:
         device = next(model.parameters()).device
-        given = None if shown is None else tree_map(lambda t: t.to(device), shown)
+        wanted = None if shown is None else tree_map(lambda t: t.to(device), shown)
         generator = torch.Generator(device).manual_seed(0)
-        drawn = model.sample(count, given, temperature=temperature, generator=generator)
+        drawn = model.sample(count, wanted, temperature=temperature, generator=generator)
         write(grid(drawn, levels=levels), folder / f"{result.steps:08d}.png")
         if on_evaluation is not None:
             on_evaluation(result)
 
     return fit_density(objective, images, context, on_evaluation=draw, **training)
+
+
+def _first_contexts(images: Any, collate: Callable[[list[Any]], Any] | None) -> Any:
+    """What a Dataset of pictures gives as the context of its first ones; None where it gives pictures alone."""
+    batch = (collate or default_collate)([images[i] for i in range(min(DRAWN, len(images)))])
+    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
