@@ -81,6 +81,7 @@ from diffeo.recipes import waveglow as waveglow
 from diffeo.recipes import wavenet as wavenet
 from diffeo.solvers import alignment_posteriors as alignment_posteriors
 from diffeo.solvers import ctc_alignment_loss as ctc_alignment_loss
+from diffeo.solvers import guided_alignment_loss as guided_alignment_loss
 from diffeo.solvers import monotonic_alignment as monotonic_alignment
 from diffeo.transforms import ActNorm as ActNorm
 from diffeo.transforms import Along as Along

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Generator, Size, Tensor
+from torch import Size, Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density
-from diffeo.densities.normal import standard_normal
 from diffeo.functional import Context, LogProb, check_event
+from diffeo.noise import Seeds, only, standard_normal
 
 
 def u1(x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class Banana(Density):
         rest = second - self.curvature * (first**2 - 4)
         return -0.5 * (first**2 / 4 + rest**2) - math.log(2 * 2 * math.pi)
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         z = standard_normal(shape + self.event_shape(), self.curvature, generator) * temperature
         first = 2 * z[..., 0]
         return torch.stack([first, z[..., 1] + self.curvature * (first**2 - 4)], -1)
@@ -124,7 +124,7 @@ class Funnel(Density):
         across = -0.5 * ((rest * (-v / 2).exp().unsqueeze(-1)).square().sum(-1) + n * v)
         return mouth + across - 0.5 * (n + 1) * math.log(2 * math.pi)
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         z = standard_normal(shape + self.event_shape(), self.origin, generator) * temperature
         v = self.scale * z[..., :1]
         return torch.cat([v, z[..., 1:] * (v / 2).exp()], -1)
@@ -166,9 +166,9 @@ class Mixture(Density):
         squares = ((x.unsqueeze(-2) - self.centers) / self.scale).square().sum(-1)
         return (-0.5 * squares).logsumexp(-1) - math.log(k) - d * math.log(self.scale * math.sqrt(2 * math.pi))
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         noise = standard_normal(shape + self.event_shape(), self.centers, generator)
-        which = torch.randint(len(self.centers), shape, device=self.centers.device, generator=generator)
+        which = torch.randint(len(self.centers), shape, device=self.centers.device, generator=only(generator))
         if temperature == 0:
             which = torch.zeros_like(which)
         return self.centers[which] + temperature * self.scale * noise

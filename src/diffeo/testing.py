@@ -92,7 +92,7 @@ def check_density(
 
     It integrates to one (by quadrature in one and two dimensions; by importance sampling otherwise); samples agree with
     the log-density (importance-weight mean, and a Kolmogorov–Smirnov test against weighted proposals); batch shapes;
-    seeds reproduce; temperature 0 works; `sample_and_log_prob` and `given` agree with `log_prob`; pickle, deepcopy
+    seeds reproduce, also those of single rows; temperature 0 works; `sample_and_log_prob` and `given` agree with `log_prob`; pickle, deepcopy
     and state dict.
 
     Args:
@@ -122,6 +122,7 @@ def check_density(
     _expect(torch.equal(x, again), "the same seed does not reproduce the samples")
     other = d.sample((samples,), context, generator=torch.Generator().manual_seed(seed + 1))
     _expect(not torch.equal(x, other), "another seed gives the same samples")
+    _check_rows(d, context, seed)
     cold = d.sample((3,), context, temperature=0.0)
     _expect(_finite(cold), "temperature 0 gives values that are not finite")
     _close(cold, cold[:1].expand_as(cold), 1e-4, "temperature 0 does not give one mode: a row")
@@ -379,6 +380,22 @@ def _check_normalised(d: Density, x: Tensor, context: Context) -> None:
             _expect(not stray.any(), "the density is positive outside its support")
         total += float((log_p.double().exp().nan_to_num(0.0) * w * inside).sum())
     _expect(abs(total - 1) < 0.02, f"the density integrates to {total:.4f}, not 1")
+
+
+def _check_rows(d: Density, context: Context, seed: int) -> None:
+    """Rows by generators of their own do not depend on each other, where the base draws them so."""
+
+    def drawn(seeds: Sequence[int]) -> Tensor:
+        return d.sample((len(seeds),), context, generator=[torch.Generator().manual_seed(n) for n in seeds])
+
+    try:
+        together = drawn([*range(seed, seed + 8), seed])
+    except ValueError as error:
+        _expect("takes no list" in str(error), f"samples by several generators: {error}")
+        return
+    _close(together[0], together[8], 1e-4, "rows from the same seed")
+    _expect(bool((together != together[:1]).any()), "rows from different seeds are the same")
+    _close(drawn([seed + 1])[0], together[1], 1e-4, "a row alone against the same row in a batch")
 
 
 def _check_sphere(d: Density, x: Tensor, context: Context, generator: torch.Generator) -> None:

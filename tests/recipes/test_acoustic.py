@@ -11,7 +11,7 @@ from torch import nn
 
 import diffeo
 from diffeo.apps import speech as tools
-from diffeo.nets.recurrent import beta_binomial_prior
+from diffeo.nets import beta_binomial_prior
 
 SYSTEMS = ("glow_tts", "flow_tts", "flowtron")
 
@@ -54,7 +54,7 @@ def test_alone_and_in_a_batch_a_clip_has_the_same_loss_and_gradient(voice, clips
 
 
 def test_a_clip_has_the_same_sample_alone_and_in_a_batch(voice, clips):
-    """From the same noise: what is drawn for padding is left out."""
+    """From the same noise, what is drawn for padding left out; and by the same seed."""
     data = tools.Spoken(*clips[:2], [0, 1, 2], durations=clips[2], prosody=PROSODY)
     context = tools.join([data[i] for i in range(3)])[1]
     encoded = voice.encode(context)
@@ -68,6 +68,11 @@ def test_a_clip_has_the_same_sample_alone_and_in_a_batch(voice, clips):
                    "prosody": PROSODY[i], "durations": clips[2][i], "mask": context["mask"][i, :n]}  # fmt: skip
             alone = voice.transform.inverse(z[i, : n // 2], voice.encode(own))[0]
             assert torch.allclose(alone, x[i, :n], atol=1e-4)
+            drawn = [
+                voice.sample(shape, given, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
+                for shape, given, seeds in (((3,), context, range(3)), ((), own, (i,)))
+            ]
+            assert torch.allclose(drawn[1], drawn[0][i, :n], atol=1e-4)  # by the same seed
 
 
 def test_attention_follows_the_durations_that_it_is_taught(clips):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -38,15 +39,19 @@ def test_the_loss_sums_over_everything_that_may_be_heard(blank):
         assert torch.allclose(found[i], expected, atol=1e-6)
 
 
-def test_padding_changes_neither_the_loss_nor_its_gradient():
+LOSSES = [diffeo.ctc_alignment_loss, diffeo.guided_alignment_loss]
+
+
+@pytest.mark.parametrize("of", LOSSES)
+def test_padding_changes_neither_the_loss_nor_its_gradient(of):
     attention, letters = example()
     frames = torch.tensor([3, 4, 4])
     attention.requires_grad_()
-    loss = diffeo.ctc_alignment_loss(attention, letters, frames)
+    loss = of(attention, letters, frames)
     gradient = torch.autograd.grad(loss.sum(), attention)[0]
     for i, (n, t) in enumerate(zip(letters.tolist(), frames.tolist(), strict=True)):
         alone = attention[i : i + 1, :t, :n].detach().requires_grad_()
-        one = diffeo.ctc_alignment_loss(alone, letters[i : i + 1], frames[i : i + 1])
+        one = of(alone, letters[i : i + 1], frames[i : i + 1])
         assert torch.allclose(one, loss[i], atol=1e-9)
         assert torch.allclose(torch.autograd.grad(one.sum(), alone)[0], gradient[i : i + 1, :t, :n], atol=1e-9)
         assert (gradient[i, t:] == 0).all()
@@ -60,7 +65,17 @@ def test_attention_that_dwells_on_a_letter_is_worse_than_one_that_goes_on():
     assert good + 5 < bad
 
 
-def test_more_letters_than_frames_are_refused():
+def test_a_guide_counts_what_lies_off_the_diagonal():
+    attention = torch.tensor([[[1.0, 0.0], [0.25, 0.75]], [[0.0, 1.0], [0.0, 1.0]]]).log()
+    found = diffeo.guided_alignment_loss(attention, torch.tensor([2, 2]), torch.tensor([2, 2]), 0.5)
+    off = 1 - math.exp(-0.5)  # a letter half the text away
+    assert torch.allclose(found, torch.tensor([0.125 * off, 0.5 * off]))
+    with pytest.raises(ValueError, match="width > 0"):
+        diffeo.guided_alignment_loss(attention, torch.tensor([2, 2]), torch.tensor([2, 2]), 0.0)
+
+
+@pytest.mark.parametrize("of", LOSSES)
+def test_more_letters_than_frames_are_refused(of):
     attention, letters = example()
     with pytest.raises(ValueError, match="row 2 has 3 letters and 2 frames"):
-        diffeo.ctc_alignment_loss(attention, letters, torch.tensor([2, 3, 2]))
+        of(attention, letters, torch.tensor([2, 3, 2]))

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Generator, Size, Tensor, nn
+from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
@@ -23,6 +23,7 @@ from diffeo.functional import (
     refuse_context,
 )
 from diffeo.kernels.compiling import compile_method
+from diffeo.noise import Seeds, check_seeds
 from diffeo.storage import RecipeCall
 
 
@@ -62,11 +63,11 @@ class Density(nn.Module, ABC):
         """Log-density of x, shape `(*batch,)`, in nats."""
 
     @abstractmethod
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         """Samples of batch shape `shape`, against which the context broadcasts, with gradient where there is one."""
 
     def draw_with_log_prob(
-        self, shape: Size, context: Context, temperature: float, generator: Generator | None
+        self, shape: Size, context: Context, temperature: float, generator: Seeds
     ) -> tuple[Tensor, Tensor]:
         """Samples and their log-density."""
         x = self.draw(shape, context, temperature, generator)
@@ -139,7 +140,7 @@ class Density(nn.Module, ABC):
         context: Context = None,
         *,
         temperature: float = 1.0,
-        generator: Generator | None = None,
+        generator: Seeds = None,
     ) -> Tensor:
         """Samples without gradient, shape `(*shape, *event)`.
 
@@ -147,12 +148,15 @@ class Density(nn.Module, ABC):
             shape: the whole batch shape; the context broadcasts against it, as with numpy's `size=`.
             context: what to condition on.
             temperature: scales the base, ≥ 0; 0 gives its mode.
-            generator: source of randomness, so that seeds reproduce.
+            generator: source of randomness, so that seeds reproduce; or one for each row of the batch, so that on the
+                CPU a row is the same whatever else is drawn beside it and however far it is padded. Bases that choose
+                among components (mixtures, Student's t) take no list.
 
         Raises:
-            ValueError: the context's batch does not fit `shape`, or the temperature is negative.
+            ValueError: the context's batch does not fit `shape`, or the temperature is negative; generators that are
+                not one for each row, or of a base that takes no list.
         """
-        return self.draw(*self._request(shape, context, temperature), generator)
+        return self.draw(*self._request(shape, context, temperature, generator), generator)
 
     def rsample(
         self,
@@ -160,11 +164,11 @@ class Density(nn.Module, ABC):
         context: Context = None,
         *,
         temperature: float = 1.0,
-        generator: Generator | None = None,
+        generator: Seeds = None,
     ) -> Tensor:
         """Reparameterised samples, which carry the gradient; otherwise as `sample`."""
         self._require_rsample()
-        return self.draw(*self._request(shape, context, temperature), generator)
+        return self.draw(*self._request(shape, context, temperature, generator), generator)
 
     def sample_and_log_prob(
         self,
@@ -172,14 +176,14 @@ class Density(nn.Module, ABC):
         context: Context = None,
         *,
         temperature: float = 1.0,
-        generator: Generator | None = None,
+        generator: Seeds = None,
     ) -> tuple[Tensor, Tensor]:
         """Samples and their log-density from one pass, with gradient.
 
         The log-density is that of the untempered model. Where samples are not reparameterised (`has_rsample` is False)
         they carry no gradient, and the log-density takes a second pass.
         """
-        request = self._request(shape, context, temperature)
+        request = self._request(shape, context, temperature, generator)
         if self.has_rsample:
             return self.draw_with_log_prob(*request, generator)
         with torch.no_grad():  # part of a gradient would be worse than none
@@ -195,9 +199,10 @@ class Density(nn.Module, ABC):
         return Given(self, context, context_batch(context, self.context_dims()))
 
     def _request(
-        self, shape: int | tuple[int, ...] | Size, context: Context, temperature: float
+        self, shape: int | tuple[int, ...] | Size, context: Context, temperature: float, generator: Seeds
     ) -> tuple[Size, Context, float]:
         shape = as_size(shape)
+        check_seeds(generator, shape)
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
         self.check_context(context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator, Size, Tensor, nn
+from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
@@ -11,6 +11,7 @@ from diffeo.core.density import Density
 from diffeo.core.given import Given, Preimage
 from diffeo.core.transform import Transform
 from diffeo.functional import Context, Event, check_event, declared_reads, in_blocks, is_real, meet, show_event
+from diffeo.noise import Seeds
 
 FAR = 1e9  # beyond it a density that overflows to NaN is zero; nearer, NaN says that the weights are wrong
 
@@ -111,13 +112,13 @@ class Flow(Density):
         if own is not None and {x.dtype, own.dtype} == {torch.float32, torch.float64}:
             raise ValueError(f"{who}: x is {x.dtype}, the weights are {own.dtype}; use x.float() or flow.double()")
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         context = self.encode(context)
         z = self.base.draw(shape, self.transform.map_context(context), temperature, generator)
         return self.transform.inverse(z, context)[0]
 
     def draw_with_log_prob(
-        self, shape: Size, context: Context, temperature: float, generator: Generator | None
+        self, shape: Size, context: Context, temperature: float, generator: Seeds
     ) -> tuple[Tensor, Tensor]:
         context = self.encode(context)
         z, log_base = self.base.draw_with_log_prob(shape, self.transform.map_context(context), temperature, generator)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Generator, Size, Tensor
+from torch import Size, Tensor
 
 from diffeo.core import Density
-from diffeo.densities.normal import standard_normal
 from diffeo.functional import Context, LogProb, check_event, context_mask, entries, masked_event
+from diffeo.noise import Seeds, standard_normal
 from diffeo.solvers import letters_of, monotonic_alignment
 
 
@@ -74,7 +74,7 @@ class Aligned(Density):
         letters = (text > 0).sum(-1).expand(batch).reshape(-1)
         return monotonic_alignment(scores, letters, frames.expand(batch).reshape(-1)).reshape(*batch, means.shape[-2])
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         if "durations" not in entries(context):
             raise ValueError('Aligned: samples need the entry "durations", frames of each letter')
         means = self._means(context)

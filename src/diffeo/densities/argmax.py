@@ -21,6 +21,7 @@ from diffeo.functional import (
     joined,
 )
 from diffeo.nets import MLP
+from diffeo.noise import Seeds
 from diffeo.transforms import Affine, Coupling
 
 
@@ -103,7 +104,7 @@ class Argmax(Density):
         """A lower bound on the log-probability in nats; more samples tighten it."""
         return self(x, context, samples, generator)
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         v = self.density.draw(shape, context, temperature, generator)
         return torch.stack([part.argmax(-1) for part in v.split(self.levels, -1)], -1)
 

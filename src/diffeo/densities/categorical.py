@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Generator, Size, Tensor, nn
+from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
@@ -14,6 +14,7 @@ from diffeo.core import Density
 from diffeo.densities.dequantized import Integer
 from diffeo.functional import Context, LogProb, check_event
 from diffeo.nets import MADE
+from diffeo.noise import Seeds, uniform
 
 
 class Categorical(Density):
@@ -86,7 +87,7 @@ class Categorical(Density):
             total = total + torch.where(x[..., i].isnan(), math.nan, log_p)
         return total
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         x = torch.zeros((*shape, len(self.levels)), dtype=torch.long, device=self.logits.device)
         for i, n in enumerate(self.levels):
             logits = self._logits(self.one_hot(x), context)
@@ -95,7 +96,7 @@ class Categorical(Density):
                 code = own.argmax(-1)
             else:
                 p = (own / temperature).softmax(-1)
-                u = torch.rand((len(p), 1), dtype=p.dtype, device=p.device, generator=generator)
+                u = uniform(Size((len(p), 1)), p, generator)
                 code = (p.cumsum(-1) < u).sum(-1).clamp_max(n - 1)
             x[..., i] = code.reshape(shape)
         return x

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-from torch import Generator, Size, Tensor
+from torch import Size, Tensor
 
 from diffeo.core import Density
-from diffeo.densities.normal import standard_normal
 from diffeo.functional import (
     Context,
     LogProb,
@@ -18,6 +17,7 @@ from diffeo.functional import (
     visible,
 )
 from diffeo.nets import MLP
+from diffeo.noise import Seeds, standard_normal
 
 
 class ConditionalNormal(Density):
@@ -54,7 +54,7 @@ class ConditionalNormal(Density):
         z = (visible(x, context) - mean) * (-log_scale).exp()
         return masked_sum(-0.5 * z * z - log_scale - 0.5 * math.log(2 * math.pi), 1, context)
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         like = next(self.parameters())
         noise = standard_normal(shape + self.event_shape(), like, generator)
         mean, log_scale = self._unpack(noise, context)

@@ -18,6 +18,7 @@ from diffeo.functional import (
     context_features,
     joined,
 )
+from diffeo.noise import Seeds
 
 EDGE = 1e-6  # how close noise comes to 0 or 1 where a normal number is made of it
 
@@ -186,7 +187,7 @@ class Dequantized(AroundFlow):
         """
         return self(x, context, samples, generator, noise)
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         x = self.density.draw(shape, context, temperature, generator)
         spacing = self.spacing.to(x.dtype)
         steps = torch.where(spacing > 0, (x / torch.where(spacing > 0, spacing, 1.0)).floor() * spacing, x)

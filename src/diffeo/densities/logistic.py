@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator, Size, Tensor
+from torch import Size, Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density
 from diffeo.functional import Context, LogProb, as_fixed_event, check_event, context_mask, masked_sum
+from diffeo.noise import Seeds, uniform
 
 
 class Logistic(Density):
@@ -34,9 +35,9 @@ class Logistic(Density):
         check_event(x, self.event, "Logistic")
         return masked_sum(F.logsigmoid(x) + F.logsigmoid(-x), self.origin.ndim, context)
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         event = shape + self.origin.shape
-        u = torch.rand(event, dtype=self.origin.dtype, device=self.origin.device, generator=generator)
+        u = uniform(event, self.origin, generator)
         tiny = torch.finfo(u.dtype).eps / 4  # where zero was drawn
         x = temperature * (u.clamp_min(tiny).log() - torch.log1p(-u))
         mask = context_mask(context)

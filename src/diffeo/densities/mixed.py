@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator, Size, Tensor
+from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
@@ -16,6 +16,7 @@ from diffeo.functional import (
     context_features,
     joined,
 )
+from diffeo.noise import Seeds
 
 
 class Mixed(Density):
@@ -56,7 +57,7 @@ class Mixed(Density):
         codes, y = x[..., : self._split], x[..., self._split :]
         return self.categories(codes, context) + self.numbers(y, self.condition(codes, context))
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         codes = self.categories.draw(shape, context, temperature, generator)
         y = self.numbers.draw(shape, self.condition(codes, context), temperature, generator)
         return torch.cat([codes.to(y.dtype), y], -1)

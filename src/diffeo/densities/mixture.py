@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Size, Tensor, nn
+from torch import Size, Tensor, nn
 
 from diffeo.core import Density
-from diffeo.densities.normal import standard_normal
 from diffeo.functional import (
     Context,
     LogProb,
@@ -22,6 +21,7 @@ from diffeo.functional import (
     soft_clip,
 )
 from diffeo.kernels.layout import linear
+from diffeo.noise import Seeds, only, standard_normal
 from diffeo.solvers.mixtures import FEW, gaussian_mixture
 
 EM_ROWS = 20_000  # rows that expectation–maximisation sees at most
@@ -93,13 +93,13 @@ class GaussianMixture(Density):
         return torch.where(mask.squeeze(-1), log_p, 0.0)
 
     @torch.no_grad()
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         features = self.means.shape[1]
         if temperature == 0:
             means = self.means * self.scale + self.center
             return means[self(means).argmax()].expand(*shape, features)
         n = max(1, math.prod(shape))
-        k = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=generator)
+        k = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=only(generator))
         noise = standard_normal(Size((n, features, 1)), self.means, generator) * temperature
         offset = torch.linalg.solve_triangular(self._factors()[0][k], noise, upper=False).squeeze(-1)
         rows = (self.means[k] + offset) * self.scale + self.center

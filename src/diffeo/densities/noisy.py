@@ -11,8 +11,8 @@ from torch.distributions.constraints import Constraint
 from diffeo.core import Density
 from diffeo.densities.around import AroundFlow
 from diffeo.densities.dequantized import check_levels
-from diffeo.densities.normal import standard_normal
 from diffeo.functional import Context, LogProb, context_batch, joined
+from diffeo.noise import Seeds, standard_normal
 
 
 class Noisy(AroundFlow):
@@ -75,7 +75,7 @@ class Noisy(AroundFlow):
         """A lower bound on the log-density, in the mean over noise; more samples tighten it."""
         return self(x, context, samples, generator)
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         y = self.density.draw(shape, context, temperature, generator)
         if not self.denoise:
             x = y + temperature * self.noise * standard_normal(y.shape, y, generator)

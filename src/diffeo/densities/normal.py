@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Generator, Size, Tensor, nn
+from torch import Size, Tensor, nn
 
 from diffeo.core import Density
 from diffeo.functional import (
@@ -22,11 +22,7 @@ from diffeo.functional import (
     positive,
     soft_clip,
 )
-
-
-def standard_normal(shape: Size, like: Tensor, generator: Generator | None) -> Tensor:
-    """Standard normal noise in the dtype and on the device of `like`."""
-    return torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator)
+from diffeo.noise import Seeds, standard_normal
 
 
 class Normal(Density):
@@ -56,7 +52,7 @@ class Normal(Density):
         check_event(x, self.event, "Normal")
         return masked_sum(-0.5 * x * x - 0.5 * math.log(2 * math.pi), self.event_ndim, context)
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         noise = standard_normal(shape + self.event_shape(context), self.origin, generator) * temperature
         mask = context_mask(context)
         return noise if mask is None else torch.where(mask, noise, 0.0)
@@ -89,7 +85,7 @@ class DiagonalNormal(Density):
         z = (x - self.loc) * (-s).exp()
         return masked_sum(-0.5 * z * z - s - 0.5 * math.log(2 * math.pi), self.loc.ndim, context)
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         scale = soft_clip(self.log_scale, self.bound).exp() * temperature
         x = self.loc + scale * standard_normal(shape + self.loc.shape, self.loc, generator)
         mask = context_mask(context)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Generator, Size, Tensor
+from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density
 from diffeo.functional import Context, LogProb, as_event, at_positions, check_event, context_mask, masked_event
+from diffeo.noise import Seeds
 
 
 class Repeated(Density):
@@ -61,7 +62,7 @@ class Repeated(Density):
         log_p = self.density(torch.where(self._wide(real), x, 0.0), inner)
         return torch.where(real, log_p, 0.0).sum(-1)
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         inner, real = self._of_points(context)
         x = self.density.draw(Size((*shape, self._points(context))), inner, temperature, generator)
         return x if real is None else torch.where(self._wide(real), x, 0.0)

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Generator, Size, Tensor
+from torch import Size, Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density
-from diffeo.densities.normal import Normal, standard_normal
+from diffeo.densities.normal import Normal
 from diffeo.functional import Context, LogProb, check_event
 from diffeo.nets import MLP
+from diffeo.noise import Seeds, standard_normal, uniform
 
 POINTS = 4096  # of the quadrature for the chance of acceptance
 
@@ -71,13 +72,13 @@ class Resampled(Density):
         found = proposed + torch.logaddexp(accepted, log_last.expand_as(accepted))
         return torch.where(proposed.isneginf(), proposed, found)  # where the net overflows, too
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         event = self.event_shape()
         x = temperature * standard_normal(shape + event, self.points, generator)
         done = torch.zeros(shape, dtype=torch.bool, device=x.device)
         for _ in range(self.attempts - 1):
             chance = torch.sigmoid(self.net(x).squeeze(-1))
-            done = done | (torch.rand(shape, dtype=x.dtype, device=x.device, generator=generator) < chance)
+            done = done | (uniform(shape, x, generator) < chance)
             if bool(done.all()) or temperature == 0:
                 break
             again = temperature * standard_normal(shape + event, self.points, generator)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Generator, Size, Tensor, nn
+from torch import Size, Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density
 from diffeo.densities.mixture import UNUSED
-from diffeo.densities.normal import standard_normal
 from diffeo.functional import Context, LogProb, check_event, soft_clip
+from diffeo.noise import Seeds, only, standard_normal, uniform
 from diffeo.transforms import Sphere
 
 LOG_CENTER, LOG_SPAN = 5.0, 9.0  # log κ lies between −4 and 14: from nearly uniform to 0.05 degrees
@@ -44,7 +44,7 @@ class UniformSphere(Density):
         check_event(x, self.event, "UniformSphere")
         return _on_sphere(x, torch.full_like(x[..., 0], -math.log(4 * math.pi)))
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         noise = standard_normal(shape + self.event_shape(), self.pole, generator)
         if temperature == 0:
             return self.pole.expand(noise.shape)
@@ -116,13 +116,13 @@ class VonMisesFisherMixture(Density):
         return _on_sphere(x, joint.logsumexp(-1))
 
     @torch.no_grad()
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         if temperature == 0:
             return self.means[self(self.means).argmax()].expand(*shape, 3)
         n = max(1, math.prod(shape))
-        k = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=generator)
+        k = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=only(generator))
         concentration = self.concentrations[k] / temperature**2
-        u = torch.rand(n, dtype=concentration.dtype, device=concentration.device, generator=generator)
+        u = uniform(Size((n,)), concentration, generator)
         drop = -torch.log1p(u * torch.expm1(-2 * concentration)) / concentration  # 1 − mᵀx
         mean = self.means[k]
         noise = standard_normal(Size((n, 3)), mean, generator)

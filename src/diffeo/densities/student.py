@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Generator, Size, Tensor, nn
+from torch import Size, Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density
-from diffeo.densities.normal import standard_normal
 from diffeo.functional import Context, LogProb, as_fixed_event, check_event, context_mask, masked_sum
+from diffeo.noise import Seeds, only, standard_normal
 
 
 class StudentT(Density):
@@ -52,10 +52,10 @@ class StudentT(Density):
         growth = 2 * torch.logaddexp(torch.zeros_like(x), 2 * x.abs().clamp_min(1e-30).log() - df.log())
         return masked_sum(norm - (df + 1) / 4 * growth, self.raw_df.ndim, context)
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         df = self.df.detach().expand(shape + self.raw_df.shape)
         noise = standard_normal(df.shape, df, generator)
-        chi2 = 2 * torch._standard_gamma(df / 2, generator=generator)  # pyright: ignore (no public one is seeded)
+        chi2 = 2 * torch._standard_gamma(df / 2, generator=only(generator))  # pyright: ignore (no public one is seeded)
         x = temperature * noise * (df / chi2).sqrt()
         mask = context_mask(context)
         return x if mask is None else torch.where(mask, x, 0.0)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Generator, Size, Tensor
+from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density
 from diffeo.functional import Context, LogProb, check_event, masked_sum
+from diffeo.noise import Seeds, uniform
 
 
 class Uniform(Density):
@@ -49,11 +50,11 @@ class Uniform(Density):
         log_p = torch.where((x < self.low) | (x > self.high), -math.inf, log_p)
         return masked_sum(torch.where(x.isnan(), x, log_p), self.low.ndim, context)
 
-    def draw(self, shape: Size, context: Context, temperature: float, generator: Generator | None) -> Tensor:
+    def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         if temperature > 1:
             raise ValueError(f"Uniform: a temperature above 1 would leave the box, got {temperature}")
         event = shape + self.low.shape
-        u = torch.rand(event, dtype=self.low.dtype, device=self.low.device, generator=generator)
+        u = uniform(event, self.low, generator)
         return self.low + (self.high - self.low) * (0.5 + temperature * (u - 0.5))
 
 

@@ -15,6 +15,7 @@ from diffeo.nets.made import MADE as MADE
 from diffeo.nets.mlp import MLP as MLP
 from diffeo.nets.mlp import PeriodicMLP as PeriodicMLP
 from diffeo.nets.recurrent import AttentiveLSTM as AttentiveLSTM
+from diffeo.nets.recurrent import beta_binomial_prior as beta_binomial_prior
 from diffeo.nets.scaler import ContextScaler as ContextScaler
 from diffeo.nets.stepwise import CausalWaveNet as CausalWaveNet
 from diffeo.nets.stepwise import RowWaveNet as RowWaveNet

@@ -206,6 +206,17 @@ def beta_binomial_prior(letters: Tensor, frames: Tensor, most: int, at: Tensor, 
         most: how many columns.
         at: (*batch, T), the frames t.
         strength: ω > 0; the higher, the closer to the diagonal.
+
+    Cost: a few values of log Γ for each letter and frame, in float64.
+
+    "One TTS Alignment To Rule Them All" (Badlani et al., 2021), https://arxiv.org/abs/2108.10447
+
+    >>> import torch
+    >>> at = torch.arange(3)
+    >>> beta_binomial_prior(torch.tensor(2), torch.tensor(3), 2, at, 1.0).exp()
+    tensor([[0.7500, 0.2500],
+            [0.5000, 0.5000],
+            [0.2500, 0.7500]])
     """
     trials = (letters - 1).double()[..., None, None]
     total = frames.double()[..., None, None]

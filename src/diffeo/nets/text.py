@@ -376,7 +376,7 @@ class Letters(nn.Module):
             recurrent=True,
             dropout=dropout,
         )
-        self.reads = self.text.reads
+        self.reads = {**self.text.reads, "durations": 1}  # not read here: a clip of a corpus may come with them
 
     def forward(self, context: Context) -> Context:
         given = dict(entries(self.text(context)))

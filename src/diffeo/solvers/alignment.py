@@ -142,6 +142,46 @@ def ctc_alignment_loss(attention: Tensor, letters: Tensor, frames: Tensor, blank
     return F.ctc_loss(scores, each, frames, letters, reduction="none") / letters
 
 
+def guided_alignment_loss(attention: Tensor, letters: Tensor, frames: Tensor, width: float = 0.2) -> Tensor:
+    """How much attention lies off the diagonal: the mean over frames of Σ_l a(t, l) (1 − exp(−d² / (2 width²))).
+
+    d = (l + ½) / L − (t + ½) / T, for letter l of L and frame t of T. It draws attention to the diagonal before it has
+    learned anything; `ctc_alignment_loss` asks for the order of letters alone.
+
+    Args:
+        attention: (n, T, L), the logarithm of attention at letter l in frame t.
+        letters, frames: (n,), how many of L and T are real; the rest is padding.
+        width: how far from the diagonal, as a share of the text, costs little; > 0.
+
+    Returns:
+        (n,), in [0, 1].
+
+    Raises:
+        ValueError: a row without letters, or with more letters than frames; a width that is not positive.
+
+    Cost: O(L · T) for each row.
+
+    "Efficiently Trainable Text-to-Speech System Based on Deep Convolutional Networks with Guided Attention" (Tachibana
+    et al., 2017), https://arxiv.org/abs/1710.08969
+
+    >>> import torch
+    >>> right = torch.tensor([[[0.0, -9.0], [0.0, -9.0], [-9.0, 0.0]]])
+    >>> miss = guided_alignment_loss(right, torch.tensor([2]), torch.tensor([3]))
+    >>> bool(miss < guided_alignment_loss(right.flip(1), torch.tensor([2]), torch.tensor([3])))
+    True
+    """
+    check_letters(letters, frames, "guided_alignment_loss")
+    if not width > 0:
+        raise ValueError(f"guided_alignment_loss: expected width > 0, got {width}")
+    _, most_frames, most = attention.shape
+    t, letter = (torch.arange(n, device=attention.device) for n in (most_frames, most))
+    at, of = (t + 0.5) / frames[:, None], (letter + 0.5) / letters[:, None]  # (n, T) and (n, L)
+    far = 1 - (-(of[:, None] - at[:, :, None]).square() / (2 * width**2)).exp()
+    real = (t < frames[:, None])[:, :, None] & (letter < letters[:, None])[:, None]
+    shares = torch.where(real, attention, -torch.inf).exp()
+    return (shares * far).sum((1, 2)) / frames
+
+
 def letters_of(durations: Tensor, frames: int) -> Tensor:
     """The letter of each of so many frames, (*batch, frames), from the durations of letters; the last one goes on."""
     ends = durations.cumsum(-1)

@@ -121,7 +121,7 @@ class Loop:
             if self.result.compiled:
                 self._compile()
             shown = progress and self.fabric.global_rank == 0
-            progressing = Progress(self.plan.steps, self.counts.step, shown, self.result.in_nats)
+            progressing = Progress(self.plan, shown, self.result.in_nats)
             with progressing as bar, deferred_interrupt() as interrupted, compiled_kernels(self.loops), quietly():
                 stopped = self._loop(bar, interrupted)
             together = True
@@ -190,7 +190,7 @@ class Loop:
                 self.counts.step += 1
                 self.counts.counted += 1
                 self.average.update(self.counts.step)
-            bar.advance()
+            bar.advance(self.counts.step, self.counts.elapsed)
             closing = self.counts.step % plan.evaluate_every == 0 or self.counts.step == plan.steps
             if plan.time_limit is not None and alone:  # slow steps: some evaluations within the limit all the same
                 pause = max(plan.time_limit / GLANCES, self.evaluating / GLANCING)

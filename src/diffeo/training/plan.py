@@ -27,13 +27,14 @@ class Plan:
         return asdict(self)
 
     def rate(self, step: int, elapsed: float) -> float:
-        """Learning rate before step `step` (from 0): linear warm-up, then a cosine to zero; with a time limit the
-        cosine follows whichever of steps and seconds is further on."""
+        """Learning rate before step `step` (from 0): linear warm-up, then a cosine to zero."""
         warmup = min(200, max(1, self.steps // 20))
-        done = step / self.steps
-        if self.time_limit is not None:
-            done = max(done, min(1.0, elapsed / self.time_limit))
-        return self.lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * done))
+        return self.lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * self.done(step, elapsed)))
+
+    def done(self, step: int, elapsed: float) -> float:
+        """The share of the fit that is over, 0 … 1: of its steps or of its time limit, whichever is further on."""
+        share = step / self.steps
+        return share if self.time_limit is None else max(share, min(1.0, elapsed / self.time_limit))
 
 
 def make_plan(

@@ -5,29 +5,31 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from diffeo.training.plan import Plan
+
 
 class Progress:
-    """Shows steps, rate, and training and held-out nats (or losses) on stderr; a context manager."""
+    """Shows steps, rate, training and held-out nats (or losses), and time left on stderr; a context manager."""
 
-    def __init__(self, steps: int, start: int, shown: bool, in_nats: bool = True):
+    def __init__(self, plan: Plan, shown: bool, in_nats: bool = True):
         self._bar: Any = None
+        self._plan = plan
         self._sign, self._unit = (-1, " nats") if in_nats else (1, "")
         if shown and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
             columns = (
                 TextColumn("fit"),
                 BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("steps"),
+                TextColumn("{task.fields[steps]} steps"),
                 TextColumn("{task.fields[rate]}"),
                 TextColumn("{task.fields[losses]}"),
                 TimeRemainingColumn(),
             )
             self._bar = Bar(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("fit", total=steps, completed=start, rate="", losses="")
+            self._task = self._bar.add_task("fit", total=1.0, steps=0, rate="", losses="")
 
     def __enter__(self) -> Progress:
         if self._bar:
@@ -38,10 +40,12 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def advance(self) -> None:
-        """One step more."""
+    def advance(self, step: int, elapsed: float) -> None:
+        """So many steps are done, after so many seconds; the bar and the time left follow the plan's time limit too."""
         if self._bar:
-            self._bar.advance(self._task)
+            self._bar.update(
+                self._task, completed=self._plan.done(step, elapsed), steps=f"{step:,}/{self._plan.steps:,}"
+            )
 
     def report(self, train_loss: float, validation_loss: float | None, rate: float) -> None:
         """What the last evaluation said; rate in steps per second."""
