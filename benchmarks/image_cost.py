@@ -133,7 +133,7 @@ def speed(_: float) -> dict[str, Any]:
             model.transform.memory = policy
             calls[policy] = lambda model=model: (-model(x).mean()).backward()
             with diffeo.compiled_kernels():
-                row[f"{policy}_mib"] = saved_bytes(lambda model=model: model(x)) / 2**20
+                row[f"{policy}_mib"] = saved_bytes(model, lambda model=model: model(x)) / 2**20
         with diffeo.compiled_kernels():
             took = timed(calls, 7)
         row["time_ratio"] = took["invert"]["median"] / took["store"]["median"]
@@ -146,9 +146,10 @@ def _freia_loss(model: Any, y: Tensor) -> Tensor:
     return (0.5 * sum(t.flatten(1).square().sum(1) for t in z) - logdet).mean()
 
 
-def saved_bytes(forward: Callable[[], Tensor]) -> int:
-    """Bytes of all tensors that a forward pass keeps for the backward pass."""
+def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Bytes of all tensors that a forward pass keeps for the backward pass, but for weights, which are there anyway."""
     storages: dict[int, int] = {}
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
 
     def pack(t: Tensor) -> Tensor:
         storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
@@ -157,7 +158,7 @@ def saved_bytes(forward: Callable[[], Tensor]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         keep = forward()
     del keep
-    return sum(storages.values())
+    return sum(size for place, size in storages.items() if place not in own)
 
 
 def timed(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:

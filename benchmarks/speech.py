@@ -492,19 +492,6 @@ def lpc_nats(sound: Tensor, train: Tensor, order: int = 20) -> float:
     return -float(torch.distributions.Normal((a @ weights)[:, 0], spread).log_prob(b).mean())
 
 
-def spectral_error(a: Tensor, b: Tensor) -> float:
-    """Multi-resolution STFT error: spectral convergence plus the mean difference of log magnitudes, three windows."""
-    n = min(len(a), len(b))
-    errors = []
-    for size in (256, 512, 1024):
-        window = torch.hann_window(size)
-        x, y = (
-            torch.stft(t[:n], size, size // 4, window=window, return_complex=True).abs().clamp_min(1e-4) for t in (a, b)
-        )
-        errors.append(float((x - y).norm() / x.norm() + (x.log() - y.log()).abs().mean()))
-    return statistics.mean(errors)
-
-
 def vocoder(seconds: float) -> dict[str, Any]:
     """A vocoder of spoken digits beside Griffin-Lim from the same spectrograms."""
     data = digits()
@@ -546,7 +533,10 @@ def vocoder(seconds: float) -> dict[str, Any]:
         pairs = [(m[: min(len(m), len(mels[i]))], mels[i][: min(len(m), len(mels[i]))])
                  for m, i in zip(again, test, strict=True)]  # fmt: skip
         rows[name] = {
-            "spectral": statistics.mean(spectral_error(sounds[i], clip) for clip, i in zip(clips, test, strict=True)),
+            "spectral": statistics.mean(
+                float(tools.spectral_error(sounds[i][: len(clip)], clip[: len(sounds[i])]))
+                for clip, i in zip(clips, test, strict=True)
+            ),
             "mel_l1": statistics.mean(float((a - b).abs().mean()) for a, b in pairs),
             "word": float((listen(words, again) == data["word"][test]).double().mean()),
         }

@@ -206,7 +206,7 @@ def memory(_: float) -> dict[str, Any]:
                     x, context = torch.randn(4, 120, settings.mels), text
                 flow.initialize(x, context)
                 flow.eval().transform.memory = policy  # pyright: ignore[reportAttributeAccessIssue]
-                row[policy] = saved_bytes(lambda flow=flow, x=x, context=context: flow(x, context)) / 2**20
+                row[policy] = saved_bytes(flow, lambda flow=flow, x=x, context=context: flow(x, context)) / 2**20
             rows.append(row)
     return {"kept": rows}
 

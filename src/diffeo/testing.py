@@ -92,8 +92,8 @@ def check_density(
 
     It integrates to one (by quadrature in one and two dimensions; by importance sampling otherwise); samples agree with
     the log-density (importance-weight mean, and a Kolmogorov–Smirnov test against weighted proposals); batch shapes;
-    seeds reproduce, also those of single rows; temperature 0 works; `sample_and_log_prob` and `given` agree with `log_prob`; pickle, deepcopy
-    and state dict.
+    seeds reproduce, those of single rows too; temperature 0 works; `sample_and_log_prob` and `given` agree with
+    `log_prob`; pickle, deepcopy and state dict.
 
     Args:
         density: what to check; it is not changed.
@@ -385,7 +385,7 @@ def _check_normalised(d: Density, x: Tensor, context: Context) -> None:
 def _check_rows(d: Density, context: Context, seed: int) -> None:
     """Rows by generators of their own do not depend on each other, where the base draws them so."""
 
-    def drawn(seeds: Sequence[int]) -> Tensor:
+    def drawn(seeds: list[int]) -> Tensor:
         return d.sample((len(seeds),), context, generator=[torch.Generator().manual_seed(n) for n in seeds])
 
     try:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import wave
 from pathlib import Path
 
@@ -131,6 +136,9 @@ def test_a_check_names_everything_that_is_wrong(tmp_path):
         "short": (0.3 * np.ones(1), "a"),
         "much": (spoken("a", rng)[0], "aeo" * 30),
         "mute": (spoken("aeo", rng)[0], ""),
+        "figures": (spoken("aeo", rng)[0], "Dr. 12"),
+        "other": (0.3 * np.sin(np.arange(10.0 * RATE)), "a"),
+        **{f"good{i}": (spoken("aeo", rng)[0], "aeo") for i in range(8)},
     }
     rows = [["path", "text", "speaker"], ["gone.wav", "aeo", "x"]]
     for name, (audio, text) in made.items():
@@ -142,10 +150,14 @@ def test_a_check_names_everything_that_is_wrong(tmp_path):
     found = "\n".join(tools.check_corpus(clips))
     for name, what in {
         "gone": "no such file", "silent": "silence", "clipped": "clipped", "short": "0.00 seconds",
-        "much": "90 letters in", "mute": "no text",
+        "much": "90 letters in", "mute": "no text", "figures": "'12': letters do not say how it is read",
+        "other": "0.1 letters a second, others",
     }.items():  # fmt: skip
         assert any(f"{name}.wav" in line and what in line for line in found.splitlines()), (name, found)
-    assert "good.wav" not in found
+    assert "good" not in found
+    assert not any("Dr." in line for line in tools.check_corpus(clips, reading="en-us")) or not shutil.which(
+        "espeak-ng"
+    )
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="expected the columns path and text"):
         tools.read_corpus(tmp_path / "other.csv")
@@ -197,7 +209,10 @@ def test_pitch_and_style_of_a_voice(voice, corpus, tmp_path, capsys):
     )  # twice as loud is more than its clips, which are nearly as loud, allow
     plain = tmp_path / "plain.safetensors"
     flow, notes = diffeo.load(voice), read_notes(voice)
-    diffeo.save(diffeo.glow_tts(notes["mel"][3], len(notes["symbols"]), preset="tiny"), plain, notes=notes)
+    other = diffeo.glow_tts(notes["mel"][3], len(notes["symbols"]), preset="tiny")
+    data = tools.Spoken([torch.randn(20, notes["mel"][3])], [torch.tensor([1, 2])], durations=[torch.tensor([4, 6])])
+    other.initialize(*tools.join([data[0]]))
+    diffeo.save(other, plain, notes=notes)
     assert tools.usual_prosody(flow) is not None
     for options in (["--pitch", "1.3"], ["--loudness", "0.5"]):
         assert main(["speech", "say", str(plain), "aeo", *options]) == 2
@@ -336,6 +351,81 @@ def test_alone_and_in_a_batch_a_clip_has_the_same_density():
     assert objective(x, context).shape == (3,)
 
 
+def test_styles_come_from_recordings_with_their_texts(voice, corpus, tmp_path, capsys):
+    made = []
+    for i, options in enumerate([[], ["--style", "{tmp}/a.wav", "--style", "{tmp}/b.wav"]]):
+        for name, clip in (("a", "c00"), ("b", "c01")):
+            shutil.copy(corpus / "wavs" / f"{clip}.wav", tmp_path / f"{name}.wav")
+            text = next(clip_.text for clip_ in tools.read_corpus(corpus) if clip_.path.stem == clip)
+            (tmp_path / f"{name}{'.txt' if name == 'a' else '.lab'}").write_text(text + "\n")
+        call = ["speech", "say", str(voice), "aeo", "-o", str(tmp_path / f"{i}.wav")]
+        assert main([*call, *(option.format(tmp=tmp_path) for option in options)]) == 0
+        made.append((tmp_path / f"{i}.wav").read_bytes())
+    assert made[0] != made[1]
+    (tmp_path / "a.txt").unlink()
+    capsys.readouterr()
+    assert main(["speech", "say", str(voice), "aeo", "--style", str(tmp_path / "a.wav")]) == 2
+    assert "what does it say? Write its text to" in capsys.readouterr().err
+
+
+def test_what_is_changed_in_recordings_is_said_once(voice, corpus, tmp_path, capsys):
+    """At another rate and in two channels: by every command that hears them; and silence is refused by name."""
+    other = tmp_path / "corpus"
+    (other / "wavs").mkdir(parents=True)
+    clips = tools.read_corpus(corpus)[:24]
+    lines = []
+    for clip in clips:
+        audio = np.repeat(soundfile.read(clip.path)[0], 2)
+        soundfile.write(other / "wavs" / clip.path.name, np.stack([audio, audio], 1), 2 * RATE)
+        lines.append(f"{clip.path.stem}|{clip.text}")
+    (other / "metadata.csv").write_text("\n".join(lines) + "\n")
+    one = other / "wavs" / clips[0].path.name
+    fresh, steps = str(tmp_path / "m.safetensors"), ["--rate", str(RATE), "--preset", "tiny", "--steps", "1"]
+    calls = {
+        "fit": (["fit", str(other), "-o", fresh, *steps], 24),
+        "vocoder": (["vocoder", str(other), "-o", fresh, *steps], 24),
+        "align": (["align", str(voice), str(other), "-o", str(tmp_path / "a.csv")], 24),
+        "style": (["say", str(voice), "aeo", "--style", str(other), "-o", str(tmp_path / "s.wav")], 24),
+        "ends": (["interpolate", str(voice), *[str(one)] * 2, clips[0].text, "-o", str(tmp_path / "i.wav")], 2),
+    }
+    for name, (call, count) in calls.items():
+        capsys.readouterr()
+        assert main(["speech", *call]) == 0, name
+        said = [line for line in capsys.readouterr().err.splitlines() if "other" in line or str(other) in line]
+        for what in ("2 channels were mixed to one", f"resampled from {2 * RATE} to {RATE} Hz"):
+            matching = [line for line in said if what in line]
+            assert len(matching) == 1, (name, said)
+            assert f"and {count - 1} more recordings" in matching[0], (name, said)
+    soundfile.write(one, np.zeros(2 * RATE), 2 * RATE)
+    for call, _ in calls.values():
+        capsys.readouterr()
+        assert main(["speech", *call]) == 2
+        assert f"{one}: silence" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "vocoder"])
+def test_a_killed_run_goes_on_with_resume(command, corpus, tmp_path):
+    """At any moment: with nothing written yet it starts afresh, and says so."""
+    output = tmp_path / "m.safetensors"
+    steps = ["--steps", "40", "--batch-size", "8", "--preset", "tiny"]
+    call = [sys.executable, "-m", "diffeo", "speech", command, str(corpus), "-o", str(output), *steps]
+    folder = output.with_name(output.name + ".ckpt")
+    state, environment = folder / "fit.safetensors", {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not state.exists() and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait(20) == -signal.SIGKILL
+    assert not output.exists()
+    done = subprocess.run([*call, "--resume"], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "40 steps" in done.stdout
+    assert "starting afresh" not in done.stderr
+    assert output.exists()
+    assert not folder.exists()
+
+
 WRONG = [
     (["say", "{voice}", ""], "the text is empty"),
     (["interpolate", "{voice}", "{tmp}/a.wav", "{tmp}/b.wav", "ae"], "no such file"),
@@ -462,7 +552,7 @@ def test_a_vocoder_makes_sound_of_spectrograms(vocoder, voice, corpus, tmp_path,
         call = ["speech", "say", str(voice), "aeo", "--vocoder", str(vocoder), "-o", str(tmp_path / f"{name}.wav")]
         assert main(call) == 0
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
-    soundfile.write(tmp_path / "short.wav", np.zeros(1), RATE)
+    soundfile.write(tmp_path / "short.wav", 0.1 * np.ones(1), RATE)
     for call, message in (
         (["resynthesize", str(voice), str(clip)], "no vocoder, as"),
         (["resynthesize", str(vocoder), str(tmp_path / "short.wav")], "too few for windows"),

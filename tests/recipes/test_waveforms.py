@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import scipy.signal
 import torch
@@ -44,10 +45,36 @@ def test_alone_and_in_a_batch_sound_has_the_same_density_and_samples(name):
             alone = {"mel": mel, "mask": torch.ones(len(sound), 1, dtype=torch.bool)}
             assert torch.allclose(flow(sound, alone), together[i], atol=1e-6)
             assert torch.allclose(flow(sound, {"mel": mel}), together[i], atol=1e-6)
+            drawn = [
+                flow.sample(shape, given, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
+                for shape, given, seeds in (((3,), batch, range(3)), ((), alone, (i,)))
+            ]
+            assert torch.allclose(drawn[1], drawn[0][i, : len(sound)], atol=1e-6)  # by the same seed
         encoded = flow.encode(batch)
         inner = flow.transform(x, encoded)[0]
         back = flow.transform.inverse(inner, encoded)[0]
         assert torch.allclose(torch.where(mask, back, 0.0), torch.where(mask, x, 0.0), atol=1e-6)
+
+
+def test_waveflow_is_a_wavenet_at_one_end_and_a_coupling_at_the_other():
+    """As many rows as samples: causal in all samples. Two rows: the first of each pair is free of all others."""
+
+    def jacobian(height):
+        sizes = {"preset": "tiny", "flows": 1, "hidden": 6, "layers": 5, "width": 5}
+        flow = calmed(diffeo.waveflow(0, 1, height=height, **sizes))
+        x = torch.randn(16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        return torch.autograd.functional.jacobian(lambda x: flow.transform(x)[0].flatten(), x).squeeze(-1)
+
+    below = jacobian(16)
+    assert (below.triu(1) == 0).all()
+    assert (below.tril().diagonal() != 0).all()
+    assert (below[-1] != 0).sum() > 8  # its nets see that far back
+    pairs = jacobian(2)
+    first, second = pairs[0::2], pairs[1::2]
+    assert (first == torch.diag_embed(pairs.diagonal())[0::2]).all()
+    assert (second[:, 1::2] == torch.diag_embed(pairs.diagonal())[1::2, 1::2]).all()
+    assert (second[:, 0::2].triu(1) != 0).any()  # later samples too
+    assert (second[:, 0::2].tril(-1) != 0).any()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -153,6 +180,52 @@ def test_the_divergence_in_closed_form_is_that_of_samples():
     assert closed.std() < drawn.std()
     assert closed.mean() > 0.1
     assert objective.teacher.training is False
+
+
+def test_a_further_loss_pulls_spectra_together():
+    """Its gradient reaches the student through the same samples as the divergence."""
+    teacher, seen = known_teacher(), []
+    torch.manual_seed(0)
+    student = diffeo.parallel_wavenet(0, 1, preset="tiny", flows=1, hidden=6, layers=2)
+
+    def extra(x, y):
+        seen.append((x.shape, y.shape))
+        return 1000 * tools.spectral_error(x[..., 0], y[..., 0], windows=(16, 32))
+
+    x = teacher.sample(4, {"mask": torch.ones(64, 1, dtype=torch.bool)})
+    losses, gradients = [], []
+    for further in (None, extra):
+        torch.manual_seed(0)
+        loss = diffeo.Distillation(student, teacher, extra=further).train()(x).mean()
+        losses.append(loss)
+        gradients.append(torch.autograd.grad(loss, list(student.parameters()), allow_unused=True))
+    assert seen == [((4, 64, 1), (4, 64, 1))]
+    assert losses[1] > losses[0] + 1
+    apart = [(a - b).abs().max() for a, b in zip(*gradients, strict=True) if a is not None and b is not None]
+    assert max(apart) > 1
+
+
+def test_spectra_are_as_far_apart_as_their_formula_says():
+    x, y = torch.randn(2, 3, 500, generator=torch.Generator().manual_seed(0)).double().unbind()
+    size = 64
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+
+    def magnitudes(sound):
+        padded = np.pad(sound.numpy(), size // 2, mode="reflect")
+        starts = range(0, len(padded) - size + 1, size // 4)
+        return np.abs(np.stack([np.fft.rfft(padded[i : i + size] * window) for i in starts])).clip(1e-4)
+
+    found = tools.spectral_error(x, y, windows=(size,))
+    for one, other, error in zip(x, y, found.tolist(), strict=True):
+        a, b = magnitudes(one), magnitudes(other)
+        wanted = np.linalg.norm(a - b) / np.linalg.norm(a) + np.abs(np.log(a) - np.log(b)).mean()
+        assert error == pytest.approx(wanted, rel=1e-9)
+    short = x[:1, :40].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: tools.spectral_error(x, y[:1, :40], windows=(16, 32)), short)
+    with pytest.raises(ValueError, match="too few for windows of 1024"):
+        tools.spectral_error(x, y)
+    with pytest.raises(ValueError, match="of one shape"):
+        tools.spectral_error(x, y[:1])
 
 
 def test_a_student_comes_near_its_teacher():

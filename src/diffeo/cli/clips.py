@@ -24,9 +24,12 @@ Rounds = Annotated[
 ]
 
 
-def check_choice(option: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
+def choice(option: str, given: str, known: tuple[str, ...]) -> str:
+    """One of the names that are known, which may be written with hyphens."""
+    name = given.replace("-", "_")
+    if name not in known:
         raise ValueError(f"{option}: expected one of {', '.join(known)}, got {given!r}")
+    return name
 
 
 def first_rate(clips: list[Any], skip_bad: bool) -> int:
@@ -42,12 +45,39 @@ def first_rate(clips: list[Any], skip_bad: bool) -> int:
     raise ValueError(f"{clips[0].path}: neither this recording nor any other can be read")
 
 
-def hear(clip: Any, settings: Any, letters: int) -> tuple[Any, Any]:
-    """The spectrogram and the prosody of a clip."""
-    from diffeo.apps import speech as tools
+class Hearing:
+    """Reads recordings at one rate, and says at the end, once for each kind, what was changed in them."""
 
-    audio = tools.read_audio(clip.path, settings.rate)[0]
-    return tools.to_mel(audio, settings), tools.prosody_of(audio, settings.rate, letters)
+    def __init__(self, settings: Any):
+        self.settings = settings
+        self._changed: dict[str, list[Path]] = {}
+
+    def __enter__(self) -> Hearing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for note, paths in self._changed.items():
+            more = f", and {len(paths) - 1} more recordings" if len(paths) > 1 else ""
+            print(f"diffeo: {paths[0]}{more}: {note}", file=sys.stderr)
+
+    def sound(self, path: Path) -> Any:
+        """The sound of a recording, which must not be silence."""
+        from diffeo.apps.speech import read_audio
+        from diffeo.apps.speech.corpus import SILENT
+
+        audio, _, notes = read_audio(path, self.settings.rate)
+        if len(audio) and float(audio.abs().max()) < SILENT:
+            raise ValueError(f"{path}: silence")
+        for note in notes:
+            self._changed.setdefault(note, []).append(path)
+        return audio
+
+    def clip(self, clip: Any, letters: int) -> tuple[Any, Any]:
+        """The spectrogram and the prosody of a clip."""
+        from diffeo.apps import speech as tools
+
+        audio = self.sound(clip.path)
+        return tools.to_mel(audio, self.settings), tools.prosody_of(audio, self.settings.rate, letters)
 
 
 def kept(clips: list[Any], read: Callable[[Any], Any], skip_bad: bool) -> tuple[list[Any], list[Any]]:
@@ -79,7 +109,7 @@ def named(clip: Any) -> Iterator[None]:
 
 
 def load_vocoder(path: Path, settings: Any = None) -> tuple[Any, Any]:
-    """A vocoder and how it hears, which must be as a voice does; or an error that says what the file is instead."""
+    """A vocoder, ready to make sound, and how it hears, which must be as a voice does; or what the file is instead."""
     import diffeo
     from diffeo.apps.speech import Mel
     from diffeo.recipes import read_notes
@@ -90,4 +120,4 @@ def load_vocoder(path: Path, settings: Any = None) -> tuple[Any, Any]:
     own = Mel(*notes["mel"])
     if settings is not None and own != settings:
         raise ValueError(f"{path}: it makes sound of {own}, the voice gives {settings}; train one at the voice's rate")
-    return flow.eval(), own
+    return diffeo.prepare_inference(flow), own

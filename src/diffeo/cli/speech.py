@@ -15,13 +15,13 @@ from diffeo.cli.clips import (
     PRESETS,
     SOUND,
     Corpus,
+    Hearing,
     Rate,
     Rounds,
     Seed,
     SkipBad,
-    check_choice,
+    choice,
     first_rate,
-    hear,
     kept,
     load_vocoder,
     named,
@@ -38,7 +38,7 @@ app.add_typer(speech)
 
 VOICES = ("glow_tts", "flow_tts", "flowtron")
 FEWEST, HELD = 20, 200  # clips of a corpus; clips at most that validate
-WATCHED = 8  # of these, how many show how sharp the alignment is
+WATCHED, MEASURED = 8, 32  # of these, how many show how sharp the alignment is, and how likely clips are, on the way
 PAUSE = 0.25  # seconds between two versions of a sentence
 Voice = Annotated[Path, typer.Argument(help="Voice file, as `diffeo speech fit` writes.", show_default=False)]
 Reading = Annotated[
@@ -96,8 +96,7 @@ def fit(
     from diffeo.cli.files import check_output
 
     check_output(output, (MODEL,), corpus)
-    check_choice("--system", system, VOICES)
-    check_choice("--preset", preset, PRESETS)
+    system, preset = choice("--system", system, VOICES), choice("--preset", preset, PRESETS)
     seconds = None if time_limit is None else parse_duration(time_limit)
     folder = checkpoint_of(output, resume)
     if samples_dir is not None:
@@ -149,7 +148,8 @@ def fit(
             clip, letters = mels[order[0]], texts[order[0]]
             picture = tools.spectrogram_png(clip, tools.align(flow, clip, letters, who, prosody[order[0]]))
             (samples_dir / f"{result.steps:08d}.png").write_bytes(picture)
-        line = f"step {result.steps}: held-out loss {result.validation_loss:.3f}"
+        line = f"step {result.steps}: held-out loss {result.validation_loss:.3f}, nats per mel number "
+        line += f"{tools.nats(flow, of(order[: min(tenth, MEASURED)])):.3f}"
         if system != "flow_tts":  # whose attention does not look at sound
             line += f", alignment sharpness {tools.sharpness(flow, of(order[: min(tenth, WATCHED)])):.2f}"
         print(line, flush=True)
@@ -164,7 +164,10 @@ def fit(
     diffeo.save(flow, output, notes=notes)
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{result.steps} steps on {len(order) - tenth} clips in {result.seconds:.0f} s.")
-    print(f"Held-out loss, nats per mel number and error of durations: {result.validation_loss:.3f}")
+    print(
+        f"Held-out clips: {tools.nats(flow, of(order[:tenth])):.3f} nats per mel number; with the errors of durations "
+        f"and attention, a loss of {result.validation_loss:.3f}"
+    )
     print(f"Wrote {output}. Say something:  diffeo speech say {output} {shown.text!r} -o out.wav")
 
 
@@ -179,8 +182,11 @@ def say(
     vocoder: VocoderFile = None,
     rounds: Rounds = 60,
     style: Annotated[
-        Path | None,
-        typer.Option(help="Corpus of clips in whose manner it is said, as for fit.", show_default="none"),
+        list[Path] | None,
+        typer.Option(
+            help="Recording in whose manner it is said, its text beside it as .txt; or a corpus of them. Repeatable.",
+            show_default="none",
+        ),
     ] = None,
     style_weight: Annotated[float, typer.Option(help="How much of it; 0 for none.")] = 1.0,
     gate: Annotated[bool, typer.Option("--gate", help="End where a flowtron's gate says, not when predicted.")] = False,
@@ -200,7 +206,7 @@ def say(
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
     who = _asked(notes, speaker)
     generator = torch.Generator().manual_seed(seed)
-    clips = None if style is None else _as_data(style, flow, notes, settings)
+    clips = None if not style else _as_data(style, flow, notes, settings)
     manner = None if clips is None else style_weight * tools.style_of(flow, clips)
     prosody = _prosody(flow, who, clips, style_weight, pitch, loudness)
     mel = tools.say(
@@ -232,10 +238,10 @@ def align(
     flow, notes, settings = _load(voice)
     clips, reads = tools.read_corpus(corpus), tools.usual_prosody(flow) is not None
     rows = []
-    for clip in clips:
+    with Hearing(settings) as hearing:
+        heard = [_heard(clip, hearing, notes) for clip in clips]
+    for clip, (mel, symbols, prosody) in zip(clips, heard, strict=True):
         with named(clip):
-            symbols = tools.encode_text(clip.text, notes["symbols"], notes["reading"])
-            mel, prosody = hear(clip, settings, len(symbols))
             frames = tools.align(flow, mel, symbols, _who(notes, clip.speaker or None), prosody if reads else None)
         ends = settings.ends(frames, len(mel)).tolist()
         letters = [notes["symbols"][i - 1] for i in symbols.tolist()]
@@ -275,14 +281,15 @@ def interpolate(
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
     who, together = _asked(notes, speaker), tools.together_of(flow)
     mels, manners = [], []
-    for path in (first, second):
-        clip = tools.Clip(path, text, speaker or "")
-        with named(clip):
-            mel, manner = hear(clip, settings, len(symbols))
-            if len(symbols) > -(-len(mel) // together):
-                raise ValueError(f"{len(symbols)} letters in {-(-len(mel) // together)} steps of sound")
-        mels.append(mel)
-        manners.append(manner)
+    with Hearing(settings) as hearing:
+        for path in (first, second):
+            clip = tools.Clip(path, text, speaker or "")
+            with named(clip):
+                mel, manner = hearing.clip(clip, len(symbols))
+                if len(symbols) > -(-len(mel) // together):
+                    raise ValueError(f"{len(symbols)} letters in {-(-len(mel) // together)} steps of sound")
+            mels.append(mel)
+            manners.append(manner)
     prosody = None if tools.usual_prosody(flow) is None else (manners[0], manners[1])
     weights, generator = torch.linspace(0, 1, steps).tolist(), torch.Generator().manual_seed(seed)
     pause, sounds = torch.zeros(int(PAUSE * settings.rate)), []
@@ -331,12 +338,13 @@ def _usable(clips: list[Any], settings: Any, skip_bad: bool, reading: str) -> tu
     from diffeo.apps import speech as tools
 
     def heard(clip: Any) -> tuple[Any, Any]:
-        mel, prosody = hear(clip, settings, length := len(tools.units_of(clip.text, reading)))
+        mel, prosody = hearing.clip(clip, length := len(tools.units_of(clip.text, reading)))
         if not 1 <= length <= (len(mel) + 1) // 2:
             raise ValueError(f"{clip.path}: {length} letters in {(len(mel) + 1) // 2} steps of sound")
         return mel, prosody
 
-    return kept(clips, heard, skip_bad)
+    with Hearing(settings) as hearing:
+        return kept(clips, heard, skip_bad)
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any], Any]:
@@ -348,21 +356,29 @@ def _load(path: Path) -> tuple[Any, dict[str, Any], Any]:
     flow, notes = diffeo.load(path), read_notes(path)
     if "symbols" not in notes or "mel" not in notes:
         raise ValueError(f"{path}: no voice, as `diffeo speech fit` writes")
-    return flow.eval(), notes, Mel(*notes["mel"])
+    return diffeo.prepare_inference(flow), notes, Mel(*notes["mel"])
 
 
-def _as_data(corpus: Path, flow: Any, notes: dict[str, Any], settings: Any) -> Any:
-    """The clips of a corpus as a voice takes them."""
+def _heard(clip: Any, hearing: Hearing, notes: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The spectrogram, symbols and prosody of a clip."""
     from diffeo.apps import speech as tools
 
-    clips = tools.read_corpus(corpus)
-    mels, texts, who, prosody = [], [], [], []
+    with named(clip):
+        symbols = tools.encode_text(clip.text, notes["symbols"], notes["reading"])
+        mel, prosody = hearing.clip(clip, len(symbols))
+    return mel, symbols, prosody
+
+
+def _as_data(given: list[Path], flow: Any, notes: dict[str, Any], settings: Any) -> Any:
+    """Clips as a voice takes them: those of corpora, and recordings whose texts lie beside them."""
+    from diffeo.apps import speech as tools
+
+    clips = [clip for path in given for clip in _clips_at(path)]
+    with Hearing(settings) as hearing:
+        mels, texts, prosody = zip(*(_heard(clip, hearing, notes) for clip in clips), strict=True)
+    who = []
     for clip in clips:
         with named(clip):
-            texts.append(tools.encode_text(clip.text, notes["symbols"], notes["reading"]))
-            mel, manner = hear(clip, settings, len(texts[-1]))
-            mels.append(mel)
-            prosody.append(manner)
             who.append(_who(notes, clip.speaker or None))
     several = len(notes["speakers"]) > 1
     reads = tools.usual_prosody(flow) is not None
@@ -373,6 +389,20 @@ def _as_data(corpus: Path, flow: Any, notes: dict[str, Any], settings: Any) -> A
         together=tools.together_of(flow),
         prosody=prosody if reads else None,
     )
+
+
+def _clips_at(path: Path) -> list[Any]:
+    """The clips of a corpus; or one recording, with its text from the file beside it that ends in .txt or .lab."""
+    from diffeo.apps import speech as tools
+
+    if path.is_dir() or path.suffix.lower() in (".csv", ".tsv"):
+        return tools.read_corpus(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file or folder")
+    text = next((t for t in (path.with_suffix(".txt"), path.with_suffix(".lab")) if t.is_file()), None)
+    if text is None:
+        raise ValueError(f"{path}: what does it say? Write its text to {path.with_suffix('.txt')}")
+    return [tools.Clip(path, text.read_text(encoding="utf-8").strip(), "")]
 
 
 def _who(notes: dict[str, Any], name: str | None) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +12,12 @@ from diffeo.cli.clips import (
     PRESETS,
     SOUND,
     Corpus,
+    Hearing,
     Rate,
     Rounds,
     Seed,
     SkipBad,
-    check_choice,
+    choice,
     first_rate,
     kept,
     load_vocoder,
@@ -57,13 +57,13 @@ def vocoder(
     from diffeo.cli.files import check_output
 
     check_output(output, (MODEL,), corpus)
-    check_choice("--system", system, VOCODERS)
-    check_choice("--preset", preset, PRESETS)
+    system, preset = choice("--system", system, VOCODERS), choice("--preset", preset, PRESETS)
     seconds = None if time_limit is None else parse_duration(time_limit)
     folder = checkpoint_of(output, resume)
     clips = tools.read_corpus(corpus)
     settings = tools.Mel.of(rate or first_rate(clips, skip_bad))
-    clips, sounds = kept(clips, lambda clip: tools.read_audio(clip.path, settings.rate)[0], skip_bad)
+    with Hearing(settings) as hearing:
+        clips, sounds = kept(clips, lambda clip: hearing.sound(clip.path), skip_bad)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         flow = getattr(diffeo, system)(settings.mels, settings.hop, preset=preset, **tools.prediction(settings))
@@ -106,9 +106,8 @@ def resynthesize(
 
     check_output(output, SOUND, vocoder, sound)
     flow, settings = load_vocoder(vocoder)
-    audio, _, notes = tools.read_audio(sound, settings.rate)
-    for note in notes:
-        print(f"diffeo: {sound}: {note}", file=sys.stderr)
+    with Hearing(settings) as hearing:
+        audio = hearing.sound(sound)
     try:
         mel = tools.to_mel(audio, settings)
     except ValueError as error:

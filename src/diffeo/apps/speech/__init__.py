@@ -23,6 +23,7 @@ from diffeo.apps.speech.speaking import durations_of as durations_of
 from diffeo.apps.speech.speaking import interpolate as interpolate
 from diffeo.apps.speech.speaking import say as say
 from diffeo.apps.speech.speaking import style_of as style_of
+from diffeo.apps.speech.spectra import spectral_error as spectral_error
 from diffeo.apps.speech.text import encode_text as encode_text
 from diffeo.apps.speech.text import symbols_of as symbols_of
 from diffeo.apps.speech.text import units_of as units_of
@@ -35,5 +36,6 @@ from diffeo.apps.speech.voice import Spoken as Spoken
 from diffeo.apps.speech.voice import Voice as Voice
 from diffeo.apps.speech.voice import align as align
 from diffeo.apps.speech.voice import join as join
+from diffeo.apps.speech.voice import nats as nats
 from diffeo.apps.speech.voice import sharpness as sharpness
 from diffeo.apps.speech.voice import together_of as together_of

@@ -7,15 +7,19 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from torch import Tensor
 
 from diffeo.apps.speech.audio import Mel, read_audio, to_mel
-from diffeo.apps.speech.text import LETTERS, units_of
+from diffeo.apps.speech.text import LETTERS, units_of, unspelled
 
 SHORTEST, LONGEST = 0.1, 20.0  # seconds of a clip
 SILENT, CLIPPED = 1e-3, 0.002  # loudest sample of a silent clip; share of samples at the ends of a clipped one
+
+
+FEWEST, FAR = 10, 3.0  # clips that show a usual pace, and from how many times that pace on one is doubtful
 
 
 class Clip(NamedTuple):
@@ -72,12 +76,14 @@ def check_corpus(
 ) -> list[str]:
     """What is wrong with a corpus, a line each: nothing where it can be trained on.
 
-    Recordings that are missing, unreadable, silent, clipped, too short or too long; texts that are empty or longer than
-    their recordings; signs that occur once or twice; sounds at several rates.
+    Recordings that are missing, unreadable, silent, clipped, too short or too long; texts that are empty, longer than
+    their recordings, or read far faster or slower than others; figures and abbreviations that letters do not spell
+    out; signs that occur once or twice; sounds at several rates.
     """
     found: list[str] = []
     rates: Counter[int] = Counter()
     signs: Counter[str] = Counter()
+    paces: dict[Path, float] = {}
     for clip in clips:
         try:
             audio, rate, notes = read_audio(clip.path)
@@ -90,6 +96,8 @@ def check_corpus(
         mel = settings or Mel.of(rate)
         seconds, loudest = len(audio) / rate, float(audio.abs().max()) if len(audio) else 0.0
         frames = -(-(1 + len(audio) * mel.rate // rate // mel.hop) // together)
+        if text and seconds >= SHORTEST:
+            paces[clip.path] = len(text) / seconds
         problems = [
             (not text, "no text"),
             (seconds < SHORTEST, f"{seconds:.2f} seconds, expected at least {SHORTEST}"),
@@ -97,9 +105,17 @@ def check_corpus(
             (loudest < SILENT, "silence"),
             (float((audio.abs() > 0.999).float().mean()) > CLIPPED if len(audio) else False, "clipped"),
             (len(text) > frames, f"{len(text)} letters in {frames} steps of sound: is this the text?"),
+            *((reading == LETTERS, f"{word!r}: letters do not say how it is read") for word in unspelled(clip.text)),
         ]
         found += [f"{clip.path}: {what}" for wrong, what in problems if wrong]
         found += [f"{clip.path}: {note}" for note in notes]
+    if len(paces) >= FEWEST:
+        usual = median(paces.values())
+        found += [
+            f"{path}: {pace:.1f} letters a second, others {usual:.1f}: is this the text?"
+            for path, pace in paces.items()
+            if not usual / FAR < pace < usual * FAR
+        ]
     if len(rates) > 1:
         found.append("recordings at several rates: " + ", ".join(f"{n} at {rate} Hz" for rate, n in rates.items()))
     rare = sorted(sign for sign, n in signs.items() if n < 3)

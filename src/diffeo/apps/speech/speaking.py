@@ -16,6 +16,7 @@ from diffeo.apps.speech.voice import Spoken, align_clip, aligned, context_of, de
 from diffeo.core import Flow
 from diffeo.densities import Aligned
 from diffeo.functional import entries
+from diffeo.kernels import compiled_kernels
 from diffeo.nets import AttentiveLSTM
 from diffeo.transforms import Autoregressive
 
@@ -41,6 +42,7 @@ def durations_of(
 
 
 @torch.no_grad()
+@compiled_kernels()
 def say(
     flow: Flow,
     text: Tensor,
@@ -136,6 +138,7 @@ def style_of(flow: Flow, data: Spoken) -> Tensor:
 
 
 @torch.no_grad()
+@compiled_kernels()
 def interpolate(
     flow: Flow,
     a: Tensor,

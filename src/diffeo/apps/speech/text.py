@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import unicodedata
@@ -33,6 +34,15 @@ def units_of(text: str, reading: str = LETTERS) -> list[str]:
     if reading == LETTERS:
         return list(plain.lower())
     return list(_phonemes(plain, reading)) if plain else []
+
+
+def unspelled(text: str) -> list[str]:
+    """Words whose letters do not say how they are read: figures, signs such as %, and abbreviations.
+
+    >>> unspelled("Dr. Owl ate 12 % of it, e.g. no. 3")
+    ['Dr.', '12', '%', 'e.g.', 'no.', '3']
+    """
+    return _UNSPELLED.findall(text)
 
 
 def symbols_of(texts: Sequence[Sequence[str]]) -> list[str]:
@@ -78,4 +88,9 @@ def _phonemes(text: str, language: str) -> tuple[str, ...]:
     return tuple(units[1:])
 
 
+_UNSPELLED = re.compile(
+    r"\b(?:(?:[^\W\d_]\.){2,}|(?:Mrs?|Ms|Dr|Prof|St|Jr|Sr|Rev|Gen|Col|Capt|Lt|Co|Ltd|Vol|vs|etc)\.|\bno\.(?=\s*\d))"
+    r"|\d+(?:[.,:]\d+)*|[%&@#$€£°+=/]",
+    re.IGNORECASE,
+)
 _STRESS = str.maketrans("", "", "',%=")

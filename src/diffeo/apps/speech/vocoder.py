@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from diffeo.apps.speech.audio import Mel, from_mel, to_mel
 from diffeo.core import Flow, Objective
 from diffeo.functional import Context
+from diffeo.kernels import compiled_kernels
 from diffeo.transforms import Fold
 
 NOISE = 2.0**-12  # half of its range, added to sound: digital silence has no density of its own
@@ -98,6 +99,7 @@ class Vocoder(Objective):
 
 
 @torch.no_grad()
+@compiled_kernels()
 def vocode(
     flow: Flow,
     mel: Tensor,

@@ -20,6 +20,7 @@ from diffeo.solvers import ctc_alignment_loss, letters_of, monotonic_alignment
 from diffeo.transforms import Autoregressive, Fold
 
 Example = tuple[Tensor, dict[str, Tensor]]
+TOGETHER = 16  # clips that are measured at once
 
 
 class Spoken(Dataset[Example]):
@@ -200,6 +201,22 @@ def aligned(flow: Flow, x: Tensor, context: Context) -> Alignment:
         durations = monotonic_alignment(rows, letters.expand(batch).reshape(-1), frames.expand(batch).reshape(-1))
         durations = durations.reshape(*batch, scores.shape[-2])
     return Alignment(base(z, inner) + logdet, z, found, durations, attention, stop)
+
+
+@torch.no_grad()
+def nats(flow: Flow, data: Spoken) -> float:
+    """−log p of spectrograms given their texts, in nats a number of theirs: the mean over clips.
+
+    Where the durations of letters are not known, `glow_tts` gives the density of the likeliest alignment.
+    """
+    total = 0.0
+    for i in range(0, len(data), TOGETHER):
+        x, context = join([data[j] for j in range(i, min(i + TOGETHER, len(data)))])
+        device = device_of(flow)
+        x, context = x.to(device), {name: t.to(device) for name, t in context.items()}
+        found = aligned(flow, x, context)
+        total -= float((found.log_prob / (context["mask"].sum((-1, -2)) * x.shape[-1])).sum())
+    return total / len(data)
 
 
 @torch.no_grad()
