@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 import diffeo
-from diffeo.apps.images import gaussian_bits, histogram_bits
+from diffeo.apps.images import gaussian_bits, histogram_bits, shrink
+from diffeo.recipes import recipes
 from diffeo.training.compiling import wants_compile
+from diffeo.training.source import as_source
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +104,14 @@ def test_memory_is_flat_in_depth_and_gradients_are_the_same(digits):
     images = digits[0][:16]
     noise = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     saved, gradients = {}, {}
-    for layers in (2, 8):
+    for layers in (4, 32):
         for memory in ("store", "invert"):
             torch.manual_seed(0)
-            model = diffeo.testing.perturbed(diffeo.glow((1, 8, 8), preset="tiny", layers=layers, hidden=8, levels=17))
+            model = diffeo.glow((1, 8, 8), preset="tiny", layers=layers, hidden=8, levels=17)
+            with torch.no_grad():  # a little: much of it explodes over so many layers
+                for p in model.parameters():
+                    p.add_(0.02 * torch.randn(p.shape))
+            model.initialize(images)
             model.transform.memory = memory
             kept: dict[int, int] = {}
 
@@ -115,12 +122,13 @@ def test_memory_is_flat_in_depth_and_gradients_are_the_same(digits):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
                 loss = model(images, noise=noise).mean()
             loss.backward()
-            weights = sum(p.untyped_storage().nbytes() for p in model.parameters())
-            saved[layers, memory] = sum(kept.values()) - min(weights, sum(kept.values()))
+            own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+            saved[layers, memory] = sum(size for place, size in kept.items() if place not in own)
             gradients[layers, memory] = torch.cat([p.grad.flatten() for p in model.parameters()])
         store, invert = gradients[layers, "store"], gradients[layers, "invert"]
         assert torch.allclose(store, invert, rtol=1e-3, atol=1e-3 * float(store.abs().max()))
-    assert saved[8, "invert"] < 0.5 * saved[8, "store"]
+    assert saved[32, "invert"] < 1.1 * saved[4, "invert"]
+    assert saved[32, "store"] > 4 * saved[4, "store"]
 
 
 @pytest.mark.parametrize(("recipe", "deeper"), [("glow", {"layers": 12}), ("flowpp", {})])
@@ -181,6 +189,64 @@ def test_classes_and_nested_chains_follow_the_memory_policy(recipe, deeper, digi
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+SMALL = {
+    "nice_image": {"hidden": 4},
+    "realnvp_image": {"hidden": 4, "blocks": 1},
+    "glow": {"hidden": 4, "layers": 1},
+    "flowpp": {"hidden": 8, "attention": False},
+    "residual_image": {"hidden": 4, "layers": 1},
+    "tarflow": {"width": 8, "layers": 1},
+    "srflow": {},
+}
+
+
+def test_every_recipe_of_images_is_tried_here():
+    assert set(SMALL) == set(recipes("images"))
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_a_saved_flow_gives_the_same_bits(recipe, digits, tmp_path):
+    options = SMALL[recipe] | ({"scale": 2} if recipe == "srflow" else {"classes": 10})
+    model = diffeo.testing.perturbed(getattr(diffeo, recipe)((1, 8, 8), preset="tiny", levels=17, **options))
+    images, labels = digits[0][:4], digits[1][:4]
+    context = shrink(images, 2, 17) if recipe == "srflow" else labels
+    model.initialize(images, context)
+    diffeo.save(model.eval(), tmp_path / "m.safetensors")
+    back = diffeo.load(tmp_path / "m.safetensors").eval()
+    with torch.no_grad():
+        one, other = (m.log_prob(images, context, generator=torch.Generator().manual_seed(0)) for m in (model, back))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_sides_that_cannot_be_halved_are_refused(recipe):
+    with pytest.raises(ValueError, match=r"\b9\b"):
+        getattr(diffeo, recipe)((1, 9, 8), preset="tiny", **SMALL[recipe])
+
+
+@pytest.mark.parametrize(
+    ("transform", "shape"),
+    [
+        ("Squeeze", (4, 7, 8)), ("Squeeze", (4, 8, 7)), ("Haar", (4, 7, 8)), ("Haar", (4, 8, 7)),
+        ("Checkerboard", (4, 8, 7)),  # which halves rows alone
+    ],
+)  # fmt: skip
+def test_odd_sides_are_refused_by_every_map_of_blocks(transform, shape):
+    with pytest.raises(ValueError, match="of 7 cannot be"):
+        getattr(diffeo, transform)()(torch.zeros(2, *shape))
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, np.ndarray])
+def test_bytes_stay_bytes_in_training(kind, digits):
+    """The whole set is never kept as floats."""
+    images = digits[0] if kind is torch.Tensor else digits[0].numpy()
+    assert digits[0].dtype == torch.uint8
+    source = as_source(images, None, None, torch.float32)
+    assert [t.dtype for t in source.tensors] == [torch.uint8]
+    model = diffeo.glow((1, 8, 8), preset="tiny", levels=17, **SMALL["glow"])
+    assert diffeo.fit(model, images, steps=2, progress=False).steps == 2
 
 
 def test_shades_beyond_the_levels_are_refused_before_training(digits):

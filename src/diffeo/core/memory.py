@@ -1,10 +1,11 @@
 """Training deep chains in little memory: activations recomputed, or rebuilt by inverting, in the backward pass.
 
-A chain runs in segments of `SEGMENT` parts. Of each segment only the input is kept, its anchor; the output is the next
-one's anchor. The backward pass walks a segment from its end: each part is inverted, run again from what came out, and
-differentiated, so that one part's activations are alive at a time. The first runs again from the anchor, and what comes
-out is compared with what was rebuilt; if they differ by more than rounding allows, a part is ill-conditioned there, and
-the segment is done again from the anchor.
+A chain runs in `SEGMENTS` segments, of at least `SHORTEST` parts. Of each segment only the input is kept, its anchor;
+the output is the next one's anchor. The backward pass walks a segment from its end: each part is inverted, run again from
+what came out, and differentiated, so that one part's activations are alive at a time. The first runs again from the
+anchor, and what comes out is compared with what was rebuilt; if they differ by more than rounding allows, a part is
+ill-conditioned there, and the segment is done again from the anchor. While PyTorch compiles, segments are run again in
+place of that, so they stay short.
 
 "The Reversible Residual Network: Backpropagation Without Storing Activations" (Gomez et al., 2017),
 https://arxiv.org/abs/1707.04585; "Training Deep Nets with Sublinear Memory Cost" (Chen et al., 2016),
@@ -30,7 +31,7 @@ from diffeo.kernels.dispatch import kernels_in_use, using
 from diffeo.kernels.private import Dropout, all_modules, has_hooks, version, weights_of
 
 POLICIES = ("store", "recompute", "invert")
-SEGMENT = 8  # parts between anchors
+SEGMENTS, SHORTEST = 2, 8  # how many, so that what is kept does not grow with a chain; parts of one at least
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # of rebuilt inputs, relative to 1 + |x|
 
 Pair = tuple[Tensor, Tensor]
@@ -65,7 +66,9 @@ class Recallable(ABC):
 
 def run_parts(parts: Sequence[Transform], run: Run, x: Tensor, contexts: Sequence[Context], memory: str) -> list[Pair]:
     """The parts in a row under a memory policy; (z, logdet) of each part, or of each segment."""
-    size = 1 if memory == "recompute" else SEGMENT
+    size = 1 if memory == "recompute" else SHORTEST
+    if size > 1 and not torch.compiler.is_compiling():
+        size = max(size, -(-len(parts) // SEGMENTS))
     out: list[Pair] = []
     for start in range(0, len(parts), size):
         some, here = dict(enumerate(parts[start : start + size], start)), contexts[start : start + size]

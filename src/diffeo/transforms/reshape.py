@@ -109,7 +109,7 @@ class Squeeze(Transform):
 
     def _shrunk(self, size: int | None, side: str) -> int | None:
         if size is not None and size % self.factor:
-            raise ValueError(f"Squeeze: a {side} of {size} cannot be divided into blocks of {self.factor}")
+            raise ValueError(f"a {side} of {size} cannot be divided into blocks of {self.factor} pixels")
         return None if size is None else size // self.factor
 
 
