@@ -1,9 +1,9 @@
 """Training deep chains in little memory: activations recomputed, or rebuilt by inverting, in the backward pass.
 
 A chain runs in `SEGMENTS` segments, of at least `SHORTEST` parts. Of each segment only the input is kept, its anchor;
-the output is the next one's anchor. The backward pass walks a segment from its end: each part is inverted, run again from
-what came out, and differentiated, so that one part's activations are alive at a time. The first runs again from the
-anchor, and what comes out is compared with what was rebuilt; if they differ by more than rounding allows, a part is
+the output is the next one's anchor. The backward pass walks a segment from its end: each part is inverted, run again
+from what came out, and differentiated, so that one part's activations are alive at a time. The first runs again from
+the anchor, and what comes out is compared with what was rebuilt; if they differ by more than rounding allows, a part is
 ill-conditioned there, and the segment is done again from the anchor. While PyTorch compiles, segments are run again in
 place of that, so they stay short.
 
