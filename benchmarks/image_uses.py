@@ -1,6 +1,6 @@
 """What flows of pictures are used for: super-resolution, sampling, classes, edits, anomalies; and their speed.
 
-    python benchmarks/image_uses.py [--parts speed sampling srflow ablation classes editing anomalies]
+    python benchmarks/image_uses.py [--parts speed sampling srflow ablation classifier classes editing anomalies]
 
 Parts that are done are kept in results/image_uses.json, so that an interrupted run goes on; a part named is done anew.
 """
@@ -140,6 +140,15 @@ def train_classifier(x: Tensor, y: Tensor, epochs: int = 4) -> Classifier:
     return model.eval()
 
 
+def classifier(seconds: float) -> dict[str, Any]:
+    """How much of the test digits, which it has not seen, the classifier of the next part recognises."""
+    x, y, test, wanted = mnist()
+    model = train_classifier(x, y)
+    with torch.no_grad():
+        hits = model(test).argmax(1) == wanted
+    return {"recognised": float(hits.double().mean()), "digits": len(test)}
+
+
 def frechet(a: Tensor, b: Tensor) -> float:
     """Fréchet distance between Gaussians fitted to two sets of features."""
     from scipy.linalg import sqrtm
@@ -157,7 +166,7 @@ def classes(seconds: float) -> dict[str, Any]:
 
     x, y, test, _ = mnist()
     with torch.enable_grad():
-        classifier = train_classifier(x, y)
+        judge = train_classifier(x, y)
         tarflow = train_classes("tarflow", 0, seconds, 1.5e-3, noise=NOISE, **TARFLOW)
         glow = train_classes("glow", 0, seconds, 2e-3, noise=NOISE)
     label = torch.arange(1000) % 10
@@ -178,15 +187,15 @@ def classes(seconds: float) -> dict[str, Any]:
     ).reshape(-1, 1, 28, 28)
     shown = [drawn[name][:20] for name in PICTURED]
     grid(torch.cat(shown), 10, scale=2).save(PICTURE, lossless=True)
-    real = classifier.features(test.float() / 255)
+    real = judge.features(test.float() / 255)
     found = {}
     for name, images in drawn.items():
         want = y[:1000] if name == "real digits" else label
-        hits = (classifier(images).argmax(1) == want).double().mean()
+        hits = (judge(images).argmax(1) == want).double().mean()
         told = name != "Gaussian mixture of 30 in 50 components"
         found[name] = {
             "recognised": float(hits) if told else None,
-            "frechet": frechet(classifier.features(images.float() / 255), real),
+            "frechet": frechet(judge.features(images.float() / 255), real),
         }
     return {"samples": found, "seconds": seconds}
 
@@ -458,7 +467,8 @@ def section() -> str:
     content = load(RESULT, {})
     told = {
         "speed": image_cost.told_speed, "sampling": _told_sampling, "srflow": _told_srflow, "ablation": _told_ablation,
-        "classes": _told_classes, "editing": _told_editing, "anomalies": _told_anomalies,
+        "classifier": _told_classifier, "classes": _told_classes, "editing": _told_editing,
+        "anomalies": _told_anomalies,
     }  # fmt: skip
     parts = [tell(content[name]) for name, tell in told.items() if name in content]
     if not parts:
@@ -513,6 +523,12 @@ samples of the noise:
 {markdown(["", *(f"seed {s}" for s in SEEDS), "mean"], rows)}"""
 
 
+def _told_classifier(r: dict[str, Any]) -> str:
+    return f"""\
+**A classifier** of digits, trained on MNIST's 60,000, recognises {100 * r["recognised"]:.2f} % of the
+{r["digits"]:,} test digits."""
+
+
 def _told_classes(r: dict[str, Any]) -> str:
     rows = [
         [name, "" if v["recognised"] is None else f"{100 * v['recognised']:.1f} %", f"{v['frechet']:.1f}"]
@@ -520,7 +536,7 @@ def _told_classes(r: dict[str, Any]) -> str:
     ]
     return f"""\
 **Samples of classes**, MNIST, {r["seconds"] / 60:.0f} minutes of training each, with Gaussian noise of {NOISE} of half
-the range of values: how often a classifier of real digits sees the wanted class, and the Fréchet distance of 1,000
+the range of values: how often a classifier trained like that sees the wanted class, and the Fréchet distance of 1,000
 from the 10,000 test digits in its features; real digits are 1,000 of training, which the classifier knows.
 
 {markdown(["", "recognised", "Fréchet distance"], rows)}
@@ -556,6 +572,7 @@ PARTS: dict[str, Callable[[float], dict[str, Any]]] = {
     "sampling": sampling,
     "srflow": srflow,
     "ablation": ablation,
+    "classifier": classifier,
     "classes": classes,
     "editing": editing,
     "anomalies": anomalies,

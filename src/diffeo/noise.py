@@ -22,21 +22,25 @@ def uniform(shape: Size, like: Tensor, seeds: Seeds) -> Tensor:
     return _drawn(torch.rand, shape, like, seeds)
 
 
+class OneGeneratorError(ValueError):
+    """A density that draws all rows from one generator was given several."""
+
+
 def only(seeds: Seeds) -> Generator | None:
     """The one generator, where rows can't have theirs.
 
     Raises:
-        ValueError: several generators.
+        OneGeneratorError: several generators.
     """
     if seeds is None or isinstance(seeds, Generator):
         return seeds
-    raise ValueError("this density draws all rows from one generator, and takes no list of them")
+    raise OneGeneratorError("this density draws all rows from one generator, and takes no list of them")
 
 
 def check_seeds(seeds: Seeds, batch: Size) -> None:
     """Refuse generators that are not one for each row of the batch."""
     if seeds is not None and not isinstance(seeds, Generator) and len(seeds) != math.prod(batch):
-        raise ValueError(f"expected a generator for each of {math.prod(batch)} rows, got {len(seeds)}")
+        raise ValueError(f"expected one generator, or a list of {math.prod(batch)}, one for each row; got {len(seeds)}")
 
 
 def _drawn(draw: Callable[..., Tensor], shape: Size, like: Tensor, seeds: Seeds) -> Tensor:

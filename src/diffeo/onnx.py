@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density, Flow, Transform
-from diffeo.densities import GaussianMixture
+from diffeo.densities import Dequantized, GaussianMixture, Noisy
 from diffeo.functional import Context, sum_event
+from diffeo.nets import OneHot
 from diffeo.nets.made import MADE, MaskedLinear
 from diffeo.storage import to_json
 from diffeo.transforms import Autoregressive
@@ -32,56 +33,66 @@ OPSET = 18
 
 
 def export(flow: Flow, path: str | os.PathLike[str], direction: str = "density") -> None:
-    """Write a trained flow over vectors as an ONNX model, for any number of rows.
+    """Write a trained flow of vectors or pictures as an ONNX model, for any number of rows.
 
     Inputs and outputs, float32 unless the flow is float64:
 
-        density    x (n, D), context (n, C) if there is one        →  log_prob (n,), in nats
+        density    x (n, *event), context if there is one          →  log_prob (n,), in nats
         sampler    noise (n, D), standard normal; uniform (n,) in
-                   [0, 1) if the base is a mixture; context        →  x (n, D)
+                   [0, 1) if the base is a mixture; context        →  x (n, *event)
 
-    Multiplying the noise by a temperature tempers the samples. The model's metadata holds recipe and direction under
-    `diffeo.recipe` and `diffeo.direction`.
+    A context is (n, C), or whole numbers (n,) for a flow with classes. Multiplying the noise by a temperature tempers
+    the samples. Of a `Dequantized` density export its `flow`: its x are whole numbers plus noise in [0, 1), which
+    samples are rounded down from. The model's metadata holds recipe and direction under `diffeo.recipe` and
+    `diffeo.direction`.
 
     Args:
-        flow: a flow over vectors, such as the tabular recipes give.
+        flow: a flow over vectors, such as the tabular recipes give, or of pictures.
         path: the file to write, replaced if it is there.
         direction: "density" or "sampler".
 
     Raises:
-        ValueError: no flow over vectors; a base from which noise cannot be drawn by a map; an unknown direction.
+        ValueError: no flow, or one whose events have no fixed shape, such as sequences; a base from which noise cannot
+            be drawn by a map; what ONNX cannot express, such as residual flows; an unknown direction.
         ImportError: the packages of `diffeo[onnx]` are missing.
 
     Cost: seconds. ONNX Runtime computes an autoregressive direction by D passes of the hidden layers.
 
     "ONNX: Open Neural Network Exchange", https://onnx.ai
     """
-    if not isinstance(flow, Flow) or len(flow.event_shape()) != 1:
-        raise ValueError(f"export: expected a Flow over vectors, got {type(flow).__name__}")
+    if isinstance(flow, Dequantized | Noisy):
+        raise ValueError(f"export: a {type(flow).__name__} draws noise of its own; export its `flow` in its place")
+    if not isinstance(flow, Flow) or flow.event is None or None in flow.event:
+        raise ValueError(f"export: expected a Flow over events of a fixed shape, got {type(flow).__name__}")
     if direction not in ("density", "sampler"):
         raise ValueError(f"export: direction must be 'density' or 'sampler', got {direction!r}")
     try:
         import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
     except ImportError as error:
         raise ImportError("export: needs the packages onnx and onnxscript; pip install 'diffeo[onnx]'") from error
+    from torch._dynamo.exc import TorchDynamoException  # here: it takes a while
+
     module, inputs, names = _graph(flow, direction)
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch} for _ in inputs)
     # the exporter reports its progress on stdout and warns of packages that it does not need
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        program = torch.export.export(module, inputs, dynamic_shapes=shapes)
-        output = "log_prob" if direction == "density" else "x"
-        model = torch.onnx.export(
-            program,
-            inputs,
-            input_names=names,
-            output_names=[output],
-            opset_version=OPSET,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            verbose=False,
-        )
+        try:
+            program = torch.export.export(module, inputs, dynamic_shapes=shapes)
+            model = torch.onnx.export(
+                program,
+                inputs,
+                input_names=names,
+                output_names=["log_prob" if direction == "density" else "x"],
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+        except (torch.onnx.OnnxExporterError, TorchDynamoException) as error:
+            what = "this flow" if flow.recipe is None else flow.recipe.name
+            raise ValueError(f"export: ONNX cannot express the {direction} of {what}") from error
     if model is None:
         raise RuntimeError("export: the exporter gave no model")
     _strip(model.model)
@@ -97,8 +108,8 @@ def _graph(flow: Flow, direction: str) -> tuple[nn.Module, tuple[Tensor, ...], l
     """The module to trace, inputs to trace it with, and their names."""
     dtype = next((t.dtype for t in (*flow.parameters(), *flow.buffers()) if t.is_floating_point()), torch.float32)
     constant = _constant(copy.deepcopy(flow).eval().double()).to(dtype).requires_grad_(False)
-    features, width = flow.event_shape()[0], getattr(flow.encoder, "features", 0)
-    inputs = [torch.zeros(2, features, dtype=dtype)]
+    event = flow.event_shape() if direction == "density" else flow.base.event_shape()
+    inputs = [torch.zeros(2, *event, dtype=dtype)]
     names = ["x" if direction == "density" else "noise"]
     module: nn.Module = constant
     if direction == "sampler":
@@ -109,8 +120,11 @@ def _graph(flow: Flow, direction: str) -> tuple[nn.Module, tuple[Tensor, ...], l
         if mixture:
             inputs.append(torch.full((2,), 0.5, dtype=dtype))
             names.append("uniform")
-    if width:
+    if isinstance(flow.encoder, OneHot):
+        inputs.append(torch.zeros(2, dtype=torch.long))
+    elif width := getattr(flow.encoder, "features", 0):
         inputs.append(torch.zeros(2, width, dtype=dtype))
+    if flow.encoder is not None:
         names.append("context")
     return module, tuple(inputs), names
 

@@ -21,6 +21,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from diffeo.core import Density, Transform, Univariate
 from diffeo.core.given import Preimage
 from diffeo.functional import Context, is_real, on_scalars, wrap_angle
+from diffeo.noise import OneGeneratorError
 from diffeo.transforms import Sphere
 
 M = TypeVar("M", bound=nn.Module)
@@ -390,8 +391,7 @@ def _check_rows(d: Density, context: Context, seed: int) -> None:
 
     try:
         together = drawn([*range(seed, seed + 8), seed])
-    except ValueError as error:
-        _expect("takes no list" in str(error), f"samples by several generators: {error}")
+    except (OneGeneratorError, TypeError):  # PyTorch's functions take no list
         return
     _close(together[0], together[8], 1e-4, "rows from the same seed")
     _expect(bool((together != together[:1]).any()), "rows from different seeds are the same")

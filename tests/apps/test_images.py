@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
 import diffeo
@@ -61,6 +61,7 @@ BAD = {
     "torn.png": (_damaged, "damaged"),
     "deep colours.png": (_deep, "of 16 bits"),
     "deep colours.ppm": (lambda p: p.write_bytes(b"P6 8 8 65535\n" + b"\1\2" * 192), "of 16 bits"),
+    "deep letters.ppm": (lambda p: p.write_bytes(b"P3 2 1 65535 1 2 3 4 5 6\n"), "of 16 bits"),
     "hole.png": (lambda p: Image.new("P", (8, 8)).save(p, transparency=0), "partly transparent"),
     "wide.png": (lambda p: Image.new("L", (20, 8)).save(p), "20×8 pixels, others have 8×8"),
 }
@@ -140,6 +141,15 @@ def test_photographs_stand_as_their_camera_was_held(tmp_path):
     assert image.shape == (8, 4)
     assert (image[:, -1] == 255).all()
     assert (image[:, :-1] == 0).all()
+    for orientation in range(1, 9):  # as Pillow itself turns them
+        turned[0x0112] = orientation
+        picture.save(tmp_path / "a.png", exif=turned)
+        with Image.open(tmp_path / "a.png") as stored:
+            upright = np.asarray(ImageOps.exif_transpose(stored))
+        assert np.array_equal(tools.read(tmp_path).images[0, 0], upright)
+    turned[0x011A] = "72"  # a resolution that is no number
+    picture.save(tmp_path / "a.png", exif=turned)
+    assert len(tools.read(tmp_path).images) == 1
 
 
 def test_grids_and_files(tmp_path):
@@ -272,9 +282,22 @@ def test_sheets_of_classes_know_the_labels_of_a_dataset(tmp_path):
         def __getitem__(self, i):
             return torch.full((1, 4, 4), i % 4), torch.tensor(i % 2)
 
-    model = diffeo.nice_image((1, 4, 4), preset="tiny", hidden=4, layers=2, levels=4, classes=2)
-    tools.fit(model, Labelled(), flips=True, samples_dir=tmp_path, epochs=1, batch_size=20, progress=False)
-    assert sorted(tmp_path.iterdir())
+    images, labels = (torch.stack(part) for part in zip(*(Labelled()[i] for i in range(60)), strict=True))
+    loader = torch.utils.data.DataLoader(Labelled(), batch_size=20, shuffle=True)
+    plain = torch.utils.data.TensorDataset(images)
+    for i, (given, context) in enumerate([(Labelled(), None), (loader, None), (plain, labels), (images, labels)]):
+        model = diffeo.nice_image((1, 4, 4), preset="tiny", hidden=4, layers=2, levels=4, classes=2)
+        held = {} if i != 1 else {"validation": (images[:20], labels[:20])}
+        size = {} if i == 1 else {"batch_size": 20}
+        sheets = tmp_path / str(i)
+        tools.fit(model, given, context, flips=True, samples_dir=sheets, epochs=1, progress=False, **size, **held)
+        assert sorted(sheets.iterdir())
+
+
+def test_pictures_of_a_dataset_do_not_move_without_those_that_come_with_them():
+    pairs = torch.utils.data.TensorDataset(torch.zeros(9, 3, 16, 16), torch.zeros(9, 3, 4, 4))
+    with pytest.raises(ValueError, match="but not those of the context"):
+        tools.fit(diffeo.srflow((3, 16, 16), scale=4, preset="tiny"), pairs, flips=True, progress=False)
 
 
 def test_drawing_by_a_prepared_copy_changes_nothing():

@@ -183,26 +183,23 @@ def test_the_divergence_in_closed_form_is_that_of_samples():
 
 
 def test_a_further_loss_pulls_spectra_together():
-    """Its gradient reaches the student through the same samples as the divergence."""
-    teacher, seen = known_teacher(), []
+    """The recordings are half as loud as the teacher: a student that hears them, too, ends up nearer to them."""
     torch.manual_seed(0)
-    student = diffeo.parallel_wavenet(0, 1, preset="tiny", flows=1, hidden=6, layers=2)
+    teacher = known_teacher()
+    mask = {"mask": torch.ones(64, 1, dtype=torch.bool)}
+    x = 0.5 * teacher.sample(60, mask)
 
-    def extra(x, y):
-        seen.append((x.shape, y.shape))
-        return 1000 * tools.spectral_error(x[..., 0], y[..., 0], windows=(16, 32))
+    def apart(x, y):
+        return tools.spectral_error(x[..., 0], y[..., 0], windows=(16, 32))
 
-    x = teacher.sample(4, {"mask": torch.ones(64, 1, dtype=torch.bool)})
-    losses, gradients = [], []
-    for further in (None, extra):
+    after = []
+    for extra in (None, lambda x, y: 10 * apart(x, y)):
         torch.manual_seed(0)
-        loss = diffeo.Distillation(student, teacher, extra=further).train()(x).mean()
-        losses.append(loss)
-        gradients.append(torch.autograd.grad(loss, list(student.parameters()), allow_unused=True))
-    assert seen == [((4, 64, 1), (4, 64, 1))]
-    assert losses[1] > losses[0] + 1
-    apart = [(a - b).abs().max() for a, b in zip(*gradients, strict=True) if a is not None and b is not None]
-    assert max(apart) > 1
+        student = diffeo.parallel_wavenet(0, 1, preset="tiny", flows=1, hidden=6, layers=2)
+        objective = diffeo.Distillation(student, teacher, extra=extra)
+        diffeo.fit(objective, x, batch_size=30, steps=60, lr=1e-2, progress=False)
+        after.append(float(apart(x, student.sample(60, mask)).mean()))
+    assert after[1] < 0.9 * after[0]
 
 
 def test_spectra_are_as_far_apart_as_their_formula_says():

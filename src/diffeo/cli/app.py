@@ -100,7 +100,7 @@ def program() -> str:
         return "diffeo"
     beside = Path(sys.executable).with_name("diffeo")
     if not beside.exists():
-        return sys.argv[0]
+        return "python -m diffeo"
     return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
@@ -126,9 +126,9 @@ def checkpoint_of(output: Path, resume: bool) -> Path:
     folder = output.with_name(output.name + ".ckpt")
     if folder.exists() and not resume and any(folder.iterdir()):
         raise ValueError(f"{folder} holds an interrupted fit: add --resume to continue it, or delete the folder")
-    if resume and not folder.exists():
+    if resume and not (folder / "fit.safetensors").exists():
         if output.exists():
-            raise ValueError(f"{output} is finished: {folder} holds no interrupted fit to resume")
+            raise ValueError(f"{folder}: no interrupted fit to resume, but {output}, which it would replace")
         print(f"diffeo: {folder}: no interrupted fit to resume; starting afresh", file=sys.stderr)
     return folder
 

@@ -66,8 +66,8 @@ class Hearing:
         from diffeo.apps.speech.corpus import SILENT
 
         audio, _, notes = read_audio(path, self.settings.rate)
-        if len(audio) and float(audio.abs().max()) < SILENT:
-            raise ValueError(f"{path}: silence")
+        if not len(audio) or float(audio.abs().max()) < SILENT:
+            raise ValueError(f"{path}: {'silence' if len(audio) else 'it holds no sound'}")
         for note in notes:
             self._changed.setdefault(note, []).append(path)
         return audio
@@ -120,4 +120,14 @@ def load_vocoder(path: Path, settings: Any = None) -> tuple[Any, Any]:
     own = Mel(*notes["mel"])
     if settings is not None and own != settings:
         raise ValueError(f"{path}: it makes sound of {own}, the voice gives {settings}; train one at the voice's rate")
-    return diffeo.prepare_inference(flow), own
+    return ready(flow, path), own
+
+
+def ready(flow: Any, path: Path) -> Any:
+    """A copy for inference; or an error that names the file of a flow that was never trained."""
+    from diffeo import prepare_inference
+
+    try:
+        return prepare_inference(flow)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -92,6 +92,7 @@ def fit(
     from diffeo.recipes import check_options, find_recipe, recipes
 
     check_output(output, (MODEL,), pictures)
+    recipe = recipe.replace("-", "_")
     if recipe not in recipes("images"):
         raise ValueError(f"--recipe: expected one of {', '.join(recipes('images'))}, got {recipe!r}")
     asked = recipe_options(option or [])

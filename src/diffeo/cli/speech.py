@@ -25,6 +25,7 @@ from diffeo.cli.clips import (
     kept,
     load_vocoder,
     named,
+    ready,
 )
 
 speech = typer.Typer(
@@ -165,8 +166,8 @@ def fit(
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{result.steps} steps on {len(order) - tenth} clips in {result.seconds:.0f} s.")
     print(
-        f"Held-out clips: {tools.nats(flow, of(order[:tenth])):.3f} nats per mel number; with the errors of durations "
-        f"and attention, a loss of {result.validation_loss:.3f}"
+        f"Held-out clips: {tools.nats(flow, of(order[:tenth])):.3f} nats per mel number; with what else the voice "
+        f"learns, such as durations, a loss of {result.validation_loss:.3f}"
     )
     print(f"Wrote {output}. Say something:  diffeo speech say {output} {shown.text!r} -o out.wav")
 
@@ -206,7 +207,7 @@ def say(
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
     who = _asked(notes, speaker)
     generator = torch.Generator().manual_seed(seed)
-    clips = None if not style else _as_data(style, flow, notes, settings)
+    clips = None if not style else _as_data(style, speaker, flow, notes, settings)
     manner = None if clips is None else style_weight * tools.style_of(flow, clips)
     prosody = _prosody(flow, who, clips, style_weight, pitch, loudness)
     mel = tools.say(
@@ -239,18 +240,18 @@ def align(
     clips, reads = tools.read_corpus(corpus), tools.usual_prosody(flow) is not None
     rows = []
     with Hearing(settings) as hearing:
-        heard = [_heard(clip, hearing, notes) for clip in clips]
-    for clip, (mel, symbols, prosody) in zip(clips, heard, strict=True):
-        with named(clip):
-            frames = tools.align(flow, mel, symbols, _who(notes, clip.speaker or None), prosody if reads else None)
-        ends = settings.ends(frames, len(mel)).tolist()
-        letters = [notes["symbols"][i - 1] for i in symbols.tolist()]
-        spans = list(zip(letters, [0.0, *ends[:-1]], ends, strict=True))
-        rows += [[clip.path.name, letter, f"{a:.4f}", f"{b:.4f}"] for letter, a, b in spans]
-        if grids is not None:
-            grids.mkdir(parents=True, exist_ok=True)
-            with replacing(grids / f"{clip.path.stem}.TextGrid") as path:
-                path.write_text(_text_grid(spans), encoding="utf-8")
+        for clip in clips:
+            mel, symbols, prosody = _heard(clip, hearing, notes)
+            with named(clip):
+                frames = tools.align(flow, mel, symbols, _who(notes, clip.speaker or None), prosody if reads else None)
+            ends = settings.ends(frames, len(mel)).tolist()
+            letters = [notes["symbols"][i - 1] for i in symbols.tolist()]
+            spans = list(zip(letters, [0.0, *ends[:-1]], ends, strict=True))
+            rows += [[clip.path.name, letter, f"{a:.4f}", f"{b:.4f}"] for letter, a, b in spans]
+            if grids is not None:
+                grids.mkdir(parents=True, exist_ok=True)
+                with replacing(grids / f"{clip.path.stem}.TextGrid") as path:
+                    path.write_text(_text_grid(spans), encoding="utf-8")
     with replacing(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([["clip", "letter", "begin", "end"], *rows])
     print(f"Wrote {output}, {len(clips)} clips.")
@@ -356,7 +357,7 @@ def _load(path: Path) -> tuple[Any, dict[str, Any], Any]:
     flow, notes = diffeo.load(path), read_notes(path)
     if "symbols" not in notes or "mel" not in notes:
         raise ValueError(f"{path}: no voice, as `diffeo speech fit` writes")
-    return diffeo.prepare_inference(flow), notes, Mel(*notes["mel"])
+    return ready(flow, path), notes, Mel(*notes["mel"])
 
 
 def _heard(clip: Any, hearing: Hearing, notes: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -369,11 +370,11 @@ def _heard(clip: Any, hearing: Hearing, notes: dict[str, Any]) -> tuple[Any, Any
     return mel, symbols, prosody
 
 
-def _as_data(given: list[Path], flow: Any, notes: dict[str, Any], settings: Any) -> Any:
-    """Clips as a voice takes them: those of corpora, and recordings whose texts lie beside them."""
+def _as_data(given: list[Path], speaker: str | None, flow: Any, notes: dict[str, Any], settings: Any) -> Any:
+    """Clips as a voice takes them: those of corpora, and recordings of this speaker whose texts lie beside them."""
     from diffeo.apps import speech as tools
 
-    clips = [clip for path in given for clip in _clips_at(path)]
+    clips = [clip for path in given for clip in _clips_at(path, speaker)]
     with Hearing(settings) as hearing:
         mels, texts, prosody = zip(*(_heard(clip, hearing, notes) for clip in clips), strict=True)
     who = []
@@ -391,18 +392,22 @@ def _as_data(given: list[Path], flow: Any, notes: dict[str, Any], settings: Any)
     )
 
 
-def _clips_at(path: Path) -> list[Any]:
-    """The clips of a corpus; or one recording, with its text from the file beside it that ends in .txt or .lab."""
+def _clips_at(path: Path, speaker: str | None) -> list[Any]:
+    """The clips of a corpus; or one recording of a speaker, its text in a file beside it that ends in .txt or .lab."""
     from diffeo.apps import speech as tools
 
-    if path.is_dir() or path.suffix.lower() in (".csv", ".tsv"):
+    if path.is_dir() or path.suffix.lower() == ".csv":
         return tools.read_corpus(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder")
     text = next((t for t in (path.with_suffix(".txt"), path.with_suffix(".lab")) if t.is_file()), None)
     if text is None:
         raise ValueError(f"{path}: what does it say? Write its text to {path.with_suffix('.txt')}")
-    return [tools.Clip(path, text.read_text(encoding="utf-8").strip(), "")]
+    try:
+        said = text.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"{text}: no text in UTF-8") from None
+    return [tools.Clip(path, said, speaker or "")]
 
 
 def _who(notes: dict[str, Any], name: str | None) -> int | None:

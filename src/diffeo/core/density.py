@@ -64,7 +64,10 @@ class Density(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
-        """Samples of batch shape `shape`, against which the context broadcasts, with gradient where there is one."""
+        """Samples of batch shape `shape`, against which the context broadcasts, with gradient where there is one.
+
+        A list of generators has one for each row; the functions of `diffeo.noise` draw from either.
+        """
 
     def draw_with_log_prob(
         self, shape: Size, context: Context, temperature: float, generator: Seeds
@@ -148,9 +151,10 @@ class Density(nn.Module, ABC):
             shape: the whole batch shape; the context broadcasts against it, as with numpy's `size=`.
             context: what to condition on.
             temperature: scales the base, ≥ 0; 0 gives its mode.
-            generator: source of randomness, so that seeds reproduce; or one for each row of the batch, so that on the
-                CPU a row is the same whatever else is drawn beside it and however far it is padded. Bases that choose
-                among components (mixtures, Student's t) take no list.
+            generator: source of randomness, so that seeds reproduce; or a list, one for each row of the batch, so that
+                on the CPU a row is the same, up to rounding, whatever is drawn beside it and, where noise is drawn
+                once and its first dim is the one that is padded, as in sequences, however long the others are.
+                Mixtures and Student's t take no list.
 
         Raises:
             ValueError: the context's batch does not fit `shape`, or the temperature is negative; generators that are

@@ -4,8 +4,8 @@ A chain runs in `SEGMENTS` segments, of at least `SHORTEST` parts. Of each segme
 the output is the next one's anchor. The backward pass walks a segment from its end: each part is inverted, run again
 from what came out, and differentiated, so that one part's activations are alive at a time. The first runs again from
 the anchor, and what comes out is compared with what was rebuilt; if they differ by more than rounding allows, a part is
-ill-conditioned there, and the segment is done again from the anchor. While PyTorch compiles, segments are run again in
-place of that, so they stay short.
+ill-conditioned there, and the segment is done again from the anchor, in pieces of `SHORTEST` parts. While PyTorch
+compiles, segments are run again in place of that, so they stay short.
 
 "The Reversible Residual Network: Backpropagation Without Storing Activations" (Gomez et al., 2017),
 https://arxiv.org/abs/1707.04585; "Training Deep Nets with Sublinear Memory Cost" (Chen et al., 2016),
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -217,15 +217,25 @@ def _rebuild(ctx: Any, x: Tensor, z: Tensor, leaves: list[Any], g: Tensor, g_log
 
 
 def _replay(ctx: Any, x: Tensor, leaves: list[Any], g: Tensor, g_logdet: Tensor) -> list[Any]:
-    """Gradients of a segment by running it again from its anchor, its inputs kept meanwhile."""
-    walk = _Walk(ctx, leaves)
-    inputs = [x]
-    with torch.no_grad():
-        for i in range(len(ctx.parts) - 1):
+    """Gradients of a segment by running it again from its anchor; every `SHORTEST` parts an input is kept meanwhile."""
+    walk, count = _Walk(ctx, leaves), len(ctx.parts)
+
+    @torch.no_grad()
+    def following(z: Tensor, start: int, stop: int) -> Iterator[Tensor]:
+        for i in range(start, stop):
             with replayed(ctx.random[i], x):
-                inputs.append(ctx.run(ctx.numbers[i], inputs[-1], walk.contexts[i])[0])
-    for i in reversed(range(len(ctx.parts))):
-        _, g = walk.differentiate(i, inputs.pop(), g, g_logdet)
+                z = ctx.run(ctx.numbers[i], z, walk.contexts[i])[0]
+            yield z
+
+    firsts = [x]
+    for start in range(0, count - SHORTEST, SHORTEST):
+        *_, z = following(firsts[-1], start, start + SHORTEST)
+        firsts.append(z)
+    for start in reversed(range(0, count, SHORTEST)):
+        stop, first = min(start + SHORTEST, count), firsts.pop()
+        inputs = [first, *following(first, start, stop - 1)]
+        for i in reversed(range(start, stop)):
+            _, g = walk.differentiate(i, inputs.pop(), g, g_logdet)
     return walk.gradients(g)
 
 

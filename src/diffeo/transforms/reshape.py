@@ -45,6 +45,8 @@ class Squeeze(Transform):
     event_ndim = event_ndim_out = 3
     domain = codomain = constraints.independent(constraints.real, 3)
 
+    called = "Squeeze"  # what errors name
+
     def __init__(self, factor: int = 2, channels: int | None = None, order: str = "channel"):
         super().__init__()
         if factor < 2:
@@ -109,7 +111,7 @@ class Squeeze(Transform):
 
     def _shrunk(self, size: int | None, side: str) -> int | None:
         if size is not None and size % self.factor:
-            raise ValueError(f"a {side} of {size} cannot be divided into blocks of {self.factor} pixels")
+            raise ValueError(f"{self.called}: a {side} of {size} cannot be divided into blocks of {self.factor} pixels")
         return None if size is None else size // self.factor
 
 
@@ -214,6 +216,7 @@ class Haar(Transform):
     def __init__(self, channels: int | None = None):
         super().__init__()
         self.squeeze = Squeeze(channels=channels)
+        self.squeeze.called = "Haar"
         self.event = self.squeeze.event
         signs = [[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
         self.register_buffer("mix", torch.tensor(signs) / 2, persistent=False)

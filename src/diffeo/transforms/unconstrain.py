@@ -67,7 +67,7 @@ class Unconstrain(Transform):
         check_event(x, self.event, "Unconstrain")
         kind, anchor, sign, span = self._parts(x.dtype)
         t = sign * (x - anchor) / span
-        inside = torch.where(kind == 2, (t >= 0) & (t <= 1), t >= 0)
+        inside = (t >= 0) & ((t <= 1) | (kind != 2))
         half, whole = t.clamp(min=EDGE), t.clamp(EDGE, 1 - HIGH_EDGE)
         (above, above_logdet), (between, between_logdet) = self._softplus.inverse(half), self._sigmoid.inverse(whole)
         z = torch.where(kind == 2, between, sign * span * above)

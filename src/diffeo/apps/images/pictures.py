@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 import zlib
 from collections import Counter
@@ -17,6 +18,11 @@ from torch import Tensor
 from diffeo.storage import replacing
 
 PLAIN = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB", "LA": "L"}  # modes, and what they are read as
+TURNS = {  # orientations of EXIF, and what turns the picture upright
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # fmt: skip
+DEEP = re.compile(r";16[BLNS]")  # 16 bits a channel, in either order of bytes
 GAP = 2  # pixels between the pictures of a grid
 
 
@@ -43,16 +49,16 @@ def read(
 ) -> Pictures:
     """The pictures of a folder and its subfolders, of one picture file, or of an .npz file of arrays.
 
-    Grey pictures have one channel, others three; if both are there, all have three. Photographs stand as their camera
-    was held. An .npz file holds `images`, `x` or `X`, of shape (n, H, W), (n, H, W, 3) or (n, C, H, W), and perhaps
-    `labels` or `y`.
+    Grey pictures have one channel, others three; if both are there, all have three. Photographs are turned upright by
+    their EXIF orientation. An .npz file holds `images`, `x` or `X`, of shape (n, H, W), (n, H, W, 3) or (n, C, H, W),
+    and perhaps `labels` or `y`.
 
     Args:
         path: where they are.
         size: side to which all are scaled and cropped around the centre; None: they must have one size.
         by_folder: the first folder below `path` is the class of a picture.
         skip_bad: leave out what cannot be used and say so in `skipped`, instead of an error; without `size` also
-            pictures that have not the size of most.
+            pictures whose size is not the commonest.
 
     Raises:
         ValueError: no picture; sizes that differ; files that are no pictures, truncated, animated, in CMYK, of 16 bits
@@ -77,8 +83,9 @@ def read(
         raise ValueError(f"{path}: no pictures" + (f"; {len(skipped)} files could not be used" if skipped else ""))
     found, others = _of_one_size(found)
     if others and not skip_bad:
-        more = f", and {len(others) - 1} more" if len(others) > 1 else ""
-        raise ValueError(f"{others[0]}{more}; --size gives all one size (--skip-bad leaves such files out)")
+        name, _, what = others[0].partition(": ")
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ValueError(f"{name}{more}: {what}; --size gives all one size (--skip-bad leaves such files out)")
     skipped += others
     channels = max(array.shape[2] for _, array in found)
     arrays = [a if a.shape[2] == channels else np.repeat(a, channels, 2) for _, a in found]
@@ -104,7 +111,7 @@ def _of_one_size(found: list[tuple[Path, np.ndarray]]) -> tuple[list[tuple[Path,
 def _read_one(file: Path, size: int | None) -> np.ndarray:
     """One picture as (H, W, C), or an error that names it."""
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise ImportError("pictures need Pillow: pip install 'diffeo[images]'") from None
     try:
@@ -120,7 +127,9 @@ def _read_one(file: Path, size: int | None) -> np.ndarray:
             has_alpha = picture.mode in ("RGBA", "LA") or "transparency" in picture.info
             if has_alpha and np.asarray(picture.convert("RGBA"))[..., -1].min() < 255:
                 raise ValueError(f"{file}: partly transparent; put it on a background first")
-            plain = ImageOps.exif_transpose(picture).convert(PLAIN[picture.mode])
+            turned = TURNS.get(picture.getexif().get(0x0112))
+            plain = picture.convert(PLAIN[picture.mode])
+            plain = plain if turned is None else plain.transpose(Image.Transpose[turned])
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         what = "no picture that can be read" if isinstance(error, UnidentifiedImageError) else f"damaged ({error})"
         raise ValueError(f"{file}: {what}") from None
@@ -136,14 +145,15 @@ def _read_one(file: Path, size: int | None) -> np.ndarray:
 def _is_deep(tiles: Any) -> bool:
     """Whether Pillow would cut pixels of 16 bits down to 8: it names them so in what it tells its decoder."""
     told = [argument for tile in tiles for argument in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
-    return any(";16" in t if isinstance(t, str) else tiles[0][0] == "ppm" and t > 255 for t in told)
+    most = tiles and tiles[0][0] in ("ppm", "ppm_plain")  # which is told the largest value
+    return any(DEEP.search(t) is not None if isinstance(t, str) else most and t > 255 for t in told)
 
 
 def _from_arrays(path: Path) -> Pictures:
     try:
         with path.open("rb") as stream, np.load(stream) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, OSError, EOFError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: no file of arrays ({error})") from None
     name = next((n for n in ("images", "x", "X", "x_train") if n in arrays), None)
     if name is None:

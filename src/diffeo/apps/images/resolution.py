@@ -53,7 +53,8 @@ def upscale(
         generator: of the noise.
 
     Raises:
-        ValueError: another model; small pictures of another size or number of channels.
+        ValueError: another model, or one that has not seen data yet; small pictures of another size or number of
+            channels.
     """
     encoder, levels = encoder_of(model), model.levels or 256
     channels, height, width = model.event_shape()

@@ -28,6 +28,9 @@ def sample(
         temperature: scales the noise; 0 for the plainest picture.
         generator: of the noise.
 
+    Raises:
+        ValueError: a model that has not seen data yet; what `model.sample` refuses.
+
     Cost: that of `model.sample` after `prepare_inference`, and of preparing; worth it for more than a few pictures.
     """
     with compiled_kernels():

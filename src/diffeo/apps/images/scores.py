@@ -56,8 +56,9 @@ def score(
     Args:
         model: of pictures.
         images: (n, C, H, W), whole numbers.
-        held_out: bits per dimension of pictures that the model was not fitted to, as `picture_bits` gives them.
-        labels: of the pictures; None for what is unknown.
+        held_out: bits per dimension of pictures that the model was not fitted to, as `picture_bits` gives them: with
+            their labels if the others come with theirs, otherwise without.
+        labels: of the pictures; None where they are unknown.
         seed: of the noise.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from diffeo.apps.images.pictures import grid, write
 from diffeo.core import Density, Objective
@@ -75,7 +75,7 @@ def fit(
     Args:
         model: a density of pictures, such as `diffeo.glow`.
         images: (n, C, H, W), whole numbers.
-        context: labels, or what else the model reads; a Dataset gives it with each picture.
+        context: labels, or what else the model reads; a Dataset or a DataLoader gives it with the pictures.
         flips, shifts: as of `Augmented`.
         samples_dir: folder for `00001000.png` and so on, samples after that many steps; None for none.
         temperature: of these samples.
@@ -92,7 +92,8 @@ def fit(
     >>> fit(model, torch.randint(4, (60, 1, 4, 4)), flips=True, steps=3, progress=False).steps
     3
     """
-    moved, leaves = flips or shifts, tree_leaves(context)
+    moved, given = flips or shifts, _first_contexts(images, training.get("collate")) if context is None else context
+    leaves = tree_leaves(given)
     if moved and any(torch.as_tensor(leaf).ndim > 2 for leaf in leaves if leaf is not None):
         raise ValueError("fit: flips and shifts move the pictures, but not those of the context")
     objective = Augmented(model, flips=flips, shifts=shifts) if moved else model
@@ -102,7 +103,6 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     shape = torch.Size(n or 1 for n in model.event or ())
     grid(torch.zeros(1, *shape, dtype=torch.long), levels=levels)  # what cannot be drawn is refused before training
-    given = _first_contexts(images, training.get("collate")) if isinstance(images, Dataset) else context
     shown = None if given is None else tree_map(lambda t: torch.as_tensor(t)[:DRAWN], given)
     count = DRAWN if shown is None else len(tree_leaves(shown)[0])
 
@@ -119,6 +119,13 @@ def fit(
 
 
 def _first_contexts(images: Any, collate: Callable[[list[Any]], Any] | None) -> Any:
-    """What a Dataset of pictures gives as the context of its first ones; None where it gives pictures alone."""
-    batch = (collate or default_collate)([images[i] for i in range(min(DRAWN, len(images)))])
-    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    """What comes with the first pictures of a Dataset or a DataLoader as their context; None where nothing does."""
+    if isinstance(images, DataLoader):
+        with torch.random.fork_rng(devices=[]):  # a loader that shuffles takes random numbers to begin
+            batch = next(iter(images))
+    elif isinstance(images, Dataset) and not isinstance(images, IterableDataset):  # which `fit` refuses
+        some: Any = images
+        batch = (collate or default_collate)([some[i] for i in range(min(DRAWN, len(some)))])
+    else:
+        return None
+    return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None

@@ -17,8 +17,6 @@ from diffeo.apps.speech.text import LETTERS, units_of, unspelled
 
 SHORTEST, LONGEST = 0.1, 20.0  # seconds of a clip
 SILENT, CLIPPED = 1e-3, 0.002  # loudest sample of a silent clip; share of samples at the ends of a clipped one
-
-
 FEWEST, FAR = 10, 3.0  # clips that show a usual pace, and from how many times that pace on one is doubtful
 
 
@@ -74,7 +72,7 @@ def read_corpus(path: str | os.PathLike[str]) -> list[Clip]:
 def check_corpus(
     clips: Sequence[Clip], settings: Mel | None = None, together: int = 2, reading: str = LETTERS
 ) -> list[str]:
-    """What is wrong with a corpus, a line each: nothing where it can be trained on.
+    """What is wrong with a corpus, or doubtful, a line each.
 
     Recordings that are missing, unreadable, silent, clipped, too short or too long; texts that are empty, longer than
     their recordings, or read far faster or slower than others; figures and abbreviations that letters do not spell
@@ -98,6 +96,7 @@ def check_corpus(
         frames = -(-(1 + len(audio) * mel.rate // rate // mel.hop) // together)
         if text and seconds >= SHORTEST:
             paces[clip.path] = len(text) / seconds
+        unclear = dict.fromkeys(unspelled(clip.text))
         problems = [
             (not text, "no text"),
             (seconds < SHORTEST, f"{seconds:.2f} seconds, expected at least {SHORTEST}"),
@@ -105,14 +104,14 @@ def check_corpus(
             (loudest < SILENT, "silence"),
             (float((audio.abs() > 0.999).float().mean()) > CLIPPED if len(audio) else False, "clipped"),
             (len(text) > frames, f"{len(text)} letters in {frames} steps of sound: is this the text?"),
-            *((reading == LETTERS, f"{word!r}: letters do not say how it is read") for word in unspelled(clip.text)),
+            *((reading == LETTERS, f"{word!r}: letters do not say how it is read") for word in unclear),
         ]
         found += [f"{clip.path}: {what}" for wrong, what in problems if wrong]
         found += [f"{clip.path}: {note}" for note in notes]
     if len(paces) >= FEWEST:
         usual = median(paces.values())
         found += [
-            f"{path}: {pace:.1f} letters a second, others {usual:.1f}: is this the text?"
+            f"{path}: {pace:.1f} signs a second, others {usual:.1f}: is this the text?"
             for path, pace in paces.items()
             if not usual / FAR < pace < usual * FAR
         ]

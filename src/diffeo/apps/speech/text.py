@@ -37,7 +37,7 @@ def units_of(text: str, reading: str = LETTERS) -> list[str]:
 
 
 def unspelled(text: str) -> list[str]:
-    """Words whose letters do not say how they are read: figures, signs such as %, and abbreviations.
+    """Words whose letters do not say how they are read: figures, signs such as %, and common English abbreviations.
 
     >>> unspelled("Dr. Owl ate 12 % of it, e.g. no. 3")
     ['Dr.', '12', '%', 'e.g.', 'no.', '3']
@@ -89,8 +89,7 @@ def _phonemes(text: str, language: str) -> tuple[str, ...]:
 
 
 _UNSPELLED = re.compile(
-    r"\b(?:(?:[^\W\d_]\.){2,}|(?:Mrs?|Ms|Dr|Prof|St|Jr|Sr|Rev|Gen|Col|Capt|Lt|Co|Ltd|Vol|vs|etc)\.|\bno\.(?=\s*\d))"
-    r"|\d+(?:[.,:]\d+)*|[%&@#$€£°+=/]",
-    re.IGNORECASE,
+    r"\b(?:(?:[^\W\d_]\.){2,}|(?:Mrs?|Ms|Dr|Prof|St|Jr|Sr|Rev|Gen|Col|Capt|Lt|Ltd|Mt|Nr|vs|etc)\.|[Nn]o\.(?=\s*\d))"
+    r"|\d+(?:[.,:]\d+)*|[%&@#$€£¥¢№§½¼¾²³°+=/]"
 )
 _STRESS = str.maketrans("", "", "',%=")

@@ -15,6 +15,7 @@ from diffeo.apps.speech.prosody import reads_prosody
 from diffeo.core import Flow, Objective
 from diffeo.densities import Aligned
 from diffeo.functional import Context, backwards, entries
+from diffeo.kernels import compiled_kernels
 from diffeo.nets import AttentiveLSTM, Letters, PositionalAttention, TextEncoder
 from diffeo.solvers import ctc_alignment_loss, letters_of, monotonic_alignment
 from diffeo.transforms import Autoregressive, Fold
@@ -204,11 +205,14 @@ def aligned(flow: Flow, x: Tensor, context: Context) -> Alignment:
 
 
 @torch.no_grad()
+@compiled_kernels()
 def nats(flow: Flow, data: Spoken) -> float:
-    """−log p of spectrograms given their texts, in nats a number of theirs: the mean over clips.
+    """−log p of spectrograms given their texts, in nats a number of theirs: the mean over clips, at least one.
 
     Where the durations of letters are not known, `glow_tts` gives the density of the likeliest alignment.
     """
+    if not len(data):
+        raise ValueError("nats: expected at least one clip")
     total = 0.0
     for i in range(0, len(data), TOGETHER):
         x, context = join([data[j] for j in range(i, min(i + TOGETHER, len(data)))])

@@ -14,7 +14,7 @@ from diffeo.recipes.parts import scalar_map
 from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Coupling, Elementwise, LULinear, Standardize, Unconstrain
 
 MARGIN = 0.05  # of the range of values on either side, so that the logit stays tame at its ends
-MIXED = 0.5  # how far channels are mixed at the start: below, and far above, the same steps end in more bits
+MIXED = 0.5  # how far channels are mixed at the start; without it, or with much more, training is slower
 
 
 def image_shape(name: str, shape: Sequence[int], scales: int) -> tuple[int, int, int]:
@@ -85,7 +85,7 @@ def image_scalar(name: str, options: Mapping[str, Any] | None) -> Univariate:
 
 
 def normed_mix(channels: int) -> Conv1x1:
-    """Activation norm and a linear map of the channels, which run as one; it mixes them by chance at the start."""
+    """Activation norm and a linear map of the channels, which run as one; it starts as a random mixture of them."""
     linear = LULinear(channels)
     with torch.no_grad():
         linear.weight.normal_(std=MIXED / channels**0.5).fill_diagonal_(0.0)
