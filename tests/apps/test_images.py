@@ -147,9 +147,9 @@ def test_photographs_stand_as_their_camera_was_held(tmp_path):
         with Image.open(tmp_path / "a.png") as stored:
             upright = np.asarray(ImageOps.exif_transpose(stored))
         assert np.array_equal(tools.read(tmp_path).images[0, 0], upright)
-    turned[0x011A] = "72"  # a resolution that is no number
-    picture.save(tmp_path / "a.png", exif=turned)
-    assert len(tools.read(tmp_path).images) == 1
+    entries = struct.pack("<HHIHHHHI4s", 0x0112, 3, 1, 6, 0, 0x011A, 2, 3, b"72")  # a resolution that is text
+    picture.save(tmp_path / "a.png", exif=struct.pack("<2sHIH", b"II", 42, 8, 2) + entries + bytes(4))
+    assert tools.read(tmp_path).images.shape == (1, 1, 8, 4)
 
 
 def test_grids_and_files(tmp_path):

@@ -151,7 +151,7 @@ def test_a_check_names_everything_that_is_wrong(tmp_path):
     for name, what in {
         "gone": "no such file", "silent": "silence", "clipped": "clipped", "short": "0.00 seconds",
         "much": "90 letters in", "mute": "no text", "figures": "'12': letters do not say how it is read",
-        "other": "0.1 letters a second, others",
+        "other": "0.1 signs a second, others",
     }.items():  # fmt: skip
         assert any(f"{name}.wav" in line and what in line for line in found.splitlines()), (name, found)
     assert "good" not in found
