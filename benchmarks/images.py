@@ -42,6 +42,7 @@ MODELS: dict[str, dict] = {  # options of the recipe before the +; conditioners 
 }
 HELD, SHOWN = 2_000, 100  # digits that choose the weights, and that go to noise and back
 DIMS = 28 * 28
+CURVES = RESULTS.parents[1] / "docs" / "images" / "mnist.png"
 LR, BATCH = 4e-3, 64
 WAYS = ("float32", "z_in_float32", "float64")
 
@@ -184,6 +185,23 @@ def run_normflows(images: torch.Tensor, test: torch.Tensor, job: dict[str, Any])
     }
 
 
+def draw() -> None:
+    """Held-out bits per dimension of stored runs against minutes of training."""
+    import matplotlib.pyplot as plt
+
+    runs = load(RESULT)["runs"]
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for r in runs:
+        minutes, bits = zip(*r["curve"], strict=True)
+        label = f"{r['model']}, rate {r['lr']:g}, batch {r['batch']}"
+        axes.plot(minutes, bits, "--" if r["model"] == "normflows" else "-", marker=".", markersize=4, label=label)
+    axes.set(xlabel="minutes of training", ylabel="bits per dimension, held out", xscale="log", ylim=(1.05, 2.0))
+    axes.set_xticks([1, 2, 5, 10, 15, 30, 60], ["1", "2", "5", "10", "15", "30", "60"])
+    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(CURVES, dpi=110)
+
+
 def section() -> str:
     """MNIST: bits per dimension and the way there."""
     content = load(RESULT, {"baselines": {}, "runs": []})
@@ -221,6 +239,7 @@ def section() -> str:
     if any(any(cells[1:]) for cells in reached):
         table = markdown(["model", *(f"{t} min" for t in times)], reached)
         way = f"On {HELD:,} held-out digits, after so many minutes of a run of so many:\n\n{table}\n\n"
+        way += "![Held-out bits per dimension against minutes](images/mnist.png)\n\n"
     return f"""\
 ## Pictures: MNIST
 

@@ -78,6 +78,7 @@ def main() -> None:
     README.write_text(readme())
     speed.draw()
     continuous.draw()
+    images.draw()
 
 
 if __name__ == "__main__":
