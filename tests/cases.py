@@ -198,6 +198,23 @@ def _sequence_coupling(univariate: diffeo.Univariate, context: int) -> diffeo.Tr
 DAG = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)
 Spline = diffeo.RationalQuadraticSpline
 
+
+def _image_flow(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Density:
+    small = options.pop("small", False)
+    options = {name: value for name, value in {"hidden": 4, **options}.items() if value is not None}
+    flow = recipe((1, 4, 4), preset="tiny", levels=4, **options)
+    images = torch.randint(4, (50, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    context = torch.arange(50) % 2 if "classes" in options else images[..., ::2, ::2] if small else None
+    flow.initialize(images, context)
+    return flow
+
+
+def _picture_map(recipe: Callable[..., diffeo.Density], **options) -> TransformCase:
+    """The map of a recipe of pictures, from values with noise to the flat vector of its base."""
+    x = 0.05 + 3.9 * torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+    return TransformCase(_seeded(lambda: _image_flow(recipe, **options).transform), lambda: x.clone())
+
+
 TRANSFORMS: dict[str, TransformCase] = {
     "Affine": _univariate(diffeo.Affine, _normal(6)),
     "Shift": _univariate(diffeo.Shift, _normal(6)),
@@ -332,6 +349,12 @@ TRANSFORMS: dict[str, TransformCase] = {
         _normal(6, 1, 4, 4),
         _normal(6, 2),
     ),
+    "glow's map": _picture_map(diffeo.glow, layers=1),
+    "realnvp_image's map": _picture_map(diffeo.realnvp_image, scales=1, blocks=1),
+    "nice_image's map": _picture_map(diffeo.nice_image, layers=2),
+    "flowpp's map": _picture_map(diffeo.flowpp, blocks=1, heads=2, couplings=(1, 1, 1)),
+    "tarflow's map": _picture_map(diffeo.tarflow, hidden=None, width=8),
+    "residual_image's map": _picture_map(diffeo.residual_image, layers=1),
     "Coupling of channels": TransformCase(
         _seeded(lambda: diffeo.Coupling(torch.tensor([True, False, False]), Pixels(1, 2, 2), diffeo.Affine(), dim=-3)),
         _normal(6, 3, 2, 2),
@@ -462,17 +485,20 @@ LETTERS = {
 }
 
 
+SPOKEN = {
+    "text": torch.tensor([1, 3]),
+    "durations": torch.tensor([1, 1]),
+    "mask": torch.ones(4, 1, dtype=torch.bool),  # of which two frames become one
+}
+
+
+def _voice(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Density:
+    """A voice of one band, calm enough for float32 after the perturbation of all its weights."""
+    torch.manual_seed(0)
+    return recipe(1, 4, preset="tiny", hidden=4, width=4, **options).eval()
+
+
 SAMPLES = {"mask": torch.ones(2, 1, dtype=torch.bool)}
-
-
-def _image_flow(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Density:
-    small = options.pop("small", False)
-    options = {name: value for name, value in {"hidden": 4, **options}.items() if value is not None}
-    flow = recipe((1, 4, 4), preset="tiny", levels=4, **options)
-    images = torch.randint(4, (50, 1, 4, 4), generator=torch.Generator().manual_seed(0))
-    context = torch.arange(50) % 2 if "classes" in options else images[..., ::2, ::2] if small else None
-    flow.initialize(images, context)
-    return flow
 
 
 def _noisy(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Density:
@@ -538,6 +564,9 @@ DENSITIES: dict[str, DensityCase] = {
         torch.tensor([[[0.0, 3.0], [1.0, 2.0]]]),
     ),
     "Aligned": DensityCase(lambda: diffeo.Aligned(1), LETTERS),
+    "glow_tts": DensityCase(lambda: _voice(diffeo.glow_tts, blocks=1, layers=1, attention=1), SPOKEN),
+    "flow_tts": DensityCase(lambda: _voice(diffeo.flow_tts, blocks=1, layers=1, attention=1, stages=1), SPOKEN),
+    "flowtron": DensityCase(lambda: _voice(diffeo.flowtron, flows=1, attention=4), SPOKEN),
     "waveflow": DensityCase(lambda: _sound(diffeo.waveflow, height=2, flows=2), SAMPLES),
     "waveglow": DensityCase(lambda: _sound(diffeo.waveglow, group=2, flows=1), SAMPLES),
     "wavenet": DensityCase(lambda: _sound(diffeo.wavenet), SAMPLES),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
@@ -154,4 +156,8 @@ class Flow(Density):
     def given(self, context: Context = None) -> Given:
         if self.encoder is None:
             return super().given(context)
-        return Flow(self.transform, self.base).given(self.encode(context))
+        inner, context = Flow(self.transform, self.base), self.encode(context)
+        if isinstance(context, Mapping):  # an encoder may say more than these read, such as where letters are
+            reads = inner.context_dims()
+            context = {name: t for name, t in context.items() if name in reads}
+        return inner.given(context)
