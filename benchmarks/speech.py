@@ -612,7 +612,8 @@ def distillation(seconds: float) -> dict[str, Any]:
 PARTS = {
     "alignment": alignment, "attention": attention, "ablations": ablations, "prompts": prompts,
     "digits": spoken_digits, "style": style, "vocoder": vocoder, "speed": speech_cost.speed,
-    "peer": speech_cost.peer, "memory": speech_cost.memory, "distillation": distillation,
+    "stepwise": speech_cost.stepwise, "peer": speech_cost.peer, "memory": speech_cost.memory,
+    "distillation": distillation,
 }  # fmt: skip
 
 
@@ -625,7 +626,8 @@ def section() -> str:
     told = {
         "alignment": _told_alignment, "attention": _told_attention, "ablations": _told_ablations,
         "prompts": _told_prompts, "digits": _told_digits, "style": _told_style, "vocoder": _told_vocoder,
-        "speed": speech_cost.told_speed, "peer": speech_cost.told_peer, "memory": speech_cost.told_memory,
+        "speed": speech_cost.told_speed, "stepwise": speech_cost.told_stepwise,
+        "peer": speech_cost.told_peer, "memory": speech_cost.told_memory,
         "distillation": _told_distillation,
     }  # fmt: skip
     parts = [tell(content[name]) for name, tell in told.items() if name in content]

@@ -65,6 +65,30 @@ def speed(_: float) -> dict[str, Any]:
 
 
 @torch.no_grad()
+def stepwise(_: float) -> dict[str, Any]:
+    """Milliseconds of a step, whatever was drawn before it: a frame of flowtron, a row of waveflow."""
+    settings = tools.Mel.of(16000)
+    voice = diffeo.flowtron(settings.mels, 40, preset="tiny").eval()
+    text, calls, counts = torch.arange(1, 13), {}, {}
+    for steps in (50, 200, 800):  # of two frames
+        name = f"flowtron, {2 * steps} frames"
+        durations = torch.full((12,), steps // 12)
+        durations[0] += steps - int(durations.sum())
+        calls[name], counts[name] = lambda d=durations: tools.say(voice, text, durations=d), steps
+    mel, columns = torch.randn(81, settings.mels), 200
+    for height in (8, 32, 128):
+        name = f"waveflow, {height} rows"
+        vocoder = diffeo.waveflow(
+            settings.mels, settings.hop, preset="tiny", height=height, **tools.prediction(settings)
+        )
+        mask = torch.ones(height * columns, 1, dtype=torch.bool)
+        context = {"mel": mel.repeat(2, 1), "mask": mask}
+        calls[name], counts[name] = lambda v=vocoder.eval(), c=context: v.sample((), c), height
+    found = interleaved(calls)
+    return {"ms": {name: {key: 1e3 * t / counts[name] for key, t in of.items()} for name, of in found.items()}}
+
+
+@torch.no_grad()
 def _stir(module: torch.nn.Module) -> None:
     """Weights that start at zero, so that a flow is the identity, as after some training."""
     for p in module.parameters():
@@ -218,6 +242,15 @@ def told_speed(r: dict[str, Any]) -> str:
 {r["cores"]} shared cores.
 
 {markdown(["model", "real-time factor"], rows)}"""
+
+
+def told_stepwise(r: dict[str, Any]) -> str:
+    rows = [[name, f"{t['median']:.2f} ({t['low']:.2f} – {t['high']:.2f})"] for name, t in r["ms"].items()]
+    return f"""\
+**Step by step.** What a step costs, whatever was drawn before it: two frames of `flowtron`, or a row of 200 samples of
+`waveflow`, whose nets keep what they have seen. Milliseconds, median of {ROUNDS} interleaved rounds (extremes):
+
+{markdown(["sound", "ms a step"], rows)}"""
 
 
 def told_peer(r: dict[str, Any]) -> str:
