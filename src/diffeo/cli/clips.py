@@ -55,7 +55,9 @@ class Hearing:
     def __enter__(self) -> Hearing:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is not None:  # which is to stand in a line alone
+            return
         for note, paths in self._changed.items():
             more = f", and {len(paths) - 1} more recordings" if len(paths) > 1 else ""
             print(f"diffeo: {paths[0]}{more}: {note}", file=sys.stderr)
