@@ -234,7 +234,8 @@ def section() -> str:
                 *("" if not c or no else f"{c[-1]:.3f}" for c, no in zip(cells, late, strict=True)),
             ]
         )
-    threads, shown = content["runs"][0]["threads"], max(r.get("pictures", 0) for r in content["runs"])
+    threads = content["runs"][0]["threads"]
+    shown = " or ".join(f"{n:,}" for n in sorted({r["pictures"] for r in content["runs"] if "pictures" in r}))
     way = ""
     if any(any(cells[1:]) for cells in reached):
         table = markdown(["model", *(f"{t} min" for t in times)], reached)
@@ -246,7 +247,7 @@ def section() -> str:
 Bits per dimension of the 10,000 test digits, one sample of the noise (an upper bound; lower is better), after training
 with {threads} thread{"s" * (threads > 1)} on a shared machine. Noise is uniform, but for flowpp, which learns it; rate
 is that of learning. Round trip: the largest error of noise and back, all in float32, in levels of 256, over
-{shown:,} test digits; see below. The baselines are a Gaussian with shrunk covariance and independent pixels.
+{shown} test digits; see below. The baselines are a Gaussian with shrunk covariance and independent pixels.
 
 {markdown(header, rows)}
 
