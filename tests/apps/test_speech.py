@@ -157,6 +157,12 @@ def test_a_check_names_everything_that_is_wrong(tmp_path):
     assert "good" not in found
     if shutil.which("espeak-ng"):
         assert not any("letters do not say" in line for line in tools.check_corpus(clips, reading="en-us"))
+    (tmp_path / "long.csv").write_text("path,text\na.wav,seven, yes\n")
+    with pytest.raises(ValueError, match="line 2 has more fields"):
+        tools.read_corpus(tmp_path / "long.csv")
+    (tmp_path / "latin.csv").write_bytes("path,text\na.wav,né\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.csv: no text in UTF-8"):
+        tools.read_corpus(tmp_path / "latin.csv")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="expected the columns path and text"):
         tools.read_corpus(tmp_path / "other.csv")
@@ -406,6 +412,49 @@ def test_what_is_changed_in_recordings_is_said_once(voice, corpus, tmp_path, cap
         assert f"{one}: silence" in capsys.readouterr().err
 
 
+def test_a_spectrogram_louder_than_any_sound_still_gives_sound():
+    settings = tools.Mel.of(RATE)
+    loud = tools.from_mel(torch.full((9, settings.mels), 900.0), settings, rounds=3)
+    assert loud.isfinite().all()
+    plain = tools.to_mel(0.9 * torch.randn(4000).clamp(-1, 1), settings)
+    assert torch.equal(tools.from_mel(plain, settings, rounds=3), tools.from_mel(plain, settings, rounds=3))
+
+
+def test_a_batch_has_its_entries_in_the_same_order_in_every_process():
+    """By it the data of a fit that goes on are known to be the same."""
+    program = (
+        "import torch; from diffeo.apps import speech as t;"
+        "e = (torch.zeros(4, 1), {'text': torch.ones(1).long(), 'speaker': torch.tensor(0), 'prosody': torch.zeros(4)});"
+        "print(list(t.join([e])[1]))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": str(seed)}, capture_output=True,
+            text=True, check=True,
+        ).stdout
+        for seed in range(4)
+    }  # fmt: skip
+    assert len(found) == 1
+
+
+def test_clips_of_one_name_in_two_folders_are_told_apart(voice, corpus, tmp_path):
+    rows = [["path", "text"]]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for clip in tools.read_corpus(corpus)[:2]:
+            shutil.copy(clip.path, tmp_path / folder / clip.path.name)
+            rows.append([f"{folder}/{clip.path.name}", clip.text])
+    with (tmp_path / "clips.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([*rows, ["b/none.wav", "aeo"]])
+    call = ["speech", "align", str(voice), str(tmp_path / "clips.csv"), "-o", str(tmp_path / "out.csv")]
+    assert main([*call, "--textgrids", str(tmp_path / "grids")]) == 2
+    assert main([*call, "--textgrids", str(tmp_path / "grids"), "--skip-bad"]) == 0
+    with (tmp_path / "out.csv").open() as file:
+        names = {row["clip"] for row in csv.DictReader(file)}
+    assert names == {f"{folder}/{n}.wav" for folder in "ab" for n in ("c00", "c01")}
+    assert len(list((tmp_path / "grids").iterdir())) == 4
+
+
 @pytest.mark.parametrize("command", ["fit", "vocoder"])
 def test_a_killed_run_goes_on_with_resume(command, corpus, tmp_path, capsys):
     """From what it wrote last; and where it wrote nothing yet, afresh, which it says."""
@@ -442,6 +491,8 @@ WRONG = [
     (["say", "{voice}", "aex"], "does not know 'x'"),
     (["say", "{voice}", "ae 7"], "write numbers as words"),
     (["say", "{voice}", "ae", "--gate"], "this voice has no gate"),
+    (["say", "{voice}", "ae", "--style", "{corpus}", "--style-weight", "nan"], "--style-weight"),
+    (["resynthesize", "{voice}", "{corpus}"], "no vocoder, as"),
     (["say", "{voice}", "ae", "--speaker", "me"], "--speaker: the voice knows"),
     (["say", "{voice}", "ae", "-o", "{tmp}/x.txt"], "ends in .wav"),
     (["say", "{tmp}/none.safetensors", "ae"], "no such file"),

@@ -26,8 +26,9 @@ Rounds = Annotated[
 
 def choice(option: str, given: str, known: tuple[str, ...]) -> str:
     """One of the names that are known, which may be written with hyphens."""
-    name = given.replace("-", "_")
-    if name not in known:
+    plain = {name.replace("_", ""): name for name in known}
+    name = plain.get(given.replace("_", "").replace("-", ""))
+    if name is None:
         raise ValueError(f"{option}: expected one of {', '.join(known)}, got {given!r}")
     return name
 

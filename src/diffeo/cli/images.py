@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,7 +80,6 @@ def fit(
     With --noise there are no bits: it prints nats for each number of pictures with noise.
     """
     import inspect
-    import math
     import shutil
 
     import numpy as np
@@ -235,7 +235,7 @@ def interpolate(
 
     _check_picture(output, model, a, b)
     density, notes = _load(model, "interpolate")
-    ends = [_for(density, notes, _read(path, size, False, False).images, model)[0] for path in (a, b)]
+    ends = [_for(density, notes, _read_one(path, size), model)[0] for path in (a, b)]
     context = _one_label(density, notes, label, ends[0])
     _write(density, tools.interpolate(density, *ends, steps=steps, context=context), output, columns=steps)
 
@@ -261,7 +261,9 @@ def edit(
 
     _check_picture(output, model, picture)
     density, notes = _load(model, "edit")
-    x = _for(density, notes, _read(picture, size, False, False).images, model)[:1]
+    if not math.isfinite(amount):
+        raise ValueError(f"--amount: expected a finite number, got {amount}")
+    x = _for(density, notes, _read_one(picture, size), model)
     context = _one_label(density, notes, label, x[0])
     with_it = _for(density, notes, _read(towards, size, False, False).images, model)
 
@@ -330,6 +332,16 @@ def _read(path: Path, size: int | None, by_folder: bool, skip_bad: bool) -> Any:
     if found.skipped:
         print(f"diffeo: {len(found.skipped)} files left out, {len(found.images)} used", file=sys.stderr)
     return found
+
+
+def _read_one(path: Path, size: int | None) -> Any:
+    """One picture, in a batch of it."""
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, expected one picture")
+    images = _read(path, size, False, False).images
+    if len(images) != 1:
+        raise ValueError(f"{path}: {len(images)} pictures, expected one")
+    return images
 
 
 def _check_picture(output: Path, *inputs: Path) -> None:

@@ -149,7 +149,8 @@ def fit(
             clip, letters = mels[order[0]], texts[order[0]]
             picture = tools.spectrogram_png(clip, tools.align(flow, clip, letters, who, prosody[order[0]]))
             (samples_dir / f"{result.steps:08d}.png").write_bytes(picture)
-        line = f"step {result.steps}: held-out loss {result.validation_loss:.3f}, nats per mel number "
+        now = result.history[-1]["validation_loss"] if result.history else result.validation_loss
+        line = f"step {result.steps}: held-out loss {now:.3f}, nats per mel number "
         line += f"{tools.nats(flow, of(order[: min(tenth, MEASURED)])):.3f}"
         if system != "flow_tts":  # whose attention does not look at sound
             line += f", alignment sharpness {tools.sharpness(flow, of(order[: min(tenth, WATCHED)])):.2f}"
@@ -189,7 +190,7 @@ def say(
             show_default="none",
         ),
     ] = None,
-    style_weight: Annotated[float, typer.Option(help="How much of it; 0 for none.")] = 1.0,
+    style_weight: Annotated[float, typer.Option(help="How much of it; 0 for none.", min=-5, max=5)] = 1.0,
     gate: Annotated[bool, typer.Option("--gate", help="End where a flowtron's gate says, not when predicted.")] = False,
     pitch: Annotated[float, typer.Option(help="Times the voice's own; above 1 for higher.", min=0.25, max=4)] = 1.0,
     loudness: Annotated[float, typer.Option(help="Times the voice's own.", min=0.1, max=10)] = 1.0,
@@ -204,6 +205,8 @@ def say(
     check_output(output, SOUND, voice)
     flow, notes, settings = _load(voice)
     sounding = None if vocoder is None else load_vocoder(vocoder, settings)[0]
+    if math.isnan(style_weight):
+        raise ValueError("--style-weight: expected a number from -5 to 5, got nan")
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
     who = _asked(notes, speaker)
     generator = torch.Generator().manual_seed(seed)
@@ -227,6 +230,7 @@ def align(
     grids: Annotated[
         Path | None, typer.Option("--textgrids", help="Folder for a TextGrid of each clip.", show_default="none")
     ] = None,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Write when each letter of each clip begins and ends."""
     import csv
@@ -238,20 +242,25 @@ def align(
     check_output(output, (".csv",), voice, corpus)
     flow, notes, settings = _load(voice)
     clips, reads = tools.read_corpus(corpus), tools.usual_prosody(flow) is not None
+    alike = len({clip.path.name for clip in clips}) < len(clips)  # in several folders
     rows = []
+
+    def spans_of(clip: Any) -> list[tuple[str, float, float]]:
+        mel, symbols, prosody = _heard(clip, hearing, notes)
+        frames = tools.align(flow, mel, symbols, _who(notes, clip.speaker or None), prosody if reads else None)
+        ends = settings.ends(frames, len(mel)).tolist()
+        letters = [notes["symbols"][i - 1] for i in symbols.tolist()]
+        return list(zip(letters, [0.0, *ends[:-1]], ends, strict=True))
+
     with Hearing(settings) as hearing:
-        for clip in clips:
-            mel, symbols, prosody = _heard(clip, hearing, notes)
-            with named(clip):
-                frames = tools.align(flow, mel, symbols, _who(notes, clip.speaker or None), prosody if reads else None)
-            ends = settings.ends(frames, len(mel)).tolist()
-            letters = [notes["symbols"][i - 1] for i in symbols.tolist()]
-            spans = list(zip(letters, [0.0, *ends[:-1]], ends, strict=True))
-            rows += [[clip.path.name, letter, f"{a:.4f}", f"{b:.4f}"] for letter, a, b in spans]
-            if grids is not None:
-                grids.mkdir(parents=True, exist_ok=True)
-                with replacing(grids / f"{clip.path.stem}.TextGrid") as path:
-                    path.write_text(_text_grid(spans), encoding="utf-8")
+        clips, found = kept(clips, spans_of, skip_bad)
+    for clip, spans in zip(clips, found, strict=True):
+        name = f"{clip.path.parent.name}/{clip.path.name}" if alike else clip.path.name
+        rows += [[name, letter, f"{a:.4f}", f"{b:.4f}"] for letter, a, b in spans]
+        if grids is not None:
+            grids.mkdir(parents=True, exist_ok=True)
+            with replacing(grids / f"{Path(name.replace('/', '-')).stem}.TextGrid") as path:
+                path.write_text(_text_grid(spans), encoding="utf-8")
     with replacing(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([["clip", "letter", "begin", "end"], *rows])
     print(f"Wrote {output}, {len(clips)} clips.")

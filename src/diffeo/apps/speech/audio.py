@@ -118,6 +118,8 @@ def from_mel(
     if frames < enough:
         bands = F.pad(bands, (0, enough - frames), mode="replicate")
     matrix = mel_matrix(*settings.bands).to(bands)
+    # louder than this no sound in [−1, 1] is, but what a voice says that has hardly learned
+    bands = torch.minimum(bands, settings.window / 2 * matrix.sum(1)[:, None])
     share = matrix / matrix.sum(0).clamp_min(1e-8)  # of each band in each bin
 
     def bound(magnitude: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ def read_audio(path: str | os.PathLike[str], rate: int | None = None) -> tuple[T
     soundfile = _soundfile()
     path, notes = Path(path), []
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: {'a folder, expected a recording' if path.is_dir() else 'no such file'}")
     try:
         found, own = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ def read_corpus(path: str | os.PathLike[str]) -> list[Clip]:
         if not table.is_file():
             raise ValueError(f"{path}: expected metadata.csv and wavs/, or a .csv with the columns path and text")
         clips = []
-        for number, line in enumerate(table.read_text(encoding="utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(_text(table).splitlines(), 1):
             if not line.strip():
                 continue
             fields = line.split("|")
@@ -51,11 +52,16 @@ def read_corpus(path: str | os.PathLike[str]) -> list[Clip]:
                 raise ValueError(f"{table}: line {number} has {len(fields)} fields, expected id|text|normalised")
             clips.append(Clip(path / "wavs" / f"{fields[0]}.wav", fields[-1].strip()))
     elif path.is_file():
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(_text(path), newline="") as file:
             rows = csv.DictReader(file)
             if not {"path", "text"} <= set(rows.fieldnames or ()):
                 raise ValueError(f"{path}: expected the columns path and text, got {', '.join(rows.fieldnames or ())}")
             rows = list(rows)
+            long = next((i for i, row in enumerate(rows, 2) if None in row), None)
+            if long is not None:
+                raise ValueError(
+                    f"{path}: line {long} has more fields than the header; put texts with commas in quotes"
+                )
             nowhere = next((i for i, row in enumerate(rows, 2) if not row["path"]), None)
             if nowhere is not None:
                 raise ValueError(f"{path}: line {nowhere} names no recording")
@@ -67,6 +73,13 @@ def read_corpus(path: str | os.PathLike[str]) -> list[Clip]:
     if not clips:
         raise ValueError(f"{path}: no clips")
     return clips
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: no text in UTF-8") from None
 
 
 def check_corpus(

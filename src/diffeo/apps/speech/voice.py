@@ -82,8 +82,9 @@ def join(examples: Sequence[Example]) -> Example:
     context = {"text": pad([c["text"] for _, c in examples], batch_first=True), "mask": mask}
     if "durations" in examples[0][1]:
         context["durations"] = pad([c["durations"] for _, c in examples], batch_first=True)
-    for name in {"speaker", "prosody"} & set(examples[0][1]):
-        context[name] = torch.stack([c[name] for _, c in examples])
+    for name in ("speaker", "prosody"):  # in the same order in every process, as a fit that goes on has to find it
+        if name in examples[0][1]:
+            context[name] = torch.stack([c[name] for _, c in examples])
     return mel, context
 
 
