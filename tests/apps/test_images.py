@@ -229,6 +229,9 @@ def test_the_program_from_samples_to_edits(folder, tmp_path, capsys):
         (["fit", "{wide}", "-o", "{out}"], "1 picture; a density needs at least 20"),
         (["fit", "{digits}", "-o", "{out}", "--recipe", "nsf"], "expected one of flowpp"),
         (["fit", "{digits}", "-o", "{out}", "--size", "9"], "cannot be halved 2 times"),
+        (["edit", "{m}", "{wide}", "--towards", "{digits}", "--amount", "nan"], "--amount: expected a finite number"),
+        (["edit", "{m}", "{digits}", "--towards", "{digits}"], "a folder, expected one picture"),
+        (["interpolate", "{m}", "{digits}", "{wide}"], "a folder, expected one picture"),
     ],
 )
 def test_wrong_calls_in_one_line(folder, tmp_path, capsys, call, message):

@@ -424,7 +424,7 @@ def test_a_batch_has_its_entries_in_the_same_order_in_every_process():
     """By it the data of a fit that goes on are known to be the same."""
     program = (
         "import torch; from diffeo.apps import speech as t;"
-        "e = (torch.zeros(4, 1), {'text': torch.ones(1).long(), 'speaker': torch.tensor(0), 'prosody': torch.zeros(4)});"
+        "e = torch.zeros(4, 1), {'text': torch.ones(1).long(), 'prosody': torch.zeros(4), 'speaker': torch.tensor(0)};"
         "print(list(t.join([e])[1]))"
     )
     found = {

@@ -24,10 +24,10 @@ class Chain(Transform):
     Args:
         *parts: transforms in the normalizing direction, the one next to the data first.
         memory: what training keeps for the backward pass, an attribute that may be set later. "store": every
-            activation. "recompute": the input of each part, which is run again. "invert": two inputs, of the first part
-            and of one further on; the rest is rebuilt by inverting, checked against what was kept, and recomputed from
-            there where a part is ill-conditioned, or where its inverse is numerical or runs step by step. Parts with a
-            `memory` of their own, such as chains, get the same.
+            activation. "recompute": the input of each part, which is run again. "invert": at most four of these inputs;
+            the rest is rebuilt by inverting, checked against what was kept, and recomputed from there where a part is
+            ill-conditioned, or where its inverse is numerical or runs step by step. Parts with a `memory` of their own,
+            such as chains, get the same.
 
     Raises:
         ValueError: no part; an unknown memory policy; a bare parameterised `Univariate`; neighbours whose event shapes

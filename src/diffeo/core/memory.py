@@ -4,8 +4,8 @@ A chain runs in `SEGMENTS` segments, of at least `SHORTEST` parts. Of each segme
 the output is the next one's anchor. The backward pass walks a segment from its end: each part is inverted, run again
 from what came out, and differentiated, so that one part's activations are alive at a time. The first runs again from
 the anchor, and what comes out is compared with what was rebuilt; if they differ by more than rounding allows, a part is
-ill-conditioned there, and the segment is done again from the anchor, in pieces of `SHORTEST` parts. While PyTorch
-compiles, segments are run again in place of that, so they stay short.
+ill-conditioned there, and the segment is done again from the anchor, in pieces of `PIECE` parts. While PyTorch
+compiles, segments are run again in place of that, and are pieces.
 
 "The Reversible Residual Network: Backpropagation Without Storing Activations" (Gomez et al., 2017),
 https://arxiv.org/abs/1707.04585; "Training Deep Nets with Sublinear Memory Cost" (Chen et al., 2016),
@@ -31,7 +31,8 @@ from diffeo.kernels.dispatch import kernels_in_use, using
 from diffeo.kernels.private import Dropout, all_modules, has_hooks, version, weights_of
 
 POLICIES = ("store", "recompute", "invert")
-SEGMENTS, SHORTEST = 2, 8  # how many, so that what is kept does not grow with a chain; parts of one at least
+SEGMENTS, SHORTEST = 4, 4  # how many, so that what is kept does not grow with a chain; parts of one at least
+PIECE = 8  # parts that are run again at once, where inverting does not do
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # of rebuilt inputs, relative to 1 + |x|
 
 Pair = tuple[Tensor, Tensor]
@@ -66,9 +67,10 @@ class Recallable(ABC):
 
 def run_parts(parts: Sequence[Transform], run: Run, x: Tensor, contexts: Sequence[Context], memory: str) -> list[Pair]:
     """The parts in a row under a memory policy; (z, logdet) of each part, or of each segment."""
-    size = 1 if memory == "recompute" else SHORTEST
-    if size > 1 and not torch.compiler.is_compiling():
-        size = max(size, -(-len(parts) // SEGMENTS))
+    if memory == "recompute":
+        size = 1
+    else:
+        size = PIECE if torch.compiler.is_compiling() else max(SHORTEST, -(-len(parts) // SEGMENTS))
     out: list[Pair] = []
     for start in range(0, len(parts), size):
         some, here = dict(enumerate(parts[start : start + size], start)), contexts[start : start + size]
@@ -217,7 +219,7 @@ def _rebuild(ctx: Any, x: Tensor, z: Tensor, leaves: list[Any], g: Tensor, g_log
 
 
 def _replay(ctx: Any, x: Tensor, leaves: list[Any], g: Tensor, g_logdet: Tensor) -> list[Any]:
-    """Gradients of a segment by running it again from its anchor; every `SHORTEST` parts an input is kept meanwhile."""
+    """Gradients of a segment by running it again from its anchor; every `PIECE` parts an input is kept meanwhile."""
     walk, count = _Walk(ctx, leaves), len(ctx.parts)
 
     @torch.no_grad()
@@ -228,11 +230,11 @@ def _replay(ctx: Any, x: Tensor, leaves: list[Any], g: Tensor, g_logdet: Tensor)
             yield z
 
     firsts = [x]
-    for start in range(0, count - SHORTEST, SHORTEST):
-        *_, z = following(firsts[-1], start, start + SHORTEST)
+    for start in range(0, count - PIECE, PIECE):
+        *_, z = following(firsts[-1], start, start + PIECE)
         firsts.append(z)
-    for start in reversed(range(0, count, SHORTEST)):
-        stop, first = min(start + SHORTEST, count), firsts.pop()
+    for start in reversed(range(0, count, PIECE)):
+        stop, first = min(start + PIECE, count), firsts.pop()
         inputs = [first, *following(first, start, stop - 1)]
         for i in reversed(range(start, stop)):
             _, g = walk.differentiate(i, inputs.pop(), g, g_logdet)

@@ -104,7 +104,7 @@ def _cepstra(mels: Sequence[Tensor], speakers: Sequence[int], together: int) -> 
     plain = [pad_frames(mel, together) @ cosines for mel in mels]
     means: dict[int, Tensor] = {}
     scales: dict[int, Tensor] = {}
-    for speaker in set(speakers):
+    for speaker in dict.fromkeys(speakers):
         rows = torch.cat([c for c, s in zip(plain, speakers, strict=True) if s == speaker])
         means[speaker], scales[speaker] = rows.mean(0), rows.std(0).clamp_min(1e-5)
     return [
