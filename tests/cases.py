@@ -422,6 +422,13 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Standardize": TransformCase(_seeded(lambda: _fitted(diffeo.Standardize(3), 3)), _normal(6, 3)),
     "Whiten": TransformCase(_seeded(lambda: _fitted(diffeo.Whiten(3), 3)), _normal(6, 3)),
     "Regress": TransformCase(_seeded(lambda: diffeo.Regress(3, context=2)), _normal(6, 3), _normal(6, 2)),
+    "Unconstrain, two bounds each": TransformCase(
+        _seeded(lambda: diffeo.Unconstrain([0.0, -1.0], [2.0, 0.5])),
+        lambda: (
+            torch.tensor([0.0, -1.0])
+            + torch.tensor([2.0, 1.5]) * torch.rand(6, 2, generator=torch.Generator().manual_seed(3))
+        ),
+    ),
     "Unconstrain": TransformCase(
         _seeded(lambda: diffeo.Unconstrain([0.0, None, None, 1.0], [None, None, 2.0, 3.0])),
         lambda: torch.stack([_positive(6)(), _normal(6)(), 2 - _positive(6)(), 1 + 2 * _unit(6)()], -1),

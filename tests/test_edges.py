@@ -1,5 +1,7 @@
 """Properties over the whole case table that a user meets at its edges: half precision, no rows, rows far out."""
 
+import copy
+
 import pytest
 import torch
 
@@ -126,3 +128,17 @@ EMPTY = [
 def test_sizes_are_whole_and_positive(build, size):
     with pytest.raises(ValueError, match=r"expected|must"):
         build(size)
+
+
+def test_bounds_that_are_loaded_count():
+    """Two bounds for every column are a case of their own, whichever a layer was made with."""
+    rows = torch.tensor([[0.5, 0.25], [3.0, 0.75]])
+    half = diffeo.Unconstrain([0.0, 0.0], [None, 1.0])
+    both = diffeo.Unconstrain([0.0, 0.0], [4.0, 1.0])
+    for layer, given in ((both, half), (half, both)):
+        copied = copy.deepcopy(layer)
+        copied.load_state_dict(given.state_dict())
+        for got, expected in zip(copied(rows), given(rows), strict=True):
+            assert torch.equal(got, expected)
+        z = given(rows)[0]
+        assert torch.equal(copied.inverse(z)[0], given.inverse(z)[0])

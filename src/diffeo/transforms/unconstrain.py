@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -62,31 +63,46 @@ class Unconstrain(Transform):
         self.event = Size((len(low),))
         self.domain = constraints.independent(constraints.interval(self.low, self.high), 1)
         self._softplus, self._sigmoid = Softplus(), Sigmoid()
+        self._note_bounds()
+
+    def _note_bounds(self) -> None:
+        """Whether all columns have two bounds, as pictures do: then the other maps need not be worked out."""
+        self._two_bounds = bool((self.low.isfinite() & self.high.isfinite()).all())
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
+        self._note_bounds()
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Unconstrain")
         kind, anchor, sign, span = self._parts(x.dtype)
         t = sign * (x - anchor) / span
         inside = (t >= 0) & ((t <= 1) | (kind != 2))
-        half, whole = t.clamp(min=EDGE), t.clamp(EDGE, 1 - HIGH_EDGE)
-        (above, above_logdet), (between, between_logdet) = self._softplus.inverse(half), self._sigmoid.inverse(whole)
-        z = torch.where(kind == 2, between, sign * span * above)
-        logdet = torch.where(kind == 2, between_logdet - span.log(), above_logdet)
+        z, logdet = self._sigmoid.inverse(t.clamp(EDGE, 1 - HIGH_EDGE))
+        logdet = logdet - span.log()
+        if not self._two_bounds:
+            above, above_logdet = self._softplus.inverse(t.clamp(min=EDGE))
+            z = torch.where(kind == 2, z, sign * span * above)
+            logdet = torch.where(kind == 2, logdet, above_logdet)
         nan = torch.full_like(z, torch.nan)
         z, logdet = torch.where(inside, z, nan), torch.where(inside, logdet, nan)
-        z, logdet = torch.where(kind == 0, x, z), torch.where(kind == 0, torch.zeros_like(x), logdet)
+        if not self._two_bounds:
+            z, logdet = torch.where(kind == 0, x, z), torch.where(kind == 0, torch.zeros_like(x), logdet)
         z, logdet = keep_masked(x, z, logdet, context)
         return z, sum_event(logdet, 1)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Unconstrain")
         kind, anchor, sign, span = self._parts(z.dtype)
-        above, above_logdet = self._softplus(sign * z / span)
-        between, between_logdet = self._sigmoid(z)
-        x = anchor + sign * span * torch.where(kind == 2, between, above)
+        share, logdet = self._sigmoid(z)
+        logdet = logdet + span.log()
+        if not self._two_bounds:
+            above, above_logdet = self._softplus(sign * z / span)
+            share, logdet = torch.where(kind == 2, share, above), torch.where(kind == 2, logdet, above_logdet)
+        x = anchor + sign * span * share
         x = torch.maximum(torch.minimum(x, self.high.to(x.dtype)), self.low.to(x.dtype))  # not beyond by a rounding
-        logdet = torch.where(kind == 2, between_logdet + span.log(), above_logdet)
-        x, logdet = torch.where(kind == 0, z, x), torch.where(kind == 0, torch.zeros_like(z), logdet)
+        if not self._two_bounds:
+            x, logdet = torch.where(kind == 0, z, x), torch.where(kind == 0, torch.zeros_like(z), logdet)
         x, logdet = keep_masked(z, x, logdet, context)
         return x, sum_event(logdet, 1)
 
