@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from functools import partial
@@ -246,6 +247,15 @@ def test_wrong_calls_in_one_line(folder, tmp_path, capsys, call, message):
     assert len(error.splitlines()) == 1
     assert message in error
     assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_info_says_what_a_flow_of_pictures_knows(folder, capsys):
+    assert main(["info", str(folder / "m.safetensors")]) == 0
+    told = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    assert told["flow"].startswith("glow(shape=[1, 8, 8]")
+    assert told["pictures"].startswith("1×8×8")
+    assert told["classes"] == "d0, d1, d2"
+    assert told["shades"] == "16"
 
 
 def test_flips_and_shifts_move_pictures_in_training_only():

@@ -356,6 +356,13 @@ def test_alone_and_in_a_batch_a_clip_has_the_same_density():
     assert objective(x, context).shape == (3,)
 
 
+def test_info_says_what_a_voice_knows(voice, capsys):
+    assert main(["info", str(voice)]) == 0
+    told = capsys.readouterr().out
+    assert "8000 Hz" in told
+    assert "letters: 'a' 'e' 'o'" in told
+
+
 def test_styles_come_from_recordings_with_their_texts(voice, corpus, tmp_path, capsys):
     made = []
     styles = [[], ["--style", "{tmp}/a.wav"], ["--style", "{tmp}/a.wav", "--style", "{tmp}/b.wav"]]

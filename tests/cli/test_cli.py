@@ -232,7 +232,9 @@ def test_info_on_a_model_from_python(tmp_path, capsys):
     import diffeo
 
     diffeo.save(diffeo.maf(2), tmp_path / "m.safetensors")
-    assert main(["info", str(tmp_path / "m.safetensors")]) == 2
+    assert main(["info", str(tmp_path / "m.safetensors")]) == 0
+    assert capsys.readouterr().out.startswith("flow        maf(features=2, ")
+    assert main(["sample", str(tmp_path / "m.safetensors"), "-n", "1"]) == 2
     assert "a density of tensors" in capsys.readouterr().err
 
 

@@ -170,10 +170,16 @@ def _values(density: Any, given: list[str]) -> dict[str, Any] | None:
 
 @app.command(epilog="Example:  diffeo info patients.safetensors")
 def info(model: ModelFile) -> None:
-    """Print what a model file holds."""
+    """Print what a model file holds: of a table, of pictures, a voice or a vocoder."""
+    import diffeo
     from diffeo.recipes import read_notes
+    from diffeo.tables import TableDensity
 
-    density = load_model(model)
+    loaded = diffeo.load(model)
+    if not isinstance(loaded, TableDensity):
+        _tell(loaded, read_notes(model))
+        return
+    density = loaded
     notes = density.notes
     parameters = sum(p.numel() for p in density.density.parameters())
     options = ", ".join(f"{k}={v}" for k, v in read_notes(model)["arguments"]["options"].items())
@@ -193,6 +199,28 @@ def info(model: ModelFile) -> None:
         for baseline in notes["baselines"]:
             print(f"            {baseline['nats']:.3f} {baseline['name']}")
     print(f"written by  diffeo {notes['diffeo']}, torch {notes['torch']}")
+
+
+def _tell(model: Any, notes: dict[str, Any]) -> None:
+    """What is known of a density that is not of a table."""
+    arguments = ", ".join(f"{name}={value}" for name, value in notes["arguments"].items() if value is not None)
+    rows = [("flow", f"{notes['recipe']}({arguments})")]
+    rows.append(("parameters", f"{sum(p.numel() for p in model.parameters()):,}"))
+    if "coarse" in notes and model.event is not None:  # pictures
+        rows.append(("pictures", f"{'×'.join(str(n) for n in model.event)} (channels, height, width)"))
+        rows.append(("shades", str(model.levels)))
+        rows.append(("classes", ", ".join(notes["classes"]) or "none"))
+    if "mel" in notes:
+        from diffeo.apps.speech import Mel
+
+        sound = Mel(*notes["mel"])
+        rows.append(("sound", f"{sound.rate} Hz, {sound.mels} bands, a frame every {sound.hop} samples"))
+    if "symbols" in notes:  # a voice
+        rows.append(("speakers", ", ".join(name or "one without a name" for name in notes["speakers"])))
+        rows.append(("reading", f"{notes['reading']}: {' '.join(map(repr, notes['symbols']))}"))
+    rows.append(("written by", f"diffeo {notes['diffeo']}, torch {notes['torch']}"))
+    for name, value in rows:
+        print(f"{name:<12}{value}")
 
 
 @app.command(epilog="Example:  diffeo recipes")
