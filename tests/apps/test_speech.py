@@ -497,6 +497,7 @@ WRONG = [
     (["interpolate", "{voice}", "{tmp}/a.wav", "{tmp}/b.wav", "ae"], "no such file"),
     (["say", "{voice}", "aex"], "does not know 'x'"),
     (["say", "{voice}", "ae 7"], "write numbers as words"),
+    (["say", "{voice}", "ae o"], "it learned from single words"),
     (["say", "{voice}", "ae", "--gate"], "this voice has no gate"),
     (["say", "{voice}", "ae", "--style", "{corpus}", "--style-weight", "nan"], "--style-weight"),
     (["resynthesize", "{voice}", "{corpus}"], "no vocoder, as"),

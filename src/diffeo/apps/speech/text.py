@@ -62,6 +62,7 @@ def encode_text(text: str, symbols: Sequence[str], reading: str = LETTERS) -> Te
     unknown = sorted(set(units) - set(symbols))
     if unknown:
         hint = " (write numbers as words)" if any(c.isdigit() for c in unknown) and reading == LETTERS else ""
+        hint = " (it learned from single words)" if set(unknown) <= {" ", "|"} else hint
         raise ValueError(f"the voice does not know {', '.join(map(repr, unknown))}, which its corpus never shows{hint}")
     number = {unit: i for i, unit in enumerate(symbols, 1)}
     return torch.tensor([number[unit] for unit in units])
