@@ -446,20 +446,22 @@ def test_a_batch_has_its_entries_in_the_same_order_in_every_process():
 
 def test_clips_of_one_name_in_two_folders_are_told_apart(voice, corpus, tmp_path):
     rows = [["path", "text"]]
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
+    for folder in ("a/x", "b/x"):
+        (tmp_path / folder).mkdir(parents=True)
         for clip in tools.read_corpus(corpus)[:2]:
             shutil.copy(clip.path, tmp_path / folder / clip.path.name)
             rows.append([f"{folder}/{clip.path.name}", clip.text])
     with (tmp_path / "clips.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([*rows, ["b/none.wav", "aeo"]])
+        csv.writer(file).writerows([*rows, ["b/x/none.wav", "aeo"]])
     call = ["speech", "align", str(voice), str(tmp_path / "clips.csv"), "-o", str(tmp_path / "out.csv")]
     assert main([*call, "--textgrids", str(tmp_path / "grids")]) == 2
     assert main([*call, "--textgrids", str(tmp_path / "grids"), "--skip-bad"]) == 0
     with (tmp_path / "out.csv").open() as file:
         names = {row["clip"] for row in csv.DictReader(file)}
-    assert names == {f"{folder}/{n}.wav" for folder in "ab" for n in ("c00", "c01")}
-    assert len(list((tmp_path / "grids").iterdir())) == 4
+    wanted = {f"{folder}/x/{n}" for folder in "ab" for n in ("c00", "c01")}
+    assert names == {f"{name}.wav" for name in wanted}
+    grids = tmp_path / "grids"
+    assert {path.relative_to(grids).as_posix() for path in grids.rglob("*.*")} == {f"{n}.TextGrid" for n in wanted}
 
 
 @pytest.mark.parametrize("command", ["fit", "vocoder"])

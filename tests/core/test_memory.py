@@ -171,3 +171,17 @@ def test_hooks_of_parts_count(memory):
 @pytest.mark.parametrize("memory", ["recompute", "invert"])
 def test_no_rows_are_no_error(memory):
     assert all(g.numel() == 0 or not g.any() for g in gradients(deep(2), memory, torch.randn(0, 6))[:1])
+
+
+@pytest.mark.parametrize("layers", [18, 34, 40])  # segments of 9, 17 and 20 parts, whose last piece has 1, 1 and 4
+def test_segments_that_are_run_again_in_pieces_have_the_same_gradients(layers, monkeypatch):
+    flow, x, context = deep(layers, context=2, dropout=0.3), torch.randn(7, 6), torch.randn(7, 2)
+    expected = gradients(flow, "store", x, context)
+    replayed = []
+
+    def never(ctx, *_):
+        replayed.append(len(ctx.parts))
+
+    monkeypatch.setattr(diffeo.core.memory, "_rebuild", never)
+    assert worst(gradients(flow, "invert", x, context), expected) < 1e-4
+    assert replayed == [-(-2 * layers // 4)] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -242,8 +243,10 @@ def align(
     check_output(output, (".csv",), voice, corpus)
     flow, notes, settings = _load(voice)
     clips, reads = tools.read_corpus(corpus), tools.usual_prosody(flow) is not None
-    alike = len({clip.path.name for clip in clips}) < len(clips)  # in several folders
     rows = []
+    root = None  # of clips in several folders, some of one name
+    if len({clip.path.stem for clip in clips}) < len(clips):
+        root = os.path.commonpath([clip.path.parent.absolute() for clip in clips])
 
     def spans_of(clip: Any) -> list[tuple[str, float, float]]:
         mel, symbols, prosody = _heard(clip, hearing, notes)
@@ -255,11 +258,12 @@ def align(
     with Hearing(settings) as hearing:
         clips, found = kept(clips, spans_of, skip_bad)
     for clip, spans in zip(clips, found, strict=True):
-        name = f"{clip.path.parent.name}/{clip.path.name}" if alike else clip.path.name
-        rows += [[name, letter, f"{a:.4f}", f"{b:.4f}"] for letter, a, b in spans]
+        name = Path(clip.path.name if root is None else os.path.relpath(clip.path.absolute(), root))
+        rows += [[name.as_posix(), letter, f"{a:.4f}", f"{b:.4f}"] for letter, a, b in spans]
         if grids is not None:
-            grids.mkdir(parents=True, exist_ok=True)
-            with replacing(grids / f"{Path(name.replace('/', '-')).stem}.TextGrid") as path:
+            grid = (grids / name).with_suffix(".TextGrid")
+            grid.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(grid) as path:
                 path.write_text(_text_grid(spans), encoding="utf-8")
     with replacing(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([["clip", "letter", "begin", "end"], *rows])

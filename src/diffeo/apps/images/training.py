@@ -92,9 +92,10 @@ def fit(
     >>> fit(model, torch.randint(4, (60, 1, 4, 4)), flips=True, steps=3, progress=False).steps
     3
     """
-    moved, given = flips or shifts, _first_contexts(images, training.get("collate")) if context is None else context
-    leaves = tree_leaves(given)
-    if moved and any(torch.as_tensor(leaf).ndim > 2 for leaf in leaves if leaf is not None):
+    moved, given = flips or shifts, context
+    if context is None and (moved or samples_dir is not None):
+        given = _first_contexts(images, training.get("collate"))
+    if moved and any(torch.as_tensor(leaf).ndim > 2 for leaf in tree_leaves(given) if leaf is not None):
         raise ValueError("fit: flips and shifts move the pictures, but not those of the context")
     objective = Augmented(model, flips=flips, shifts=shifts) if moved else model
     if samples_dir is None:
