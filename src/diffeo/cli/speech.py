@@ -206,8 +206,10 @@ def say(
     check_output(output, SOUND, voice)
     flow, notes, settings = _load(voice)
     sounding = None if vocoder is None else load_vocoder(vocoder, settings)[0]
-    if math.isnan(style_weight):
-        raise ValueError("--style-weight: expected a number from -5 to 5, got nan")
+    # older versions of Typer let these through a range, since nothing compares with them
+    for option, value in (("--style-weight", style_weight), ("--pitch", pitch), ("--loudness", loudness)):
+        if math.isnan(value):
+            raise ValueError(f"{option}: expected a number, got {value}")
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
     who = _asked(notes, speaker)
     generator = torch.Generator().manual_seed(seed)
