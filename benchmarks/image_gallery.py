@@ -15,7 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import diffeo
-from diffeo.apps.images import decode, encode, gaussian_bits, grid, histogram_bits
+from diffeo.apps.images import decode, encode, gaussian_bits, grid, histogram_bits, shrink, upscale
 from results import RESULTS, load, markdown, save
 
 RESULT = RESULTS / "image_gallery.json"
@@ -30,6 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "flowpp": {"preset": "tiny", "classes": CLASSES},
     "residual_image": {"preset": "tiny"},
     "tarflow": {"preset": "tiny", "classes": CLASSES},
+    "srflow": {"preset": "tiny", "scale": 2},
 }
 
 
@@ -46,28 +47,33 @@ def digits() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
 def measure(name: str, options: dict[str, Any], minutes: float) -> dict[str, Any]:
     """Train, score, and draw samples of each class, if the recipe knows any."""
     images, labels = digits()
-    known = options.get("classes", 0) > 0
+    known, scale = options.get("classes", 0) > 0, options.get("scale", 0)
 
-    def of(part: str) -> Any:
-        return (images[part], labels[part]) if known else images[part]
+    def given(part: str) -> Any:
+        """What the recipe reads: labels, small pictures, or nothing."""
+        return labels[part] if known else shrink(images[part], scale, LEVELS) if scale else None
 
     torch.manual_seed(0)
     model = getattr(diffeo, name)((1, 8, 8), levels=LEVELS, **options)
-    x, context = (images["train"], labels["train"]) if known else (images["train"], None)
+    held = images["held"] if given("held") is None else (images["held"], given("held"))
     result = diffeo.fit(
-        model, x, context, validation=of("held"), batch_size=64, epochs=1000, time_limit=60 * minutes, progress=False
-    )
+        model, images["train"], given("train"), validation=held, batch_size=64, epochs=1000, time_limit=60 * minutes,
+        progress=False,
+    )  # fmt: skip
     model.eval()
-    bits = diffeo.bits_per_dim(
-        model, images["test"], labels["test"] if known else None, samples=4, generator=torch.Generator().manual_seed(0)
-    )
-    each = torch.arange(CLASSES).repeat(SHOWN)
-    with torch.no_grad():
-        samples = model.sample(
-            len(each), each if known else None, temperature=TEMPERATURE, generator=torch.Generator().manual_seed(1)
-        )
-        back = decode(model, encode(model, images["test"], labels["test"] if known else None),
-                      labels["test"] if known else None)  # fmt: skip
+    test, context = images["test"], given("test")
+    generator = torch.Generator().manual_seed(0)
+    bits = diffeo.bits_per_dim(model, test, context, samples=4, generator=generator)
+    generator = torch.Generator().manual_seed(1)
+    if scale:  # the digits themselves, what is left of them, and draws of what they may have been
+        few = context[:CLASSES]
+        drawn = upscale(model, few, SHOWN - 1, temperature=TEMPERATURE, generator=generator)
+        coarse = few.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+        samples = torch.cat([test[:CLASSES], coarse, *drawn])
+    else:
+        each = torch.arange(CLASSES).repeat(SHOWN)
+        samples = model.sample(len(each), each if known else None, temperature=TEMPERATURE, generator=generator)
+    back = decode(model, encode(model, test, context), context)
     grid(samples, CLASSES, LEVELS, scale=SCALE).save(GALLERY / f"{name}.webp", lossless=True)
     return {
         "recipe": name,
@@ -108,8 +114,8 @@ def page() -> str:
 Every recipe of pictures on the 8×8 digits that scikit-learn ships, {minutes:g} minutes of training each with one thread
 beside other work: bits per dimension of {HELD} digits that were not trained on (lower is better, four samples of the
 noise), and the most that a value changes to noise and back, in shades of {LEVELS}. Then samples at the temperature
-{TEMPERATURE}, a column for each digit where the recipe was told which digit it is. Made by
-`python benchmarks/image_gallery.py`.
+{TEMPERATURE}, a column for each digit where the recipe was told which digit it is; of `srflow`, test digits, half-sized
+ones, and what it makes of these. Made by `python benchmarks/image_gallery.py`.
 
 {markdown(["recipe", "parameters", "steps", "bits per dimension", "lost"], rows)}
 

@@ -34,9 +34,10 @@ TEST_PHOTOS = ("chelsea", "flower.jpg")
 CROP, SCALE, ROUNDS = 32, 4, 15
 TARFLOW = {"patch": 4, "width": 96, "blocks": 4, "layers": 2, "heads": 4}
 PICTURED = ("tarflow, guidance 2", "glow, temperature 0.8")
-PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "classes.webp"
+PICTURES = Path(__file__).resolve().parents[1] / "docs" / "images"
 NOISE = 0.3  # that flows of classes are trained with, as a share of half the range of values
 SEEDS = (0, 1, 2)
+SHOWN = 12  # pictures in a row
 
 
 def main() -> None:
@@ -186,7 +187,7 @@ def classes(seconds: float) -> dict[str, Any]:
         rows.inverse_transform(mixed).round().clip(0, 255)
     ).reshape(-1, 1, 28, 28)
     shown = [drawn[name][:20] for name in PICTURED]
-    grid(torch.cat(shown), 10, scale=2).save(PICTURE, lossless=True)
+    grid(torch.cat(shown), 10, scale=2).save(PICTURES / "classes.webp", lossless=True)
     real = judge.features(test.float() / 255)
     found = {}
     for name, images in drawn.items():
@@ -280,12 +281,15 @@ def editing(seconds: float) -> dict[str, Any]:
     )  # fmt: skip
     fresh, amounts = images[11500:11700], torch.linspace(-1, 1, 9)
     found: dict[str, Any] = {}
+    shown: list[Tensor] = []
     with torch.no_grad():
         error = (reader(images[11500:]) - truth[11500:]).square().mean(0).sqrt()
         known = truth[:10000]
         for k, name in enumerate(("thickness", "slant")):
             direction = attribute_direction(model, images[:10000], known[:, k])
-            read = torch.stack([reader(edit(model, fresh, direction, float(a))) for a in amounts])  # (9, n, 2)
+            edited = [edit(model, fresh, direction, float(a)) for a in amounts]
+            shown.append(torch.stack(edited, 1)[:3].flatten(0, 1))
+            read = torch.stack([reader(pictures) for pictures in edited])  # (9, n, 2)
             mean = read.mean(1)
             slope = ((amounts[:, None] * (mean - mean.mean(0))).sum(0)) / amounts.square().sum()
             each = [float(spearmanr(amounts, read[:, i, k])[0]) for i in range(len(fresh))]
@@ -296,6 +300,7 @@ def editing(seconds: float) -> dict[str, Any]:
                 "leak": float((slope[1 - k] / slope[k]).abs()),
                 "reader_rmse": float(error[k]),
             }
+    grid(torch.cat(shown), len(amounts), scale=2).save(PICTURES / "edits.webp", lossless=True)
     return found
 
 
@@ -337,8 +342,11 @@ def anomalies(seconds: float) -> dict[str, Any]:
     held, ordinary = bits(x[:2000]), bits(test)
     ordinary_ratio = ordinary - packed(test)
     found = {}
+    least = typicality(ordinary, held).typicality.argsort()
+    shown = [test[:SHOWN], test[least[:SHOWN]]]
     for name, images in strange.items():
         theirs = bits(images)
+        shown.append(images[:: len(images) // SHOWN][:SHOWN])
         label = np.r_[np.zeros(len(test)), np.ones(len(images))]
         scores = {
             "likelihood": torch.cat([ordinary, theirs]),
@@ -346,6 +354,7 @@ def anomalies(seconds: float) -> dict[str, Any]:
             "likelihood ratio": torch.cat([ordinary_ratio, theirs - packed(images)]),
         }
         found[name] = {what: float(roc_auc_score(label, s)) for what, s in scores.items()}
+    grid(torch.cat(shown), SHOWN, scale=2).save(PICTURES / "unusual.webp", lossless=True)
     return {"auroc": found, "bits_of_digits": float(ordinary.mean())}
 
 
@@ -554,7 +563,11 @@ def _told_editing(r: dict[str, Any]) -> str:
 **Edits**, digits with thickness and slant made by hand, as read by a regressor: rank correlation of the move with the
 attribute, in the mean of 200 digits and for the median digit, and how much the other attribute changes, as a share.
 
-{markdown(["", "in the mean", "median digit", "leak"], rows)}"""
+{markdown(["", "in the mean", "median digit", "leak"], rows)}
+
+![Three digits with thinner and thicker strokes, and three with less and more slant](images/edits.webp)
+
+Three digits each, from a move of −1 to one of 1: of thickness, and of slant."""
 
 
 def _told_anomalies(r: dict[str, Any]) -> str:
@@ -564,7 +577,11 @@ def _told_anomalies(r: dict[str, Any]) -> str:
 **Anomalies**, a model of MNIST cropped to 20×20 ({r["bits_of_digits"]:.2f} bits per dimension): AUROC. The ratio is
 against zlib's length of the picture.
 
-{markdown(["against test digits", *names], rows)}"""
+{markdown(["against test digits", *names], rows)}
+
+![Test digits, the least typical ones, faces, inverted and shuffled digits](images/unusual.webp)
+
+Test digits as they come, the least typical of them, and then what they are told from."""
 
 
 PARTS: dict[str, Callable[[float], dict[str, Any]]] = {

@@ -60,6 +60,7 @@ ABLATIONS = {  # of Flow-TTS
     "attention without its prior": {"strength": 0.0},
 }
 ABLATED_STEPS = 400
+LANGUAGE = "en-us"  # of espeak-ng, whose phonemes the voices of recordings read
 WATCHED = 10  # held-out sentences whose attention is looked at during training
 ASTRAY = 0.05  # of their phonemes
 
@@ -132,16 +133,17 @@ def griffin_lim(mel: Tensor, settings: tools.Mel, rounds: int = 60, momentum: fl
 
 
 def train_voice(
-    system: str, settings: tools.Mel, data: Any, held: Any, symbols: int, seconds: float, speakers: int = 0
+    system: str, settings: tools.Mel, data: tools.Spoken, symbols: int, seconds: float, speakers: int = 0
 ) -> tuple[Any, int]:
+    """A voice of these clips, a tenth of which choose its weights."""
     torch.manual_seed(0)
     prosody = 0 if data.prosody is None else len(tools.PROSODY)
     flow = getattr(diffeo, system)(settings.mels, symbols, preset="tiny", speakers=speakers, prosody=prosody)
     if prosody:
         tools.learn_prosody(flow, data)
     result = diffeo.fit(
-        tools.Voice(flow), data, validation=held, collate=tools.join, batch_size=16, time_limit=seconds, epochs=1000,
-        lr=2e-3, seed=0, progress=False,
+        tools.Voice(flow), data, collate=tools.join, batch_size=16, time_limit=seconds, epochs=1000, lr=2e-3, seed=0,
+        progress=False,
     )  # fmt: skip
     print(f"{system}: {result.steps} steps in {result.seconds:.0f} s", flush=True)
     return flow.eval(), result.steps
@@ -167,13 +169,16 @@ def nats(flow: Any, data: tools.Spoken, shuffled: bool = False) -> float:
 def gaussian_nats(train: tools.Spoken, held: tools.Spoken) -> float:
     """−log p of a number by a diagonal Gaussian for each phoneme, with the durations of forced alignment."""
 
-    def frames(data: tools.Spoken) -> tuple[Tensor, Tensor]:
-        durations = data.durations or []
-        letters = [t.repeat_interleave(2 * d) for t, d in zip(data.texts, durations, strict=True)]
-        return torch.cat(data.mels).double(), torch.cat(letters)
+    def heard(data: tools.Spoken) -> list[Tensor]:
+        return [t.repeat_interleave(2 * d) for t, d in zip(data.texts, data.durations or [], strict=True)]
 
-    x, letter = frames(train)
-    y, other = frames(held)
+    return gaussians(train.mels, heard(train), held.mels, heard(held))
+
+
+def gaussians(mels: list[Tensor], heard: list[Tensor], others: list[Tensor], other: list[Tensor]) -> float:
+    """−log p of a number of other spectrograms by a diagonal Gaussian for each phoneme; of each frame it is known."""
+    x, letter = torch.cat(mels).double(), torch.cat(heard)
+    y, other = torch.cat(others).double(), torch.cat(other)
     total = 0.0
     for symbol in other.unique():
         mine = x[letter == symbol] if (letter == symbol).sum() > 10 else x
@@ -204,9 +209,22 @@ def alignment(seconds: float) -> dict[str, Any]:
         every = 1000 * torch.cat(apart)
         return {"mean": float(every.mean()), "median": float(every.median())}
 
+    def of_true_times() -> float:
+        """Nats a number by Gaussians, where each frame is of the phoneme that espeak-ng speaks in its middle."""
+
+        def heard(i: int) -> Tensor:
+            times = torch.arange(len(mels[i]), dtype=torch.float64) * frame
+            return texts[i][torch.searchsorted(begins[i], times, right=True)]
+
+        sides = [([mels[i] for i in index], [heard(i) for i in index]) for index in (train, held)]
+        return gaussians(*sides[0], *sides[1])
+
     uniform = [torch.full((len(texts[i]),), len(mels[i]) / len(texts[i])) for i in held]
     rows = {"equal shares": error(uniform), "forced alignment": error([2 * durations[i] for i in held])}
-    likelihood = {"Gaussian of each phoneme": {"nats": gaussian_nats(of(train), of(held))}}
+    likelihood = {
+        "Gaussian of each phoneme, true times": {"nats": of_true_times()},
+        "Gaussian of each phoneme": {"nats": gaussian_nats(of(train), of(held))},
+    }
     steps, spoken = {}, [texts[i] for i in held]
     recogniser = train_recogniser([mels[i] for i in train], [texts[i] for i in train], symbols)
 
@@ -217,7 +235,7 @@ def alignment(seconds: float) -> dict[str, Any]:
     natural = [mels[i] for i in held]
     phonemes = {"natural": error_rate(recogniser, natural, spoken), "natural, Griffin-Lim": misheard(natural)}
     for system in SYSTEMS:
-        flow, steps[system] = train_voice(system, settings, of(train), of(held), symbols, seconds)
+        flow, steps[system] = train_voice(system, settings, of(train), symbols, seconds)
         phonemes[system] = misheard(
             [tools.say(flow, text, generator=torch.Generator().manual_seed(n)) for n, text in enumerate(spoken)]
         )
@@ -276,8 +294,8 @@ def attention(seconds: float) -> dict[str, Any]:
             curve.append([result.steps, *error([2 * f.durations for f in found]), lost])
 
         diffeo.fit(
-            tools.Voice(flow, attention=weight), of(train), validation=of(held), collate=tools.join, batch_size=16,
-            time_limit=seconds, epochs=1000, lr=2e-3, seed=0, progress=False, on_evaluation=look,
+            tools.Voice(flow, attention=weight), of(train), collate=tools.join, batch_size=16, time_limit=seconds,
+            epochs=1000, lr=2e-3, seed=0, progress=False, on_evaluation=look,
         )  # fmt: skip
         runs[name] = {"curve": curve, "diagonal": next((step for step, *_, lost in curve if lost <= ASTRAY), None)}
         print(name, runs[name], flush=True)
@@ -299,8 +317,8 @@ def ablations(_: float) -> dict[str, Any]:
         torch.manual_seed(0)
         flow = diffeo.flow_tts(settings.mels, symbols, preset="tiny", **options)
         diffeo.fit(
-            tools.Voice(flow), train, validation=held, collate=tools.join, batch_size=16, steps=ABLATED_STEPS, lr=2e-3,
-            seed=0, progress=False,
+            tools.Voice(flow), train, collate=tools.join, batch_size=16, steps=ABLATED_STEPS, lr=2e-3, seed=0,
+            progress=False,
         )  # fmt: skip
         found[name] = nats(flow.eval(), held)
         print(name, found[name], flush=True)
@@ -312,9 +330,9 @@ def prompts(seconds: float) -> dict[str, Any]:
     with np.load(data_root() / "speech" / "asterisk_allison_16k.npz") as file:
         audio, offset, written = file["audio"].astype(np.float32) / 32768, file["offset"], file["text"].tolist()
     settings = tools.Mel.of(16000)
-    units = [tools.units_of(text) for text in written]
+    units = [tools.units_of(text, LANGUAGE) for text in written]
     symbols = tools.symbols_of(units)
-    texts = [tools.encode_text(text, symbols) for text in written]
+    texts = [tools.encode_text(text, symbols, LANGUAGE) for text in written]
     mels = [tools.to_mel(torch.from_numpy(audio[a:b].copy()), settings) for a, b in pairwise(offset)]
     longest = LONGEST * settings.rate / settings.hop  # frames, beyond which `diffeo speech check` names a clip
     pairs = enumerate(zip(mels, texts, strict=True))
@@ -328,9 +346,9 @@ def prompts(seconds: float) -> dict[str, Any]:
 
     held = list(range(0, len(fits), 10))
     train = of([k for k in range(len(fits)) if k % 10])
-    likelihood, steps = {"Gaussian of each letter": {"nats": gaussian_nats(train, of(held))}}, {}
+    likelihood, steps = {"Gaussian of each phoneme": {"nats": gaussian_nats(train, of(held))}}, {}
     for system in SYSTEMS:
-        flow, steps[system] = train_voice(system, settings, train, of(held), len(symbols), seconds)
+        flow, steps[system] = train_voice(system, settings, train, len(symbols), seconds)
         likelihood[system] = {"nats": nats(flow, of(held)), "shuffled": nats(flow, of(held), shuffled=True)}
         print(system, likelihood[system], flush=True)
     return {"nats": likelihood, "steps": steps, "seconds": seconds, "clips": len(fits), "held": len(held)}
@@ -342,13 +360,13 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
 
     data = digits()
     settings, mels = data["settings"], data["mels"]
-    symbols = tools.symbols_of([tools.units_of(word) for word in data["words"]])
+    symbols = tools.symbols_of([tools.units_of(word, LANGUAGE) for word in data["words"]])
     train = [i for i, test in enumerate(data["test"]) if not test]
     test = [i for i, test in enumerate(data["test"]) if test]
     natural = [mels[i] for i in train]
     words = train_listener(natural, data["word"][train], 10)
     voices = train_listener(natural, data["speaker"][train], len(data["speakers"]))
-    texts = [tools.encode_text(text, symbols) for text in data["text"]]
+    texts = [tools.encode_text(text, symbols, LANGUAGE) for text in data["text"]]
     fits = [i for i in range(len(mels)) if (len(mels[i]) + 1) // 2 >= len(texts[i])]
     train, test = [i for i in train if i in set(fits)], [i for i in test if i in set(fits)]
     who = data["speaker"].tolist()
@@ -382,9 +400,9 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
         "mean of all frames": far([middle.expand(len(mels[i]), -1).clone() for i in test]),
     }
     controls: dict[str, dict[str, float]] = {}
-    likelihood, steps = {"Gaussian of each letter": {"nats": gaussian_nats(of(train), of(test))}}, {}
+    likelihood, steps = {"Gaussian of each phoneme": {"nats": gaussian_nats(of(train), of(test))}}, {}
     for system in SYSTEMS:
-        flow, steps[system] = train_voice(system, settings, of(train), of(test), len(symbols), seconds, 6)
+        flow, steps[system] = train_voice(system, settings, of(train), len(symbols), seconds, 6)
         generator = torch.Generator().manual_seed(0)
         made = [tools.say(flow, texts[i], speaker=who[i], temperature=0.667, generator=generator) for i in test]
         rows[system], apart[system] = heard(sounded(made), test), far(made)
@@ -440,7 +458,7 @@ def style(seconds: float) -> dict[str, Any]:
         return tools.Spoken(parts[0], parts[1], durations=parts[2], prosody=parts[3])
 
     train = [i for i in range(len(sounds)) if i not in set(held)]
-    flow, steps = train_voice("flowtron", settings, of(train), of(held), len(symbols), seconds)
+    flow, steps = train_voice("flowtron", settings, of(train), len(symbols), seconds)
     said = [codes[i] for i in held]
 
     def manner(index: list[int]) -> tuple[Tensor, Tensor]:
@@ -504,7 +522,7 @@ def vocoder(seconds: float) -> dict[str, Any]:
     multiple = tools.multiple_of(flow)
     held = tools.Sounds([sounds[i] for i in test], settings, multiple=multiple, seed=1)
     result = diffeo.fit(
-        tools.Vocoder(flow), tools.Sounds([sounds[i] for i in train], settings, multiple=multiple), validation=held,
+        tools.Vocoder(flow), tools.Sounds([sounds[i] for i in train], settings, multiple=multiple),
         batch_size=16, time_limit=seconds, epochs=1000, lr=2e-3, seed=0, progress=False,
     )  # fmt: skip
     flow.eval()
@@ -542,14 +560,17 @@ def vocoder(seconds: float) -> dict[str, Any]:
         }
     bare = diffeo.waveglow(settings.mels, settings.hop, preset="tiny", **tools.prediction(settings)).eval()
     bare.initialize(*torch.utils.data.default_collate([held[i] for i in range(50)]))
-    with torch.no_grad():
-        untrained = statistics.mean(float(-bare(*held[i])) / len(held[i][0]) for i in range(len(held)))
+
+    @torch.no_grad()
+    def nats_of(model: Any) -> float:
+        return statistics.mean(float(-model(*held[i])) / len(held[i][0]) for i in range(len(held)))
+
     quiet = torch.cat([held[i][0][:, 0] for i in range(len(held))]).double()
     loud = torch.cat(
         [s[0][:, 0] for s in (tools.Sounds([sounds[i] for i in train[::10]], settings, multiple=multiple))]
     ).double()
     return {
-        "made": rows, "nats": result.validation_loss, "untrained_nats": untrained,
+        "made": rows, "nats": nats_of(flow), "untrained_nats": nats_of(bare),
         "lpc_nats": lpc_nats(quiet, loud), "steps": result.steps,
         "seconds": seconds, "parameters": sum(p.numel() for p in flow.parameters()),
     }  # fmt: skip

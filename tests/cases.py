@@ -65,6 +65,14 @@ def _fitted(layer: diffeo.Transform, features: int) -> diffeo.Transform:
     return layer
 
 
+def _equalized() -> diffeo.Transform:
+    """Of five levels, one of which is rare and one was never seen."""
+    layer = diffeo.Equalize(3, levels=5)
+    levels = torch.multinomial(torch.tensor([8.0, 3.0, 0.0, 0.1, 4.0]), 900, replacement=True).view(300, 3)
+    layer.initialize(levels + torch.rand(300, 3))
+    return layer
+
+
 def _stage(channels: int, context: int = 0) -> diffeo.Transform:
     """A squeeze, a linear map of channels, and a coupling of them by convolutions."""
     mask = torch.arange(4 * channels) < 2 * channels
@@ -433,6 +441,7 @@ TRANSFORMS: dict[str, TransformCase] = {
         _seeded(lambda: diffeo.Unconstrain([0.0, None, None, 1.0], [None, None, 2.0, 3.0])),
         lambda: torch.stack([_positive(6)(), _normal(6)(), 2 - _positive(6)(), 1 + 2 * _unit(6)()], -1),
     ),
+    "Equalize": TransformCase(_seeded(_equalized), lambda: 5 * _unit(6, 3)()),
     "Gaussianize": TransformCase(_seeded(lambda: _fitted(diffeo.Gaussianize(3, bins=8), 3)), _normal(6, 3, scale=3.0)),
     "Chain": TransformCase(
         _seeded(

@@ -95,6 +95,7 @@ from diffeo.transforms import Elementwise as Elementwise
 from diffeo.transforms import ExpLinear as ExpLinear
 from diffeo.transforms import FixedLinear as FixedLinear
 from diffeo.transforms import Fold as Fold
+from diffeo.transforms import Equalize as Equalize
 from diffeo.transforms import Gaussianize as Gaussianize
 from diffeo.transforms import Grouped as Grouped
 from diffeo.transforms import Haar as Haar

@@ -31,6 +31,7 @@ class ConvNet(nn.Module):
         heads: of self-attention after each block; 0 for none.
         size: (H, W) of x, which attention needs for its learned positions.
         concat: whether blocks use elu of (h, −h), twice as wide, as Flow++ does, instead of silu.
+        concat_last: whether the last convolution does, instead of relu.
         dropout: inside blocks, in [0, 1).
         context: width of a context vector; 0 for none.
         map: (entry, channels) of a context map `(*batch, channels, H, W)`; None for none.
@@ -65,6 +66,7 @@ class ConvNet(nn.Module):
         heads: int = 0,
         size: tuple[int, int] | None = None,
         concat: bool = False,
+        concat_last: bool = False,
         dropout: float = 0.0,
         context: int = 0,
         map: tuple[str, int] | None = None,
@@ -93,7 +95,8 @@ class ConvNet(nn.Module):
                 f"ConvNet: attention needs a size (H, W) and heads that divide hidden, got {size}, {heads} and {hidden}"
             )
         self.place = nn.Parameter(0.01 * torch.randn(hidden, *size)) if heads and size else None
-        self.leave = nn.Conv2d(hidden, out * n_params, 3, padding=1)
+        self.concat_last = concat_last
+        self.leave = nn.Conv2d((1 + concat_last) * hidden, out * n_params, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # pyright: ignore[reportArgumentType] (it has one)
 
@@ -126,14 +129,15 @@ class ConvNet(nn.Module):
         h = self.enter(_channels_last(x))
         for layer in self.inner:
             h = layer(h, self.place if isinstance(layer, AttentionBlock) else given)
-        return self.leave(F.relu(h, inplace=True)).unflatten(1, (self.out, self.n_params)).movedim(2, -1)
+        h = _concat_elu(h) if self.concat_last else F.relu(h, inplace=True)
+        return self.leave(h).unflatten(1, (self.out, self.n_params)).movedim(2, -1)
 
     def _as_convolution(self, x: Tensor, given: Tensor | None) -> convolution.Convolution | None:
         inner = self.inner[0]
         if type(self) is not ConvNet or type(inner) is not Pointwise or has_hooks(inner):
             return None
         layers = self.enter, inner.mix, self.leave
-        if len(self.inner) > 1 or not all(map(_is_plain, layers, (1, 0, 1))):
+        if len(self.inner) > 1 or self.concat_last or not all(map(_is_plain, layers, (1, 0, 1))):
             return None
         shift = None if inner.given is None or given is None else inner.given(given)
         enter, mix, leave = layers

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
+from torch.nn import functional
 
 import diffeo
 from diffeo.apps.cards import write_card
@@ -61,19 +62,18 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
     each = torch.arange(CLASSES).repeat(6)
     samples = model.sample(len(each), each, temperature=0.8, generator=torch.Generator().manual_seed(1))
     ones, sevens = (images[train][labels[train] == k] for k in (1, 7))
-    # ink is what thick strokes have more of; all digits of one class, so that it says nothing of the class
-    ink = images[train].float().mean((1, 2, 3))
-    threes = labels[train] == 3
-    direction = attribute_direction(model, images[train][threes], ink[threes], labels[train][threes])
-    amounts = torch.linspace(-2, 2, 9) * ink[threes].std()
-    one = images[train][threes][:1].expand(9, -1, -1, -1)
+    threes = images[train][labels[train] == 3]  # of one class, so that it says nothing of the class
+    thickness = _thickness(threes)
+    direction = attribute_direction(model, threes, thickness, torch.full((len(threes),), 3))
+    amounts = torch.linspace(-3, 3, 9) * thickness.std()
+    one = threes[:1].expand(9, -1, -1, -1)
     edited = edit(model, one, direction, amounts[:, None], torch.full((9,), 3))
     ranked = typicality(bits, held)
     odd = test[ranked.typicality.argsort()[:20]]
     sections = [
         ("Drawn from the model, a column for each class (temperature 0.8)", samples, 10),
         ("Between a one and a seven, along an arc of the noise", _between(model, ones[0], sevens[0]), 9),
-        ("One three with less and more ink: its noise moved along one direction", edited, 9),
+        ("One three with thinner and thicker strokes: its noise moved along one direction", edited, 9),
         ("The twenty held-out digits that are least typical", images[odd], 10),
     ]
     page = _page(rows, sections, len(train), result.steps, time.monotonic() - began)
@@ -106,6 +106,13 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
     for name, value in rows:
         print(f"  {name:<32}{value:7.3f} bits per dimension")
     print(f"Wrote {folder / 'index.html'}.")
+
+
+def _thickness(images: torch.Tensor) -> torch.Tensor:
+    """Width of the strokes in pixels: twice the area of the ink over the length of its outline."""
+    ink = functional.pad(images.float(), (1, 1, 1, 1))
+    outline = ink.diff(dim=-1).abs().sum((1, 2, 3)) + ink.diff(dim=-2).abs().sum((1, 2, 3))
+    return 2 * ink.sum((1, 2, 3)) / outline
 
 
 def _between(model: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

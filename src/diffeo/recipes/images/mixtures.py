@@ -35,9 +35,11 @@ def flowpp(
     mixture: bool = True,
     attention: bool = True,
     variational: bool = True,
+    concat_last: bool = False,
     dropout: float = 0.0,
     classes: int = 0,
     levels: int = 256,
+    peak: float | None = 5.0,
 ) -> Dequantized:
     """Flow++: couplings by distribution functions of mixtures, whose conditioners have attention, and learned noise.
 
@@ -49,7 +51,7 @@ def flowpp(
         shape: (C, H, W) of the images; sides that 4 divides.
         preset: "tiny", "small" or "paper" (CIFAR-10, with `dropout=0.2`), which set the next six where these are None.
             The paper's model of ImageNet 32×32 is `preset="paper", hidden=128, blocks=20, couplings=(7, 3, 3),
-            noise_layers=8, noise_blocks=8`.
+            noise_layers=8, noise_blocks=8, concat_last=True`.
         hidden: channels of the conditioners; `heads` divide it.
         blocks: gated residual blocks of each conditioner.
         components: of each mixture of logistics.
@@ -60,9 +62,11 @@ def flowpp(
         mixture: couplings by mixtures of logistics, or affine ones.
         attention: self-attention after each block.
         variational: learned noise, or uniform noise.
+        concat_last: whether the last convolution of each conditioner reads elu of (h, −h), instead of relu of h.
         dropout: in conditioners, in [0, 1).
         classes: number of classes, whose labels 0 … classes − 1 are the context; 0 for none.
         levels: of the values 0 … levels − 1.
+        peak: as in `glow`.
 
     Returns:
         A `Dequantized` flow; it takes and gives images of whole numbers.
@@ -91,6 +95,7 @@ def flowpp(
         "hidden": sizes["hidden"],
         "heads": sizes["heads"] if attention else 0,
         "concat": preset == "paper",
+        "concat_last": concat_last,
         "dropout": dropout,
     }
 
@@ -110,7 +115,7 @@ def flowpp(
 
     small, numbers = (4 * channels, height // 2, width // 2), channels * height * width
     transform = Chain(
-        real_line(channels, levels),
+        real_line(channels, levels, peak),
         Checkerboard(channels),
         *steps(2 * channels, height, width // 2, couplings[0]),
         Inverse(Checkerboard(channels)),

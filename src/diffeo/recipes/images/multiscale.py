@@ -57,15 +57,15 @@ def glow(
     noise: float = 0.0,
     classes: int = 0,
     levels: int = 256,
+    peak: float | None = 5.0,
 ) -> Dequantized | Noisy:
     """Glow: steps of activation norm, invertible 1×1 convolution and affine coupling, at several scales.
 
-    Whole numbers x get uniform noise, and the logit of (x + u − low) / (high − low), with bounds a twentieth of the
-    range beyond 0 and `levels`. At each scale pixels are squeezed into channels and go through `layers` steps; half of
-    the channels leave, standardised by a conditional prior that reads the rest. In the end each number is shifted and
-    scaled by weights of its own. Labels, if there are classes, are read by every coupling, and choose among these
-    weights. With `noise` there is no logit, and samples are freed of theirs: better pictures, but no probability of
-    whole numbers.
+    Whole numbers get uniform noise, and onto the line by a logit that gives levels of many pixels more room
+    (`Equalize`). At each scale pixels are squeezed into channels and go through `layers` steps; half of the channels leave,
+    standardised by a conditional prior that reads the rest. In the end each number is shifted and scaled by weights of
+    its own. Labels, if there are classes, are read by every coupling, and choose among these weights. With `noise`
+    there is no logit, and samples are freed of theirs: better pictures, but no probability of whole numbers.
 
     Args:
         shape: (C, H, W) of the images.
@@ -79,6 +79,8 @@ def glow(
         classes: number of classes, whose labels 0 … classes − 1 are the context, each with 2 · C · H · W
             weights of its own; 0 for none.
         levels: of the values 0 … levels − 1; 8×8 digits have 17.
+        peak: what `Equalize` takes for a peak of the histogram, as a multiple of the median level; None for none, and
+            a mere logit, as in the paper.
 
     Returns:
         A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers.
@@ -110,7 +112,7 @@ def glow(
             ]
         return parts
 
-    parts = _stages("glow", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
+    parts = _stages("glow", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, peak, noise)
     return images("glow", *parts, classes=classes, levels=levels, noise=noise)
 
 
@@ -127,6 +129,7 @@ def realnvp_image(
     noise: float = 0.0,
     classes: int = 0,
     levels: int = 256,
+    peak: float | None = 5.0,
 ) -> Dequantized | Noisy:
     """RealNVP for images: at each scale couplings over a checkerboard, then over channels, with residual conditioners.
 
@@ -145,6 +148,7 @@ def realnvp_image(
         classes: number of classes, whose labels 0 … classes − 1 are the context, each with 2 · C · H · W
             weights of its own; 0 for none.
         levels: of the values 0 … levels − 1.
+        peak: as in `glow`.
 
     Returns:
         A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers.
@@ -180,7 +184,7 @@ def realnvp_image(
                 ]
         return [board, *pixels, Inverse(board), Squeeze(channels=channels), *folded]
 
-    parts = _stages("realnvp_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
+    parts = _stages("realnvp_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, peak, noise)
     return images("realnvp_image", *parts, classes=classes, levels=levels, noise=noise)
 
 
@@ -195,6 +199,7 @@ def nice_image(
     noise: float = 0.0,
     classes: int = 0,
     levels: int = 256,
+    peak: float | None = 5.0,
 ) -> Dequantized | Noisy:
     """NICE for images: additive couplings over a checkerboard, with convolutions, at one scale or several.
 
@@ -212,6 +217,7 @@ def nice_image(
         classes: number of classes, whose labels 0 … classes − 1 are the context, each with 2 · C · H · W
             weights of its own; 0 for none.
         levels: of the values 0 … levels − 1.
+        peak: as in `glow`.
 
     Returns:
         A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers.
@@ -239,7 +245,7 @@ def nice_image(
             ]
         return parts
 
-    parts = _stages("nice_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, noise)
+    parts = _stages("nice_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, peak, noise)
     return images("nice_image", *parts, classes=classes, levels=levels, noise=noise)
 
 
@@ -254,10 +260,11 @@ def residual_image(
     lipschitz: float = 0.97,
     classes: int = 0,
     levels: int = 256,
+    peak: float | None = 5.0,
 ) -> Dequantized:
     """Residual flow of images: layers x + g(x), g a contraction by convolutions that sees and moves every channel.
 
-    Whole numbers get uniform noise and the logit, and classes have normals of their own, as in `glow`. At each scale
+    Whole numbers get uniform noise and a logit, and classes have normals of their own, as in `glow`. At each scale
     pixels are squeezed into channels and go through `layers` steps of residual layer and activation norm; half of the
     channels leave, standardised by a conditional prior that reads the rest.
 
@@ -271,6 +278,7 @@ def residual_image(
         classes: number of classes, whose labels 0 … classes − 1 are the context, each with 2 · C · H · W
             weights of its own; 0 for none.
         levels: of the values 0 … levels − 1.
+        peak: as in `glow`.
 
     Returns:
         A `Dequantized` flow; it takes and gives images of whole numbers. Where a scale has more than 256 numbers,
@@ -300,7 +308,8 @@ def residual_image(
         return parts
 
     # log-probabilities may be estimates, whose gradients would not free samples of noise
-    transform, numbers = _stages("residual_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels)
+    parts = _stages("residual_image", shape, stage, sizes["scales"], sizes["hidden"], classes, levels, peak)
+    transform, numbers = parts
     return Dequantized(Flow(transform, Normal(numbers), labels(classes)), levels=levels)
 
 
@@ -312,11 +321,12 @@ def _stages(
     hidden: int,
     classes: int,
     levels: int,
+    peak: float | None,
     noise: float = 0.0,
 ) -> tuple[Transform, int]:
     """Stages of channels that grow, each but the last with a conditional prior for the half that leaves; numbers."""
     event = image_shape(name, shape, scales)
-    first: list[Transform] = [real_line(event[0], levels, noise)]
+    first: list[Transform] = [real_line(event[0], levels, peak, noise)]
     stages: list[Transform] = []
     channels = event[0]
     for i in range(scales):

@@ -11,9 +11,18 @@ from diffeo.core import Chain, Flow, Transform, Univariate
 from diffeo.densities import Dequantized, Noisy, Normal
 from diffeo.nets import MLP, ConvNet, OneHot
 from diffeo.recipes.parts import scalar_map
-from diffeo.transforms import ActNorm, Affine, Along, Conv1x1, Coupling, Elementwise, LULinear, Standardize, Unconstrain
+from diffeo.transforms import (
+    ActNorm,
+    Affine,
+    Along,
+    Conv1x1,
+    Coupling,
+    Elementwise,
+    Equalize,
+    LULinear,
+    Standardize,
+)
 
-MARGIN = 0.05  # of the range of values on either side, so that the logit stays tame at its ends
 MIXED = 0.5  # how far channels are mixed at the start; without it, or with much more, training is slower
 
 
@@ -31,12 +40,9 @@ def image_shape(name: str, shape: Sequence[int], scales: int) -> tuple[int, int,
     return channels, height, width
 
 
-def real_line(channels: int, levels: int, noise: float = 0.0) -> Along:
-    """The way to the line, by channel: the logit of values with uniform noise, 0 … levels; of Gaussian noise, none."""
-    if noise:
-        return Along(Standardize(channels), -3)
-    margin = MARGIN * levels
-    return Along(Unconstrain([-margin] * channels, [levels + margin] * channels), -3)
+def real_line(channels: int, levels: int, peak: float | None, noise: float = 0.0) -> Along:
+    """The way to the line, by channel, for values in [0, levels]; those with Gaussian noise are on it."""
+    return Along(Standardize(channels) if noise else Equalize(channels, levels, peak), -3)
 
 
 def labels(classes: int, drop: float = 0.0) -> OneHot | None:

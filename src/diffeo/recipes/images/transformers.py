@@ -35,10 +35,11 @@ def tarflow(
     dropout: float = 0.0,
     classes: int = 0,
     levels: int = 256,
+    peak: float | None = 5.0,
 ) -> Dequantized | Noisy:
     """TarFlow: a stack of autoregressive layers over patches, each a causal transformer, in alternating directions.
 
-    Without `noise`, whole numbers get uniform noise and the logit, for bits per dimension. With it the flow is trained
+    Without `noise`, whole numbers get uniform noise and a logit, for bits per dimension. With it the flow is trained
     on images with Gaussian noise, and samples are freed of theirs: better pictures, but no probability of whole
     numbers. `diffeo.apps.images.guided` pushes samples of classes away from those of none.
 
@@ -56,6 +57,7 @@ def tarflow(
         dropout: in the transformers, in [0, 1).
         classes: number of classes, whose labels 0 … classes − 1 are the context; 0 for none.
         levels: of the values 0 … levels − 1.
+        peak: as in `glow`.
 
     Returns:
         A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers.
@@ -79,7 +81,7 @@ def tarflow(
     patches = Patches(sizes["patch"], event)
     positions, features = patches.target
     univariate = MixtureCDF(components) if components else Affine()
-    parts: list[Transform] = [] if noise else [real_line(event[0], levels)]
+    parts: list[Transform] = [] if noise else [real_line(event[0], levels, peak)]
     parts += [patches, Along(Standardize(features), -1, 2)]
     for i in range(sizes["blocks"]):
         net = CausalTransformer(
