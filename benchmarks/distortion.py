@@ -1,4 +1,4 @@
-"""How far clips are from recordings of the same words: mel cepstra, pitch and voicing along the best path in time.
+"""How far clips are from recordings of the same words: mel cepstra, pitch, voicing and energy on the best path in time.
 
 Cepstra are the discrete cosine transform of log mels; pitch is Praat's (praat-parselmouth).
 """
@@ -14,16 +14,18 @@ from torch import Tensor
 from diffeo.apps import speech as tools
 
 CEPSTRA = 13
+FAINTEST = -60.0  # dB, below which nothing is told apart
 DECIBELS = 10 * math.sqrt(2) / math.log(10)
 
 
 def distortion(made: list[Tensor], recorded: list[Tensor], settings: tools.Mel) -> dict[str, float]:
-    """Mean over pairs of sounds: mel-cepstral distortion in dB, log-F0 error in cents, share of frames voiced wrongly.
+    """Mean over pairs of sounds: mel-cepstral distortion in dB, log-F0 error in cents, share of frames voiced wrongly,
+    and the error of the energy of frames in dB.
 
     Both are stretched onto each other by dynamic time warping of their cepstra; the error of log-F0 is the root mean
-    square over frames that are voiced in both.
+    square over frames that are voiced in both, that of energy over all frames.
     """
-    cepstral, pitch, voicing = [], [], []
+    cepstral, pitch, voicing, energy = [], [], [], []
     for a, b in zip(made, recorded, strict=True):
         x, y = (cepstra(sound, settings) for sound in (a, b))
         i, j = warped(x, y)
@@ -31,6 +33,8 @@ def distortion(made: list[Tensor], recorded: list[Tensor], settings: tools.Mel) 
         f, g = (log_pitch(sound, settings, n) for sound, n in ((a, len(x)), (b, len(y))))
         f, g = f[i], g[j]
         voicing.append(np.mean(np.isnan(f) != np.isnan(g)))
+        d, e = loudness(a, settings)[i], loudness(b, settings)[j]
+        energy.append(np.sqrt(np.square(d - e).mean()))
         both = ~np.isnan(f) & ~np.isnan(g)
         if both.any():
             pitch.append(1200 / math.log(2) * np.sqrt(np.square(f - g)[both].mean()))
@@ -38,12 +42,21 @@ def distortion(made: list[Tensor], recorded: list[Tensor], settings: tools.Mel) 
         "mcd": float(np.mean(cepstral)),
         "cents": float(np.mean(pitch)) if pitch else math.nan,
         "voicing": float(np.mean(voicing)),
+        "energy": float(np.mean(energy)),
     }
 
 
 def cepstra(sound: Tensor, settings: tools.Mel) -> np.ndarray:
     """Mel cepstra of each frame, loudness left out, (T, CEPSTRA − 1)."""
     return dct(tools.to_mel(sound, settings).double().numpy(), norm="ortho")[:, 1:CEPSTRA]
+
+
+def loudness(sound: Tensor, settings: tools.Mel) -> np.ndarray:
+    """Energy of each frame in dB of full scale, at least FAINTEST."""
+    half = settings.window // 2
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(sound.double().numpy(), half), settings.window)
+    power = np.square(frames[:: settings.hop]).mean(1)
+    return 10 * np.log10(np.maximum(power, 10 ** (FAINTEST / 10)))
 
 
 def log_pitch(sound: Tensor, settings: tools.Mel, frames: int) -> np.ndarray:

@@ -5,9 +5,9 @@
 
 Each model trains for that long on 58,000 training digits; 2,000 more decide which weights are kept. The curve is of
 these; the figure is of all 10,000 test digits. Noise is uniform, but for flowpp, which learns it. normflows' Glow has
-the size of ours and a logit in front, as glow+logit has. Finished runs are kept in results/images.json. A run of ours that is
-interrupted goes on where it stopped (`--folder`, default build/images). With `--round-trips` the models are trained to
-measure noise and back alone.
+the size of ours and a logit in front, as glow+logit has. Finished runs are kept in results/images.json. A run of ours
+that is interrupted goes on where it stopped (`--folder`, default build/images). With `--round-trips` the models are
+trained to measure noise and back alone.
 """
 
 from __future__ import annotations
@@ -248,8 +248,8 @@ def section() -> str:
 Bits per dimension of the 10,000 test digits, one sample of the noise (an upper bound; lower is better), after training
 with {threads} thread{"s" * (threads > 1)} on a shared machine. Noise is uniform, but for flowpp, which learns it; rate
 is that of learning. With `peak=None`, glow+logit does without the room that [`Equalize`](api/transforms.md) gives to
-black and white, as normflows' Glow does. Round trip: the largest error of noise and back, all in float32, in levels of 256, over
-{shown} test digits; see below. The baselines are a Gaussian with shrunk covariance and independent pixels.
+black and white, as normflows' Glow does. Round trip: the largest error of noise and back, all in float32, in levels of
+256, over {shown} test digits; see below. The baselines are a Gaussian with shrunk covariance and independent pixels.
 
 {markdown(header, rows)}
 

@@ -737,7 +737,13 @@ def _told_digits(r: dict[str, Any]) -> str:
     ]
     nat = [[name, number(n["nats"]), number(n["shuffled"]) if "shuffled" in n else ""] for name, n in r["nats"].items()]
     apart = [
-        [name, f"{d['mcd']:.1f}", "" if math.isnan(d["cents"]) else f"{d['cents']:.0f}", f"{100 * d['voicing']:.0f} %"]
+        [
+            name,
+            f"{d['mcd']:.1f}",
+            "" if math.isnan(d["cents"]) else f"{d['cents']:.0f}",
+            f"{100 * d['voicing']:.0f} %",
+            f"{d['energy']:.1f}" if "energy" in d else "",
+        ]
         for name, d in r.get("distortion", {}).items()
     ]
     control = [[name, f"{c['length_scale']:.2f}", f"{c['temperature']:.2f}"] for name, c in r["controls"].items()]
@@ -752,9 +758,10 @@ at most {r["seconds"] / 60:.0f} minutes
 {markdown(["model", "held-out nats a number", "texts of others"], nat)}
 
 Distance of every sixth clip, through Griffin-Lim, from the recording of the same word by the same speaker, along the
-best path in time: mel-cepstral distortion, log-F0 error, and frames voiced in one of them alone.
+best path in time: mel-cepstral distortion, log-F0 error, frames voiced in one of them alone, and the error of the
+energy of frames.
 
-{markdown(["clips", "MCD, dB", "log-F0, cents", "voicing"], apart)}
+{markdown(["clips", "MCD, dB", "log-F0, cents", "voicing", "energy, dB"], apart)}
 
 Rank correlation of the length that is asked for with that of the sound, and of temperature with variance:
 
