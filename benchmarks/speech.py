@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import diffeo
+import listening
 import speech_cost
 from diffeo.apps import speech as tools
 from diffeo.apps.speech.corpus import LONGEST
@@ -401,11 +402,22 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
     }
     controls: dict[str, dict[str, float]] = {}
     likelihood, steps = {"Gaussian of each phoneme": {"nats": gaussian_nats(of(train), of(test))}}, {}
+    shown = {
+        f"{data['text'][i]}, {data['speakers'][who[i]]}": n
+        for n, i in enumerate(test)
+        if int(data["word"][i]) == 3 * who[i] % 10
+    }  # one digit of each speaker
+    clips = {
+        said: {"recorded": data["sounds"][test[n]], "Griffin-Lim": griffin_lim(mels[test[n]], settings)}
+        for said, n in shown.items()
+    }
     for system in SYSTEMS:
         flow, steps[system] = train_voice(system, settings, of(train), len(symbols), seconds, 6)
         generator = torch.Generator().manual_seed(0)
         made = [tools.say(flow, texts[i], speaker=who[i], temperature=0.667, generator=generator) for i in test]
         rows[system], apart[system] = heard(sounded(made), test), far(made)
+        for said, n in shown.items():
+            clips[said][system] = griffin_lim(made[n], settings)
         likelihood[system] = {"nats": nats(flow, of(test)), "shuffled": nats(flow, of(test), shuffled=True)}
         first = [texts[test[i]] for i in range(0, len(test), 15)]
         tempi = [0.6, 0.8, 1.0, 1.25, 1.6, 2.0]
@@ -424,6 +436,7 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
             "length_scale": float(spearmanr([1 / t for t in tempi], length).statistic),
             "temperature": float(spearmanr(heats, [spread(heat) for heat in heats]).statistic),
         }
+    listening.keep("digits", clips, settings)
     return {
         "heard": rows,
         "distortion": apart,
@@ -494,6 +507,12 @@ def style(seconds: float) -> dict[str, Any]:
         return ordered[: len(train) // STYLED], ordered[-(len(train) // STYLED) :]
 
     pitch, pace = move(*ends(pitches), hertz), move(*ends(paces), seconds_of)
+    low, high = (manner(index) for index in ends(pitches))
+    styles = {"lowest": 0.0, "halfway": 0.5, "highest": 1.0}
+    made = {name: spoken(*(torch.lerp(*pair, w) for pair in zip(low, high, strict=True))) for name, w in styles.items()}
+    few = range(0, len(held), len(held) // 3)
+    clips = {texts[held[n]]: {name: griffin_lim(mels[n], settings) for name, mels in made.items()} for n in few}
+    listening.keep("style", clips, settings)
     return {"pitch": pitch, "pace": pace, "steps": steps, "seconds": seconds}
 
 
@@ -545,6 +564,14 @@ def vocoder(seconds: float) -> dict[str, Any]:
             for rounds in (10, 60)
         },
     }
+    few = range(0, len(test), len(test) // 5)
+    makers = ["fast Griffin-Lim, 60 rounds", "waveglow", "waveglow and 10 rounds", "the 10 rounds alone"]
+    listening.keep(
+        "vocoder",
+        {f"{data['text'][test[n]]}, {data['speakers'][int(data['speaker'][test[n]])]}":
+         {"recorded": sounds[test[n]]} | {name: made[name][n] for name in makers} for n in few},
+        settings,
+    )  # fmt: skip
     rows = {}
     for name, clips in made.items():
         again = [tools.to_mel(clip, settings) for clip in clips]

@@ -15,7 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.parametrize(
     ("module", "page"),
-    [("report", "benchmarks.md"), ("gallery", "gallery/index.md"), ("image_gallery", "gallery/pictures.md")],
+    [
+        ("report", "benchmarks.md"),
+        ("gallery", "gallery/index.md"),
+        ("image_gallery", "gallery/pictures.md"),
+        ("listening", "listening.md"),
+    ],
 )
 def test_a_page_is_what_the_stored_results_give(module, page, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

@@ -122,6 +122,7 @@ PICTURES = {
         pytest.param("glow", 0, "density", marks=pytest.mark.slow),
         pytest.param("glow", 3, "sampler", marks=pytest.mark.slow),
         pytest.param("tarflow", 3, "density", marks=pytest.mark.slow),
+        pytest.param("tarflow", 3, "sampler", marks=pytest.mark.slow),
     ],
 )
 def test_flows_of_pictures(recipe, classes, direction, tmp_path):

@@ -2,7 +2,8 @@
 
 A copy of the flow is made in which everything that does not depend on the input is computed beforehand, in float64:
 masked weights, the factors of a mixture, and linear maps with their inverses, for which ONNX has no triangular solver.
-Autoregressive inverses become one ONNX loop over the coordinates (`Scan`), so that the graph does not grow with them.
+Autoregressive inverses become one ONNX loop over the coordinates or patches (`Scan`), so that the graph does not grow
+with them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import functional as F  # noqa: N812
 from diffeo.core import Density, Flow, Transform
 from diffeo.densities import Dequantized, GaussianMixture, Noisy
 from diffeo.functional import Context, sum_event
-from diffeo.nets import OneHot
+from diffeo.nets import CausalTransformer, OneHot
 from diffeo.nets.made import MADE, MaskedLinear
 from diffeo.storage import to_json
 from diffeo.transforms import Autoregressive
@@ -56,7 +57,8 @@ def export(flow: Flow, path: str | os.PathLike[str], direction: str = "density")
             be drawn by a map; what ONNX cannot express, such as residual flows; an unknown direction.
         ImportError: the packages of `diffeo[onnx]` are missing.
 
-    Cost: seconds. ONNX Runtime computes an autoregressive direction by D passes of the hidden layers.
+    Cost: seconds. ONNX Runtime computes an autoregressive direction by D passes of the hidden layers, of transformers by
+    as many whole passes as there are patches.
 
     "ONNX: Open Neural Network Exchange", https://onnx.ai
     """
@@ -159,6 +161,8 @@ def _constant(module: nn.Module) -> Any:
             new = _constant(child)
             if isinstance(child, Autoregressive) and isinstance(child.net, MADE):
                 new = _ScannedAutoregressive(child)
+            elif isinstance(child, Autoregressive) and isinstance(child.net, CausalTransformer):
+                new = _ScannedTransformer(child)
         setattr(module, name, new)
     return module
 
@@ -260,6 +264,43 @@ class _ScannedAutoregressive(Transform):
         placed = z.index_select(-1, net.order).T.contiguous()
         _, found = scan(step, start.clone(), (placed, self.columns, self.rows, self.biases))
         return found[:, 0].T.index_select(-1, net.rank), sum_event(found[:, 1].T, 1)
+
+
+class _ScannedTransformer(Transform):
+    """An autoregressive layer over patches whose inverse is one loop over them, a whole pass of the transformer each.
+
+    ONNX has no loop whose state grows, as a cache of keys and values does.
+    """
+
+    event_ndim = event_ndim_out = 2
+    steps: Tensor
+    places: Tensor
+
+    def __init__(self, layer: Autoregressive):
+        super().__init__()
+        self.layer, self.event = layer, layer.event
+        order = layer.net.order
+        one_hot = torch.eye(len(order))
+        self.register_buffer("steps", one_hot)
+        self.register_buffer("places", one_hot[order])
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self.layer(x, context)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        from torch._higher_order_ops.scan import scan  # pyright: ignore[reportPrivateImportUsage]
+
+        net, univariate = self.layer.net, self.layer.univariate
+
+        def step(x: Tensor, position: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            z_p, of_step, of_place = position
+            params = (net(x, context) * of_step[:, None, None]).sum(-3)
+            x_p, logdet = univariate.inverse(z_p, params)
+            return x + of_place[:, None] * x_p.unsqueeze(-2), logdet.sum(-1)
+
+        patches = z.index_select(-2, net.order).movedim(-2, 0).contiguous()
+        x, logdet = scan(step, torch.zeros_like(z), (patches, self.steps, self.places))
+        return x, logdet.sum(0)
 
 
 def _strip(model: Any) -> None:
