@@ -57,8 +57,8 @@ def export(flow: Flow, path: str | os.PathLike[str], direction: str = "density")
             be drawn by a map; what ONNX cannot express, such as residual flows; an unknown direction.
         ImportError: the packages of `diffeo[onnx]` are missing.
 
-    Cost: seconds. ONNX Runtime computes an autoregressive direction by D passes of the hidden layers, of transformers by
-    as many whole passes as there are patches.
+    Cost: seconds. ONNX Runtime computes an autoregressive direction by D passes of the hidden layers, and that of a
+    transformer by a whole pass for each patch.
 
     "ONNX: Open Neural Network Exchange", https://onnx.ai
     """
@@ -279,10 +279,9 @@ class _ScannedTransformer(Transform):
     def __init__(self, layer: Autoregressive):
         super().__init__()
         self.layer, self.event = layer, layer.event
-        order = layer.net.order
-        one_hot = torch.eye(len(order))
+        self.order, one_hot = layer.places[0], torch.eye(len(layer.places[0]))
         self.register_buffer("steps", one_hot)
-        self.register_buffer("places", one_hot[order])
+        self.register_buffer("places", one_hot[self.order])
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self.layer(x, context)
@@ -298,7 +297,7 @@ class _ScannedTransformer(Transform):
             x_p, logdet = univariate.inverse(z_p, params)
             return x + of_place[:, None] * x_p.unsqueeze(-2), logdet.sum(-1)
 
-        patches = z.index_select(-2, net.order).movedim(-2, 0).contiguous()
+        patches = z.index_select(-2, self.order).movedim(-2, 0).contiguous()
         x, logdet = scan(step, torch.zeros_like(z), (patches, self.steps, self.places))
         return x, logdet.sum(0)
 

@@ -92,10 +92,10 @@ from diffeo.transforms import Continuous as Continuous
 from diffeo.transforms import Conv1x1 as Conv1x1
 from diffeo.transforms import Coupling as Coupling
 from diffeo.transforms import Elementwise as Elementwise
+from diffeo.transforms import Equalize as Equalize
 from diffeo.transforms import ExpLinear as ExpLinear
 from diffeo.transforms import FixedLinear as FixedLinear
 from diffeo.transforms import Fold as Fold
-from diffeo.transforms import Equalize as Equalize
 from diffeo.transforms import Gaussianize as Gaussianize
 from diffeo.transforms import Grouped as Grouped
 from diffeo.transforms import Haar as Haar

@@ -10,8 +10,8 @@ from diffeo.transforms.conditioned import Conditioned as Conditioned
 from diffeo.transforms.continuous import Continuous as Continuous
 from diffeo.transforms.coupling import Coupling as Coupling
 from diffeo.transforms.elementwise import Elementwise as Elementwise
-from diffeo.transforms.folding import prepare_inference as prepare_inference
 from diffeo.transforms.equalize import Equalize as Equalize
+from diffeo.transforms.folding import prepare_inference as prepare_inference
 from diffeo.transforms.gaussianize import Gaussianize as Gaussianize
 from diffeo.transforms.linear import ExpLinear as ExpLinear
 from diffeo.transforms.linear import FixedLinear as FixedLinear

@@ -32,8 +32,8 @@ class Equalize(Transform):
     Fᵢ(x) = Σ_{j<k} pᵢⱼ + u pᵢₖ and log|∂zᵢ/∂xᵢ| = log pᵢₖ − log Fᵢ − log(1 − Fᵢ). `initialize` finds the peaks of the
     histogram of the training rows, levels that hold more than `peak` times the median of all levels: they keep their
     shares, and the others have equal ones. So a level that holds most of the numbers, as the black of drawings does,
-    gets as much of the line. Without peaks, as before `initialize`, z is the logit of x within the range and a margin of
-    a twentieth of it on either side; beyond them z is NaN.
+    gets as much of the line. Without peaks, as before `initialize`, z is the logit of x within the range and a margin
+    of a twentieth of it on either side; beyond them z is NaN.
 
     Args:
         features: D; of pictures that of the channels, in `Along(Equalize(channels), -3)`.

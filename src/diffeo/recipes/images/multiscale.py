@@ -62,10 +62,10 @@ def glow(
     """Glow: steps of activation norm, invertible 1×1 convolution and affine coupling, at several scales.
 
     Whole numbers get uniform noise, and onto the line by a logit that gives levels of many pixels more room
-    (`Equalize`). At each scale pixels are squeezed into channels and go through `layers` steps; half of the channels leave,
-    standardised by a conditional prior that reads the rest. In the end each number is shifted and scaled by weights of
-    its own. Labels, if there are classes, are read by every coupling, and choose among these weights. With `noise`
-    there is no logit, and samples are freed of theirs: better pictures, but no probability of whole numbers.
+    (`Equalize`). At each scale pixels are squeezed into channels and go through `layers` steps; half of the channels
+    leave, standardised by a conditional prior that reads the rest. In the end each number is shifted and scaled by
+    weights of its own. Labels, if there are classes, are read by every coupling, and choose among these weights. With
+    `noise` there is no logit, and samples are freed of theirs: better pictures, but no probability of whole numbers.
 
     Args:
         shape: (C, H, W) of the images.
