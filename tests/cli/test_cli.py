@@ -14,6 +14,7 @@ import pytest
 
 import diffeo
 from diffeo.cli import main
+from diffeo.cli.app import recipe_options
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,11 @@ def test_a_csv_without_header(folder, capsys):
     assert main(["fit", str(folder / "plain.csv"), "-o", str(folder / "h.safetensors"), "--epochs", "1"]) == 0
     main(["info", str(folder / "h.safetensors")])
     assert "x1: continuous" in capsys.readouterr().out
+
+
+def test_options_of_recipes_are_json_or_pythons_constants():
+    found = recipe_options(["peak=None", "layers=3", "couplings=[4, 2]", "univariate=Affine", "attention=False"])
+    assert found == {"peak": None, "layers": 3, "couplings": [4, 2], "univariate": "Affine", "attention": False}
 
 
 HEADER = "a,b\n"

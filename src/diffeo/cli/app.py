@@ -104,15 +104,18 @@ def program() -> str:
     return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
+PYTHON = {"None": "null", "True": "true", "False": "false"}  # names of constants, as the docs of recipes have them
+
+
 def recipe_options(words: list[str]) -> dict[str, Any]:
-    """Arguments of a recipe from NAME=VALUE; values are JSON, or else text."""
+    """Arguments of a recipe from NAME=VALUE; values are JSON, Python's None, True and False, or else text."""
     options: dict[str, Any] = {}
     for word in words:
         name, separator, value = word.partition("=")
         if not separator or not name.isidentifier():
             raise ValueError(f"--option: expected NAME=VALUE, got {word!r}")
         try:
-            options[name] = json.loads(value)
+            options[name] = json.loads(PYTHON.get(value, value))
         except json.JSONDecodeError:
             options[name] = value
     return options
