@@ -12,6 +12,7 @@ from diffeo.functional import (
     Context,
     MappedVector,
     Vector,
+    as_fixed_event,
     check_event,
     keep_masked,
     precise,
@@ -20,38 +21,41 @@ from diffeo.functional import (
     widest,
 )
 
-MARGIN = 0.05  # of the range on either side, so that the logit stays tame at its ends
-LEAST = 0.01  # shared by the levels that are no peaks, so that none is without density and rounding stays far below one
-EDGE = 1e-9  # the least probability to either side of a value, so that the ends of the range have a place on the line
+MARGIN = (
+    0.05  # width of the margin on either side of the range, as a share of it, so that the logit is tame at its ends
+)
+ORDINARY = 0.01  # of all probability at least, for the levels that are no peaks: none is without density
+SEEN = 30  # numbers of the training rows that a peak holds at least
+REACH = 16  # the neighbours of a level, on either side, are this part of all levels
 
 
 class Equalize(Transform):
-    """zᵢ = logit Fᵢ(xᵢ), Fᵢ a distribution function of column i that is even but for the levels that many numbers hold.
+    """zᵢ = logit Fᵢ(xᵢ), Fᵢ a distribution function of column i that is even, except for levels that are very frequent.
 
-    x = k + u holds a level k of 0 … levels − 1 and noise u in [0, 1). With pᵢₖ the share of level k,
-    Fᵢ(x) = Σ_{j<k} pᵢⱼ + u pᵢₖ and log|∂zᵢ/∂xᵢ| = log pᵢₖ − log Fᵢ − log(1 − Fᵢ). `initialize` finds the peaks of the
-    histogram of the training rows, levels that hold more than `peak` times the median of all levels: they keep their
-    shares, and the others have equal ones. So a level that holds most of the numbers, as the black of drawings does,
-    gets as much of the line. Without peaks, as before `initialize`, z is the logit of x within the range and a margin
-    of a twentieth of it on either side; beyond them z is NaN.
+    x = k + u is a level k of 0 … levels − 1 with noise u in [0, 1). With the probability pᵢₖ of level k,
+    Fᵢ(x) = Fᵢ(k) + u pᵢₖ and log|∂zᵢ/∂xᵢ| = log pᵢₖ − log Fᵢ − log(1 − Fᵢ), which jumps from level to level.
+    `initialize` finds the peaks in the histogram of the training rows: levels of more than `peak` times the median of
+    their neighbours on either side, within a sixteenth of all levels. They get the probability that they have there;
+    all other levels have equal ones. So black, which most pixels of a drawing are, gets as much of the line. Without
+    peaks, as before `initialize`, z is the logit of x in the range and a margin of a twentieth of it on either side;
+    beyond them z is NaN.
 
     Args:
-        features: D; of pictures that of the channels, in `Along(Equalize(channels), -3)`.
+        features: D; for pictures the number of channels, in `Along(Equalize(channels), -3)`.
         levels: how many there are, at least 2.
-        peak: how much more than the median makes a peak, at least 0, where every level keeps its share (the whole
-            histogram is equalised); None for no peaks.
+        peak: how many times as frequent as its neighbours a level must be, at least 0, where every level gets its own
+            probability (the whole histogram is equalised); None for no peaks.
 
     Raises:
-        ValueError: fewer than 2 levels; a negative `peak`; from `initialize`, where values are outside of [0, levels].
+        ValueError: fewer than 2 levels; a negative `peak`; from `initialize`, no rows, or values outside [0, levels].
 
     Cost: elementwise; the inverse searches log₂ levels times.
 
     >>> import torch, diffeo
-    >>> layer = diffeo.Equalize(1, levels=6)
-    >>> layer.initialize(torch.tensor([0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.3, 2.3, 3.6, 4.3, 5.1]).unsqueeze(1))
-    >>> layer(torch.tensor([1.0, 6.0]).unsqueeze(1))[0].sigmoid()  # 8 of 13 values lie below 1; margins are as a level
-    tensor([[0.6000],
-            [0.9333]])
+    >>> layer = diffeo.Equalize(1, levels=10)
+    >>> layer.initialize(torch.cat([torch.full((50, 1), 0.5), torch.arange(1.0, 10).repeat(5).unsqueeze(1)]))
+    >>> layer(torch.tensor([[1.0]]))[0].sigmoid()  # 50 of 95 values lie below 1, and the margins have a little
+    tensor([[0.5366]])
     """
 
     event_ndim = event_ndim_out = 1
@@ -65,12 +69,12 @@ class Equalize(Transform):
             raise ValueError(f"Equalize: expected at least 2 levels, got {levels}")
         if peak is not None and not peak >= 0:
             raise ValueError(f"Equalize: expected peak >= 0, or None, got {peak}")
-        self.features, self.levels, self.peak, self.event = features, levels, peak, (features,)
-        self.margin = max(1, round(MARGIN * levels))
-        self.cells = levels + 2 * self.margin
-        low, high = float(-self.margin), float(levels + self.margin)
-        self.domain = constraints.independent(constraints.interval(low, high), 1)
-        self.register_buffer("share", torch.full((features, self.cells), 1 / self.cells))
+        self.event = as_fixed_event(features, self)
+        self.features, self.levels, self.peak, self.margin = features, levels, peak, MARGIN * levels
+        interval = constraints.interval(-self.margin, levels + self.margin)
+        self.domain = constraints.independent(interval, 1)
+        # of the margin below, of each level, and of the margin above
+        self.register_buffer("share", self._shares(torch.zeros(levels)).repeat(features, 1))
         self.register_buffer("initialized", torch.tensor(False))
 
     def extra_repr(self) -> str:
@@ -78,18 +82,20 @@ class Equalize(Transform):
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Equalize")
-        value = precise(x) + self.margin
+        value = precise(x)
         share, below, above = self._tables(value)
-        inside = (value >= 0) & (value <= self.cells)
+        inside = (value >= -self.margin) & (value <= self.levels + self.margin)
         value = torch.where(inside, value, 0.0)
-        cell = value.detach().floor().clamp_max(self.cells - 1)
-        within, at = value - cell, self._places(cell)
+        level = value.detach().floor().clamp(-1, self.levels)
+        start, width = self._cell(level)
+        within, at = (value - start) / width, self._places(level)
         mass = share[at]
-        log_left = torch.addcmul(below[at], within, mass).clamp_min(EDGE).log()
-        log_right = torch.addcmul(above[at], 1 - within, mass).clamp_min(EDGE).log()
+        least = torch.finfo(value.dtype).tiny
+        log_left = torch.addcmul(below[at], within, mass).clamp_min(least).log()
+        log_right = torch.addcmul(above[at], 1 - within, mass).clamp_min(least).log()
         nan = torch.full_like(value, torch.nan)
         z = torch.where(inside, log_left - log_right, nan)
-        logdet = torch.where(inside, mass.log() - log_left - log_right, nan)
+        logdet = torch.where(inside, mass.log() - width.log() - log_left - log_right, nan)
         z, logdet = keep_masked(x, z.to(x.dtype), logdet, context)
         return z, sum_event(logdet, 1)
 
@@ -97,32 +103,36 @@ class Equalize(Transform):
         check_event(z, self.event, "Equalize")
         value = precise(z)
         share, below, above = self._tables(value)
-        left, right, low = value.sigmoid(), (-value).sigmoid(), value < 0  # each is precise where it is small
-        cell = torch.zeros_like(value)
-        for step in reversed(range((self.cells - 1).bit_length())):
-            higher = cell + 2**step
-            at = self._places(higher.clamp_max(self.cells - 1))
-            # not `where` of truth values, which ONNX Runtime does not know
-            reached = (low & (below[at] <= left)) | (~low & (above[at] + share[at] >= right))
-            cell = torch.where(reached & (higher < self.cells), higher, cell)
-        at = self._places(cell)
+        ends = below.log() - (above + share).log()  # where each cell begins on the line
+        level = torch.full_like(value, -1.0)
+        for step in reversed(range((self.levels + 1).bit_length())):
+            higher = level + 2**step
+            reached = (higher <= self.levels) & (ends[self._places(higher.clamp_max(self.levels))] <= value)
+            level = torch.where(reached, higher, level)
+        (start, width), at = self._cell(level), self._places(level)
         mass = share[at]
-        within = torch.where(low, (left - below[at]) / mass, 1 - (right - above[at]) / mass)
-        logdet = functional.logsigmoid(value) + functional.logsigmoid(-value) - mass.log()
-        x = (cell + within.clamp(0, 1) - self.margin).to(z.dtype)
+        from_left, from_right = (value.sigmoid() - below[at]) / mass, 1 - ((-value).sigmoid() - above[at]) / mass
+        within = torch.where(value < 0, from_left, from_right)  # each is precise where it is small
+        logdet = functional.logsigmoid(value) + functional.logsigmoid(-value) - mass.log() + width.log()
+        x = (start + width * within.clamp(0, 1)).to(z.dtype)
         x, logdet = keep_masked(z, x, logdet, context)
         return x, sum_event(logdet, 1)
 
+    def _cell(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the cells of these levels begin, and how wide they are; −1 and `levels` are the margins."""
+        outer = (level < 0) | (level >= self.levels)
+        return torch.where(level < 0, -self.margin, level), torch.where(outer, self.margin, torch.ones_like(level))
+
     def _tables(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Share of each cell, and those of all cells below it and above it, (D · cells,) in the dtype of x."""
+        """Probability of each cell, and of all cells below it and above it, (D · cells,) in the dtype of x."""
         share = self.share.to(widest(self.share.device))
         share = share / share.sum(-1, keepdim=True)
         below, above = share.cumsum(-1) - share, share.flip(-1).cumsum(-1).flip(-1) - share
         return share.flatten().to(x.dtype), below.flatten().to(x.dtype), above.flatten().to(x.dtype)
 
-    def _places(self, cell: Tensor) -> Tensor:
-        """Where these cells (…, D) stand in a table of all columns."""
-        return cell.long() + self.cells * torch.arange(cell.shape[-1], device=cell.device)
+    def _places(self, level: Tensor) -> Tensor:
+        """Where these levels (…, D) stand in a table of all columns."""
+        return level.long() + 1 + self.share.shape[-1] * torch.arange(level.shape[-1], device=level.device)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
@@ -130,19 +140,33 @@ class Equalize(Transform):
             return
         check_event(x, self.event, "Equalize")
         rows = real_rows(x, context)
+        if not len(rows):
+            raise ValueError("Equalize: there are no rows to take a histogram of")
         if not ((rows >= 0) & (rows <= self.levels)).all():
             raise ValueError(
                 f"Equalize: expected values in [0, {self.levels}], got {float(rows.min())} … {float(rows.max())}"
             )
         for column, share in zip(rows.unbind(1), self.share, strict=True):
-            counts = torch.bincount(column.floor().long().clamp_max(self.levels - 1), minlength=self.levels)
-            share.copy_(self._shares(counts / len(column)))
+            level = column.floor().long().clamp_max(self.levels - 1)
+            share.copy_(self._shares(torch.bincount(level, minlength=self.levels)))
         self.initialized.fill_(True)
 
-    def _shares(self, found: Tensor) -> Tensor:
-        """Shares of all cells where levels hold these: a margin beside a peak is no wider on the line than a level."""
-        peaks = torch.zeros_like(found, dtype=torch.bool) if self.peak is None else found > self.peak * found.median()
-        rest = (1 - found[peaks].sum()).clamp_min(LEAST) / (~peaks).sum().clamp_min(1)
-        low, high = (rest / self.margin if peaks[end] else rest for end in (0, -1))
-        inner = torch.where(peaks, found, rest)
-        return torch.cat([low.expand(self.margin), inner, high.expand(self.margin)])
+    def _shares(self, counts: Tensor) -> Tensor:
+        """Probabilities, but for a factor, of the cells of a column with so many numbers at each level."""
+        counts = counts.double()
+        peaks = self._peaks(counts)
+        found = counts / counts.sum().clamp_min(1)
+        ordinary = (1 - found[peaks].sum()).clamp_min(ORDINARY) / (~peaks).sum().clamp_min(1)
+        levels = torch.where(peaks, found, 0.0).clamp_min(ordinary)
+        # a peak at an end ends by itself: the margin beside it gets as little as a level
+        low, high = (ordinary if peaks[end] else self.margin * ordinary for end in (0, -1))
+        return torch.cat([low.view(1), levels, high.view(1)])
+
+    def _peaks(self, counts: Tensor) -> Tensor:
+        """Which levels are much more frequent than their neighbours on either side; beyond the ends there are none."""
+        if self.peak is None:
+            return torch.zeros_like(counts, dtype=torch.bool)
+        reach = max(2, self.levels // REACH)
+        windows = functional.pad(counts, (reach, reach)).unfold(0, 2 * reach + 1, 1)
+        sides = windows[:, :reach].median(1).values, windows[:, reach + 1 :].median(1).values
+        return (counts > self.peak * torch.maximum(*sides)) & (counts >= (SEEN if self.peak else 1))
