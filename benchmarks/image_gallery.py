@@ -101,7 +101,7 @@ def page() -> str:
         for r in content["runs"]
     ]
     rows += [[name, "", "", f"{bits:.3f}", ""] for name, bits in content["baselines"].items()]
-    minutes = content["runs"][0]["minutes"]
+    seconds = " or ".join(f"{60 * m:g}" for m in sorted({r["minutes"] for r in content["runs"]}))
     shown = "\n\n".join(
         f"## {r['recipe']}\n\n`diffeo.{r['recipe']}((1, 8, 8), levels={LEVELS}, "
         + ", ".join(f"{k}={v!r}" for k, v in r["options"].items())
@@ -111,7 +111,7 @@ def page() -> str:
     return f"""\
 # Gallery of pictures
 
-Every recipe of pictures on the 8×8 digits that scikit-learn ships, {minutes:g} minutes of training each with one thread
+Every recipe of pictures on the 8×8 digits that scikit-learn ships, {seconds} seconds of training each with one thread
 beside other work: bits per dimension of {HELD} digits that were not trained on (lower is better, four samples of the
 noise), and the most that a value changes to noise and back, in shades of {LEVELS}. Then samples at the temperature
 {TEMPERATURE}, a column for each digit where the recipe was told which digit it is; of `srflow`, test digits, half-sized

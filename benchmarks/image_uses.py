@@ -346,7 +346,7 @@ def anomalies(seconds: float) -> dict[str, Any]:
     shown = [test[:SHOWN], test[least[:SHOWN]]]
     for name, images in strange.items():
         theirs = bits(images)
-        shown.append(images[:: len(images) // SHOWN][:SHOWN])
+        shown.append(images[torch.linspace(0, len(images) - 1, SHOWN).long()])
         label = np.r_[np.zeros(len(test)), np.ones(len(images))]
         scores = {
             "likelihood": torch.cat([ordinary, theirs]),

@@ -45,7 +45,7 @@ def keep(part: str, clips: dict[str, dict[str, Tensor]], settings: tools.Mel) ->
 
     folder = DOCS / "sounds"
     folder.mkdir(exist_ok=True)
-    columns = list(next(iter(clips.values())))
+    columns = list(next(iter(clips.values())))  # the same of every clip
     size = (2.2 * len(columns), 1.5 * len(clips))
     figure, axes = plt.subplots(len(clips), len(columns), squeeze=False, figsize=size, layout="constrained")
     rows: dict[str, dict[str, Any]] = {}

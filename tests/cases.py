@@ -87,7 +87,7 @@ def _transformer(univariate: diffeo.Univariate, context: int, **options) -> diff
 
 
 def _attention() -> diffeo.Transform:
-    net = ConvNet(1, 1, 2, hidden=4, blocks=1, heads=2, size=(2, 3), concat=True)
+    net = ConvNet(1, 1, 2, hidden=4, blocks=1, heads=2, size=(2, 3), concat=True, concat_last=True)
     return diffeo.Coupling(torch.tensor([True, False]), net, diffeo.Affine(), dim=-3)
 
 

@@ -127,7 +127,8 @@ PICTURES = {
 )
 def test_flows_of_pictures(recipe, classes, direction, tmp_path):
     torch.manual_seed(0)
-    x, labels = torch.randint(17, (40, 1, 8, 8)), torch.arange(40) % 3 if classes else None
+    x = torch.randint(17, (40, 1, 8, 8)) * (torch.rand(40, 1, 8, 8) < 0.5)  # half of it black
+    labels = torch.arange(40) % 3 if classes else None
     model = getattr(diffeo, recipe)((1, 8, 8), preset="tiny", levels=17, classes=classes, **PICTURES[recipe])
     model = diffeo.testing.perturbed(model).eval()
     model.initialize(x, labels)

@@ -365,7 +365,8 @@ def test_pictures_come_back_exactly(recipe, sizes):
         back = model.flow.transform.inverse(tools.encode(model, x))[0]
         arc = diffeo.apps.images.latents.arc(tools.encode(model, x[:2]), 3)
     assert next(model.parameters()).dtype == torch.float32
-    assert (back - x - 0.5).abs().max() < 1e-5  # a conditioner's input may be rounded the other way
+    # in float32 it is 1e-4; what a search finds may be rounded the other way for a conditioner
+    assert (back - x - 0.5).abs().max() < (1e-5 if recipe == "flowpp" else 1e-9)
     torch.testing.assert_close(arc[[0, -1]], tools.encode(model, x[:2]), rtol=1e-12, atol=1e-12)
 
 

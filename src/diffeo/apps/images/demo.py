@@ -111,8 +111,9 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
 def _thickness(images: torch.Tensor) -> torch.Tensor:
     """Width of the strokes in pixels: twice the area of the ink over the length of its outline."""
     ink = functional.pad(images.float(), (1, 1, 1, 1))
-    outline = ink.diff(dim=-1).abs().sum((1, 2, 3)) + ink.diff(dim=-2).abs().sum((1, 2, 3))
-    return 2 * ink.sum((1, 2, 3)) / outline
+    across, down = ink.diff(dim=-1)[..., 1:, :], ink.diff(dim=-2)[..., 1:]
+    outline = (across.square() + down.square()).sqrt().sum((1, 2, 3))
+    return 2 * ink.sum((1, 2, 3)) / outline.clamp_min(1.0)
 
 
 def _between(model: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -61,7 +61,7 @@ def glow(
 ) -> Dequantized | Noisy:
     """Glow: steps of activation norm, invertible 1×1 convolution and affine coupling, at several scales.
 
-    Whole numbers get uniform noise, and onto the line by a logit that gives levels of many pixels more room
+    Whole numbers get uniform noise and are mapped to the line by a logit that gives frequent levels more room
     (`Equalize`). At each scale pixels are squeezed into channels and go through `layers` steps; half of the channels
     leave, standardised by a conditional prior that reads the rest. In the end each number is shifted and scaled by
     weights of its own. Labels, if there are classes, are read by every coupling, and choose among these weights. With
@@ -79,8 +79,8 @@ def glow(
         classes: number of classes, whose labels 0 … classes − 1 are the context, each with 2 · C · H · W
             weights of its own; 0 for none.
         levels: of the values 0 … levels − 1; 8×8 digits have 17.
-        peak: what `Equalize` takes for a peak of the histogram, as a multiple of the median level; None for none, and
-            a mere logit, as in the paper.
+        peak: how many times as frequent as its neighbours a level must be to get more room, as of `Equalize`; None for
+            a plain logit, as in the paper. Without effect with `noise`.
 
     Returns:
         A `Dequantized` flow, or a `Noisy` one; it takes and gives images of whole numbers.

@@ -42,7 +42,8 @@ def image_shape(name: str, shape: Sequence[int], scales: int) -> tuple[int, int,
 
 def real_line(channels: int, levels: int, peak: float | None, noise: float = 0.0) -> Along:
     """The way to the line, by channel, for values in [0, levels]; those with Gaussian noise are on it."""
-    return Along(Standardize(channels) if noise else Equalize(channels, levels, peak), -3)
+    line = Equalize(channels, levels, peak)
+    return Along(Standardize(channels) if noise else line, -3)
 
 
 def labels(classes: int, drop: float = 0.0) -> OneHot | None:
