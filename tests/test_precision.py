@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import diffeo
-from cases import TRANSFORMS
+from cases import DENSITIES, TRANSFORMS
 from test_masks import doubled
 
 
@@ -31,6 +31,14 @@ def test_wide_events_keep_their_digits(name, kernels):
     torch.testing.assert_close((z, logdet), (exact, exact_logdet), rtol=1e-4, atol=1e-4)
     assert (back - x).abs().max() <= 10 * error + (1e-12 if narrow.exact_inverse else 1e-8)
     assert (logdet + logdet_back).abs().max() <= (1e-9 if narrow.exact_inverse else 1e-7)
+
+
+@pytest.mark.parametrize("name", [*TRANSFORMS, *DENSITIES])
+def test_everything_is_made_in_the_default_dtype(name):
+    """A single buffer of float64 would widen what a file is loaded as, and the results."""
+    made = TRANSFORMS[name].build(0) if name in TRANSFORMS else DENSITIES[name].build()
+    numbers = [t for t in (*made.parameters(), *made.buffers()) if t.is_floating_point()]
+    assert {t.dtype for t in numbers} <= {torch.float32}
 
 
 @pytest.mark.parametrize("build", [diffeo.nsf, diffeo.maf, diffeo.nsf_ar, diffeo.iaf])

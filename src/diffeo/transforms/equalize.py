@@ -73,8 +73,8 @@ class Equalize(Transform):
         self.features, self.levels, self.peak, self.margin = features, levels, peak, MARGIN * levels
         interval = constraints.interval(-self.margin, levels + self.margin)
         self.domain = constraints.independent(interval, 1)
-        # of the margin below, of each level, and of the margin above
-        self.register_buffer("share", self._shares(torch.zeros(levels)).repeat(features, 1))
+        even = self._shares(torch.zeros(levels)).to(torch.get_default_dtype())
+        self.register_buffer("share", even.repeat(features, 1))  # of the margin below, each level, the margin above
         self.register_buffer("initialized", torch.tensor(False))
 
     def extra_repr(self) -> str:
