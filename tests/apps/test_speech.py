@@ -21,6 +21,7 @@ import torch
 import diffeo
 import librosa_mels
 from diffeo.apps import speech as tools
+from diffeo.apps.speech.text import usual_reading
 from diffeo.cli import main
 from diffeo.recipes import read_notes
 
@@ -52,6 +53,7 @@ def corpus(tmp_path_factory):
 def voice(corpus):
     path = corpus.parent / "voice.safetensors"
     call = ["speech", "fit", str(corpus), "-o", str(path), "--preset", "tiny", "--steps", "30", "--batch-size", "16"]
+    call += ["--reading", "letters"]
     assert main([*call, "--samples-dir", str(corpus.parent / "sheets")]) == 0
     return path
 
@@ -242,8 +244,19 @@ def test_a_voice_says_a_text_and_hears_where_its_letters_are(voice, corpus, tmp_
     assert {row["clip"] for row in rows} == {f"c{i:02}.wav" for i in range(60)}
     assert all(float(row["begin"]) < float(row["end"]) for row in rows)
     assert 'class = "IntervalTier"' in (grids / "c00.TextGrid").read_text()
-    assert main(["speech", "check", str(corpus)]) == 0
+    assert main(["speech", "check", str(corpus), "--reading", "letters"]) == 0
     assert "60 clips, 0 remarks" in capsys.readouterr().out
+
+
+def test_texts_are_read_as_phonemes_where_that_can_be(monkeypatch, corpus, capsys):
+    english, german = ["the owls", "a naïve one" + 200 * " more"], ["schöne Eulen", "eine Eule"]
+    monkeypatch.setattr("shutil.which", lambda program: "/usr/bin/" + program)
+    assert usual_reading(english) == "en-us"
+    assert usual_reading(german) == usual_reading(["совы"]) == "letters"
+    monkeypatch.setattr("shutil.which", lambda program: None)
+    assert usual_reading(english) == "letters"
+    assert main(["speech", "check", str(corpus)]) == 0
+    assert "Texts are read letter by letter; --reading chooses" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("system", ["glow_tts", "flow_tts", "flowtron"])
@@ -584,7 +597,7 @@ def vocoder(corpus):
 def test_every_system_learns_speaks_and_aligns(system, corpus, tmp_path, capsys):
     voice, out = str(tmp_path / "v.safetensors"), str(tmp_path / "o.wav")
     call = ["speech", "fit", str(corpus), "-o", voice, "--system", system, "--preset", "tiny", "--steps", "3"]
-    assert main([*call, "--batch-size", "8"]) == 0
+    assert main([*call, "--batch-size", "8", "--reading", "letters"]) == 0
     assert f"{system}, tiny" in capsys.readouterr().out
     assert main(["speech", "say", voice, "aeo", "-o", out, "--style", str(corpus), "--style-weight", "0.5"]) == 0
     assert len(tools.read_audio(out)[0]) > 0

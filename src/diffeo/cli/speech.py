@@ -44,7 +44,11 @@ WATCHED, MEASURED = 8, 32  # of these, how many show how sharp the alignment is,
 PAUSE = 0.25  # seconds between two versions of a sentence
 Voice = Annotated[Path, typer.Argument(help="Voice file, as `diffeo speech fit` writes.", show_default=False)]
 Reading = Annotated[
-    str, typer.Option(help="How texts are read: letters, or phonemes of a language of espeak-ng, such as en-us.")
+    str | None,
+    typer.Option(
+        help="How texts are read: letters, or phonemes of a language of espeak-ng, such as en-us.",
+        show_default="en-us where espeak-ng is installed and texts look English, or else letters",
+    ),
 ]
 VocoderFile = Annotated[
     Path | None,
@@ -54,12 +58,12 @@ Speaker = Annotated[str | None, typer.Option(help="Who speaks.", show_default="t
 
 
 @speech.command()
-def check(corpus: Corpus, reading: Reading = "letters") -> None:
+def check(corpus: Corpus, reading: Reading = None) -> None:
     """List what is wrong with recordings and texts."""
     from diffeo.apps.speech import check_corpus, read_corpus
 
     clips = read_corpus(corpus)
-    problems = check_corpus(clips, reading=reading)
+    problems = check_corpus(clips, reading=_reading(clips, reading))
     for line in problems:
         print(line)
     print(f"{len(clips)} clips, {len(problems)} remarks.")
@@ -71,7 +75,7 @@ def fit(
     output: Annotated[Path, typer.Option("-o", "--output", help="Voice file to write.")] = Path("voice.safetensors"),
     system: Annotated[str, typer.Option(help="Which flow: glow_tts, flow_tts or flowtron.")] = "glow_tts",
     preset: Annotated[str, typer.Option(help="Size of the flow: tiny, small or paper.")] = "small",
-    reading: Reading = "letters",
+    reading: Reading = None,
     rate: Rate = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.", show_default="by size", min=1)] = None,
     time_limit: Annotated[
@@ -107,6 +111,7 @@ def fit(
         samples_dir.mkdir(parents=True, exist_ok=True)
     clips = tools.read_corpus(corpus)
     settings = tools.Mel.of(rate or first_rate(clips, skip_bad))
+    reading = _reading(clips, reading)
     usable, heard = _usable(clips, settings, skip_bad, reading)
     mels, prosody = ([each[i] for each in heard] for i in range(2))
     if len(usable) < FEWEST:
@@ -347,6 +352,18 @@ def _sound(mel: Any, settings: Any, vocoder: Any, rounds: int, generator: Any) -
     if vocoder is None:
         return tools.from_mel(mel, settings, rounds=rounds, seed=generator.initial_seed())
     return tools.vocode(vocoder, mel, settings, rounds=rounds, generator=generator)
+
+
+def _reading(clips: list[Any], asked: str | None) -> str:
+    """How the texts of a corpus are read; what nobody asked for is said."""
+    from diffeo.apps.speech.text import LETTERS, usual_reading
+
+    if asked is not None:
+        return asked
+    found = usual_reading([clip.text for clip in clips])
+    what = "letter by letter" if found == LETTERS else f"as phonemes of {found}, by espeak-ng"
+    print(f"Texts are read {what}; --reading chooses letters, or a language of espeak-ng.", flush=True)
+    return found
 
 
 def _usable(clips: list[Any], settings: Any, skip_bad: bool, reading: str) -> tuple[list[Any], list[Any]]:

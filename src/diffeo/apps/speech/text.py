@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 LETTERS = "letters"  # how a text is read, if not by the phonemes of a language
+ENGLISH = "en-us"  # of espeak-ng
+FOREIGN = 0.002  # share of letters beyond a to z, from which texts are hardly English
 
 
 def units_of(text: str, reading: str = LETTERS) -> list[str]:
@@ -34,6 +36,18 @@ def units_of(text: str, reading: str = LETTERS) -> list[str]:
     if reading == LETTERS:
         return list(plain.lower())
     return list(_phonemes(plain, reading)) if plain else []
+
+
+def usual_reading(texts: Sequence[str]) -> str:
+    """How to read texts where nobody says: as English phonemes where espeak-ng is installed, but letter by letter where
+    more than FOREIGN of the letters have accents or are of another script.
+
+    >>> usual_reading(["мост", "река"])
+    'letters'
+    """
+    letters = [c for text in texts for c in text if c.isalpha()]
+    foreign = sum(not c.isascii() for c in letters) > FOREIGN * len(letters)
+    return LETTERS if foreign or shutil.which("espeak-ng") is None else ENGLISH
 
 
 def unspelled(text: str) -> list[str]:
