@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import diffeo
 import listening
 import speech_cost
+import speech_sound
 from diffeo.apps import speech as tools
 from diffeo.apps.speech.corpus import LONGEST
 from diffeo.apps.speech.demo import WORDS as SINGLE
@@ -32,19 +32,11 @@ from diffeo.apps.speech.voice import align_clip
 from distortion import distortion, mean_hertz
 from listeners import error_rate, listen, train_listener, train_recogniser
 from results import RESULTS, load, markdown, number, run_parts
+from speech_corpora import HELD, LANGUAGE, SENTENCES, digits, espeak_corpus, griffin_lim
 from tables import data_root
 
 RESULT = RESULTS / "speech.json"
 SYSTEMS = ("glow_tts", "flow_tts", "flowtron")
-WORDS = {
-    "articles": "a the my your our this that every some no",
-    "adjectives": "quick small brown lazy happy old new green bright silent heavy warm strange little yellow",
-    "nouns": "fox dog house river teacher garden window mountain bird child book engine summer apple table doctor "
-    "winter market bottle king",
-    "verbs": "jumps sees finds opens follows loves wants takes brings keeps hears watches paints sells moves",
-    "prepositions": "over under near behind through without above beside",
-}
-SENTENCES, HELD = 360, 60
 GUIDED = 1560  # sentences from which attention learns to align by itself, which 300 are too few for
 TAKES = 16  # of each word, each at a pitch and a pace of its own
 PITCH, PACE = (45, 99), (110, 260)  # as espeak-ng counts them, and words a minute
@@ -62,73 +54,12 @@ ABLATIONS = {  # of Flow-TTS
     "attention without its prior": {"strength": 0.0},
 }
 ABLATED_STEPS = 400
-LANGUAGE = "en-us"  # of espeak-ng, whose phonemes the voices of recordings read
 WATCHED = 10  # held-out sentences whose attention is looked at during training
 ASTRAY = 0.05  # of their phonemes
 
 
 def main() -> None:
     run_parts(__doc__, RESULT, PARTS, minutes=5.0)
-
-
-# corpora -------------------------------------------------------------------------------------------------------------
-
-
-def sentences(count: int) -> list[str]:
-    """Sentences of a small grammar, each different, the same every time."""
-    rng = random.Random(0)
-    words = {kind: text.split() for kind, text in WORDS.items()}
-    found: dict[str, None] = {}
-    while len(found) < count:
-        chosen = [rng.choice(words["articles"]), rng.choice(words["adjectives"]), rng.choice(words["nouns"])]
-        chosen += [rng.choice(words["verbs"]), rng.choice(words["articles"]), rng.choice(words["nouns"])]
-        if rng.random() < 0.5:
-            chosen += [rng.choice(words["prepositions"]), rng.choice(words["articles"]), rng.choice(words["nouns"])]
-        found[" ".join(chosen)] = None
-    return list(found)
-
-
-def espeak_corpus(count: int = SENTENCES) -> tuple[tools.Mel, list[Tensor], list[Tensor], list[Tensor], int]:
-    """Spectrograms, texts as phonemes, and the true times in seconds at which phonemes begin, all but the first."""
-    import soxr
-
-    settings, mels, names, begins = tools.Mel.of(16000), [], [], []
-    for text in sentences(count):
-        said = tools.speak(text)
-        audio = torch.from_numpy(soxr.resample(said.audio.numpy(), said.rate, settings.rate))
-        mels.append(tools.to_mel(audio, settings))
-        names.append(said.phonemes)
-        begins.append(torch.tensor(said.begins[1:], dtype=torch.float64))
-    symbols = {name: i for i, name in enumerate(tools.symbols_of(names), 1)}
-    return settings, mels, [torch.tensor([symbols[p] for p in n]) for n in names], begins, len(symbols)
-
-
-def digits() -> dict[str, Any]:
-    """The spoken digits: sound, texts, speakers, and which clips are of the test split."""
-    with np.load(data_root() / "speech" / "fsdd_8k.npz") as file:
-        audio, offset = file["audio"].astype(np.float32) / 32768, file["offset"]
-        text, speaker, name = file["text"].tolist(), file["speaker"].tolist(), file["id"].tolist()
-    settings = tools.Mel.of(8000)
-    sounds = [torch.from_numpy(audio[a:b].copy()) for a, b in pairwise(offset)]
-    shortest = settings.window  # some clips are a seventh of a second
-    sounds = [F.pad(s, (0, max(0, shortest - len(s)))) for s in sounds]
-    words, who = sorted(set(text)), sorted(set(speaker))
-    return {
-        "settings": settings,
-        "sounds": sounds,
-        "mels": [tools.to_mel(sound, settings) for sound in sounds],
-        "text": text,
-        "word": torch.tensor([words.index(t) for t in text]),
-        "words": words,
-        "speaker": torch.tensor([who.index(s) for s in speaker]),
-        "speakers": who,
-        "test": [int(n.rsplit("_", 1)[1]) < 5 for n in name],
-    }
-
-
-def griffin_lim(mel: Tensor, settings: tools.Mel, rounds: int = 60, momentum: float = 0.99) -> Tensor:
-    """Sound of a spectrogram as others make it: magnitudes held at those of least squares."""
-    return tools.from_mel(mel, settings, rounds=rounds, momentum=momentum, fixed=True)
 
 
 # training ------------------------------------------------------------------------------------------------------------
@@ -517,152 +448,11 @@ def style(seconds: float) -> dict[str, Any]:
     return {"pitch": pitch, "pace": pace, "steps": steps, "seconds": seconds}
 
 
-def lpc_nats(sound: Tensor, train: Tensor, order: int = 20) -> float:
-    """−log p of a sample by a linear prediction of that order and one Gaussian, least squares on training sound."""
-
-    def rows(x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.unfold(0, order, 1)[:-1], x[order:]
-
-    a, b = rows(train)
-    weights = torch.linalg.lstsq(a, b.unsqueeze(1)).solution
-    spread = (b - (a @ weights)[:, 0]).std()
-    a, b = rows(sound)
-    return -float(torch.distributions.Normal((a @ weights)[:, 0], spread).log_prob(b).mean())
-
-
-def vocoder(seconds: float) -> dict[str, Any]:
-    """A vocoder of spoken digits beside Griffin-Lim from the same spectrograms."""
-    data = digits()
-    settings, sounds, mels = data["settings"], data["sounds"], data["mels"]
-    train = [i for i, test in enumerate(data["test"]) if not test]
-    test = [i for i, test in enumerate(data["test"]) if test]
-    words = train_listener([mels[i] for i in train], data["word"][train], 10)
-    torch.manual_seed(0)
-    flow = diffeo.waveglow(settings.mels, settings.hop, preset="tiny", **tools.prediction(settings))
-    multiple = tools.multiple_of(flow)
-    held = tools.Sounds([sounds[i] for i in test], settings, multiple=multiple, seed=1)
-    result = diffeo.fit(
-        tools.Vocoder(flow), tools.Sounds([sounds[i] for i in train], settings, multiple=multiple),
-        batch_size=16, time_limit=seconds, epochs=1000, lr=2e-3, seed=0, progress=False,
-    )  # fmt: skip
-    flow.eval()
-    generator = torch.Generator().manual_seed(0)
-    made = {
-        "waveglow": [tools.vocode(flow, mels[i], settings, generator=generator) for i in test],
-        **{
-            f"waveglow and {rounds} rounds": [
-                tools.vocode(flow, mels[i], settings, rounds=rounds, generator=generator) for i in test
-            ]
-            for rounds in (10, 60)
-        },
-        **{
-            f"the {rounds} rounds alone": [tools.from_mel(mels[i], settings, rounds=rounds) for i in test]
-            for rounds in (10, 60)
-        },
-        **{
-            f"{name}, {rounds} rounds": [griffin_lim(mels[i], settings, rounds, momentum) for i in test]
-            for name, momentum in (("Griffin-Lim of 1984", 0.0), ("fast Griffin-Lim", 0.99))
-            for rounds in (10, 60)
-        },
-    }
-    few = [n for n, i in enumerate(test) if int(data["word"][i]) == 3 * int(data["speaker"][i]) % 10]
-    makers = ["fast Griffin-Lim, 60 rounds", "waveglow", "waveglow and 10 rounds", "the 10 rounds alone"]
-    listening.keep(
-        "vocoder",
-        {f"{data['text'][test[n]]}, {data['speakers'][int(data['speaker'][test[n]])]}":
-         {"recorded": sounds[test[n]]} | {name: made[name][n] for name in makers} for n in few},
-        settings,
-    )  # fmt: skip
-    rows = {}
-    for name, clips in made.items():
-        again = [tools.to_mel(clip, settings) for clip in clips]
-        pairs = [(m[: min(len(m), len(mels[i]))], mels[i][: min(len(m), len(mels[i]))])
-                 for m, i in zip(again, test, strict=True)]  # fmt: skip
-        rows[name] = {
-            "spectral": statistics.mean(
-                float(tools.spectral_error(sounds[i][: len(clip)], clip[: len(sounds[i])]))
-                for clip, i in zip(clips, test, strict=True)
-            ),
-            "mel_l1": statistics.mean(float((a - b).abs().mean()) for a, b in pairs),
-            "word": float((listen(words, again) == data["word"][test]).double().mean()),
-        }
-    bare = diffeo.waveglow(settings.mels, settings.hop, preset="tiny", **tools.prediction(settings)).eval()
-    bare.initialize(*torch.utils.data.default_collate([held[i] for i in range(50)]))
-
-    @torch.no_grad()
-    def nats_of(model: Any) -> float:
-        return statistics.mean(float(-model(*held[i])) / len(held[i][0]) for i in range(len(held)))
-
-    quiet = torch.cat([held[i][0][:, 0] for i in range(len(held))]).double()
-    loud = torch.cat(
-        [s[0][:, 0] for s in (tools.Sounds([sounds[i] for i in train[::10]], settings, multiple=multiple))]
-    ).double()
-    return {
-        "made": rows, "nats": nats_of(flow), "untrained_nats": nats_of(bare),
-        "lpc_nats": lpc_nats(quiet, loud), "steps": result.steps,
-        "seconds": seconds, "parameters": sum(p.numel() for p in flow.parameters()),
-    }  # fmt: skip
-
-
-class Known(diffeo.core.Incremental):
-    """x_t ~ N(0.8 sin 2x_{t−1} + 0.3 x_{t−2}, exp(−1 + 0.5 tanh 2x_{t−1})): its parameters."""
-
-    @staticmethod
-    def of(a: Tensor, b: Tensor) -> Tensor:
-        return torch.stack([0.8 * torch.sin(2 * a) + 0.3 * b, -1 + 0.5 * torch.tanh(2 * a)], -1)
-
-    def forward(self, x: Tensor, context: Any = None) -> Tensor:
-        return self.of(F.pad(x[..., :-1, :], (0, 0, 1, 0)), F.pad(x[..., :-2, :], (0, 0, 2, 0)))
-
-    def start(self, z: Tensor, context: Any = None) -> Any:
-        nothing = z.new_zeros(len(z.reshape(-1, *z.shape[-2:])), 1)
-        return nothing, nothing
-
-    def step(self, x_prev: Tensor | None, state: Any) -> Any:
-        a, b = state if x_prev is None else (x_prev, state[0])
-        return self.of(a, b), None, (a, b)
-
-
-def distillation(seconds: float) -> dict[str, Any]:
-    """KL(student ‖ teacher) of a known process, and how much faster a student of a `wavenet` makes sound."""
-    layer = diffeo.Autoregressive(Known(), diffeo.LocationScale(bound=9.0), dim=-2, event_ndim=2)
-    teacher = diffeo.Flow(layer, diffeo.Normal((None, 1)))
-    length = 64
-    mask = {"mask": torch.ones(length, 1, dtype=torch.bool)}
-    torch.manual_seed(0)
-    x = teacher.sample(2000, mask)
-    student = diffeo.parallel_wavenet(0, 1, preset="tiny", flows=4, hidden=32, layers=5)
-    objective = diffeo.Distillation(student, teacher)
-    result = diffeo.fit(
-        objective, x[200:], validation=x[:200], batch_size=64, time_limit=seconds, epochs=1000, lr=4e-3, seed=0,
-        progress=False,
-    )  # fmt: skip
-    with torch.no_grad():
-        objective.train()
-        draws = torch.cat([objective(torch.zeros(500, length, 1)) for _ in range(8)])
-        sample, log_q = student.eval().sample_and_log_prob(500, mask)
-        by_samples = (log_q - teacher(sample)) / length
-    slow, fast = diffeo.wavenet(0, 1, preset="tiny").eval(), diffeo.parallel_wavenet(0, 1, preset="tiny").eval()
-    second = {"mask": torch.ones(16000, 1, dtype=torch.bool)}
-    times = {}
-    with torch.no_grad():
-        for name, flow in (("teacher", slow), ("student", fast)):
-            flow.sample((), {"mask": second["mask"][:200]})
-            began = time.perf_counter()
-            flow.sample((), second)
-            times[name] = time.perf_counter() - began
-    return {
-        "kl": float(draws.mean()), "error": float(draws.std()) / len(draws) ** 0.5,
-        "kl_by_samples": float(by_samples.mean()), "error_by_samples": float(by_samples.std()) / 500**0.5,
-        "steps": result.steps, "seconds": seconds, "second_of_sound": times,
-    }  # fmt: skip
-
-
 PARTS = {
     "alignment": alignment, "attention": attention, "ablations": ablations, "prompts": prompts,
-    "digits": spoken_digits, "style": style, "vocoder": vocoder, "speed": speech_cost.speed,
+    "digits": spoken_digits, "style": style, "vocoder": speech_sound.vocoder, "speed": speech_cost.speed,
     "stepwise": speech_cost.stepwise, "peer": speech_cost.peer, "memory": speech_cost.memory,
-    "distillation": distillation,
+    "distillation": speech_sound.distillation,
 }  # fmt: skip
 
 
@@ -674,10 +464,10 @@ def section() -> str:
     content = load(RESULT, {})
     told = {
         "alignment": _told_alignment, "attention": _told_attention, "ablations": _told_ablations,
-        "prompts": _told_prompts, "digits": _told_digits, "style": _told_style, "vocoder": _told_vocoder,
+        "prompts": _told_prompts, "digits": _told_digits, "style": _told_style, "vocoder": speech_sound.told_vocoder,
         "speed": speech_cost.told_speed, "stepwise": speech_cost.told_stepwise,
         "peer": speech_cost.told_peer, "memory": speech_cost.told_memory,
-        "distillation": _told_distillation,
+        "distillation": speech_sound.told_distillation,
     }  # fmt: skip
     parts = [tell(content[name]) for name, tell in told.items() if name in content]
     if not parts:
@@ -809,31 +599,6 @@ and Lim's algorithm as the rest. The words in the style of those, of these and o
 {100 * pitch["moved"]:.0f} % of the distance; rank correlation of weight and pitch {pitch["correlation"]:.2f}. From the
 style of the slowest clips ({pace["natural"][0]:.2f} s in the mean) to that of the fastest ({pace["natural"][1]:.2f} s):
 {long} s, {100 * pace["moved"]:.0f} % of the distance, rank correlation {pace["correlation"]:.2f}."""
-
-
-def _told_vocoder(r: dict[str, Any]) -> str:
-    rows = [
-        [name, f"{m['spectral']:.3f}", f"{m['mel_l1']:.3f}", f"{100 * m['word']:.1f} %"]
-        for name, m in r["made"].items()
-    ]
-    return f"""\
-**Vocoder.** `waveglow`, `tiny`, {r["parameters"]:,} parameters, after at most {r["seconds"] / 60:.0f} minutes
-({r["steps"]:,} steps) on the training split of the digits; test clips made anew from their spectrograms. Held-out
-nats a sample {number(r["nats"])}; before training, by linear prediction from the spectrogram alone,
-{number(r["untrained_nats"])}; by one linear prediction of order 20 for all sound, {number(r["lpc_nats"])}. The rounds
-are those of `from_mel`: Griffin and Lim's, but with magnitudes that are free within a band.
-
-{markdown(["sound by", "multi-resolution STFT error", "mel L1", "digit heard"], rows)}"""
-
-
-def _told_distillation(r: dict[str, Any]) -> str:
-    t = r["second_of_sound"]
-    return f"""\
-**Distillation.** A `parallel_wavenet` of four flows learns a known nonlinear process from {r["steps"]:,} steps
-({r["seconds"] / 60:.0f} minutes): KL(student ‖ teacher) {r["kl"]:.4f} ± {r["error"]:.4f} nats a sample, by samples
-{r["kl_by_samples"]:.4f} ± {r["error_by_samples"]:.4f}. A second of sound at 16 kHz takes a `wavenet`
-{t["teacher"]:.1f} s and its student {t["student"]:.2f} s, {t["teacher"] / t["student"]:.0f} times less, both
-`tiny`."""
 
 
 if __name__ == "__main__":
