@@ -212,8 +212,12 @@ def _image_flow(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Dens
     options = {name: value for name, value in {"hidden": 4, **options}.items() if value is not None}
     flow = recipe((1, 4, 4), preset="tiny", levels=4, **options)
     images = torch.randint(4, (50, 1, 4, 4), generator=torch.Generator().manual_seed(0))
-    context = torch.arange(50) % 2 if "classes" in options else images[..., ::2, ::2] if small else None
-    flow.initialize(images, context)
+    labels = torch.arange(50) % 2 if "classes" in options else None
+    if small:
+        half = images[..., ::2, ::2]
+        flow.initialize(images, half if labels is None else {"features": half, "label": labels})
+    else:
+        flow.initialize(images, labels)
     return flow
 
 
@@ -578,6 +582,10 @@ DENSITIES: dict[str, DensityCase] = {
     "srflow": DensityCase(
         lambda: _image_flow(diffeo.srflow, scale=2, scales=1, layers=1, features=4, blocks=1, small=True),
         torch.tensor([[[0.0, 3.0], [1.0, 2.0]]]),
+    ),
+    "srflow, classes": DensityCase(
+        lambda: _image_flow(diffeo.srflow, scale=2, scales=1, layers=1, features=4, blocks=1, classes=2, small=True),
+        {"features": torch.tensor([[[0.0, 3.0], [1.0, 2.0]]]), "label": CLASS},
     ),
     "Aligned": DensityCase(lambda: diffeo.Aligned(1), LETTERS),
     "glow_tts": DensityCase(lambda: _voice(diffeo.glow_tts, blocks=1, layers=1, attention=1), SPOKEN),

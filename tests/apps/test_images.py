@@ -339,6 +339,17 @@ def test_enlarged_pictures_shrink_to_what_they_came_from():
     assert (again - small[:2]).float().square().mean() < 2.0  # of 256 levels: above 45 dB
     likeliest = tools.upscale(model, small[:2], 2, temperature=0.0)
     assert torch.equal(likeliest[0], likeliest[1])
+    labelled = diffeo.srflow((3, 16, 16), scale=4, preset="tiny", classes=2)
+    labels = torch.tensor([0, 1])
+    labelled.initialize(large[:2], {"features": small[:2], "label": labels})
+    assert tools.upscale(labelled, small[:2], 3, labels).shape == (3, 2, 3, 16, 16)
+    assert tools.score(labelled, large[:2], torch.zeros(3), labels).bits_per_dim.shape == (2,)
+    with pytest.raises(ValueError, match="this model reads the labels"):
+        tools.upscale(labelled, small[:2])
+    with pytest.raises(ValueError, match="this model reads no labels"):
+        tools.upscale(model, small[:2], 3, labels)
+    with pytest.raises(ValueError, match=r'"label": …'):
+        labelled(large[:2], small[:2])
     with pytest.raises(ValueError, match="does not enlarge"):
         tools.upscale(diffeo.nice_image((1, 8, 8), preset="tiny"), small)
 

@@ -113,7 +113,7 @@ def fit(
     if enlarges and (by & (by - 1) or any(side % by for side in x.shape[2:])):
         raise ValueError(f"--scale {by}: expected 2, 4 or 8, which divides the sides {x.shape[2]} and {x.shape[3]}")
     if enlarges and (classes_from_folders or flips or shifts):
-        raise ValueError("--recipe srflow: it knows no classes, and cannot flip or shift the small pictures along")
+        raise ValueError("--recipe srflow: the program fits it without classes, flips and shifts")
     labels = shrink(x, by, levels) if enlarges else found.labels if len(found.classes) > 1 else None
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
     tenth = min(HELD, max(1, len(x) // 10))

@@ -237,6 +237,15 @@ def _shifted(h: Tensor, given: nn.Linear | None, context: Tensor | None) -> Tens
     return h if given is None or context is None else h + given(context)[..., None, None]
 
 
+def one_hot(label: Tensor, classes: int, who: str) -> Tensor:
+    """Labels 0 … classes − 1 as truth values, (*label.shape, classes)."""
+    if not is_traced() and bool(((label < 0) | (label >= classes)).any()):
+        raise ValueError(
+            f"{who}: expected class labels 0 … {classes - 1}, got {label.min().item()} … {label.max().item()}"
+        )
+    return label.unsqueeze(-1) == torch.arange(classes, device=label.device)
+
+
 class OneHot(nn.Module):
     """Class labels as one-hot vectors: the encoder of a class-conditional flow.
 
@@ -256,21 +265,15 @@ class OneHot(nn.Module):
             raise ValueError(f"OneHot: expected at least 1 class and 0 <= drop < 1, got {classes} and {drop}")
         self.classes, self.drop = classes, drop
         self.reads = {"features": 0}  # a label is a scalar
-        self.register_buffer("labels", torch.arange(classes), persistent=False)
         self.register_buffer("one", torch.ones(()), persistent=False)  # in the precision of the weights beside
 
-    labels: Tensor
     one: Tensor
 
     def forward(self, context: Context) -> Context:
         label = context_features(context)
         if label is None:
             raise ValueError(f"OneHot: expected class labels 0 … {self.classes - 1} as context, got none")
-        if not is_traced() and bool(((label < 0) | (label >= self.classes)).any()):
-            raise ValueError(
-                f"OneHot: expected class labels 0 … {self.classes - 1}, got {label.min().item()} … {label.max().item()}"
-            )
-        found = (label.unsqueeze(-1) == self.labels).to(self.one.dtype)
+        found = one_hot(label, self.classes, "OneHot").to(self.one.dtype)
         if self.training and self.drop:
             found = found * (torch.rand(label.shape, device=label.device) >= self.drop).unsqueeze(-1)
         return found if context is None or isinstance(context, Tensor) else {**context, "features": found}

@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from diffeo.functional import Context, as_fixed_event, context_features, entries
-from diffeo.nets.conv import GatedBlock
+from diffeo.nets.conv import GatedBlock, one_hot
 
 
 class ImageFeatures(nn.Module):
@@ -63,10 +63,12 @@ class LowResolution(nn.Module):
         scales: of the flow: maps have 1/2, 1/4, … of the large sides.
         features: of each map.
         blocks: dense blocks.
+        classes: number of classes, whose labels 0 … classes − 1 are the entry `"label"` of the context; 0 for none.
         levels: of the values 0 … levels − 1, which are scaled to [−1, 1].
 
     Returns:
-        A dict: `"guess"`, `(*batch, C, scale · h, scale · w)`, in [−1, 1] or near it, and `"scale1"`, `"scale2"`, ….
+        A dict: `"guess"`, `(*batch, C, scale · h, scale · w)`, in [−1, 1] or near it, and `"scale1"`, `"scale2"`, …;
+        with classes also `"features"`, their labels as one-hot vectors.
 
     Raises:
         ValueError: sizes outside these.
@@ -89,13 +91,15 @@ class LowResolution(nn.Module):
         scales: int = 2,
         features: int = 32,
         blocks: int = 2,
+        classes: int = 0,
         levels: int = 256,
     ):
         super().__init__()
         as_fixed_event((channels, scale, scales, features, levels), self)
         if scale < 2 or scale & (scale - 1):
             raise ValueError(f"LowResolution: expected a scale of 2, 4, 8, …, got {scale}")
-        self.reads = {"features": 3}
+        self.classes = classes
+        self.reads = {"features": 3, **({"label": 0} if classes else {})}
         self.scale, self.scales, self.levels = scale, scales, levels
         self.enter = nn.Conv2d(channels, features, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualDense(features) for _ in range(blocks))
@@ -123,7 +127,13 @@ class LowResolution(nn.Module):
         for i, layer in enumerate(self.at_scale, 1):
             resized = F.interpolate(both, size=(size[0] >> i, size[1] >> i), mode="nearest")
             found[f"scale{i}"] = F.leaky_relu(layer(resized), 0.2)
-        return {name: t.reshape(*batch, *t.shape[1:]) for name, t in found.items()}
+        found = {name: t.reshape(*batch, *t.shape[1:]) for name, t in found.items()}
+        if not self.classes:
+            return found
+        label = entries(context).get("label")
+        if label is None:
+            raise ValueError('LowResolution: expected a context {"features": small images, "label": …}')
+        return {**found, "features": one_hot(label, self.classes, "LowResolution").to(x.dtype)}
 
     def _added(self, h: Tensor) -> Tensor:
         for layer in self.grow:

@@ -37,6 +37,7 @@ def upscale(
     model: Dequantized,
     small: Tensor,
     n: int = 5,
+    labels: Tensor | None = None,
     *,
     temperature: float = 0.8,
     consistent: bool = True,
@@ -48,6 +49,7 @@ def upscale(
         model: of `diffeo.srflow`.
         small: (…, C, h, w), whole numbers.
         n: how many of each.
+        labels: (…), the classes of the pictures, of a model that reads them.
         temperature: of the noise; 0 for its mode, the plainest picture.
         consistent: whether each is `corrected`.
         generator: of the noise.
@@ -63,7 +65,10 @@ def upscale(
             f"upscale: expected small pictures of {channels}×{height // encoder.scale}×{width // encoder.scale} "
             f"(channels, height, width), got {tuple(small.shape[-3:])}"
         )
-    large = sample(model, (n, *small.shape[:-3]), small, temperature=temperature, generator=generator)
+    if (labels is not None) != bool(encoder.classes):
+        raise ValueError(f"upscale: this model reads {'the' if encoder.classes else 'no'} labels of classes")
+    given = small if labels is None else {"features": small, "label": labels}
+    large = sample(model, (n, *small.shape[:-3]), given, temperature=temperature, generator=generator)
     if not consistent:
         return large
     wanted = small.expand(n, *small.shape).reshape(-1, *small.shape[-3:])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffeo.apps.images.resolution import shrink
 from diffeo.densities import Dequantized, Noisy, bits_per_dim
+from diffeo.functional import Context
 from diffeo.nets import LowResolution, OneHot
 
 
@@ -76,10 +77,12 @@ def picture_bits(model: Dequantized | Noisy, images: Tensor, labels: Tensor | No
         ValueError: a model of pictures with Gaussian noise, which gives no bits.
     """
     encoder = model.flow.encoder
-    if isinstance(encoder, LowResolution) and labels is None:
-        labels = shrink(images, encoder.scale, model.levels or 256)
-    if labels is not None or not isinstance(encoder, OneHot):
-        return bits_per_dim(model, images, labels, generator=torch.Generator().manual_seed(seed))
+    context: Context = labels
+    if isinstance(encoder, LowResolution) and (labels is None or encoder.classes):
+        small = shrink(images, encoder.scale, model.levels or 256)
+        context = small if labels is None else {"features": small, "label": labels}
+    if context is not None or not isinstance(encoder, OneHot):
+        return bits_per_dim(model, images, context, generator=torch.Generator().manual_seed(seed))
     dims = math.prod(images.shape[1:]) * math.log(2)
     each = [picture_bits(model, images, torch.full((len(images),), k), seed) for k in range(encoder.classes)]
     return (math.log(encoder.classes) - torch.logsumexp(-dims * torch.stack(each), 0)) / dims

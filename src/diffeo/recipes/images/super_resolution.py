@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ def srflow(
     hidden: int | None = None,
     features: int | None = None,
     blocks: int | None = None,
+    classes: int = 0,
     levels: int = 256,
 ) -> Dequantized:
     """SRFlow: the density of a large image given a small one, by a multiscale flow that reads its features everywhere.
@@ -54,6 +56,8 @@ def srflow(
         hidden: channels of the conditioners.
         features: of the maps.
         blocks: of the encoder.
+        classes: number of classes; the context is then `{"features": small images, "label": 0 … classes − 1}`; 0 for
+            none.
         levels: of the values 0 … levels − 1.
 
     Returns:
@@ -86,6 +90,7 @@ def srflow(
         scales=sizes["scales"],
         features=sizes["features"],
         blocks=sizes["blocks"],
+        classes=classes,
         levels=levels,
     )
     everything = torch.zeros(event[0], dtype=torch.bool)
@@ -97,20 +102,17 @@ def srflow(
     channels = event[0]
     for i in range(1, sizes["scales"] + 1):
         channels, map = 4 * channels, (f"scale{i}", sizes["features"])
+        reads: dict[str, Any] = {"hidden": sizes["hidden"], "map": map, "context": classes}
         parts: list[Transform] = [Squeeze(channels=channels // 4)]
         for j in range(TRANSITION + sizes["layers"]):
             parts.append(normed_mix(channels))
             if j >= TRANSITION:
                 parts += [
-                    _injection(channels, map, sizes["hidden"]),
-                    coupling(channels, j % 2 == 0, Affine(bound=2.0), hidden=sizes["hidden"], map=map),
+                    _injection(channels, **reads),
+                    coupling(channels, j % 2 == 0, Affine(bound=2.0), **reads),
                 ]
         last = i == sizes["scales"]
-        parts.append(
-            _injection(channels, map, sizes["hidden"])
-            if last
-            else coupling(channels, True, Affine(bound=2.0), hidden=sizes["hidden"], map=map)
-        )
+        parts.append(_injection(channels, **reads) if last else coupling(channels, True, Affine(bound=2.0), **reads))
         stages.append(Chain(*first, *parts))
         first, channels = [], channels // 2
     flow = Flow(Multiscale(*stages, event=event), Normal(event[0] * event[1] * event[2]), encoder)
@@ -130,7 +132,7 @@ class Guess(nn.Module):
         return -((guess + 1) * ((self.levels - 1) / 2)).unsqueeze(-1)
 
 
-def _injection(channels: int, map: tuple[str, int], hidden: int) -> Coupling:
+def _injection(channels: int, **reads: Any) -> Coupling:
     """Shift and scale of all channels, set by the features alone."""
-    net = ConvNet(0, channels, Affine.n_params, hidden=hidden, map=map)
+    net = ConvNet(0, channels, Affine.n_params, **reads)
     return Coupling(torch.zeros(channels, dtype=torch.bool), net, Affine(bound=2.0), dim=-3)
