@@ -20,6 +20,7 @@ from diffeo.functional import (
     sum_event,
     widest,
 )
+from diffeo.kernels.dispatch import is_traced
 
 MARGIN = (
     0.05  # width of the margin on either side of the range, as a share of it, so that the logit is tame at its ends
@@ -82,57 +83,86 @@ class Equalize(Transform):
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Equalize")
-        value = precise(x)
-        share, below, above = self._tables(value)
+        value = self._columns(x)
+        rate, below, above = self._tables(value)
         inside = (value >= -self.margin) & (value <= self.levels + self.margin)
         value = torch.where(inside, value, 0.0)
         level = value.detach().floor().clamp(-1, self.levels)
-        start, width = self._cell(level)
-        within, at = (value - start) / width, self._places(level)
-        mass = share[at]
-        least = torch.finfo(value.dtype).tiny
-        log_left = torch.addcmul(below[at], within, mass).clamp_min(least).log()
-        log_right = torch.addcmul(above[at], 1 - within, mass).clamp_min(least).log()
-        nan = torch.full_like(value, torch.nan)
-        z = torch.where(inside, log_left - log_right, nan)
-        logdet = torch.where(inside, mass.log() - width.log() - log_left - log_right, nan)
-        z, logdet = keep_masked(x, z.to(x.dtype), logdet, context)
-        return z, sum_event(logdet, 1)
+        start = torch.where(level < 0, -self.margin, level)
+        end = torch.where(level >= self.levels, self.levels + self.margin, level + 1)
+        at = self._places(level.long() + 1, rate.shape[1])
+        slope, least = rate.flatten()[at], torch.finfo(value.dtype).tiny
+        log_left = torch.addcmul(below.flatten()[at], value - start, slope).clamp_min(least).log()
+        log_right = torch.addcmul(above.flatten()[at], end - value, slope).clamp_min(least).log()
+        z = torch.where(inside, log_left - log_right, torch.nan)
+        logdet = torch.where(inside, slope.log() - log_left - log_right, torch.nan)
+        return self._rows(x, z, logdet, context)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
         check_event(z, self.event, "Equalize")
-        value = precise(z)
-        share, below, above = self._tables(value)
-        ends = below.log() - (above + share).log()  # where each cell begins on the line
-        level = torch.full_like(value, -1.0)
-        for step in reversed(range((self.levels + 1).bit_length())):
-            higher = level + 2**step
-            reached = (higher <= self.levels) & (ends[self._places(higher.clamp_max(self.levels))] <= value)
-            level = torch.where(reached, higher, level)
-        (start, width), at = self._cell(level), self._places(level)
-        mass = share[at]
-        from_left, from_right = (value.sigmoid() - below[at]) / mass, 1 - ((-value).sigmoid() - above[at]) / mass
-        within = torch.where(value < 0, from_left, from_right)  # each is precise where it is small
-        logdet = functional.logsigmoid(value) + functional.logsigmoid(-value) - mass.log() + width.log()
-        x = (start + width * within.clamp(0, 1)).to(z.dtype)
-        x, logdet = keep_masked(z, x, logdet, context)
-        return x, sum_event(logdet, 1)
+        value = self._columns(z)
+        anchor, base, slope, begins = self._runs(value)
+        low, odds = value < 0, (-value.abs()).exp()
+        share = odds / (1 + odds)  # of F, or of 1 − F where that is smaller, and so precise
+        run = torch.where(low, 0, len(anchor) // 2) + self._find(value.detach(), begins)
+        at = self._places(run, len(anchor))
+        steep = slope.flatten()[at]
+        x = anchor[run] + (share - base.flatten()[at]) / steep
+        x = x.clamp(-self.margin, self.levels + self.margin)  # not beyond by a rounding
+        logdet = -value.abs() - 2 * odds.log1p() - steep.abs().log()
+        return self._rows(z, x, logdet, context)
 
-    def _cell(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the cells of these levels begin, and how wide they are; −1 and `levels` are the margins."""
-        outer = (level < 0) | (level >= self.levels)
-        return torch.where(level < 0, -self.margin, level), torch.where(outer, self.margin, torch.ones_like(level))
+    def _columns(self, x: Vector) -> Tensor:
+        """(D, n): each column in one run of memory, whatever the strides of x."""
+        return precise(x).movedim(-1, 0).reshape(self.features, -1).contiguous()
+
+    def _rows(self, x: Vector, z: Tensor, logdet: Tensor, context: Context) -> MappedVector:
+        """What becomes of x, from its columns."""
+        z, logdet = (t.view(self.features, *x.shape[:-1]).movedim(0, -1) for t in (z, logdet))
+        z, logdet = keep_masked(x, z.to(x.dtype), logdet, context)
+        return z, sum_event(logdet, 1)
+
+    def _places(self, entry: Tensor, count: int) -> Tensor:
+        """Where these entries of each column stand in a table of so many for each."""
+        return entry + count * torch.arange(self.features, device=entry.device).unsqueeze(1)
 
     def _tables(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Probability of each cell, and of all cells below it and above it, (D · cells,) in the dtype of x."""
+        """Density of each cell, and probabilities of all cells below it and above it, (D, cells) in the dtype of x."""
         share = self.share.to(widest(self.share.device))
         share = share / share.sum(-1, keepdim=True)
         below, above = share.cumsum(-1) - share, share.flip(-1).cumsum(-1).flip(-1) - share
-        return share.flatten().to(x.dtype), below.flatten().to(x.dtype), above.flatten().to(x.dtype)
+        rate = torch.cat([share[:, :1] / self.margin, share[:, 1:-1], share[:, -1:] / self.margin], 1)
+        return rate.to(x.dtype), below.to(x.dtype), above.to(x.dtype)
 
-    def _places(self, level: Tensor) -> Tensor:
-        """Where these levels (…, D) stand in a table of all columns."""
-        return level.long() + 1 + self.share.shape[-1] * torch.arange(level.shape[-1], device=level.device)
+    def _runs(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The runs of cells of one density, where F is a line, each seen from its left end and then from its right end.
+
+        x at that end, (2 n,); F or 1 − F there, and its slope, (D, 2 n); and where all runs but the first begin on the
+        line of z, (D, n − 1). Graphs, whose shapes must not depend on data, take each cell for a run.
+        """
+        rate, below, above = self._tables(z)
+        first = torch.arange(1, rate.shape[1], device=z.device)
+        if not is_traced():
+            first = first[(rate[:, 1:] != rate[:, :-1]).any(0)]
+        first = functional.pad(first, (1, 0))
+        last = functional.pad(first[1:], (0, 1), value=rate.shape[1]) - 1
+        inner = torch.arange(self.levels + 1, device=z.device).to(z.dtype)
+        edges = torch.cat([inner[:1] - self.margin, inner, inner[-1:] + self.margin])
+        below, above, rate = below[:, first], above[:, last], rate[:, first]
+        ends = torch.cat([edges[first], edges[last + 1]])
+        begins = below[:, 1:].log() - above[:, :-1].log()
+        return ends, torch.cat([below, above], 1), torch.cat([rate, -rate], 1), begins
+
+    def _find(self, z: Tensor, begins: Tensor) -> Tensor:
+        """How many of these entries of its column are at most z."""
+        if not is_traced():
+            return torch.searchsorted(begins, z, right=True)
+        count, found = begins.shape[1], torch.zeros_like(z, dtype=torch.long)
+        for step in reversed(range(count.bit_length())):  # a search that graphs and vmap can follow
+            higher = found + 2**step
+            entry = begins.flatten()[self._places(higher.clamp_max(count) - 1, count)]
+            found = torch.where((higher <= count) & (entry <= z), higher, found)
+        return found
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
