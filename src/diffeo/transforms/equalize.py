@@ -22,9 +22,7 @@ from diffeo.functional import (
 )
 from diffeo.kernels.dispatch import is_traced
 
-MARGIN = (
-    0.05  # width of the margin on either side of the range, as a share of it, so that the logit is tame at its ends
-)
+MARGIN = 0.05  # of the range, how wide the margin on either side is, so that the logit is tame at its ends
 ORDINARY = 0.01  # of all probability at least, for the levels that are no peaks: none is without density
 SEEN = 30  # numbers of the training rows that a peak holds at least
 REACH = 16  # the neighbours of a level, on either side, are this part of all levels
