@@ -230,6 +230,7 @@ def test_the_program_from_samples_to_edits(folder, tmp_path, capsys):
         (["fit", "{wide}", "-o", "{out}"], "1 picture; a density needs at least 20"),
         (["fit", "{digits}", "-o", "{out}", "--recipe", "nsf"], "expected one of flowpp"),
         (["fit", "{digits}", "-o", "{out}", "--size", "9"], "cannot be halved 2 times"),
+        (["fit", "{digits}", "-o", "{out}", "--option", "peak=much"], "expected peak >= 0, or None, got 'much'"),
         (["edit", "{m}", "{wide}", "--towards", "{digits}", "--amount", "nan"], "--amount: expected a finite number"),
         (["edit", "{m}", "{digits}", "--towards", "{digits}"], "a folder, expected one picture"),
         (["interpolate", "{m}", "{digits}", "{wide}"], "a folder, expected one picture"),
@@ -455,8 +456,25 @@ def test_a_fit_with_other_augmentation_is_another_fit(tmp_path):
     tools.fit(model(), images, flips=True, samples_dir=tmp_path / "s", on_evaluation=seen.append, **options)
     assert seen
     assert list((tmp_path / "s").iterdir())
-    with pytest.raises(ValueError, match="made with other data"):
+    with pytest.raises(ValueError, match="made with another flow or data"):
         tools.fit(model(), images, shifts=1, resume=True, **options)
+
+
+def test_a_fit_of_a_flow_with_other_arguments_is_another_fit(tmp_path):
+    images = torch.randint(4, (60, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    options = {"epochs": 1, "progress": False, "checkpoint": tmp_path / "fit"}
+    sizes = {"preset": "tiny", "hidden": 4, "layers": 2, "levels": 4}
+    diffeo.fit(diffeo.nice_image((1, 4, 4), **sizes), images, **options)
+    other = diffeo.nice_image((1, 4, 4), peak=None, **sizes)
+    with pytest.raises(ValueError, match=r"nice_image's peak \(5.0, now null\)"):
+        diffeo.fit(other, images, resume=True, **options)
+
+
+def test_bits_of_pictures_with_other_levels_are_refused():
+    model = diffeo.nice_image((1, 4, 4), preset="tiny", hidden=4, layers=2, levels=4)
+    for wrong in (torch.full((2, 1, 4, 4), 4), torch.full((2, 1, 4, 4), 0.5), torch.full((2, 1, 4, 4), -1)):
+        with pytest.raises(ValueError, match="bits_per_dim: expected whole numbers 0 … 3"):
+            diffeo.bits_per_dim(model, wrong)
 
 
 def test_what_cannot_be_drawn_is_refused_before_training(tmp_path):

@@ -500,7 +500,7 @@ def test_a_killed_run_goes_on_with_resume(command, corpus, tmp_path, capsys):
     assert not folder.exists()
     again = ["speech", command, str(corpus), "-o", str(output), "--preset", "tiny", "--steps", "1", "--resume"]
     assert main(again) == 2
-    assert "no interrupted fit to resume, but" in capsys.readouterr().err
+    assert "there is no interrupted fit to resume; without --resume" in capsys.readouterr().err
     output.unlink()
     folder.mkdir()
     assert main(again) == 0

@@ -407,9 +407,9 @@ def test_checkpoint_folders(tmp_path):
     assert torch.equal(weights(again), weights(flow))
     with pytest.raises(ValueError, match="batch_size"):
         diffeo.fit(small(), rows(), steps=10, batch_size=16, checkpoint=folder, resume=True)
-    with pytest.raises(ValueError, match="other data: flow"):
+    with pytest.raises(ValueError, match=r"another flow or data: maf's layers \(2, now 3\), flow"):
         diffeo.fit(diffeo.maf(2, layers=3, hidden=(16,)), rows(), steps=10, checkpoint=folder, resume=True)
-    with pytest.raises(ValueError, match="other data: values"):
+    with pytest.raises(ValueError, match="another flow or data: values"):
         diffeo.fit(small(), rows(seed=1), steps=10, checkpoint=folder, resume=True)
     assert diffeo.fit(small(), rows(), steps=4, checkpoint=tmp_path / "new", resume=True).resumed_steps == 0
 

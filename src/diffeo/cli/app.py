@@ -131,7 +131,7 @@ def checkpoint_of(output: Path, resume: bool) -> Path:
         raise ValueError(f"{folder} holds an interrupted fit: add --resume to continue it, or delete the folder")
     if resume and not (folder / "fit.safetensors").exists():
         if output.exists():
-            raise ValueError(f"{folder}: no interrupted fit to resume, but {output}, which it would replace")
+            raise ValueError(f"{output}: there is no interrupted fit to resume; without --resume it is fitted anew")
         print(f"diffeo: {folder}: no interrupted fit to resume; starting afresh", file=sys.stderr)
     return folder
 

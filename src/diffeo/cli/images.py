@@ -23,6 +23,7 @@ app.add_typer(images)
 
 FEWEST = 20  # pictures
 HELD = 2000  # pictures at most that score, and that validate
+WIDEST = 4096  # numbers of a picture, at most, whose Gaussian is fitted to compare with
 Model = Annotated[Path, typer.Argument(help="Model file, as `diffeo images fit` writes.", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Picture to write: .png, or .gif for an animation.")]
 Size = Annotated[
@@ -105,7 +106,10 @@ def fit(
     if len(found.images) < FEWEST:
         what = f"{len(found.images)} picture{'s' * (len(found.images) != 1)}"
         raise ValueError(f"{pictures}: {what}; a density needs at least {FEWEST}")
-    coarse = levels < 256 and int(found.images.max()) >= levels
+    largest = int(found.images.max())
+    coarse = levels < 256 and largest >= levels
+    if levels > 4 * (largest + 1):
+        print(f"The largest value is {largest}: with --levels {largest + 1} the flow knows no others.", flush=True)
     x = _quantised(found.images, levels, coarse)
     enlarges, by = recipe == "srflow", scale or 4
     if scale is not None and not enlarges:
@@ -156,9 +160,10 @@ def fit(
         nats = -float(torch.cat(each).mean())
         print(f"{nats / math.prod(x.shape[1:]):.3f} nats a number of {len(test)} test pictures with noise.")
     else:
-        rows.append(("Gaussian", scores.gaussian_bits(x[train], x[test], seed)))
+        print(f"Bits per dimension of {len(test)} test pictures (lower is better):", flush=True)
+        if x[0].numel() <= WIDEST:
+            rows.append(("Gaussian", scores.gaussian_bits(x[train], x[test], seed)))
         rows.append(("histogram", scores.histogram_bits(x[train], x[test], levels)))
-        print(f"Bits per dimension of {len(test)} test pictures (lower is better):")
         for name, value in rows:
             print(f"  {name:<16}{value:8.3f}")
     print(f"Wrote {output}.")
@@ -197,6 +202,7 @@ def score(
         return
     with replacing(output) as temporary, temporary.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
+    print(f"Wrote {output}.")
 
 
 @images.command()
@@ -388,7 +394,10 @@ def _for(density: Any, notes: dict[str, Any], images: Any, model: Path, shape: A
         )
     if not notes["coarse"] and int(images.max()) >= density.levels:
         raise ValueError(f"{model}: it knows shades 0 … {density.levels - 1}, but these pictures go to {images.max()}")
-    return _quantised(images, density.levels, notes["coarse"])
+    shades = _quantised(images, density.levels, notes["coarse"])
+    if images.any() and not shades.any():
+        raise ValueError(f"{model}: to it these pictures are black: they go to {images.max()}, where white is 255")
+    return shades
 
 
 def _labels(notes: dict[str, Any], name: str | None, n: int) -> Any:

@@ -66,7 +66,7 @@ def check(corpus: Corpus, reading: Reading = None) -> None:
     problems = check_corpus(clips, reading=_reading(clips, reading))
     for line in problems:
         print(line)
-    print(f"{len(clips)} clips, {len(problems)} remarks.")
+    print(f"{len(clips)} clips, {len(problems)} remark{'s' * (len(problems) != 1)}.")
 
 
 @speech.command(epilog="Example:  diffeo speech fit LJSpeech-1.1/ -o voice.safetensors --time-limit 2h")
@@ -356,13 +356,14 @@ def _sound(mel: Any, settings: Any, vocoder: Any, rounds: int, generator: Any) -
 
 def _reading(clips: list[Any], asked: str | None) -> str:
     """How the texts of a corpus are read; what nobody asked for is said."""
-    from diffeo.apps.speech.text import LETTERS, usual_reading
+    from diffeo.apps.speech.text import LETTERS, units_of, usual_reading
 
     if asked is not None:
+        units_of("a", asked)  # an unknown language is an error of its own, not of the first clip
         return asked
     found = usual_reading([clip.text for clip in clips])
     what = "letter by letter" if found == LETTERS else f"as phonemes of {found}, by espeak-ng"
-    print(f"Texts are read {what}; --reading chooses letters, or a language of espeak-ng.", flush=True)
+    print(f"Texts are read {what}; --reading chooses letters, or a language of espeak-ng, such as de.", flush=True)
     return found
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from diffeo.core import Density
-from diffeo.densities.dequantized import Dequantized
+from diffeo.densities.dequantized import Dequantized, check_levels
 from diffeo.densities.noisy import Noisy
 from diffeo.functional import Context, rows_of_block
 
@@ -40,7 +40,8 @@ def bits_per_dim(
         Shape (n,).
 
     Raises:
-        ValueError: images of another shape; a `Noisy` density; more than one sample where there is no noise.
+        ValueError: images of another shape, or other than whole numbers of the levels of a `Dequantized` density; a
+            `Noisy` density; more than one sample where there is no noise.
 
     Cost: `samples` passes of the density.
 
@@ -59,6 +60,8 @@ def bits_per_dim(
     noisy = isinstance(density, Dequantized)
     if samples != 1 and not noisy:
         raise ValueError("bits_per_dim: only Dequantized densities take several samples of their noise")
+    if isinstance(density, Dequantized):
+        check_levels(images, density.levels, "bits_per_dim")
     size = rows_of_block(max(1, NUMBERS // samples), images.shape[1:])
     found = []
     for start in range(0, len(images), size):

@@ -112,8 +112,11 @@ class LowResolution(nn.Module):
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         image = context_features(context)
-        if image is None:
-            raise ValueError("LowResolution: expected the small image as context, got none")
+        if image is None or image.ndim < 3 or image.shape[-3] != self.enter.in_channels:
+            got = "none" if image is None else f"shape {tuple(image.shape)}"
+            raise ValueError(
+                f"LowResolution: expected small images (…, {self.enter.in_channels}, h, w) as context, got {got}"
+            )
         batch = image.shape[:-3]
         x = image.to(self.enter.weight.dtype).reshape(-1, *image.shape[-3:]) * (2 / (self.levels - 1)) - 1
         first = h = self.enter(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.core import Objective
+from diffeo.core import Density, Objective
+from diffeo.storage import to_json
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.averaging import Average
 from diffeo.training.plan import Plan
@@ -89,8 +91,9 @@ class State:
             if state[name] != value:
                 was = state[name]
                 differs = ", ".join(f"{k} ({was.get(k)}, now {value[k]})" for k in value if value[k] != was.get(k))
+                what = "flow or data" if name == "data" else name
                 raise ValueError(
-                    f"fit: the checkpoint in {str(folder)!r} was made with other {name}: {differs}; "
+                    f"fit: the checkpoint in {str(folder)!r} was made with another {what}: {differs}; "
                     "resume with the same flow, data and arguments"
                 )
         here = self.objective.state_dict()
@@ -120,8 +123,16 @@ class State:
 
 
 def identify_data(objective: Objective, train: Source, held: Source | None) -> dict[str, Any]:
-    """What tells flows and data apart: shapes of the state, number of rows, and what the sources say of theirs."""
+    """What tells flows and data apart: arguments of recipes, what modules say of themselves and the shapes of their
+    state; the number of rows, and what the sources say of theirs."""
     shapes = {k: tuple(v.shape) for k, v in objective.state_dict().items()}
     values = " ".join(source.fingerprint for source in (train, held) if source is not None)
-    told = repr((shapes, objective.extra_repr()))  # and how an objective changes its rows
-    return {"flow": hashlib.sha256(told.encode()).hexdigest()[:16], "rows": len(train), "values": values}
+    told = repr((shapes, objective))  # with how an objective changes its rows
+    arguments: dict[str, str] = {}
+    for module in objective.modules():
+        if isinstance(module, Density) and module.recipe is not None:
+            name, given = module.recipe
+            with suppress(ValueError):  # what cannot be written is not compared
+                arguments |= {f"{name}'s {argument}": to_json(value) for argument, value in given.items()}
+    flow = hashlib.sha256(told.encode()).hexdigest()[:16]
+    return {**arguments, "flow": flow, "rows": len(train), "values": values}

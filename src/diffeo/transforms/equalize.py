@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -66,8 +68,8 @@ class Equalize(Transform):
         super().__init__()
         if levels < 2:
             raise ValueError(f"Equalize: expected at least 2 levels, got {levels}")
-        if peak is not None and not peak >= 0:
-            raise ValueError(f"Equalize: expected peak >= 0, or None, got {peak}")
+        if peak is not None and not (isinstance(peak, Real) and peak >= 0):
+            raise ValueError(f"Equalize: expected peak >= 0, or None, got {peak!r}")
         self.event = as_fixed_event(features, self)
         self.features, self.levels, self.peak, self.margin = features, levels, peak, MARGIN * levels
         interval = constraints.interval(-self.margin, levels + self.margin)

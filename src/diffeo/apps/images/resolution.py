@@ -56,7 +56,7 @@ def upscale(
 
     Raises:
         ValueError: another model, or one that has not seen data yet; small pictures of another size or number of
-            channels.
+            channels; labels of another number, or where the model reads none.
     """
     encoder, levels = encoder_of(model), model.levels or 256
     channels, height, width = model.event_shape()
@@ -66,8 +66,12 @@ def upscale(
             f"(channels, height, width), got {tuple(small.shape[-3:])}"
         )
     if (labels is not None) != bool(encoder.classes):
-        raise ValueError(f"upscale: this model reads {'the' if encoder.classes else 'no'} labels of classes")
-    given = small if labels is None else {"features": small, "label": labels}
+        raise ValueError(
+            f"upscale: this model reads {'the' if encoder.classes else 'no'} labels of classes, as labels="
+        )
+    if labels is not None and torch.as_tensor(labels).shape != small.shape[:-3]:
+        raise ValueError(f"upscale: expected a label for each small picture, {tuple(small.shape[:-3])}, got {labels}")
+    given = small if labels is None else {"features": small, "label": torch.as_tensor(labels)}
     large = sample(model, (n, *small.shape[:-3]), given, temperature=temperature, generator=generator)
     if not consistent:
         return large

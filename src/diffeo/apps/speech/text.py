@@ -75,9 +75,12 @@ def encode_text(text: str, symbols: Sequence[str], reading: str = LETTERS) -> Te
         raise ValueError("the text is empty")
     unknown = sorted(set(units) - set(symbols))
     if unknown:
-        hint = " (write numbers as words)" if any(c.isdigit() for c in unknown) and reading == LETTERS else ""
-        hint = " (it learned from single words)" if set(unknown) <= {" ", "|"} else hint
-        raise ValueError(f"the voice does not know {', '.join(map(repr, unknown))}, which its corpus never shows{hint}")
+        hints = ["write numbers as words"] if any(c.isdigit() for c in unknown) and reading == LETTERS else []
+        hints += ["'|' is the gap between words: it learned from single ones"] if "|" in unknown else []
+        hints += ["it learned from single words"] if " " in unknown else []
+        hint = f" ({'; '.join(hints)})" if hints else ""
+        what = ", ".join(map(repr, unknown)) if reading == LETTERS else "the sounds " + ", ".join(map(repr, unknown))
+        raise ValueError(f"the voice does not know {what}, which its corpus never shows{hint}")
     number = {unit: i for i, unit in enumerate(symbols, 1)}
     return torch.tensor([number[unit] for unit in units])
 
@@ -88,8 +91,7 @@ def _phonemes(text: str, language: str) -> tuple[str, ...]:
     program = shutil.which("espeak-ng")
     if program is None:
         raise ImportError(
-            f"phonemes of {language!r} need the program espeak-ng (apt install espeak-ng, brew install espeak-ng); "
-            'the reading "letters" needs nothing'
+            f"phonemes of {language!r} need the program espeak-ng (apt install espeak-ng, brew install espeak-ng)"
         )
     done = subprocess.run(
         [program, "-q", "-x", "--sep=_", "-v", language, "--stdin"], input=text, capture_output=True, text=True
