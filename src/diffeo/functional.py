@@ -183,12 +183,13 @@ def check_batch(shape: Size, batch: Size) -> None:
         )
 
 
-def refuse_context(context: Context, recipe: str) -> None:
-    """Refuse what a model would read of a context, if the recipe had built it to."""
+def refuse_context(context: Context, recipe: str, argument: str) -> None:
+    """Refuse what a model would read of a context, if the recipe had built it to, by `context` or `classes`."""
     if any(name != "mask" for name in entries(context)):
+        without, number = ("classes", "classes") if argument == "classes" else ("a context", "features")
         raise ValueError(
-            f"{recipe}: it was built without a context, so it would ignore this one; "
-            f"build it by {recipe}(…, context=number of features)"
+            f"{recipe}: it was built without {without}, so it would ignore this context; "
+            f"build it by {recipe}(…, {argument}=number of {number})"
         )
 
 

@@ -412,7 +412,7 @@ def test_the_program_enlarges_pictures(folder, tmp_path, capsys):
     assert main(["images", "upscale", str(folder / "m.safetensors"), str(tmp_path / "small")]) != 0
     assert "does not enlarge" in capsys.readouterr().err
     assert main([*call, "--flips"]) != 0
-    assert "cannot flip or shift" in capsys.readouterr().err
+    assert "without classes, flips and shifts" in capsys.readouterr().err
 
 
 def test_a_flow_of_pictures_with_noise_draws_but_does_not_score(folder, tmp_path, capsys):

@@ -223,6 +223,21 @@ def test_a_saved_flow_gives_the_same_bits(recipe, digits, tmp_path):
     assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("recipe", [*(name for name in SMALL if name != "srflow"), "noisy glow"])
+def test_labels_that_nothing_would_read_are_refused(recipe, digits):
+    noise = {"noise": 0.1} if recipe == "noisy glow" else {}
+    name = recipe.removeprefix("noisy ")
+    model = getattr(diffeo, name)((1, 8, 8), preset="tiny", levels=17, **SMALL[name], **noise)
+    images, labels = digits[0][:30], digits[1][:30]
+    for call in (
+        lambda: model(images, labels),
+        lambda: model.sample(30, labels),
+        lambda: diffeo.fit(model, images, labels, steps=1, progress=False),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: it was built without classes"):
+            call()
+
+
 @pytest.mark.parametrize("recipe", SMALL)
 def test_sides_that_cannot_be_halved_are_refused(recipe):
     with pytest.raises(ValueError, match=r"\b9\b"):

@@ -123,12 +123,15 @@ class Density(nn.Module, ABC):
         """Refuse a context that nothing would read, as far as the recipe says, and one in another precision.
 
         Raises:
-            ValueError: the recipe was called with `context=0`, or weights and context are float32 and float64.
+            ValueError: the recipe was called with `context=0` or `classes=0`, or weights and context are float32 and
+                float64.
         """
         if context is not None:
             own, made = next(self.parameters(), None), self.recipe
             if made is not None and made.arguments.get("context") == 0:
-                refuse_context(context, made.name)
+                refuse_context(context, made.name, "context")
+            if made is not None and made.arguments.get("classes") == 0 and "features" not in declared_reads(self):
+                refuse_context(context, made.name, "classes")
             if own is not None:
                 check_precision(context, own.dtype, type(self).__name__)
 

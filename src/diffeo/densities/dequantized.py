@@ -130,6 +130,7 @@ class Dequantized(AroundFlow):
         generator: Generator | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
+        self.check_context(context)
         event = self.event_shape(context)
         x = x if x.is_floating_point() else x.to(self.spacing.dtype)
         batch = joined(x.shape[: x.ndim - len(event)], context_batch(context, self._context_dims))

@@ -64,6 +64,7 @@ class Noisy(AroundFlow):
     def forward(
         self, x: Tensor, context: Context = None, samples: int = 1, generator: Generator | None = None
     ) -> LogProb:
+        self.check_context(context)
         event, batch = self.event_shape(context), context_batch(context, self.context_dims())
         batch = joined(x.shape[: x.ndim - self.event_ndim], batch)
         y = self._with_noise(x.expand(*batch, *event), samples, generator)
