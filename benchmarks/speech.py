@@ -540,8 +540,8 @@ def _told_prompts(r: dict[str, Any]) -> str:
         [name, number(n["nats"]), number(n["shuffled"]) if "shuffled" in n else ""] for name, n in r["nats"].items()
     ]
     return f"""\
-**Prompts.** {r["clips"]:,} prompts of at most {LONGEST:.0f} seconds by one speaker, {r["held"]} of them held out;
-presets `tiny` after at most {r["seconds"] / 60:.0f} minutes
+**Prompts.** {r["clips"]:,} prompts of at most {LONGEST:.0f} seconds by one speaker, read as phonemes by espeak-ng,
+{r["held"]} of them held out; presets `tiny` after at most {r["seconds"] / 60:.0f} minutes
 ({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}).
 
 {markdown(["model", "held-out nats a number", "texts of others"], rows)}"""
@@ -566,7 +566,7 @@ def _told_digits(r: dict[str, Any]) -> str:
     ]
     control = [[name, f"{c['length_scale']:.2f}", f"{c['temperature']:.2f}"] for name, c in r["controls"].items()]
     return f"""\
-**Spoken digits.** Six speakers; listeners trained on natural clips alone hear the words and speakers of the test split
+**Spoken digits.** Six speakers, texts as phonemes; listeners trained on natural clips alone hear the words and speakers of the test split
 (takes 0 to 4), natural and as voices say them, through Griffin-Lim. Presets `tiny` after
 at most {r["seconds"] / 60:.0f} minutes
 ({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}), temperature 0.667.
