@@ -566,9 +566,9 @@ def _told_digits(r: dict[str, Any]) -> str:
     ]
     control = [[name, f"{c['length_scale']:.2f}", f"{c['temperature']:.2f}"] for name, c in r["controls"].items()]
     return f"""\
-**Spoken digits.** Six speakers, texts as phonemes; listeners trained on natural clips alone hear the words and speakers of the test split
-(takes 0 to 4), natural and as voices say them, through Griffin-Lim. Presets `tiny` after
-at most {r["seconds"] / 60:.0f} minutes
+**Spoken digits.** Six speakers, texts as phonemes; listeners trained on natural clips alone hear the words and speakers
+of the test split (takes 0 to 4), natural and as voices say them, through Griffin-Lim. Presets `tiny` after at most
+{r["seconds"] / 60:.0f} minutes
 ({", ".join(f"{s}: {n:,} steps" for s, n in r["steps"].items())}), temperature 0.667.
 
 {markdown(["clips", "word", "of natural", "speaker"], rows)}
