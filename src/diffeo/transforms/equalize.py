@@ -124,6 +124,8 @@ class Equalize(Transform):
 
     def _places(self, entry: Tensor, count: int) -> Tensor:
         """Where these entries of each column stand in a table of so many for each."""
+        if self.features == 1:
+            return entry
         return entry + count * torch.arange(self.features, device=entry.device).unsqueeze(1)
 
     def _tables(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
