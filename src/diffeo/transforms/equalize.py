@@ -185,7 +185,7 @@ class Equalize(Transform):
 
     def _shares(self, counts: Tensor) -> Tensor:
         """Probabilities, but for a factor, of the cells of a column with so many numbers at each level."""
-        counts = counts.double()
+        counts = counts.to(widest(counts.device))
         peaks = self._peaks(counts)
         found = counts / counts.sum().clamp_min(1)
         ordinary = (1 - found[peaks].sum()).clamp_min(ORDINARY) / (~peaks).sum().clamp_min(1)
