@@ -6,8 +6,7 @@
 Each model trains for that long on 58,000 training digits; 2,000 more decide which weights are kept. The curve is of
 these; the figure is of all 10,000 test digits. Noise is uniform, but for flowpp, which learns it. normflows' Glow has
 the size of ours and a logit in front, as glow+logit has. Finished runs are kept in results/images.json. A run of ours
-that is interrupted goes on where it stopped (`--folder`, default build/images). With `--round-trips` the models are
-trained to measure noise and back alone.
+that is interrupted goes on where it stopped (`--folder`, default build/images).
 """
 
 from __future__ import annotations
@@ -55,7 +54,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--lr", type=float, default=LR)
     parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--round-trips", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("build/images"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -69,37 +67,20 @@ def main() -> None:
             "histogram of each pixel": histogram_bits(train, test, 256),
         }
         save(RESULT, content)
-    kept = "round_trips" if options.round_trips else "runs"
     for model in options.models:
-        if options.round_trips and model == "normflows":
-            continue
         job = {"model": model, "options": MODELS[model], "minutes": options.minutes}
         job = {**job, "threads": options.threads, "lr": options.lr, "batch": options.batch}
         folder = options.folder / f"{model}, {options.minutes:g} minutes, {options.lr:g}, {options.batch}"
-        if any(job.items() <= done.items() for done in content.setdefault(kept, [])):
+        if any(job.items() <= done.items() for done in content["runs"]):
             continue
-        if options.round_trips:
-            trained, result = train(images, folder, model, job)
-            found = {"steps": result.steps, **round_trip(trained, test[:SHOWN])}
-        elif model == "normflows":
+        if model == "normflows":
             found = run_normflows(images, test, job)
         else:
             found = run(images, test, folder, model, job)
         content = load(RESULT)  # another process may have added to it
-        content.setdefault(kept, []).append({**job, **found})
+        content["runs"].append({**job, **found})
         save(RESULT, content)
-        print({k: v for k, v in content[kept][-1].items() if k != "curve"}, flush=True)
-
-
-def train(images: torch.Tensor, folder: Path, name: str, job: dict[str, Any]) -> tuple[Any, Any]:
-    torch.manual_seed(0)
-    model = getattr(diffeo, name.partition("+")[0])((1, 28, 28), **MODELS[name])
-    result = diffeo.fit(
-        model, images[HELD:], validation=images[:HELD], batch_size=job["batch"], lr=job["lr"], epochs=100,
-        time_limit=60 * job["minutes"], checkpoint=folder, resume=True,
-    )  # fmt: skip
-    shutil.rmtree(folder, ignore_errors=True)
-    return model, result
+        print({k: v for k, v in content["runs"][-1].items() if k != "curve"}, flush=True)
 
 
 @torch.no_grad()
@@ -122,7 +103,13 @@ def round_trip(model: diffeo.Dequantized, x: torch.Tensor) -> dict[str, float]:
 
 def run(images: torch.Tensor, test: torch.Tensor, folder: Path, name: str, job: dict[str, Any]) -> dict:
     """Train one recipe and measure it."""
-    model, result = train(images, folder, name, job)
+    torch.manual_seed(0)
+    model = getattr(diffeo, name.partition("+")[0])((1, 28, 28), **MODELS[name])
+    result = diffeo.fit(
+        model, images[HELD:], validation=images[:HELD], batch_size=job["batch"], lr=job["lr"], epochs=100,
+        time_limit=60 * job["minutes"], checkpoint=folder, resume=True,
+    )  # fmt: skip
+    shutil.rmtree(folder, ignore_errors=True)
     bits = diffeo.bits_per_dim(model, test, generator=torch.Generator().manual_seed(0))
     return {
         **round_trip(model, test[:SHOWN]),
@@ -218,13 +205,13 @@ def section() -> str:
             f"{r['seconds'] / 60:.0f}",
             f"{r['steps']:,}",
             f"{r['bits_per_dim']:.3f} ± {r['stderr']:.3f}",
-            f"{r['float32']:.1e}" if "float32" in r else "",
         ]
         for r in content["runs"]
     ]
-    rows += [[name, "", "", "", "", "", "", f"{bits:.3f}", ""] for name, bits in content["baselines"].items()]
-    header = ["model", "options", "parameters", "rate", "batch", "minutes", "steps", "bits per dimension", "round trip"]
-    times = (1, 2, 5, 10, 15, 30, 60)
+    rows += [[name, "", "", "", "", "", "", f"{bits:.3f}"] for name, bits in content["baselines"].items()]
+    header = ["model", "options", "parameters", "rate", "batch", "minutes", "steps", "bits per dimension"]
+    longest = max(r["seconds"] for r in content["runs"]) / 60
+    times = [t for t in (1, 2, 5, 10, 15, 30, 60) if t < longest + 0.5]
     reached = []
     for r in content["runs"]:
         cells = [[bits for minute, bits in r["curve"] if 0.8 * t <= minute <= t + 0.1] for t in times]
@@ -236,7 +223,6 @@ def section() -> str:
             ]
         )
     threads = content["runs"][0]["threads"]
-    shown = " or ".join(f"{n:,}" for n in sorted({r["pictures"] for r in content["runs"] if "pictures" in r}))
     way = ""
     if any(any(cells[1:]) for cells in reached):
         table = markdown(["model", *(f"{t} min" for t in times)], reached)
@@ -248,28 +234,23 @@ def section() -> str:
 Bits per dimension of the 10,000 test digits, one sample of the noise (an upper bound; lower is better), after training
 with {threads} thread{"s" * (threads > 1)} on a shared machine. Noise is uniform, but for flowpp, which learns it; rate
 is that of learning. With `peak=None`, glow+logit does without the room that [`Equalize`](api/transforms.md) gives to
-black and white, as normflows' Glow does. Round trip: the largest error of noise and back, all in float32, in levels of
-256, over {shown} test digits; see below. The baselines are a Gaussian with shrunk covariance and independent pixels.
+black and white, as normflows' Glow does. The baselines are a Gaussian with shrunk covariance and independent pixels.
 
 {markdown(header, rows)}
 
 {way}    python benchmarks/images.py
 
-{_told_round_trips(content.get("round_trips", []))}"""
+{_told_round_trips([r for r in content["runs"] if "float32" in r])}"""
 
 
 def _told_round_trips(found: list[dict]) -> str:
-    if not found:
-        return ""
-    header = ["model", "minutes", "steps", "all in float32", "pictures in float64, z kept in float32", "z in float64"]
-    rows = [[r["model"], f"{r['minutes']:.0f}", f"{r['steps']:,}", *(f"{r[k]:.1e}" for k in WAYS)] for r in found]
+    header = ["model", "minutes", "all in float32", "pictures in float64, z kept in float32", "z in float64"]
+    rows = [[r["model"], f"{r['minutes']:.0f}", *(f"{r[k]:.1e}" for k in WAYS)] for r in found]
     return f"""\
-**Noise and back**, models of float32: the largest error in levels of 256 over {found[0]["pictures"]:,} test digits.
-Pictures in float64 are what `encode` and `decode` carry through them.
+**Noise and back**, the same models, of float32: the largest error in levels of 256 over {found[0]["pictures"]:,} test
+digits. Pictures in float64 are what `encode` and `decode` carry through them.
 
 {markdown(header, rows)}
-
-    python benchmarks/images.py --round-trips
 """
 
 
