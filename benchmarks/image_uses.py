@@ -205,7 +205,7 @@ def classes(seconds: float) -> dict[str, Any]:
 
 
 def ablation(seconds: float) -> dict[str, Any]:
-    """Flow++ on 8×8 digits, each novelty switched off in turn: the same steps, three seeds."""
+    """Flow++ on 8×8 digits behind a plain logit, each novelty switched off in turn: the same steps, three seeds."""
     from sklearn.datasets import load_digits
 
     images = torch.from_numpy(load_digits().images).to(torch.uint8).unsqueeze(1)
@@ -217,7 +217,7 @@ def ablation(seconds: float) -> dict[str, Any]:
             test, held, train = order.split([300, 150, len(order) - 450])
             torch.manual_seed(seed)
             off = {} if name == "whole" else {name: False}
-            model = diffeo.flowpp((1, 8, 8), preset="tiny", dropout=0.1, levels=17, **off)
+            model = diffeo.flowpp((1, 8, 8), preset="tiny", dropout=0.1, levels=17, peak=None, **off)
             diffeo.fit(
                 model, images[train], validation=images[held], batch_size=64, steps=250, lr=3e-3, seed=seed,
                 progress=False,
@@ -526,8 +526,8 @@ def _told_ablation(r: dict[str, Any]) -> str:
         [name, *(f"{b:.3f}" for b in bits), f"{statistics.mean(bits):.3f}"] for name, bits in r["bits_per_dim"].items()
     ]
     return f"""\
-**Flow++ on 8×8 digits**, each novelty switched off in turn, 250 steps, bits per dimension of 300 test digits with eight
-samples of the noise:
+**Flow++ on 8×8 digits** behind a plain logit (`peak=None`), as in the paper, each novelty switched off in turn, 250
+steps, bits per dimension of 300 test digits with eight samples of the noise:
 
 {markdown(["", *(f"seed {s}" for s in SEEDS), "mean"], rows)}"""
 
