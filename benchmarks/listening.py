@@ -93,7 +93,7 @@ def _table(part: str, rows: dict[str, dict[str, Any]]) -> str:
     def player(clip: dict[str, Any]) -> str:
         pitch = "no pitch" if clip["hertz"] is None or math.isnan(clip["hertz"]) else f"{clip['hertz']:.0f} Hz"
         energy = f"{clip['decibels']:.0f} dB".replace("-", "−")
-        sound = f'<audio controls preload="none" style="width: 9rem" src="../sounds/{clip["file"]}"></audio>'
+        sound = f'<audio controls preload="none" style="width: 6rem" src="../sounds/{clip["file"]}"></audio>'
         return f"{sound}<br>{pitch}, {energy}, {clip['seconds']:.2f} s"
 
     makers = list(next(iter(rows.values())))
