@@ -152,8 +152,8 @@ show(interpolate(model, test[0], test[5], 10), 10, "from one test digit to anoth
 # ## Likely is not typical
 #
 # Low likelihood finds noise. But an empty picture, which is no digit, is **likelier** than the digit: smooth pictures are.
-# `typicality` asks how a picture's bits rank among those of held-out ones on both sides. Here the bits of digits differ so
-# much among themselves that the empty picture lies within their range: no score of one number is a classifier.
+# `typicality` asks how a picture's bits rank among those of held-out ones on both sides: the empty picture is among the
+# likeliest, and so is hardly more typical than the noise. (Still, no score of one number is a classifier.)
 
 # %%
 flat = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
