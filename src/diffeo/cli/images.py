@@ -108,7 +108,7 @@ def fit(
         raise ValueError(f"{pictures}: {what}; a density needs at least {FEWEST}")
     largest = int(found.images.max())
     coarse = levels < 256 and largest >= levels
-    if levels > 4 * (largest + 1):
+    if largest and levels > 4 * (largest + 1):
         print(f"The largest value is {largest}: with --levels {largest + 1} the flow knows no others.", flush=True)
     x = _quantised(found.images, levels, coarse)
     enlarges, by = recipe == "srflow", scale or 4
