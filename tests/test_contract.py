@@ -16,7 +16,7 @@ from diffeo.testing import ContractError, check_density, check_transform
 @pytest.fixture(autouse=True)
 def _short_traces(monkeypatch):
     """Traced searches make all their evaluations; the maps of the table are solved long before, and trace faster so."""
-    monkeypatch.setattr(roots, "TRACED", 7)
+    monkeypatch.setattr(roots, "TRACED", 9)
     monkeypatch.setattr(fixed_point, "TRACED", 12)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -196,3 +198,102 @@ def test_events_with_free_dims():
         diffeo.Chain(diffeo.Squeeze(channels=3), diffeo.Along(diffeo.LULinear(3), -3))
     with pytest.raises(ValueError, match="the base Normal has"):
         diffeo.Flow(chain, diffeo.Normal((3, None, None)))
+
+
+def _coupled(channels, first, **options):
+    mask = (torch.arange(channels) < channels // 2) == first
+    net = diffeo.nets.ConvNet(channels // 2, channels // 2, 2, hidden=8, **options)
+    return diffeo.Coupling(mask, net, diffeo.Affine(), dim=-3)
+
+
+PICTURES = {  # events of two channels and any sides
+    "convolutions": lambda: _coupled(2, True),
+    "gated blocks": lambda: _coupled(2, False, blocks=2, concat=True, concat_last=True),
+    "squeezed": lambda: diffeo.Chain(diffeo.Squeeze(channels=2), diffeo.Conv1x1(8), _coupled(8, True)),
+    "checkerboard": lambda: diffeo.Chain(
+        diffeo.Checkerboard(2), _coupled(4, True), diffeo.Inverse(diffeo.Checkerboard(2)), diffeo.Conv1x1(2)
+    ),
+    "Haar": lambda: diffeo.Chain(diffeo.Haar(2), diffeo.Along(diffeo.ActNorm(8), -3), _coupled(8, False)),
+    "an inverse": lambda: diffeo.Inverse(
+        diffeo.Chain(diffeo.Inverse(diffeo.Squeeze(channels=2)), _coupled(2, True), diffeo.Squeeze(channels=2))
+    ),
+}
+PICTURES["there and back"] = lambda: diffeo.Chain(PICTURES["squeezed"](), diffeo.Inverse(PICTURES["squeezed"]()))
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_padded_picture_is_what_it_is_alone(name):
+    t = diffeo.testing.perturbed(PICTURES[name]()).double()
+    channels = 8 if name == "an inverse" else 2
+    sides = [(8, 8), (4, 6), (2, 8)]
+    members = [torch.randn(channels, *side, dtype=torch.float64) for side in sides]
+    x = torch.full((3, channels, 8, 8), 7.0, dtype=torch.float64)
+    mask = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    for i, (member, (height, width)) in enumerate(zip(members, sides, strict=True)):
+        x[i, :, :height, :width] = member
+        mask[i, :, :height, :width] = True
+    context = {"mask": mask}
+    z, logdet = t(x, context)
+    kept = t.map_context(context)["mask"].expand(z.shape)
+    for i, member in enumerate(members):
+        z_alone, logdet_alone = t(member)
+        assert _close(z[i][kept[i]], z_alone.flatten())
+        assert _close(logdet[i], logdet_alone)
+    back, logdet_back = t.inverse(z, context)
+    assert _close(torch.where(mask, back, 0.0), torch.where(mask, x, 0.0))
+    assert _close(logdet + logdet_back, torch.zeros(3, dtype=torch.float64))
+
+
+def test_attention_sees_no_padding():
+    t = diffeo.testing.perturbed(_coupled(2, True, blocks=1, heads=2, size=(4, 4)))
+    mask = torch.rand(5, 1, 4, 4) > 0.3
+    x = torch.randn(5, 2, 4, 4)
+    found = [t(torch.where(mask, x, fill), {"mask": mask}) for fill in (0.0, 3.0)]
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(torch.where(mask, a, 0.0), torch.where(mask, b, 0.0)) if a.ndim > 1 else torch.equal(a, b)
+    whole = {"mask": torch.ones(5, 1, 4, 4, dtype=torch.bool)}
+    for a, b in zip(t(x, whole), t(x), strict=True):
+        assert _close(a, b)
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_masks_are_mapped_back(name):
+    t, x = TRANSFORMS[name].build(0), TRANSFORMS[name].x()
+    shape = t.output_shape(x.shape[x.ndim - t.event_ndim :])
+    one = (*shape[:-1], 1) if isinstance(t, diffeo.Fold) else shape  # which takes no part of a frame
+    mask = torch.rand(2, *one, generator=torch.Generator().manual_seed(0)) > 0.5
+    back = t.unmap_context({"mask": mask})
+    assert torch.equal(t.map_context(back)["mask"].expand(mask.shape), mask)
+    assert torch.equal(diffeo.Inverse(t).map_context({"mask": mask})["mask"], back["mask"])
+
+
+IMAGE_RECIPES = ("nice_image", "realnvp_image", "glow", "flowpp", "tarflow")
+
+
+@pytest.mark.parametrize("name", IMAGE_RECIPES)
+def test_flows_of_pictures_see_no_padding(name):
+    torch.manual_seed(0)
+    flow = diffeo.testing.perturbed(getattr(diffeo, name)((1, 8, 8), preset="tiny", levels=17))
+    x = torch.randint(17, (6, 1, 8, 8))
+    mask = (torch.arange(8) < 4).expand(8, 8)[None]
+    flow.initialize(x)
+
+    def bits(fill):
+        seen = torch.where(mask, x, fill)
+        return diffeo.bits_per_dim(
+            flow, seen, {"mask": mask.expand(6, 1, 8, 8)}, generator=torch.Generator().manual_seed(1)
+        )
+
+    assert _close(bits(0), bits(16))
+    nats = flow(torch.where(mask, x, 0), {"mask": mask}, generator=torch.Generator().manual_seed(1))
+    assert _close(bits(0), -nats / (math.log(2) * 32))
+    assert not _close(bits(0), diffeo.bits_per_dim(flow, x, generator=torch.Generator().manual_seed(1)))
+
+
+def test_a_mask_that_cuts_a_vector_is_refused():
+    mask = torch.tensor([[True, False, True]])
+    with pytest.raises(ValueError, match="leaves out a part of one"):
+        diffeo.LULinear(3)(torch.ones(1, 3), {"mask": mask})
+    z, logdet = diffeo.LULinear(3)(torch.ones(2, 3), {"mask": torch.tensor([[True] * 3, [False] * 3])})
+    assert logdet[1] == 0
+    assert torch.equal(z[1], torch.ones(3))

@@ -150,6 +150,12 @@ def context_mask(context: Context) -> Tensor | None:
     return None if context is None or isinstance(context, Tensor) else context.get("mask")
 
 
+def map_mask(context: Context, function: Callable[[Tensor], Tensor]) -> Context:
+    """The context with what a function makes of its mask, if it has one."""
+    mask = context_mask(context)
+    return context if mask is None else {**entries(context), "mask": function(mask)}
+
+
 def entries(context: Context) -> Mapping[str, Tensor]:
     """The entries of a context; a tensor is the entry `"features"`."""
     return {} if context is None else {"features": context} if isinstance(context, Tensor) else context
@@ -253,19 +259,6 @@ def keep_scaled(x: Tensor, z: Tensor, log_scale: Tensor, context: Context) -> tu
         return torch.where(mask, z, x), logdet.expand(joined(logdet.shape, x.shape[:-1]))
     kept, logdet = keep_masked(x, z, log_scale.expand_as(x), context)
     return kept, sum_event(logdet, 1)
-
-
-def keep_rows(x: Tensor, z: Tensor, logdet: Tensor, context: Context, ndim: int = 1) -> tuple[Tensor, Tensor]:
-    """As `keep_masked`, for a map that mixes all numbers of an event: its mask covers whole events, `(*batch, 1)`."""
-    mask, logdet = context_mask(context), precise(logdet)
-    if mask is None:
-        return z, logdet
-    if mask.ndim < ndim or mask.shape[mask.ndim - ndim :].numel() != 1:
-        raise ValueError(
-            f"a map that mixes the features needs a mask with last {'dim' if ndim == 1 else f'{ndim} dims'} 1, got "
-            f"{tuple(mask.shape)}"
-        )
-    return torch.where(mask, z, x), torch.where(mask.reshape(mask.shape[: mask.ndim - ndim]), logdet, 0.0)
 
 
 def visible(x: Tensor, context: Context) -> Tensor:

@@ -197,6 +197,11 @@ class Chain(Transform):
             context = part.map_context(context)
         return context
 
+    def unmap_context(self, context: Context) -> Context:
+        for part in reversed(list(self._transforms())):
+            context = part.unmap_context(context)
+        return context
+
     def compile_direction(self, direction: str) -> None:
         if direction in self.stepwise:
             for part in self._transforms():

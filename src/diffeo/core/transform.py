@@ -63,6 +63,10 @@ class Transform(nn.Module, ABC):
         """The context as the next transform needs it (a Squeeze folds entries that are aligned with time or pixels)."""
         return context
 
+    def unmap_context(self, context: Context) -> Context:
+        """The context that `map_context` makes this one of, which `Inverse` needs: here its entries are unfolded."""
+        return context
+
     def initialize(self, x: Tensor, context: Context = None) -> None:
         """Set what depends on data from a batch of training rows; once, before training."""
 
@@ -134,10 +138,16 @@ class Inverse(Transform):
         self.stepwise = frozenset(OTHER[direction] for direction in transform.stepwise)
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        return self.transform.inverse(x, context)
+        return self.transform.inverse(x, self.transform.unmap_context(context))
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        return self.transform(z, context)
+        return self.transform(z, self.transform.unmap_context(context))
+
+    def map_context(self, context: Context) -> Context:
+        return self.transform.unmap_context(context)
+
+    def unmap_context(self, context: Context) -> Context:
+        return self.transform.map_context(context)
 
     def compile_direction(self, direction: str) -> None:
         self.transform.compile_direction(OTHER[direction])

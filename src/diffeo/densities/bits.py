@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 from diffeo.core import Density
 from diffeo.densities.dequantized import Dequantized, check_levels
 from diffeo.densities.noisy import Noisy
-from diffeo.functional import Context, rows_of_block
+from diffeo.functional import Context, context_mask, rows_of_block, visible
 
 NUMBERS = 1 << 20  # of images scored at once
 
@@ -26,8 +26,8 @@ def bits_per_dim(
 ) -> Tensor:
     """−log₂ P(x) / D for each image: how many bits a code by this model spends on one number of the image.
 
-    D = C · H · W. The densities of preprocessing (noise, logit) are counted, since they are part of the model. For a
-    `Dequantized` model it is an upper bound, tighter with more samples.
+    D = C · H · W, or as many numbers as a mask leaves. The densities of preprocessing (noise, logit) are counted, since
+    they are part of the model. For a `Dequantized` model it is an upper bound, tighter with more samples.
 
     Args:
         density: of images.
@@ -61,11 +61,13 @@ def bits_per_dim(
     if samples != 1 and not noisy:
         raise ValueError("bits_per_dim: only Dequantized densities take several samples of their noise")
     if isinstance(density, Dequantized):
-        check_levels(images, density.levels, "bits_per_dim")
+        check_levels(visible(images, context), density.levels, "bits_per_dim")
     size = rows_of_block(max(1, NUMBERS // samples), images.shape[1:])
     found = []
     for start in range(0, len(images), size):
         x = images[start : start + size]
         c = None if context is None else tree_map(lambda t, start=start: t[start : start + size], context)
         found.append(density.log_prob(x, c, samples, generator) if noisy else density(x, c))
-    return torch.cat(found) / (-math.log(2) * math.prod(images.shape[1:]))
+    mask = context_mask(context)
+    dims = math.prod(images.shape[1:]) if mask is None else mask.expand(images.shape).flatten(1).sum(1).clamp_min(1)
+    return torch.cat(found) / (-math.log(2) * dims)

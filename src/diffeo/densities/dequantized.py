@@ -16,7 +16,11 @@ from diffeo.functional import (
     Context,
     context_batch,
     context_features,
+    context_mask,
+    entries,
     joined,
+    masked_sum,
+    visible,
 )
 from diffeo.noise import Seeds
 
@@ -143,10 +147,10 @@ class Dequantized(AroundFlow):
         else:  # (samples, *event): the same for every row
             samples = len(noise)
             noise = noise.to(x).reshape(samples, *(1 for _ in batch), *event)
-        placed, log_volume = self.place(x, noise)
+        placed, log_volume = self.place(x, noise, context)
         return torch.logsumexp(self.density(placed, context) + log_volume - log_q, 0) - math.log(samples)
 
-    def place(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def place(self, x: Tensor, noise: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Where noise in [0, 1) puts x: into its cell, and within the bounds where it is absent; and log |∂/∂ noise|.
 
         Absent positions are a normal number z, exp(z) beyond one bound, or σ(z) between two.
@@ -154,8 +158,10 @@ class Dequantized(AroundFlow):
         spacing = self.spacing.to(x.dtype).expand(self.event_shape()) if self.has_absent else self.spacing.to(x.dtype)
         placed = x + noise * spacing
         volume = torch.where(spacing > 0, spacing, 1.0).log()
-        if not self.has_absent:
+        if not self.has_absent and context_mask(context) is None:
             return placed, volume.expand(placed.shape[placed.ndim - self.event_ndim :]).sum()
+        if not self.has_absent:
+            return placed, masked_sum(volume.expand(placed.shape), self.event_ndim, context)
         nothing = (x.index_select(-1, self.absent.clamp_min(0)) > 0) & (self.absent >= 0)
         z = torch.special.ndtri(noise.clamp(EDGE, 1 - EDGE))
         log_slope = 0.5 * (z.square() + math.log(2 * math.pi))  # ∂z/∂noise
@@ -171,7 +177,7 @@ class Dequantized(AroundFlow):
             torch.where(below | above, z, 0.0),
         )
         placed = torch.where(nothing, value, placed)
-        return placed, torch.where(nothing, log_slope + inner, volume).sum(-1)
+        return placed, masked_sum(torch.where(nothing, log_slope + inner, volume), 1, context)
 
     def log_prob(
         self,
@@ -190,11 +196,11 @@ class Dequantized(AroundFlow):
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         x = self.density.draw(shape, context, temperature, generator)
+        if self._on_grid:
+            x = x.floor()  # a sample on the very edge may have been rounded to the next level
+            return (x if self.levels is None else x.clamp(0, self.levels - 1)).long()
         spacing = self.spacing.to(x.dtype)
-        steps = torch.where(spacing > 0, (x / torch.where(spacing > 0, spacing, 1.0)).floor() * spacing, x)
-        if self.levels is not None:  # a sample on the very edge may be rounded to the next level
-            steps = steps.clamp(0, self.levels - 1)
-        return steps.long() if self._on_grid else steps
+        return torch.where(spacing > 0, (x / torch.where(spacing > 0, spacing, 1.0)).floor() * spacing, x)
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
         check_levels(x, self.levels, "Dequantized")
@@ -206,9 +212,9 @@ class Dequantized(AroundFlow):
 
     def _beside(self, x: Tensor, context: Context) -> Context:
         """x as the context of the density of its noise: a vector with the context beside it, or an image."""
-        if self.event_ndim > 1:
-            return {"image": x}
-        return joined_context(x, context)
+        x, mask = visible(x, context), context_mask(context)
+        beside: Context = {"image": x} if self.event_ndim > 1 else joined_context(x, context)
+        return beside if mask is None else {**entries(beside), "mask": mask}
 
 
 def check_levels(x: Tensor, levels: int | None, who: str) -> None:

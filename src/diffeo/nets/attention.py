@@ -11,8 +11,16 @@ from torch import Tensor
 from diffeo.kernels.dispatch import is_traced
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-    """softmax(Q Kᵀ / √d) V of (rows, heads, positions, d); `causal`: no position sees later ones."""
+def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    """softmax(Q Kᵀ / √d) V of (rows, heads, positions, d).
+
+    Args:
+        causal: no position sees later ones.
+        mask: (rows, positions), which positions can be seen; not with `causal`.
+    """
+    if mask is not None:  # where there are none, all count alike
+        hidden = torch.where(mask, 0.0, torch.finfo(query.dtype).min).to(query.dtype)[:, None, None]
+        return (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + hidden).softmax(-1) @ value
     if not is_traced():
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
     # written out, since the fused kernels know neither vmap nor forward derivatives

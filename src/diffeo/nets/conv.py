@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from diffeo.functional import Context, context_features, entries, joined
+from diffeo.functional import Context, context_features, context_mask, entries, joined
 from diffeo.kernels import convolution, perceptron
 from diffeo.kernels.dispatch import is_traced
 from diffeo.kernels.private import has_hooks
@@ -20,7 +20,8 @@ class ConvNet(nn.Module):
     A 3×3 convolution enters, then either a 1×1 convolution follows, as in Glow, or `blocks` gated residual blocks, as
     in Flow++, each with self-attention over all positions if asked for; a 3×3 convolution gives the parameters. A
     context vector is added, through a linear map, to every place of the hidden layers; a context map is put beside
-    x_a.
+    x_a. Places that a mask leaves out count as zeros in every layer, as those beyond the border do: a padded image gets
+    the parameters that it gets alone.
 
     Args:
         channels: of x_a; 0 where a map alone sets the parameters.
@@ -101,20 +102,21 @@ class ConvNet(nn.Module):
         nn.init.zeros_(self.leave.bias)  # pyright: ignore[reportArgumentType] (it has one)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        batch, x, given = self._seen(x, context)
-        whole = self._as_convolution(x, given) if perceptron.may_run(x) else None
+        batch, x, given, mask = self._seen(x, context)
+        whole = self._as_convolution(x, given) if mask is None and perceptron.may_run(x) else None
         params = None if whole is None else convolution.run(whole, self.n_params)
-        params = self._layers(x, given) if params is None else params
+        params = self._layers(x, given, mask) if params is None else params
         return params.reshape(*batch, *params.shape[1:])
 
     def as_convolution(self, x: Tensor, context: Context) -> convolution.Convolution | None:
         """What to run as one operation, where that can be, if x `may_run` so."""
-        batch, seen, given = self._seen(x, context)
-        return self._as_convolution(seen, given) if batch == x.shape[:-3] else None
+        batch, seen, given, mask = self._seen(x, context)
+        return self._as_convolution(seen, given) if mask is None and batch == x.shape[:-3] else None
 
-    def _seen(self, x: Tensor, context: Context) -> tuple[torch.Size, Tensor, Tensor | None]:
-        """The batch; what the first layer reads and the context vectors, in a batch of one dim."""
-        batch, given, beside = x.shape[:-3], None, None
+    def _seen(self, x: Tensor, context: Context) -> tuple[torch.Size, Tensor, Tensor | None, Tensor | None]:
+        """The batch; what the first layer reads, the context vectors and the mask of places, in a batch of one dim."""
+        batch, given, beside, mask = x.shape[:-3], None, None, places(context)
+        batch = batch if mask is None else joined(batch, mask.shape[:-3])
         if self.context:
             given = require_context(context, self.context, "ConvNet").to(x.dtype)
             batch = joined(batch, given.shape[:-1])
@@ -123,14 +125,16 @@ class ConvNet(nn.Module):
             batch = joined(batch, beside.shape[:-3])
             x = torch.cat([t.expand(*batch, *t.shape[-3:]) for t in (x, beside)], -3)
         given = None if given is None else given.expand(*batch, -1).reshape(-1, self.context)
-        return batch, x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:]), given
+        x = x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:])
+        mask = None if mask is None else mask.expand(*batch, 1, *x.shape[-2:]).reshape(-1, 1, *x.shape[-2:])
+        return batch, x, given, mask
 
-    def _layers(self, x: Tensor, given: Tensor | None) -> Tensor:
-        h = self.enter(_channels_last(x))
+    def _layers(self, x: Tensor, given: Tensor | None, mask: Tensor | None) -> Tensor:
+        h = self.enter(_channels_last(only_real(x, mask)))
         for layer in self.inner:
-            h = layer(h, self.place if isinstance(layer, AttentionBlock) else given)
+            h = layer(h, self.place if isinstance(layer, AttentionBlock) else given, mask)
         h = _concat_elu(h) if self.concat_last else F.relu(h, inplace=True)
-        return self.leave(h).unflatten(1, (self.out, self.n_params)).movedim(2, -1)
+        return self.leave(only_real(h, mask)).unflatten(1, (self.out, self.n_params)).movedim(2, -1)
 
     def _as_convolution(self, x: Tensor, given: Tensor | None) -> convolution.Convolution | None:
         inner = self.inner[0]
@@ -155,6 +159,19 @@ def require_map(context: Context, entry: str, channels: int, who: str) -> Tensor
     return found
 
 
+def places(context: Context) -> Tensor | None:
+    """Which places of images hold anything real, (*batch, 1, H, W), where a mask tells them apart."""
+    mask = context_mask(context)
+    if mask is None or mask.shape[-2:] == (1, 1):
+        return None
+    return mask.any(-3, keepdim=True)
+
+
+def only_real(h: Tensor, mask: Tensor | None) -> Tensor:
+    """h with zeros at the places that the mask leaves out, whatever is there."""
+    return h if mask is None else torch.where(mask, h, 0.0)
+
+
 def _channels_last(x: Tensor) -> Tensor:
     """x in the layout in which convolutions of few channels run several times faster on a CPU."""
     return x if is_traced() else x.to(memory_format=torch.channels_last)
@@ -176,7 +193,7 @@ class Pointwise(nn.Module):
         self.mix = nn.Conv2d(hidden, hidden, 1)
         self.given = nn.Linear(context, hidden, bias=False) if context else None
 
-    def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         return self.mix(F.relu(_shifted(h, self.given, context), inplace=True))  # h is nobody else's
 
 
@@ -197,9 +214,9 @@ class GatedBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.GroupNorm(1, hidden)
 
-    def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
-        inner = self.bend(_shifted(self.near(self.bend(h)), self.given, context))
-        return self.norm(_gated(h, self.mix(self.dropout(inner))))
+    def forward(self, h: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        inner = self.bend(_shifted(self.near(only_real(self.bend(h), mask)), self.given, context))
+        return _normed(self.norm, _gated(h, self.mix(self.dropout(inner))), mask)
 
 
 class AttentionBlock(nn.Module):
@@ -215,11 +232,22 @@ class AttentionBlock(nn.Module):
         self.mix = nn.Conv2d(hidden, 2 * hidden, 1)
         self.norm = nn.GroupNorm(1, hidden)
 
-    def forward(self, h: Tensor, place: Tensor) -> Tensor:
+    def forward(self, h: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
         asked = self.ask(h + place).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
         query, key, value = asked.unbind(1)  # (n, heads, places, hidden / heads)
-        seen = attend(query, key, value)
-        return self.norm(_gated(h, self.mix(seen.transpose(-1, -2).reshape(h.shape))))
+        seen = attend(query, key, value, mask=None if mask is None else mask.flatten(1))
+        return _normed(self.norm, _gated(h, self.mix(seen.transpose(-1, -2).reshape(h.shape))), mask)
+
+
+def _normed(norm: nn.GroupNorm, h: Tensor, mask: Tensor | None) -> Tensor:
+    """The norm of all channels and places together, by the mean and the variance of real places."""
+    if mask is None:
+        return norm(h)
+    real = mask.to(h.dtype) / (h.shape[1] * mask.sum((1, 2, 3), keepdim=True).clamp_min(1))
+    h = only_real(h, mask)
+    centred = h - (h * real).sum((1, 2, 3), keepdim=True)
+    scale = ((centred.square() * real).sum((1, 2, 3), keepdim=True) + norm.eps).rsqrt()
+    return centred * scale * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 
 def _gated(h: Tensor, change: Tensor) -> Tensor:

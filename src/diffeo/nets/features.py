@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from diffeo.functional import Context, as_fixed_event, context_features, entries
-from diffeo.nets.conv import GatedBlock, one_hot
+from diffeo.nets.conv import GatedBlock, one_hot, only_real, places
 
 
 class ImageFeatures(nn.Module):
@@ -44,11 +44,17 @@ class ImageFeatures(nn.Module):
         if image is None:
             raise ValueError('ImageFeatures: expected a context {"image": …}')
         x = image.to(self.enter.weight.dtype) * (2 / (self.levels - 1)) - 1
+        mask = places(context)
+        x = x if mask is None else only_real(x, mask)
         x = x.unflatten(-1, (-1, 2)).movedim(-1, -4).flatten(-4, -3)  # neighbours in a row become channels
+        if mask is not None:
+            mask = mask.expand(*x.shape[:-3], 1, x.shape[-2], 2 * x.shape[-1])
+            mask = mask.unflatten(-1, (-1, 2)).any(-1).reshape(-1, 1, *x.shape[-2:])
         h = self.enter(x.reshape(-1, *x.shape[-3:]))
         for block in self.blocks:
-            h = block(h, None)
-        return {"map": h.reshape(*x.shape[:-3], *h.shape[-3:])}
+            h = block(h, None, mask)
+        found = {"map": h.reshape(*x.shape[:-3], *h.shape[-3:])}
+        return found if mask is None else {**found, "mask": entries(context)["mask"]}
 
 
 class LowResolution(nn.Module):

@@ -19,6 +19,7 @@ from diffeo.functional import (
     context_mask,
     declared_reads,
     entries,
+    map_mask,
     sum_event,
 )
 from diffeo.kernels import mix
@@ -115,6 +116,12 @@ class Along(Transform, Rebuildable):
     def input_shape(self, event: Event) -> Event:
         return self._replaced(event, self.transform.input_shape((event[self.dim],)))
 
+    def map_context(self, context: Context) -> Context:
+        return self._with_mask(self.transform.map_context, context)
+
+    def unmap_context(self, context: Context) -> Context:
+        return self._with_mask(self.transform.unmap_context, context)
+
     def compile_direction(self, direction: str) -> None:
         self.transform.compile_direction(direction)
 
@@ -124,6 +131,14 @@ class Along(Transform, Rebuildable):
         check_event(x, (None,) * self.event_ndim if self.event is None else self.event, type(self).__name__)
         z, logdet = direction(x.movedim(self.dim, -1), self._context(context))
         return z.movedim(-1, self.dim), sum_event(logdet, self.event_ndim - 1)
+
+    def _with_mask(self, direction: Callable[[Context], Context], context: Context) -> Context:
+        """The context with the mask that the transform makes of it."""
+
+        def mapped(mask: Tensor) -> Tensor:
+            return entries(direction({"mask": mask.movedim(self.dim, -1)}))["mask"].movedim(-1, self.dim)
+
+        return map_mask(context, mapped)
 
     def _context(self, context: Context) -> Context:
         """The context at each position, its mask with `dim` last."""

@@ -18,11 +18,11 @@ from diffeo.functional import (
     context_features,
     full_precision,
     joined,
-    keep_rows,
     narrowed,
 )
 from diffeo.nets import VectorField
 from diffeo.solvers import Integrator
+from diffeo.transforms.masks import keep_rows
 
 EXACT = 16  # features up to which training takes the trace itself, too
 TRACES = ("auto", "exact", "hutchinson")

@@ -27,6 +27,7 @@ from diffeo.kernels.dispatch import is_traced
 MARGIN = 0.05  # of the range, how wide the margin on either side is, so that the logit is tame at its ends
 ORDINARY = 0.01  # of all probability at least, for the levels that are no peaks: none is without density
 SEEN = 30  # numbers of the training rows that a peak holds at least
+FEW = 24  # runs of one density, up to which comparing with each is faster than a search
 REACH = 16  # the neighbours of a level, on either side, are this part of all levels
 
 
@@ -91,9 +92,9 @@ class Equalize(Transform):
         start = torch.where(level < 0, -self.margin, level)
         end = torch.where(level >= self.levels, self.levels + self.margin, level + 1)
         at = self._places(level.long() + 1, rate.shape[1])
-        slope, least = rate.flatten()[at], torch.finfo(value.dtype).tiny
-        log_left = torch.addcmul(below.flatten()[at], value - start, slope).clamp_min(least).log()
-        log_right = torch.addcmul(above.flatten()[at], end - value, slope).clamp_min(least).log()
+        slope, least = _looked_up(rate, at), torch.finfo(value.dtype).tiny
+        log_left = torch.addcmul(_looked_up(below, at), value - start, slope).clamp_min(least).log()
+        log_right = torch.addcmul(_looked_up(above, at), end - value, slope).clamp_min(least).log()
         z = torch.where(inside, log_left - log_right, torch.nan)
         logdet = torch.where(inside, slope.log() - log_left - log_right, torch.nan)
         return self._rows(x, z, logdet, context)
@@ -106,8 +107,8 @@ class Equalize(Transform):
         share = odds / (1 + odds)  # of F, or of 1 − F where that is smaller, and so precise
         run = torch.where(low, 0, len(anchor) // 2) + self._find(value.detach(), begins)
         at = self._places(run, len(anchor))
-        steep = slope.flatten()[at]
-        x = anchor[run] + (share - base.flatten()[at]) / steep
+        steep = _looked_up(slope, at)
+        x = _looked_up(anchor, run) + (share - _looked_up(base, at)) / steep
         x = x.clamp(-self.margin, self.levels + self.margin)  # not beyond by a rounding
         logdet = -value.abs() - 2 * odds.log1p() - steep.abs().log()
         return self._rows(z, x, logdet, context)
@@ -157,12 +158,17 @@ class Equalize(Transform):
 
     def _find(self, z: Tensor, begins: Tensor) -> Tensor:
         """How many of these entries of its column are at most z."""
-        if not is_traced():
-            return torch.searchsorted(begins, z, right=True)
         count, found = begins.shape[1], torch.zeros_like(z, dtype=torch.long)
+        if not is_traced():
+            if count > FEW:
+                return torch.searchsorted(begins, z, right=True)
+            passed = torch.zeros_like(z, dtype=torch.uint8)
+            for entry in begins.unsqueeze(-1).unbind(1):
+                passed += z >= entry
+            return passed.long()
         for step in reversed(range(count.bit_length())):  # a search that graphs and vmap can follow
             higher = found + 2**step
-            entry = begins.flatten()[self._places(higher.clamp_max(count) - 1, count)]
+            entry = _looked_up(begins, self._places(higher.clamp_max(count) - 1, count))
             found = torch.where((higher <= count) & (entry <= z), higher, found)
         return found
 
@@ -202,3 +208,8 @@ class Equalize(Transform):
         windows = functional.pad(counts, (reach, reach)).unfold(0, 2 * reach + 1, 1)
         sides = windows[:, :reach].median(1).values, windows[:, reach + 1 :].median(1).values
         return (counts > self.peak * torch.maximum(*sides)) & (counts >= (SEEN if self.peak else 1))
+
+
+def _looked_up(table: Tensor, at: Tensor) -> Tensor:
+    """The numbers that stand at these places of a table, all of it as one row; indexing takes several times as long."""
+    return table.flatten().index_select(0, at.flatten()).view(at.shape)

@@ -18,7 +18,6 @@ from diffeo.functional import (
     check_event,
     constant_logdet,
     full_precision,
-    keep_rows,
     positive,
     soft_clip,
     sum_event,
@@ -28,6 +27,7 @@ from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.layout import linear, solve_rows
 from diffeo.kernels.private import defined_together, has_hooks
 from diffeo.transforms.elementwise import Elementwise
+from diffeo.transforms.masks import keep_rows
 from diffeo.transforms.univariate import Affine
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from diffeo.core import Chain, Transform
-from diffeo.functional import Context, Event, check_event, context_mask, in_blocks
+from diffeo.functional import Context, Event, check_event, entries, in_blocks, map_mask
 
 
 class Multiscale(Transform):
@@ -128,17 +128,33 @@ class Multiscale(Transform):
         return self.size
 
     def map_context(self, context: Context) -> Context:
-        mask = context_mask(context)
-        if mask is None or context is None or isinstance(context, Tensor) or mask.shape[-3:] == (1, 1, 1):
-            return context if mask is None else {**context, "mask": mask.flatten(-3)}  # type: ignore[dict-item]
+        return map_mask(context, self._fold_mask)
+
+    def unmap_context(self, context: Context) -> Context:
+        return map_mask(context, self._unfold_mask)
+
+    def _fold_mask(self, mask: Tensor) -> Tensor:
+        if mask.shape[-3:] == (1, 1, 1):
+            return mask.flatten(-3)
         parts: list[Tensor] = []
-        inner: Context = {**context, "mask": mask.expand(*mask.shape[:-3], *self.size)}
+        mask = mask.expand(*mask.shape[:-3], *self.size)
         for i, stage in enumerate(self._transforms()):
-            inner = stage.map_context(inner)
-            whole = inner["mask"]  # pyright: ignore[reportOptionalSubscript, reportArgumentType, reportCallIssue]
-            parts.append(self._split(whole.expand(*whole.shape[:-3], *self.shapes[i]), i)[1].flatten(-3))
-            inner = self._kept(inner, i)
-        return {**context, "mask": torch.cat(parts, -1)}
+            mask = entries(stage.map_context({"mask": mask}))["mask"]
+            mask, leaving = self._split(mask.expand(*mask.shape[:-3], *self.shapes[i]), i)
+            parts.append(leaving.flatten(-3))
+        return torch.cat(parts, -1)
+
+    def _unfold_mask(self, mask: Tensor) -> Tensor:
+        if mask.shape[-1] == 1:
+            return mask[..., None, None]
+        leaving = mask.split([math.prod(shape) for shape in self._leaving()], -1)
+        kept: Tensor | None = None
+        for stage, flat, shape in reversed(list(zip(self._transforms(), leaving, self._leaving(), strict=True))):
+            here = flat.unflatten(-1, shape)
+            here = here if kept is None else torch.cat([kept, here], -3)
+            kept = entries(stage.unmap_context({"mask": here}))["mask"]
+        assert kept is not None  # there is a stage
+        return kept
 
     def _split(self, y: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """What goes on after stage i, and what leaves: half of the channels each, and all at the end."""
@@ -153,10 +169,7 @@ class Multiscale(Transform):
 
     def _kept(self, context: Context, i: int) -> Context:
         """The context with the mask of the channels that go on after stage i."""
-        mask = context_mask(context)
-        if mask is None or context is None or isinstance(context, Tensor) or mask.shape[-3] == 1:
-            return context
-        return {**context, "mask": self._split(mask, i)[0]}
+        return map_mask(context, lambda mask: mask if mask.shape[-3] == 1 else self._split(mask, i)[0])
 
     def _transforms(self) -> list[Transform]:
         return list(self.stages)  # pyright: ignore[reportReturnType] (a ModuleList forgets its element type)

@@ -7,7 +7,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, MappedVector, Vector, check_event, constant_logdet, context_mask
+from diffeo.functional import Context, MappedVector, Vector, check_event, constant_logdet, context_mask, map_mask
 from diffeo.kernels.layout import permute
 
 
@@ -48,10 +48,14 @@ class Permute(Transform):
         return self._placed(z, self.back, self.order, context), constant_logdet(z.new_zeros(()), z, 1)
 
     def map_context(self, context: Context) -> Context:
-        mask = context_mask(context)
-        if mask is None or mask.shape[-1] == 1 or context is None or isinstance(context, Tensor):
-            return context
-        return {**context, "mask": permute(mask, self.order, self.back)}  # coordinates take their padding along
+        return map_mask(context, lambda mask: self._of_features(mask, self.order, self.back))
+
+    def unmap_context(self, context: Context) -> Context:
+        return map_mask(context, lambda mask: self._of_features(mask, self.back, self.order))
+
+    @staticmethod
+    def _of_features(mask: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        return mask if mask.shape[-1] == 1 else permute(mask, order, back)  # coordinates take their padding along
 
     @staticmethod
     def _placed(x: Tensor, order: Tensor, back: Tensor, context: Context) -> Tensor:

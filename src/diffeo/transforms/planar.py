@@ -24,13 +24,13 @@ from diffeo.functional import (
     check_event,
     full_precision,
     joined,
-    keep_rows,
     precise,
     sum_event,
 )
 from diffeo.kernels.private import is_transformed
 from diffeo.nets import MLP
 from diffeo.solvers import invert_increasing, solve_increasing
+from diffeo.transforms.masks import keep_rows
 
 ORTHOGONAL = ("orthogonal", "householder", "triangular")
 

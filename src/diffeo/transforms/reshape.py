@@ -17,6 +17,7 @@ from diffeo.functional import (
     check_event,
     constant_logdet,
     context_mask,
+    map_mask,
 )
 
 
@@ -66,12 +67,7 @@ class Squeeze(Transform):
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(z, (self._grown(self.channels), None, None), "Squeeze")
         self.input_shape(z.shape[-3:])
-        k = self.factor
-        if self.order == "checkerboard":
-            first, last, second, third = z.chunk(4, -3)
-            z = torch.stack([first, second, third, last], -3).flatten(-4, -3)
-        x = z.unflatten(-3, (-1, k, k)).movedim((-4, -3), (-3, -1))
-        return x.flatten(-4, -3).flatten(-2, -1), constant_logdet(z.new_zeros(()), z, 3)
+        return self._unfold(z), constant_logdet(z.new_zeros(()), z, 3)
 
     def output_shape(self, event: Event) -> Event:
         c, h, w = event
@@ -85,17 +81,22 @@ class Squeeze(Transform):
         return None if c is None else c // grow**2, None if h is None else h * grow, None if w is None else w * grow
 
     def map_context(self, context: Context) -> Context:
-        mask = context_mask(context)
-        if mask is None or context is None or isinstance(context, Tensor):
-            return context
+        return map_mask(context, self.fold_mask)
+
+    def unmap_context(self, context: Context) -> Context:
+        return map_mask(context, self.unfold_mask)
+
+    def fold_mask(self, mask: Tensor) -> Tensor:
         k, (c, h, w) = self.factor, mask.shape[-3:]
         if (c, h, w) == (1, 1, 1):  # of whole images
-            return context
+            return mask
         if c == 1 and self.channels is None:
             raise ValueError("Squeeze: a mask of pixels needs Squeeze(channels=…), to know which channels they become")
-        c = self.channels or c
         sides = k if h == 1 else h, k if w == 1 else w
-        return {**context, "mask": self._fold(mask.expand(*mask.shape[:-3], c, *sides))}
+        return self._fold(mask.expand(*mask.shape[:-3], self.channels or c, *sides))
+
+    def unfold_mask(self, mask: Tensor) -> Tensor:
+        return self._unfold(mask) if mask.shape[-3] > 1 else _repeated(mask, (self.factor, self.factor))
 
     def _fold(self, x: Tensor) -> Tensor:
         k = self.factor
@@ -105,6 +106,13 @@ class Squeeze(Transform):
             return x.flatten(-4, -3)
         fields = x.unbind(-3)
         return torch.cat([fields[0], fields[3], fields[1], fields[2]], -3)
+
+    def _unfold(self, z: Tensor) -> Tensor:
+        if self.order == "checkerboard":
+            first, last, second, third = z.chunk(4, -3)
+            z = torch.stack([first, second, third, last], -3).flatten(-4, -3)
+        x = z.unflatten(-3, (-1, self.factor, self.factor)).movedim((-4, -3), (-3, -1))
+        return x.flatten(-4, -3).flatten(-2, -1)
 
     def _grown(self, channels: int | None) -> int | None:
         return None if channels is None else channels * self.factor**2
@@ -150,8 +158,7 @@ class Checkerboard(Transform):
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(z, (None if self.channels is None else 2 * self.channels, None, None), "Checkerboard")
         self.input_shape(z.shape[-3:])
-        x = self._turned(torch.stack(z.chunk(2, -3), -1)).flatten(-2)
-        return x, constant_logdet(z.new_zeros(()), z, 3)
+        return self._unfold(z), constant_logdet(z.new_zeros(()), z, 3)
 
     def output_shape(self, event: Event) -> Event:
         c, h, w = event
@@ -166,19 +173,34 @@ class Checkerboard(Transform):
         return None if c is None else c // 2, h, None if w is None else 2 * w
 
     def map_context(self, context: Context) -> Context:
-        mask = context_mask(context)
-        if mask is None or context is None or isinstance(context, Tensor) or mask.shape[-3:] == (1, 1, 1):
-            return context
+        return map_mask(context, self._fold_mask)
+
+    def unmap_context(self, context: Context) -> Context:
+        return map_mask(context, self._unfold_mask)
+
+    def _fold_mask(self, mask: Tensor) -> Tensor:
         c, h, w = mask.shape[-3:]
+        if (c, h, w) == (1, 1, 1):
+            return mask
         if c == 1 and self.channels is None:
             raise ValueError("Checkerboard: a mask of pixels needs Checkerboard(channels=…)")
         if h == 1 and w > 1:
             raise ValueError("Checkerboard: a mask of columns must have all rows, as they alternate")
-        whole = mask.expand(*mask.shape[:-3], self.channels or c, h, 2 if w == 1 else w)
-        return {**context, "mask": self._fold(whole)}
+        return self._fold(mask.expand(*mask.shape[:-3], self.channels or c, h, 2 if w == 1 else w))
+
+    def _unfold_mask(self, mask: Tensor) -> Tensor:
+        c, h, _ = mask.shape[-3:]
+        if c == 1:
+            return _repeated(mask, (1, 2))
+        if h == 1:
+            raise ValueError("Checkerboard: a mask of fields must have all rows, as they alternate")
+        return self._unfold(mask)
 
     def _fold(self, x: Tensor) -> Tensor:
         return torch.cat(self._turned(x.unflatten(-1, (-1, 2))).unbind(-1), -3)
+
+    def _unfold(self, z: Tensor) -> Tensor:
+        return self._turned(torch.stack(z.chunk(2, -3), -1)).flatten(-2)
 
     def _turned(self, pairs: Tensor) -> Tensor:
         """Pairs of neighbours (…, H, W / 2, 2), those of odd rows the other way round."""
@@ -238,11 +260,19 @@ class Haar(Transform):
         return self.squeeze.input_shape(event)
 
     def map_context(self, context: Context) -> Context:
-        folded = self.squeeze.map_context(context)
-        mask = context_mask(folded)
-        if mask is None or folded is None or isinstance(folded, Tensor) or mask.shape[-3] == 1:
-            return folded
-        return {**folded, "mask": mask.unflatten(-3, (-1, 4)).transpose(-4, -3).flatten(-4, -3)}
+        return map_mask(context, self._fold_mask)
+
+    def unmap_context(self, context: Context) -> Context:
+        return map_mask(context, self._unfold_mask)
+
+    def _fold_mask(self, mask: Tensor) -> Tensor:
+        mask = self.squeeze.fold_mask(mask)
+        return mask if mask.shape[-3] == 1 else mask.unflatten(-3, (-1, 4)).transpose(-4, -3).flatten(-4, -3)
+
+    def _unfold_mask(self, mask: Tensor) -> Tensor:
+        if mask.shape[-3] > 1:
+            mask = mask.unflatten(-3, (4, -1)).transpose(-4, -3).flatten(-4, -3)
+        return self.squeeze.unfold_mask(mask)
 
     def _mixed(self, blocks: Tensor, context: Context) -> Tensor:
         mixed = torch.einsum("ij,...jhw->...ihw", self.mix.to(blocks.dtype), blocks)
@@ -298,11 +328,15 @@ class Reshape(Transform):
         return self.source
 
     def map_context(self, context: Context) -> Context:
-        mask = context_mask(context)
-        if mask is None or context is None or isinstance(context, Tensor):
-            return context
-        batch = mask.shape[: mask.ndim - self.event_ndim]
-        return {**context, "mask": mask.expand(*batch, *self.source).reshape(*batch, *self.target)}
+        return map_mask(context, lambda mask: self._shaped(mask, self.source, self.target))
+
+    def unmap_context(self, context: Context) -> Context:
+        return map_mask(context, lambda mask: self._shaped(mask, self.target, self.source))
+
+    @staticmethod
+    def _shaped(mask: Tensor, source: Size, target: Size) -> Tensor:
+        batch = mask.shape[: mask.ndim - len(source)]
+        return mask.expand(*batch, *source).reshape(*batch, *target)
 
 
 class Patches(Transform):
@@ -341,9 +375,7 @@ class Patches(Transform):
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(z, self.target, "Patches")
-        x = z.unflatten(-1, (-1, self.size, self.size)).unflatten(-4, self.grid)  # (rows, columns, C, k, k)
-        x = x.movedim((-3, -5, -2, -4, -1), (-5, -4, -3, -2, -1))
-        return x.flatten(-2, -1).flatten(-3, -2), constant_logdet(z.new_zeros(()), z, 2)
+        return self._joined(z), constant_logdet(z.new_zeros(()), z, 2)
 
     def output_shape(self, event: Event) -> Event:
         return self.target
@@ -352,12 +384,24 @@ class Patches(Transform):
         return self.source
 
     def map_context(self, context: Context) -> Context:
-        mask = context_mask(context)
-        if mask is None or context is None or isinstance(context, Tensor):
-            return context
-        return {**context, "mask": self._cut(mask.expand(*mask.shape[:-3], *self.source))}
+        return map_mask(context, lambda mask: self._cut(mask.expand(*mask.shape[:-3], *self.source)))
+
+    def unmap_context(self, context: Context) -> Context:
+        return map_mask(context, lambda mask: self._joined(mask.expand(*mask.shape[:-2], *self.target)))
 
     def _cut(self, x: Tensor) -> Tensor:
         x = x.unflatten(-2, (self.grid[0], -1)).unflatten(-1, (self.grid[1], -1))  # (C, rows, k, columns, k)
         x = x.movedim((-4, -2, -5, -3, -1), (-5, -4, -3, -2, -1))
         return x.flatten(-3, -1).flatten(-3, -2)
+
+    def _joined(self, z: Tensor) -> Tensor:
+        x = z.unflatten(-1, (-1, self.size, self.size)).unflatten(-4, self.grid)  # (rows, columns, C, k, k)
+        x = x.movedim((-3, -5, -2, -4, -1), (-5, -4, -3, -2, -1))
+        return x.flatten(-2, -1).flatten(-3, -2)
+
+
+def _repeated(mask: Tensor, times: tuple[int, int]) -> Tensor:
+    """A mask of pixels, so many times as high and as wide; a side of 1 stands for all."""
+    for dim, n in zip((-2, -1), times, strict=True):
+        mask = mask if mask.shape[dim] == 1 else mask.repeat_interleave(n, dim)
+    return mask

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Transform
-from diffeo.functional import Context, check_event, full_precision, keep_rows, precise
+from diffeo.functional import Context, check_event, full_precision, precise
 from diffeo.nets.lipschitz import Contraction
 from diffeo.solvers import solve_residual
+from diffeo.transforms.masks import keep_rows
 
 EXACT_TRAINING, EXACT = 16, 256  # numbers of an event up to which determinants are computed, in training and in eval()
 SURE_TERMS = 8  # of the power series, computed always

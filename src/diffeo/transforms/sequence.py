@@ -14,7 +14,7 @@ from diffeo.functional import (
     backwards,
     check_event,
     constant_logdet,
-    context_mask,
+    map_mask,
     real_frames,
 )
 from diffeo.kernels.dispatch import is_traced
@@ -71,16 +71,24 @@ class Fold(Transform):
         return None if event[0] is None else event[0] * self.factor, self.features
 
     def map_context(self, context: Context) -> Context:
-        mask = context_mask(context)
-        if mask is None or context is None or isinstance(context, Tensor) or mask.shape[-2] == 1:
-            return context
+        return map_mask(context, self._fold_mask)
+
+    def unmap_context(self, context: Context) -> Context:
+        return map_mask(context, self._unfold_mask)
+
+    def _fold_mask(self, mask: Tensor) -> Tensor:
+        if mask.shape[-2] == 1:
+            return mask
         folded = mask.unflatten(-2, (-1, self.factor))  # (frames, k, features)
         whole = folded.all(-2)
         if not is_traced() and not torch.equal(whole, folded.any(-2)):
             raise ValueError(f"Fold: the mask ends in the middle of {self.factor} frames; pad lengths to a multiple")
+        return folded.flatten(-2) if mask.shape[-1] > 1 else whole
+
+    def _unfold_mask(self, mask: Tensor) -> Tensor:
         if mask.shape[-1] > 1:
-            whole = folded.flatten(-2)
-        return {**context, "mask": whole}
+            return mask.unflatten(-1, (self.factor, -1)).flatten(-3, -2)
+        return mask if mask.shape[-2] == 1 else mask.repeat_interleave(self.factor, -2)
 
 
 class Reverse(Transform):

@@ -141,5 +141,5 @@ def _steps(channels: int, number: int, layer: Callable[[bool], Transform]) -> li
     """Couplings that take turns, each behind activation norm and a linear map of the channels."""
     parts: list[Transform] = []
     for i in range(number):
-        parts += [normed_mix(channels), layer(i % 2 == 0)]
+        parts += [normed_mix(channels, mixed=0.0), layer(i % 2 == 0)]  # the identity, as in the paper
     return parts

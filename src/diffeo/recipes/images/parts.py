@@ -23,7 +23,7 @@ from diffeo.transforms import (
     Standardize,
 )
 
-MIXED = 0.5  # how far channels are mixed at the start; without it, or with much more, training is slower
+MIXED = 0.5  # how far channels are mixed at the start; affine couplings learn slower without it, or with much more
 
 
 def image_shape(name: str, shape: Sequence[int], scales: int) -> tuple[int, int, int]:
@@ -91,11 +91,11 @@ def image_scalar(name: str, options: Mapping[str, Any] | None) -> Univariate:
     return scalar_map(name, {"bound": 2.0} if name == "Affine" and options is None else options)
 
 
-def normed_mix(channels: int) -> Conv1x1:
+def normed_mix(channels: int, mixed: float = MIXED) -> Conv1x1:
     """Activation norm and a linear map of the channels, which run as one; it starts as a random mixture of them."""
     linear = LULinear(channels)
     with torch.no_grad():
-        linear.weight.normal_(std=MIXED / channels**0.5).fill_diagonal_(0.0)
+        linear.weight.normal_(std=mixed / channels**0.5).fill_diagonal_(0.0)
     return Conv1x1(channels, Chain(ActNorm(channels), linear))
 
 
