@@ -2,12 +2,15 @@
 
 import copy
 import json
+import warnings
 
 import onnxruntime
 import pytest
 import torch
+from torch.nn import functional
 
 import diffeo
+from diffeo.onnx import PRECISE
 
 SMALL = {"layers": 1, "hidden": (16, 16)}
 CASES = {
@@ -111,6 +114,7 @@ PICTURES = {
     "glow": {"hidden": 8, "layers": 1},
     "nice_image": {"hidden": 8, "layers": 2},
     "tarflow": {"width": 16, "layers": 1},
+    "flowpp": {"hidden": 8, "heads": 2, "couplings": (1, 1, 1)},
 }
 
 
@@ -123,6 +127,8 @@ PICTURES = {
         pytest.param("glow", 3, "sampler", marks=pytest.mark.slow),
         pytest.param("tarflow", 3, "density", marks=pytest.mark.slow),
         pytest.param("tarflow", 3, "sampler", marks=pytest.mark.slow),
+        pytest.param("flowpp", 0, "density", marks=pytest.mark.slow),
+        pytest.param("flowpp", 0, "sampler", marks=pytest.mark.slow),
     ],
 )
 def test_flows_of_pictures(recipe, classes, direction, tmp_path):
@@ -144,6 +150,45 @@ def test_flows_of_pictures(recipe, classes, direction, tmp_path):
             expected = model.flow.transform.inverse(z, model.flow.encode(labels))[0]
             got = run(tmp_path / "m.onnx", noise=z, context=labels)
     assert torch.allclose(got, expected, rtol=1e-3, atol=1e-3)
+
+
+class FarOut(torch.nn.Module):
+    """Operations that ONNX Runtime, or the exporter, computes with an error as large as the result."""
+
+    def forward(self, x):
+        far, near = x, x * 1e-4
+        return torch.stack(
+            [
+                far.sigmoid(),
+                functional.logsigmoid(far),
+                torch.logaddexp(far, -far - 200),
+                torch.logaddexp(far, torch.full_like(far, -torch.inf)),
+                near.expm1(),
+                far.clamp_max(80).expm1(),
+                near.log1p(),
+                far.abs().log1p(),
+            ]
+        )
+
+
+def test_precise_far_out_and_near_zero(tmp_path):
+    x = torch.cat([torch.linspace(-110, 110, 2001), torch.tensor([-1e3, 1e3, 1e-6, -1e-6, -torch.inf, torch.inf])])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(FarOut(), (x,)).run_decompositions(PRECISE)
+        torch.onnx.export(program, (x,), tmp_path / "ops.onnx", dynamo=True, verbose=False, input_names=["x"])
+    got, expected = run(tmp_path / "ops.onnx", x=x), FarOut()(x)
+    assert torch.equal(got.isinf(), expected.isinf())
+    assert torch.allclose(got, expected, rtol=2e-6, atol=1e-37, equal_nan=True)
+
+
+@pytest.mark.parametrize("base", [diffeo.Logistic, diffeo.StudentT])
+def test_tails(base, tmp_path):
+    flow = diffeo.Flow(diffeo.Elementwise(diffeo.Affine(), 2), base(2)).eval()
+    diffeo.export(flow, tmp_path / "density.onnx")
+    x = torch.tensor([[-1.0, 2.0], [-60.0, 90.0], [1e3, -1e4], [1e-30, 1e6]])
+    with torch.no_grad():
+        assert torch.allclose(run(tmp_path / "density.onnx", x=x), flow(x), rtol=1e-5)
 
 
 @pytest.mark.slow

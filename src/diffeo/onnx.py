@@ -3,7 +3,8 @@
 A copy of the flow is made in which everything that does not depend on the input is computed beforehand, in float64:
 masked weights, the factors of a mixture, and linear maps with their inverses, for which ONNX has no triangular solver.
 Autoregressive inverses become one ONNX loop over the coordinates or patches (`Scan`), so that the graph does not grow
-with them.
+with them, and so do searches for the inverse of a scalar map. Operations that would lose their precision are written
+as others (`PRECISE`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import io
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch.nn import functional as F  # noqa: N812
 from diffeo.core import Density, Flow, Transform
 from diffeo.densities import Dequantized, GaussianMixture, Noisy
 from diffeo.functional import Context, sum_event
+from diffeo.kernels.private import scan
 from diffeo.nets import CausalTransformer, OneHot
 from diffeo.nets.made import MADE, MaskedLinear
 from diffeo.storage import to_json
@@ -81,7 +84,7 @@ def export(flow: Flow, path: str | os.PathLike[str], direction: str = "density")
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(module, inputs, dynamic_shapes=shapes)
+            program = torch.export.export(module, inputs, dynamic_shapes=shapes).run_decompositions(PRECISE)
             model = torch.onnx.export(
                 program,
                 inputs,
@@ -241,8 +244,6 @@ class _ScannedAutoregressive(Transform):
         return self.layer(x, context)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        from torch._higher_order_ops.scan import scan  # pyright: ignore[reportPrivateImportUsage]
-
         net: Any = self.layer.net
         univariate = self.layer.univariate
         middle = [(layer.weight, layer.bias) for layer in list(net.layers)[1:-1]]
@@ -287,8 +288,6 @@ class _ScannedTransformer(Transform):
         return self.layer(x, context)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        from torch._higher_order_ops.scan import scan  # pyright: ignore[reportPrivateImportUsage]
-
         net, univariate = self.layer.net, self.layer.univariate
 
         def step(x: Tensor, position: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -300,6 +299,45 @@ class _ScannedTransformer(Transform):
         patches = z.index_select(-2, self.order).movedim(-2, 0).contiguous()
         x, logdet = scan(step, torch.zeros_like(z), (patches, self.steps, self.places))
         return x, logdet.sum(0)
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + (-x).exp())
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    return -F.softplus(-x)
+
+
+def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    apart = torch.where(a == b, 0.0, (a - b).abs())  # of two infinite ones, too
+    return torch.maximum(a, b) + F.softplus(-apart)
+
+
+def _log1p(x: Tensor) -> Tensor:
+    """By the trick of W. Kahan: the roundings of 1 + x in the logarithm and in the quotient cancel."""
+    whole = 1 + x
+    near = whole.log() * (x / torch.where(whole == 1, 1.0, whole - 1))
+    return torch.where(x.abs() > 0.5, whole.log(), torch.where(whole == 1, x, near))
+
+
+def _expm1(x: Tensor) -> Tensor:
+    whole = x.exp()
+    near = (whole - 1) * (x / torch.where(whole == 1, 1.0, whole.log()))
+    return torch.where(x.abs() > 0.5, whole - 1, torch.where(whole == 1, x, near))
+
+
+# What the exporter writes, or ONNX Runtime computes, with an error as large as the result far out or near zero: the
+# logarithm of a sigmoid that has become zero, log(1 + x), exp(x) - 1, a sum of exponentials that overflow.
+_aten = torch.ops.aten
+PRECISE: dict[Any, Callable[..., Any]] = {
+    _aten.sigmoid.default: _sigmoid,
+    _aten.log_sigmoid.default: _log_sigmoid,
+    _aten.log_sigmoid_forward.default: lambda x: (_log_sigmoid(x), x.new_empty(0)),
+    _aten.logaddexp.default: _logaddexp,
+    _aten.log1p.default: _log1p,
+    _aten.expm1.default: _expm1,
+}
 
 
 def _strip(model: Any) -> None:

@@ -90,6 +90,16 @@ def has_global_hooks() -> bool:
     return bool(torch.nn.modules.module._has_any_global_hook())
 
 
+def scan(step: Callable[..., Any], start: Any, rows: Any) -> tuple[Any, Any]:
+    """(state, results of all rows) of `step(state, row) -> (state, result)`, as one loop that exporters keep.
+
+    Imported here, since that takes a while.
+    """
+    from torch._higher_order_ops.scan import scan
+
+    return scan(step, start, rows)
+
+
 def mark_constant(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that compilers run once, while they look, and take its result for a constant.
 

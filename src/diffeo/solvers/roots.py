@@ -12,11 +12,13 @@ a root at any distance is enclosed after a logarithmic number of evaluations, an
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffeo.kernels.dispatch import is_traced
+from diffeo.kernels.private import scan
 
 Increasing = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> values and log-slopes
 
@@ -44,31 +46,22 @@ def solve_increasing(f: Increasing, z: Tensor, who: str, start: Tensor | None = 
 
     Cost: as many evaluations of f as the slowest scalar takes, at most 200; traced always 32.
     """
-    eps = torch.finfo(z.dtype).eps
     x = z if start is None else start
-    low, high = torch.full_like(x, -torch.inf), torch.full_like(x, torch.inf)
-    last = torch.full_like(x, torch.inf)  # length of the last step
-    done = closed = z.isnan()
-    residual = torch.zeros_like(x)
-    traced = is_traced()
-    for k in range(TRACED if traced else EAGER):
-        value, log_slope = f(x)
-        residual = torch.where(done, residual, value - z)
-        below = residual < 0
-        low, high = torch.where(below, x, low), torch.where(below, high, x)
-        closed = done | (high - low <= 4 * eps * (1 + x.abs()))
-        newton = -residual * (-log_slope).exp()
-        within = residual.abs() <= tol * (1 + z.abs())
-        # a step that x cannot resolve ends it too, or rounding in f would keep it halving the bracket
-        done = closed | (residual.abs() <= 2 * eps * (1 + z.abs()))
-        done = done | (within & (newton.abs() <= 4 * eps * (1 + x.abs())))
-        if not traced and bool(done.all()):
-            break
-        step = _step(x, newton, low, high, last, k)
-        step = torch.where(done, 0.0, step)
-        x, last = x + step, step.abs()
-    unsolved = ~closed & ~(residual.abs() <= tol * (1 + z.abs()))
-    if traced:
+    nowhere = torch.full_like(x, torch.inf)
+    state = _Search(x, -nowhere, nowhere, nowhere, torch.zeros_like(x), z.isnan(), z.isnan())
+    if torch.compiler.is_exporting():  # a loop keeps graphs small
+        paces = torch.tensor([_pace(k) for k in range(TRACED)], dtype=z.dtype, device=z.device)
+        clones = tuple(t.clone() for t in state)
+        found = scan(lambda s, pace: (tuple(_advance(f, z, tol, _Search(*s), *pace)), pace.sum()), clones, paces)[0]
+        state = _Search(*found)
+    else:
+        for k in range(TRACED if is_traced() else EAGER):
+            state = _advance(f, z, tol, state, *_pace(k))
+            if not is_traced() and bool(state.done.all()):
+                break
+    x, residual = state.x, state.residual
+    unsolved = ~state.closed & ~(residual.abs() <= tol * (1 + z.abs()))
+    if is_traced():
         return torch.where(unsolved, torch.nan, x)
     if bool(unsolved.any()):
         worst = (residual.abs() / (1 + z.abs()))[unsolved].max()
@@ -79,18 +72,45 @@ def solve_increasing(f: Increasing, z: Tensor, who: str, start: Tensor | None = 
     return torch.where(z.isnan(), z, x)
 
 
-def _step(x: Tensor, newton: Tensor, low: Tensor, high: Tensor, last: Tensor, k: int) -> Tensor:
-    """From x to the next place to evaluate."""
+class _Search(NamedTuple):
+    """Where the search of every scalar stands."""
+
+    x: Tensor  # the next place to evaluate
+    low: Tensor
+    high: Tensor
+    last: Tensor  # length of the last step
+    residual: Tensor  # f − z at the last place, and where it was done, there
+    done: Tensor
+    closed: Tensor  # neighbouring numbers enclose the root
+
+
+def _advance(f: Increasing, z: Tensor, tol: float, search: _Search, stretch: float, floor: float) -> _Search:
+    """Evaluate, narrow the bracket, and step."""
+    x, low, high, last, residual, done, _ = search
+    eps = torch.finfo(z.dtype).eps
+    value, log_slope = f(x)
+    residual = torch.where(done, residual, value - z)
+    below = residual < 0
+    low, high = torch.where(below, x, low), torch.where(below, high, x)
+    closed = done | (high - low <= 4 * eps * (1 + x.abs()))
+    newton = -residual * (-log_slope).exp()
+    within = residual.abs() <= tol * (1 + z.abs())
+    # a step that x cannot resolve ends it too, or rounding in f would keep it halving the bracket
+    done = closed | (residual.abs() <= 2 * eps * (1 + z.abs()))
+    done = done | (within & (newton.abs() <= 4 * eps * (1 + x.abs())))
     middle = low + (high - low) / 2 - x
     inside = (x + newton > low) & (x + newton < high) & (newton.abs() <= last / 2)
     enclosed = torch.where(inside, newton, middle)
-    if k < PATIENT:
-        open_ = newton
-    else:
-        floor = (1 + x.abs()) * 4.0 ** min(k - UNIT, 20)
-        open_ = newton.sign() * torch.maximum(2 * newton.abs(), floor)
+    open_ = newton.sign() * torch.maximum(stretch * newton.abs(), floor * (1 + x.abs()))
     open_ = open_.nan_to_num(0.0).clamp(-(1e3 + x.abs()) * 8, (1e3 + x.abs()) * 8)
-    return torch.where(low.isfinite() & high.isfinite(), enclosed, open_)
+    step = torch.where(low.isfinite() & high.isfinite(), enclosed, open_)
+    step = torch.where(done, 0.0, step)
+    return _Search(x + step, low, high, step.abs(), residual, done, closed)
+
+
+def _pace(k: int) -> tuple[float, float]:
+    """Of step k, while an end of the bracket is missing: how often Newton's, and the least as a share of 1 + |x|."""
+    return (1.0, 0.0) if k < PATIENT else (2.0, 4.0 ** min(k - UNIT, 20))
 
 
 def invert_increasing(
