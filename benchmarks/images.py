@@ -181,7 +181,7 @@ def draw() -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for r in runs:
         minutes, bits = zip(*r["curve"], strict=True)
-        label = f"{r['model']}, rate {r['lr']:g}, batch {r['batch']}"
+        label = f"{r['model']}, {r['minutes']:g} minutes, rate {r['lr']:g}, batch {r['batch']}"
         axes.plot(minutes, bits, "--" if r["model"] == "normflows" else "-", marker=".", markersize=4, label=label)
     axes.set(xlabel="minutes of training", ylabel="bits per dimension, held out", xscale="log", ylim=(1.05, 2.0))
     axes.set_xticks([1, 2, 5, 10, 15, 30, 60], ["1", "2", "5", "10", "15", "30", "60"])

@@ -116,9 +116,21 @@ def test_linear_prediction_whitens_sound_of_its_spectrum():
     assert float((z[1:] * z[:-1]).mean().abs()) < 0.2
 
 
-def test_published_size_of_waveflow():
-    model = diffeo.waveflow(80, 256, preset="paper", height=64)
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(5.91e6, rel=0.01)
+def _size(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+# table 2 of the paper on WaveFlow, which has WaveGlow too
+@pytest.mark.parametrize(("hidden", "millions"), [(64, 5.91), (96, 12.78), (128, 22.25)])
+def test_published_sizes_of_waveflow(hidden, millions):
+    assert _size(diffeo.waveflow(80, 256, preset="paper", hidden=hidden)) == pytest.approx(1e6 * millions, rel=0.01)
+
+
+@pytest.mark.parametrize(("hidden", "millions"), [(64, 17.59), (128, 34.83), (256, 87.88)])
+def test_published_sizes_of_waveglow(hidden, millions):
+    upsampled = 80 * 80 * 1024 + 80  # its layer that makes a frame's features of every sample, in place of our encoder
+    model = diffeo.waveglow(80, 256, preset="paper", hidden=hidden)
+    assert _size(model.transform) + upsampled == pytest.approx(1e6 * millions, rel=0.01)
 
 
 @pytest.mark.parametrize(
