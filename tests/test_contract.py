@@ -102,6 +102,18 @@ def test_a_logdet_of_wrong_shape_is_caught():
         check_transform(MeanLogdet(torch.tensor([1, 0])), torch.randn(6, 2))
 
 
+class OneWay(diffeo.Reshape):
+    """Folds masks, and does not unfold them."""
+
+    def unmap_context(self, context):
+        return context
+
+
+def test_masks_that_are_not_mapped_back_are_caught():
+    with pytest.raises(ContractError, match="mask"):
+        check_transform(OneWay((2, 3), (6,)), torch.randn(6, 2, 3))
+
+
 class Unnormalised(diffeo.Normal):
     def forward(self, x, context=None):
         return super().forward(x) + 0.1

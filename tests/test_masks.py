@@ -244,10 +244,12 @@ def test_a_padded_picture_is_what_it_is_alone(name):
     assert _close(logdet + logdet_back, torch.zeros(3, dtype=torch.float64))
 
 
-def test_attention_sees_no_padding():
-    t = diffeo.testing.perturbed(_coupled(2, True, blocks=1, heads=2, size=(4, 4)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_attention_sees_no_padding(dtype):
+    t = diffeo.testing.perturbed(_coupled(2, True, blocks=1, heads=2, size=(4, 4))).to(dtype)
     mask = torch.rand(5, 1, 4, 4) > 0.3
-    x = torch.randn(5, 2, 4, 4)
+    mask[0] = False
+    x = torch.randn(5, 2, 4, 4, dtype=dtype)
     found = [t(torch.where(mask, x, fill), {"mask": mask}) for fill in (0.0, 3.0)]
     for a, b in zip(*found, strict=True):
         assert torch.equal(torch.where(mask, a, 0.0), torch.where(mask, b, 0.0)) if a.ndim > 1 else torch.equal(a, b)
@@ -267,6 +269,52 @@ def test_masks_are_mapped_back(name):
     assert torch.equal(diffeo.Inverse(t).map_context({"mask": mask})["mask"], back["mask"])
 
 
+OF_SIDES = {
+    "Squeeze": (lambda: diffeo.Squeeze(channels=2), (2, 8, 8), [(1, 8, 1), (1, 1, 8), (2, 1, 1), (2, 8, 1)]),
+    "Checkerboard": (lambda: diffeo.Checkerboard(2), (2, 8, 8), [(1, 8, 1), (2, 1, 1)]),
+    "Haar": (lambda: diffeo.Haar(2), (2, 8, 8), [(1, 8, 1), (2, 1, 1)]),
+    "Fold": (lambda: diffeo.Fold(2, 4), (6, 4), [(1, 4), (1, 1)]),
+}
+
+
+@pytest.mark.parametrize("name", OF_SIDES)
+def test_masks_with_sides_of_one_stand_for_all(name):
+    build, shape, sides = OF_SIDES[name]
+    t = build()
+    for side in sides:
+        mask = torch.rand(3, *side, generator=torch.Generator().manual_seed(1)) > 0.5
+        folded, whole = (t.map_context({"mask": m})["mask"] for m in (mask, mask.expand(3, *shape)))
+        assert torch.equal(folded.expand_as(whole), whole)
+        assert torch.equal(t.unmap_context({"mask": folded})["mask"].expand(3, *shape), mask.expand(3, *shape))
+
+
+def test_parts_take_their_masks_along():
+    permute = diffeo.Permute(torch.tensor([2, 0, 1]))
+    mask = torch.tensor([False, True, True, True])
+    for t in (diffeo.Partial(permute, mask.roll(-1)), diffeo.Grouped(permute, 6)):
+        features = t.event[0]
+        mask = torch.arange(features) > 0
+        flow = diffeo.Flow(diffeo.Chain(t, diffeo.Elementwise(diffeo.Affine(), features)), diffeo.Normal(features))
+        x = torch.arange(float(features))
+        found = [flow(torch.where(mask, x, fill), {"mask": mask}) for fill in (0.0, 9.0)]
+        assert _close(*found)
+        assert torch.equal(t.unmap_context(t.map_context({"mask": mask}))["mask"], mask)
+
+
+def test_masks_of_whole_pictures_and_of_too_few_dims():
+    torch.manual_seed(0)
+    flow = diffeo.testing.perturbed(diffeo.flowpp((1, 8, 8), preset="tiny", levels=17))
+    x, there = torch.randint(17, (4, 1, 8, 8)), torch.tensor([True, False, True, False]).reshape(4, 1, 1, 1)
+    assert (flow(x, {"mask": there})[[1, 3]] == 0).all()
+    with pytest.raises(ValueError, match="of 3 dims"):
+        flow(x, {"mask": torch.ones(8, 8, dtype=torch.bool)})
+    with pytest.raises(ValueError, match="each of the 4 images"):
+        diffeo.bits_per_dim(flow, x, {"mask": torch.ones(1, 8, 8, dtype=torch.bool)})
+    larger = diffeo.srflow((1, 8, 8), scale=2, preset="tiny")
+    with pytest.raises(ValueError, match="no masks of pixels"):
+        larger(x, {"features": x[..., ::2, ::2], "mask": torch.ones(4, 1, 8, 8, dtype=torch.bool)})
+
+
 IMAGE_RECIPES = ("nice_image", "realnvp_image", "glow", "flowpp", "tarflow")
 
 
@@ -274,9 +322,12 @@ IMAGE_RECIPES = ("nice_image", "realnvp_image", "glow", "flowpp", "tarflow")
 def test_flows_of_pictures_see_no_padding(name):
     torch.manual_seed(0)
     flow = diffeo.testing.perturbed(getattr(diffeo, name)((1, 8, 8), preset="tiny", levels=17))
-    x = torch.randint(17, (6, 1, 8, 8))
+    x = torch.randint(17, (6, 1, 8, 8)).float()
     mask = (torch.arange(8) < 4).expand(8, 8)[None]
-    flow.initialize(x)
+    flow.initialize(torch.where(mask, x, 99.0), {"mask": mask.expand(6, 1, 8, 8)})
+    padded = torch.where(mask, x, torch.nan)
+    flow(padded, {"mask": mask.expand(6, 1, 8, 8)}, generator=torch.Generator().manual_seed(1)).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in flow.parameters())
 
     def bits(fill):
         seen = torch.where(mask, x, fill)
@@ -297,3 +348,5 @@ def test_a_mask_that_cuts_a_vector_is_refused():
     z, logdet = diffeo.LULinear(3)(torch.ones(2, 3), {"mask": torch.tensor([[True] * 3, [False] * 3])})
     assert logdet[1] == 0
     assert torch.equal(z[1], torch.ones(3))
+    traced = torch.compile(diffeo.LULinear(3), backend="eager")(torch.ones(1, 3), {"mask": mask})
+    assert all(t.isnan().any() for t in traced)

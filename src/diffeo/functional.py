@@ -264,7 +264,7 @@ def keep_scaled(x: Tensor, z: Tensor, log_scale: Tensor, context: Context) -> tu
 def visible(x: Tensor, context: Context) -> Tensor:
     """What a conditioner may see of x: padding, whatever it holds, counts as zero."""
     mask = context_mask(context)
-    return x if mask is None else torch.where(mask, x, 0.0)
+    return x if mask is None else x.where(mask, x.new_zeros(()))
 
 
 def real_rows(x: Tensor, context: Context, of: Tensor | None = None) -> Tensor:

@@ -306,12 +306,12 @@ def _sigmoid(x: Tensor) -> Tensor:
 
 
 def _log_sigmoid(x: Tensor) -> Tensor:
-    return -F.softplus(-x)
+    return torch.minimum(x, torch.zeros_like(x)) - _log1p((-x.abs()).exp())  # not `clamp`, which ends at finite numbers
 
 
 def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
     apart = torch.where(a == b, 0.0, (a - b).abs())  # of two infinite ones, too
-    return torch.maximum(a, b) + F.softplus(-apart)
+    return torch.maximum(a, b) + _log1p((-apart).exp())
 
 
 def _log1p(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from diffeo.core import Density, Transform, Univariate
 from diffeo.core.given import Preimage
-from diffeo.functional import Context, is_real, on_scalars, wrap_angle
+from diffeo.functional import Context, entries, is_real, on_scalars, wrap_angle
 from diffeo.noise import OneGeneratorError
 from diffeo.transforms import Sphere
 
@@ -44,8 +44,8 @@ def check_transform(
 
     Inverse both ways; log-det against the autograd Jacobian in float64 and its sign in both directions; batch shapes
     (), (5,), (2, 3); context broadcast; gradients finite and reaching every parameter, and gradcheck; float32 round
-    trip; extreme inputs inside the domain; determinism; pickle, deepcopy and state dict; tracing of both directions
-    with `fullgraph=True`; `vmap` over an ensemble.
+    trip; extreme inputs inside the domain; determinism; pickle, deepcopy and state dict; masks mapped there and back;
+    tracing of both directions with `fullgraph=True`; `vmap` over an ensemble.
 
     Args:
         transform: what to check; it is not changed.
@@ -75,6 +75,7 @@ def check_transform(
     _check_extremes(t32, x, context)
     _check_determinism(t32, x, context)
     _check_copies(t32, x, context)
+    _check_masks(t32, x, context)
     if transform.traceable:
         if trace:
             _check_tracing(t64, x64, c64)  # where the rounding of kernels that a compiler chooses does not show
@@ -284,6 +285,19 @@ def _check_copies(t: Transform, x: Tensor, context: Context) -> None:
     z = t(x, context)[0]
     for copied in _copies(t):
         _expect(torch.equal(copied(x, context)[0], z), "a pickled, deep-copied or reloaded transform differs")
+
+
+def _check_masks(t: Transform, x: Tensor, context: Context) -> None:
+    """A mask of z has the shape of z again when it was taken back to x."""
+    mask = torch.ones_like(t(x, context)[0], dtype=torch.bool)
+    knows_none = type(t).map_context is Transform.map_context and mask.shape != x.shape  # of another dimension
+    if t.event_ndim == 0 or knows_none:
+        return
+    back = entries(t.unmap_context({"mask": mask}))["mask"]
+    sides = zip(reversed(back.shape), reversed(x.shape[x.ndim - t.event_ndim :]), strict=False)
+    _expect(back.ndim >= t.event_ndim and all(m in (1, n) for m, n in sides), "unmap_context: no mask of x")
+    again = entries(t.map_context({"mask": back}))["mask"]
+    _expect(torch.equal(again.expand_as(mask), mask), "map_context: not the inverse of unmap_context")
 
 
 def _copies(module: M) -> list[M]:

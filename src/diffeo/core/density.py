@@ -19,6 +19,7 @@ from diffeo.functional import (
     check_batch,
     check_precision,
     context_batch,
+    context_mask,
     declared_reads,
     refuse_context,
 )
@@ -123,10 +124,13 @@ class Density(nn.Module, ABC):
         """Refuse a context that nothing would read, as far as the recipe says, and one in another precision.
 
         Raises:
-            ValueError: the recipe was called with `context=0` or `classes=0`, or weights and context are float32 and
-                float64.
+            ValueError: a mask of fewer dims than events have; the recipe was called with `context=0` or `classes=0`, or
+                weights and context are float32 and float64.
         """
         if context is not None:
+            mask = context_mask(context)
+            if mask is not None and mask.ndim < self.event_ndim:
+                raise ValueError(f"a mask of events of {self.event_ndim} dims has as many, got {tuple(mask.shape)}")
             own, made = next(self.parameters(), None), self.recipe
             if made is not None and made.arguments.get("context") == 0:
                 refuse_context(context, made.name, "context")

@@ -12,7 +12,18 @@ from torch.distributions.constraints import Constraint
 from diffeo.core.density import Density
 from diffeo.core.given import Given, Preimage
 from diffeo.core.transform import Transform
-from diffeo.functional import Context, Event, check_event, declared_reads, in_blocks, is_real, meet, show_event
+from diffeo.functional import (
+    Context,
+    Event,
+    check_event,
+    context_mask,
+    declared_reads,
+    entries,
+    in_blocks,
+    is_real,
+    meet,
+    show_event,
+)
 from diffeo.noise import Seeds
 
 FAR = 1e9  # beyond it a density that overflows to NaN is zero; nearer, NaN says that the weights are wrong
@@ -87,8 +98,12 @@ class Flow(Density):
         return constraints.independent(self.transform.domain, missing) if missing else self.transform.domain
 
     def encode(self, context: Context) -> Context:
-        """The context as transform and base read it."""
-        return context if self.encoder is None or context is None else self.encoder(context)
+        """The context as transform and base read it; a mask that the encoder gives none for stays."""
+        if self.encoder is None or context is None:
+            return context
+        found: Context = self.encoder(context)
+        mask = context_mask(context)
+        return found if mask is None else {"mask": mask, **entries(found)}
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         self._check_input(x)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 from diffeo.core import Density
 from diffeo.densities.dequantized import Dequantized, check_levels
 from diffeo.densities.noisy import Noisy
-from diffeo.functional import Context, context_mask, rows_of_block, visible
+from diffeo.functional import Context, context_mask, entries, rows_of_block, visible
 
 NUMBERS = 1 << 20  # of images scored at once
 
@@ -40,8 +40,8 @@ def bits_per_dim(
         Shape (n,).
 
     Raises:
-        ValueError: images of another shape, or other than whole numbers of the levels of a `Dequantized` density; a
-            `Noisy` density; more than one sample where there is no noise.
+        ValueError: images or contexts of another shape; other than whole numbers of the levels of a `Dequantized`
+            density; a `Noisy` density; more than one sample where there is no noise.
 
     Cost: `samples` passes of the density.
 
@@ -62,6 +62,8 @@ def bits_per_dim(
         raise ValueError("bits_per_dim: only Dequantized densities take several samples of their noise")
     if isinstance(density, Dequantized):
         check_levels(visible(images, context), density.levels, "bits_per_dim")
+    if any(len(t) != len(images) for t in entries(context).values()):
+        raise ValueError(f"bits_per_dim: expected a context of each of the {len(images)} images")
     size = rows_of_block(max(1, NUMBERS // samples), images.shape[1:])
     found = []
     for start in range(0, len(images), size):

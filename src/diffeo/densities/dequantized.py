@@ -54,8 +54,8 @@ class Dequantized(AroundFlow):
         levels: how many values there are, 0 … levels − 1, at spacing 1: samples are kept among them, and training
             values must be; None for no bounds.
         dequantizer: q, a density of events in the unit box with reparameterised samples; for vectors its context is x
-            and then the context, as in `diffeo.unit_box(D, context=D)`, for images `{"image": x}`; None for uniform
-            noise.
+            and then the context, as in `diffeo.unit_box(D, context=D)`, for images `{"image": x}`, with a mask as
+            `"mask"`; None for uniform noise.
 
     Raises:
         ValueError: no positive spacing; a dequantizer beside continuous positions, or without reparameterised samples.
@@ -136,7 +136,7 @@ class Dequantized(AroundFlow):
     ) -> Tensor:
         self.check_context(context)
         event = self.event_shape(context)
-        x = x if x.is_floating_point() else x.to(self.spacing.dtype)
+        x = visible(x if x.is_floating_point() else x.to(self.spacing.dtype), context)
         batch = joined(x.shape[: x.ndim - len(event)], context_batch(context, self._context_dims))
         log_q: Tensor | float = 0.0
         if noise is None and self.dequantizer is not None:
@@ -158,10 +158,9 @@ class Dequantized(AroundFlow):
         spacing = self.spacing.to(x.dtype).expand(self.event_shape()) if self.has_absent else self.spacing.to(x.dtype)
         placed = x + noise * spacing
         volume = torch.where(spacing > 0, spacing, 1.0).log()
-        if not self.has_absent and context_mask(context) is None:
-            return placed, volume.expand(placed.shape[placed.ndim - self.event_ndim :]).sum()
         if not self.has_absent:
-            return placed, masked_sum(volume.expand(placed.shape), self.event_ndim, context)
+            shape = placed.shape if context_mask(context) is not None else placed.shape[placed.ndim - self.event_ndim :]
+            return placed, masked_sum(volume.expand(shape), self.event_ndim, context)
         nothing = (x.index_select(-1, self.absent.clamp_min(0)) > 0) & (self.absent >= 0)
         z = torch.special.ndtri(noise.clamp(EDGE, 1 - EDGE))
         log_slope = 0.5 * (z.square() + math.log(2 * math.pi))  # ∂z/∂noise
@@ -203,6 +202,7 @@ class Dequantized(AroundFlow):
         return torch.where(spacing > 0, (x / torch.where(spacing > 0, spacing, 1.0)).floor() * spacing, x)
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
+        x = visible(x, context)
         check_levels(x, self.levels, "Dequantized")
         x = x if x.is_floating_point() else x.to(self.spacing.dtype)
         u = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
@@ -212,7 +212,7 @@ class Dequantized(AroundFlow):
 
     def _beside(self, x: Tensor, context: Context) -> Context:
         """x as the context of the density of its noise: a vector with the context beside it, or an image."""
-        x, mask = visible(x, context), context_mask(context)
+        mask = context_mask(context)
         beside: Context = {"image": x} if self.event_ndim > 1 else joined_context(x, context)
         return beside if mask is None else {**entries(beside), "mask": mask}
 

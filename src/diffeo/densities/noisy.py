@@ -11,7 +11,7 @@ from torch.distributions.constraints import Constraint
 from diffeo.core import Density
 from diffeo.densities.around import AroundFlow
 from diffeo.densities.dequantized import check_levels
-from diffeo.functional import Context, LogProb, context_batch, joined
+from diffeo.functional import Context, LogProb, context_batch, joined, visible
 from diffeo.noise import Seeds, standard_normal
 
 
@@ -67,7 +67,7 @@ class Noisy(AroundFlow):
         self.check_context(context)
         event, batch = self.event_shape(context), context_batch(context, self.context_dims())
         batch = joined(x.shape[: x.ndim - self.event_ndim], batch)
-        y = self._with_noise(x.expand(*batch, *event), samples, generator)
+        y = self._with_noise(visible(x, context).expand(*batch, *event), samples, generator)
         return torch.logsumexp(self.density(y, context), 0) - math.log(samples)
 
     def log_prob(
@@ -89,6 +89,7 @@ class Noisy(AroundFlow):
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
         """Set the density from training rows with noise; refuses values that are none of the levels."""
+        x = visible(x, context)
         check_levels(x, self.levels, "Noisy")
         self.density.initialize(self._with_noise(x, 1, torch.Generator(x.device).manual_seed(0))[0], context)
 

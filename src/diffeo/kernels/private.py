@@ -90,14 +90,27 @@ def has_global_hooks() -> bool:
     return bool(torch.nn.modules.module._has_any_global_hook())
 
 
+_scans = 0  # around what is traced now
+
+
 def scan(step: Callable[..., Any], start: Any, rows: Any) -> tuple[Any, Any]:
     """(state, results of all rows) of `step(state, row) -> (state, result)`, as one loop that exporters keep.
 
-    Imported here, since that takes a while.
+    Not within another one, which exporters do not know.
     """
-    from torch._higher_order_ops.scan import scan
+    from torch._higher_order_ops.scan import scan  # here: it takes a while
 
-    return scan(step, start, rows)
+    global _scans
+    _scans += 1
+    try:
+        return scan(step, start, rows)
+    finally:
+        _scans -= 1
+
+
+def in_scan() -> bool:
+    """Whether what is traced now is the body of a `scan`."""
+    return _scans > 0
 
 
 def mark_constant(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from diffeo.functional import Context, context_features, context_mask, entries, joined
+from diffeo.functional import Context, context_features, context_mask, entries, joined, precise
 from diffeo.kernels import convolution, perceptron
 from diffeo.kernels.dispatch import is_traced
 from diffeo.kernels.private import has_hooks
@@ -243,11 +243,11 @@ def _normed(norm: nn.GroupNorm, h: Tensor, mask: Tensor | None) -> Tensor:
     """The norm of all channels and places together, by the mean and the variance of real places."""
     if mask is None:
         return norm(h)
-    real = mask.to(h.dtype) / (h.shape[1] * mask.sum((1, 2, 3), keepdim=True).clamp_min(1))
-    h = only_real(h, mask)
-    centred = h - (h * real).sum((1, 2, 3), keepdim=True)
+    wide = precise(only_real(h, mask))
+    real = mask.to(wide.dtype) / (h.shape[1] * mask.sum((1, 2, 3), keepdim=True).clamp_min(1))
+    centred = wide - (wide * real).sum((1, 2, 3), keepdim=True)
     scale = ((centred.square() * real).sum((1, 2, 3), keepdim=True) + norm.eps).rsqrt()
-    return centred * scale * norm.weight[:, None, None] + norm.bias[:, None, None]
+    return (centred * scale * norm.weight[:, None, None] + norm.bias[:, None, None]).to(h.dtype)
 
 
 def _gated(h: Tensor, change: Tensor) -> Tensor:

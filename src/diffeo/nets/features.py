@@ -53,8 +53,7 @@ class ImageFeatures(nn.Module):
         h = self.enter(x.reshape(-1, *x.shape[-3:]))
         for block in self.blocks:
             h = block(h, None, mask)
-        found = {"map": h.reshape(*x.shape[:-3], *h.shape[-3:])}
-        return found if mask is None else {**found, "mask": entries(context)["mask"]}
+        return {"map": h.reshape(*x.shape[:-3], *h.shape[-3:])}
 
 
 class LowResolution(nn.Module):
@@ -77,7 +76,7 @@ class LowResolution(nn.Module):
         with classes also `"features"`, their labels as one-hot vectors.
 
     Raises:
-        ValueError: sizes outside these.
+        ValueError: sizes outside these; a mask of pixels.
 
     "SRFlow: Learning the Super-Resolution Space with Normalizing Flow" (Lugmayr et al., 2020),
     https://arxiv.org/abs/2006.14200; "ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks" (Wang et al.,
@@ -123,6 +122,8 @@ class LowResolution(nn.Module):
             raise ValueError(
                 f"LowResolution: expected small images (…, {self.enter.in_channels}, h, w) as context, got {got}"
             )
+        if places(context) is not None:
+            raise ValueError("LowResolution: it knows no masks of pixels; crop the pictures to one size")
         batch = image.shape[:-3]
         x = image.to(self.enter.weight.dtype).reshape(-1, *image.shape[-3:]) * (2 / (self.levels - 1)) - 1
         first = h = self.enter(x)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffeo.kernels.dispatch import is_traced
-from diffeo.kernels.private import scan
+from diffeo.kernels.private import in_scan, scan
 
 Increasing = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> values and log-slopes
 
@@ -49,7 +49,7 @@ def solve_increasing(f: Increasing, z: Tensor, who: str, start: Tensor | None = 
     x = z if start is None else start
     nowhere = torch.full_like(x, torch.inf)
     state = _Search(x, -nowhere, nowhere, nowhere, torch.zeros_like(x), z.isnan(), z.isnan())
-    if torch.compiler.is_exporting():  # a loop keeps graphs small
+    if torch.compiler.is_exporting() and not in_scan():  # a loop keeps graphs small
         paces = torch.tensor([_pace(k) for k in range(TRACED)], dtype=z.dtype, device=z.device)
         clones = tuple(t.clone() for t in state)
         found = scan(lambda s, pace: (tuple(_advance(f, z, tol, _Search(*s), *pace)), pace.sum()), clones, paces)[0]

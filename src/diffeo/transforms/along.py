@@ -229,6 +229,12 @@ class Grouped(Transform):
     def initialize(self, x: Tensor, context: Context = None) -> None:
         self.transform.initialize(x.unflatten(-1, (self.size, self.groups)), self._context(context))
 
+    def map_context(self, context: Context) -> Context:
+        return map_mask(self.transform.map_context(self._context(context)), lambda mask: mask.flatten(-2))
+
+    def unmap_context(self, context: Context) -> Context:
+        return map_mask(self.transform.unmap_context(self._context(context)), lambda mask: mask.flatten(-2))
+
     def compile_direction(self, direction: str) -> None:
         self.transform.compile_direction(direction)
 
@@ -306,6 +312,12 @@ class Partial(Transform):
     def initialize(self, x: Tensor, context: Context = None) -> None:
         self.transform.initialize(self._parts(x)[0], self._context(context))
 
+    def map_context(self, context: Context) -> Context:
+        return self._with_mask(self.transform.map_context, context)
+
+    def unmap_context(self, context: Context) -> Context:
+        return self._with_mask(self.transform.unmap_context, context)
+
     def compile_direction(self, direction: str) -> None:
         self.transform.compile_direction(direction)
 
@@ -318,6 +330,19 @@ class Partial(Transform):
         logdet = sum_event(logdet, self.event_ndim - self.transform.event_ndim)
         stays = stays.expand(*z.shape[: z.ndim - self.event_ndim], *stays.shape[stays.ndim - self.event_ndim :])
         return torch.cat([z, stays], self.dim).index_select(self.dim, self.together), logdet
+
+    def _with_mask(self, direction: Callable[[Context], Context], context: Context) -> Context:
+        """The context with the mask of which the transform maps its places."""
+
+        def mapped(mask: Tensor) -> Tensor:
+            if mask.shape[self.dim] == 1:
+                return mask
+            moved, stays = self._parts(mask)
+            return torch.cat([entries(direction({"mask": moved}))["mask"], stays], self.dim).index_select(
+                self.dim, self.together
+            )
+
+        return map_mask(context, mapped)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         apart = x.index_select(self.dim, self.apart)

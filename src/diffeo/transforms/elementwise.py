@@ -53,7 +53,7 @@ class Elementwise(Transform):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
-        if self.theta.any():
+        if self.theta.any() or type(self.univariate).initial_params is Univariate.initial_params:
             return
         check_event(x, self.event, "Elementwise")
         mask, flat = context_mask(context), x.flatten(-self.event_ndim) if self.event_ndim > 1 else x

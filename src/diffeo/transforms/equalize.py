@@ -51,7 +51,7 @@ class Equalize(Transform):
     Raises:
         ValueError: fewer than 2 levels; a negative `peak`; from `initialize`, no rows, or values outside [0, levels].
 
-    Cost: elementwise; the inverse searches log₂ levels times.
+    Cost: elementwise; the inverse looks for the run of levels of equal density that it is in.
 
     >>> import torch, diffeo
     >>> layer = diffeo.Equalize(1, levels=10)

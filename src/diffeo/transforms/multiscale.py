@@ -149,10 +149,12 @@ class Multiscale(Transform):
             return mask[..., None, None]
         leaving = mask.split([math.prod(shape) for shape in self._leaving()], -1)
         kept: Tensor | None = None
-        for stage, flat, shape in reversed(list(zip(self._transforms(), leaving, self._leaving(), strict=True))):
-            here = flat.unflatten(-1, shape)
+        sizes = zip(self._transforms(), leaving, self._leaving(), self.shapes, strict=True)
+        for stage, flat, left, whole in reversed(list(sizes)):
+            here = flat.unflatten(-1, left)
             here = here if kept is None else torch.cat([kept, here], -3)
             kept = entries(stage.unmap_context({"mask": here}))["mask"]
+            kept = kept.expand(*kept.shape[:-3], *stage.input_shape(whole))  # pyright: ignore[reportCallIssue, reportArgumentType]
         assert kept is not None  # there is a stage
         return kept
 

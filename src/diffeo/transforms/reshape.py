@@ -19,6 +19,7 @@ from diffeo.functional import (
     context_mask,
     map_mask,
 )
+from diffeo.kernels.dispatch import is_traced
 
 
 class Squeeze(Transform):
@@ -81,12 +82,12 @@ class Squeeze(Transform):
         return None if c is None else c // grow**2, None if h is None else h * grow, None if w is None else w * grow
 
     def map_context(self, context: Context) -> Context:
-        return map_mask(context, self.fold_mask)
+        return map_mask(context, self._fold_mask)
 
     def unmap_context(self, context: Context) -> Context:
-        return map_mask(context, self.unfold_mask)
+        return map_mask(context, self._unfold_mask)
 
-    def fold_mask(self, mask: Tensor) -> Tensor:
+    def _fold_mask(self, mask: Tensor) -> Tensor:
         k, (c, h, w) = self.factor, mask.shape[-3:]
         if (c, h, w) == (1, 1, 1):  # of whole images
             return mask
@@ -95,8 +96,10 @@ class Squeeze(Transform):
         sides = k if h == 1 else h, k if w == 1 else w
         return self._fold(mask.expand(*mask.shape[:-3], self.channels or c, *sides))
 
-    def unfold_mask(self, mask: Tensor) -> Tensor:
-        return self._unfold(mask) if mask.shape[-3] > 1 else _repeated(mask, (self.factor, self.factor))
+    def _unfold_mask(self, mask: Tensor) -> Tensor:
+        if mask.shape[-3] == 1:
+            return _repeated(mask, (self.factor, self.factor))
+        return _once(self._unfold(mask), mask)
 
     def _fold(self, x: Tensor) -> Tensor:
         k = self.factor
@@ -192,9 +195,10 @@ class Checkerboard(Transform):
         c, h, _ = mask.shape[-3:]
         if c == 1:
             return _repeated(mask, (1, 2))
-        if h == 1:
+        found = self._unfold(mask)
+        if h == 1 and (is_traced() or not torch.equal(found[..., ::2], found[..., 1::2])):
             raise ValueError("Checkerboard: a mask of fields must have all rows, as they alternate")
-        return self._unfold(mask)
+        return _once(found, mask)
 
     def _fold(self, x: Tensor) -> Tensor:
         return torch.cat(self._turned(x.unflatten(-1, (-1, 2))).unbind(-1), -3)
@@ -260,19 +264,15 @@ class Haar(Transform):
         return self.squeeze.input_shape(event)
 
     def map_context(self, context: Context) -> Context:
-        return map_mask(context, self._fold_mask)
+        return map_mask(self.squeeze.map_context(context), lambda mask: self._sorted(mask, (-1, 4)))
 
     def unmap_context(self, context: Context) -> Context:
-        return map_mask(context, self._unfold_mask)
+        return self.squeeze.unmap_context(map_mask(context, lambda mask: self._sorted(mask, (4, -1))))
 
-    def _fold_mask(self, mask: Tensor) -> Tensor:
-        mask = self.squeeze.fold_mask(mask)
-        return mask if mask.shape[-3] == 1 else mask.unflatten(-3, (-1, 4)).transpose(-4, -3).flatten(-4, -3)
-
-    def _unfold_mask(self, mask: Tensor) -> Tensor:
-        if mask.shape[-3] > 1:
-            mask = mask.unflatten(-3, (4, -1)).transpose(-4, -3).flatten(-4, -3)
-        return self.squeeze.unfold_mask(mask)
+    @staticmethod
+    def _sorted(mask: Tensor, order: tuple[int, int]) -> Tensor:
+        """By channels and then by the numbers of a block, or the other way round."""
+        return mask if mask.shape[-3] == 1 else mask.unflatten(-3, order).transpose(-4, -3).flatten(-4, -3)
 
     def _mixed(self, blocks: Tensor, context: Context) -> Tensor:
         mixed = torch.einsum("ij,...jhw->...ihw", self.mix.to(blocks.dtype), blocks)
@@ -404,4 +404,13 @@ def _repeated(mask: Tensor, times: tuple[int, int]) -> Tensor:
     """A mask of pixels, so many times as high and as wide; a side of 1 stands for all."""
     for dim, n in zip((-2, -1), times, strict=True):
         mask = mask if mask.shape[dim] == 1 else mask.repeat_interleave(n, dim)
+    return mask
+
+
+def _once(mask: Tensor, folded: Tensor) -> Tensor:
+    """The mask with sides of 1 where the folded one has them, which stand for all, if all along them are alike."""
+    for dim in (-2, -1):
+        first = mask.narrow(dim, 0, 1)
+        if folded.shape[dim] == 1 and not is_traced() and torch.equal(first.expand_as(mask), mask):
+            mask = first
     return mask

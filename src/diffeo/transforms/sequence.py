@@ -78,7 +78,7 @@ class Fold(Transform):
 
     def _fold_mask(self, mask: Tensor) -> Tensor:
         if mask.shape[-2] == 1:
-            return mask
+            return mask if mask.shape[-1] == 1 else mask.repeat(*(1 for _ in mask.shape[1:]), self.factor)
         folded = mask.unflatten(-2, (-1, self.factor))  # (frames, k, features)
         whole = folded.all(-2)
         if not is_traced() and not torch.equal(whole, folded.any(-2)):
@@ -87,7 +87,9 @@ class Fold(Transform):
 
     def _unfold_mask(self, mask: Tensor) -> Tensor:
         if mask.shape[-1] > 1:
-            return mask.unflatten(-1, (self.factor, -1)).flatten(-3, -2)
+            frames = mask.unflatten(-1, (self.factor, -1)).flatten(-3, -2)
+            alike = not is_traced() and torch.equal(frames[..., :1, :].expand_as(frames), frames)
+            return frames[..., :1, :] if mask.shape[-2] == 1 and alike else frames
         return mask if mask.shape[-2] == 1 else mask.repeat_interleave(self.factor, -2)
 
 

@@ -92,7 +92,10 @@ def image_scalar(name: str, options: Mapping[str, Any] | None) -> Univariate:
 
 
 def normed_mix(channels: int, mixed: float = MIXED) -> Conv1x1:
-    """Activation norm and a linear map of the channels, which run as one; it starts as a random mixture of them."""
+    """Activation norm and a linear map of the channels, which run as one.
+
+    It starts as a random mixture of channels, of so much of each of the others, or for 0 as the identity.
+    """
     linear = LULinear(channels)
     with torch.no_grad():
         linear.weight.normal_(std=mixed / channels**0.5).fill_diagonal_(0.0)
