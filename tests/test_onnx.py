@@ -125,7 +125,7 @@ PICTURES = {
     "glow": {"hidden": 8, "layers": 1},
     "nice_image": {"hidden": 8, "layers": 2},
     "tarflow": {"width": 16, "layers": 1},
-    "flowpp": {"hidden": 8, "heads": 2, "couplings": (1, 1, 1)},
+    "flowpp": {"couplings": (1, 1, 1)},
 }
 
 

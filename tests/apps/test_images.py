@@ -126,7 +126,16 @@ def test_arrays(tmp_path):
         ("d", "labels of shape"),
         ("e", "no file of"),
         ("f", "no file of"),
+        ("g", "alpha channel"),
+        ("h", "1 or 3 channels"),
     )
+    np.savez(tmp_path / "g.npz", images=np.zeros((5, 8, 8, 4), np.uint8))
+    np.savez(tmp_path / "h.npz", images=np.zeros((5, 2, 8, 8), np.uint8))
+    np.savez(tmp_path / "i.npz", images=x)
+    with pytest.raises(ValueError, match="keep their size"):
+        tools.read(tmp_path / "i.npz", size=4)
+    with pytest.raises(ValueError, match="no labels or y"):
+        tools.read(tmp_path / "i.npz", by_folder=True)
     for name, message in wrong:
         with pytest.raises(ValueError, match=message):
             tools.read(tmp_path / f"{name}.npz")
@@ -488,5 +497,9 @@ def test_labels_that_no_class_has_are_refused():
     model = diffeo.glow((1, 4, 4), preset="tiny", classes=3, levels=4)
     with pytest.raises(ValueError, match="expected class labels 0 … 2, got -1 … 3"):
         model.sample(2, torch.tensor([3, -1]))
+    x, column = torch.randint(4, (6, 1, 4, 4)), torch.arange(6).remainder(3).unsqueeze(1)
+    for score in (diffeo.bits_per_dim, lambda *given: diffeo.fit(*given, steps=1, progress=False)):
+        with pytest.raises(ValueError, match=r"labels have shape \(n,\)"):
+            score(model, x, column)
     wide = model.double()
     assert wide.flow.given(torch.tensor(1)).sample().dtype == torch.float64

@@ -71,6 +71,8 @@ class Hearing:
         audio, _, notes = read_audio(path, self.settings.rate)
         if not len(audio) or float(audio.abs().max()) < SILENT:
             raise ValueError(f"{path}: {'silence' if len(audio) else 'it holds no sound'}")
+        if len(audio) <= self.settings.window // 2:
+            raise ValueError(f"{path}: {len(audio)} samples, expected more than {self.settings.window // 2}")
         for note in notes:
             self._changed.setdefault(note, []).append(path)
         return audio
@@ -81,6 +83,14 @@ class Hearing:
 
         audio = self.sound(clip.path)
         return tools.to_mel(audio, self.settings), tools.prosody_of(audio, self.settings.rate, letters)
+
+
+def check_letters(letters: int, frames: int, together: int) -> None:
+    """Refuse a text that is empty, or longer than its sound, of which so many frames together are a step."""
+    if not letters:
+        raise ValueError("the text is empty")
+    if letters > -(-frames // together):
+        raise ValueError(f"{letters} letters in {-(-frames // together)} steps of sound: is this the text?")
 
 
 def kept(clips: list[Any], read: Callable[[Any], Any], skip_bad: bool) -> tuple[list[Any], list[Any]]:

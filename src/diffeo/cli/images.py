@@ -271,7 +271,7 @@ def edit(
         raise ValueError(f"--amount: expected a finite number, got {amount}")
     x = _for(density, notes, _read_one(picture, size), model)
     context = _one_label(density, notes, label, x[0])
-    with_it = _for(density, notes, _read(towards, size, False, False).images, model)
+    with_it = _for(density, notes, _read(towards, size, False, None).images, model)
 
     def mean(images: Any) -> Any:
         many = None if context is None else context.expand(len(images))
@@ -279,7 +279,7 @@ def edit(
 
     direction = mean(with_it)
     if away_from is not None:
-        direction = direction - mean(_for(density, notes, _read(away_from, size, False, False).images, model))
+        direction = direction - mean(_for(density, notes, _read(away_from, size, False, None).images, model))
     given = None if context is None else context.expand(1)
     _write(density, torch.cat([x, tools.edit(density, x, direction, amount, given)]), output)
 
@@ -296,7 +296,7 @@ def reconstruct(
 
     _check_picture(output, model)
     density, notes = _load(model, "reconstruct")
-    x = _for(density, notes, _read(pictures, size, False, False).images, model)[:64]
+    x = _for(density, notes, _read(pictures, size, False, None).images, model)[:64]
     back = tools.reconstruct(density, x, _labels(notes, None, len(x)))
     print(f"Largest difference over {len(x)} pictures: {int((back - x.long()).abs().max())} of {density.levels} shades")
     _write(density, back, output)
@@ -322,14 +322,14 @@ def upscale(
     density, notes = _load(model, "upscale")
     scale, (channels, height, width) = density.flow.encoder.scale, density.event
     known = (channels, height // scale, width // scale)
-    small = _for(density, notes, _read(pictures, size, False, False).images, model, known)
+    small = _for(density, notes, _read(pictures, size, False, None).images, model, known)
     drawn = tools.upscale(density, small, n, temperature=temperature, generator=torch.Generator().manual_seed(seed))
     plain = enlarged(small.float(), scale).round().clamp(0, density.levels - 1).long()
     rows = torch.cat([plain[None], drawn]).transpose(0, 1).flatten(0, 1)
     _write(density, rows, output, columns=n + 1)
 
 
-def _read(path: Path, size: int | None, by_folder: bool, skip_bad: bool) -> Any:
+def _read(path: Path, size: int | None, by_folder: bool, skip_bad: bool | None) -> Any:
     from diffeo.apps.images import read
 
     found = read(path, size=size, by_folder=by_folder, skip_bad=skip_bad)
@@ -344,7 +344,7 @@ def _read_one(path: Path, size: int | None) -> Any:
     """One picture, in a batch of it."""
     if path.is_dir():
         raise ValueError(f"{path}: a folder, expected one picture")
-    images = _read(path, size, False, False).images
+    images = _read(path, size, False, None).images
     if len(images) != 1:
         raise ValueError(f"{path}: {len(images)} pictures, expected one")
     return images

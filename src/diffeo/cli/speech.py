@@ -21,6 +21,7 @@ from diffeo.cli.clips import (
     Rounds,
     Seed,
     SkipBad,
+    check_letters,
     choice,
     first_rate,
     kept,
@@ -256,7 +257,7 @@ def align(
         root = os.path.commonpath([clip.path.parent.absolute() for clip in clips])
 
     def spans_of(clip: Any) -> list[tuple[str, float, float]]:
-        mel, symbols, prosody = _heard(clip, hearing, notes)
+        mel, symbols, prosody = _heard(clip, hearing, notes, tools.together_of(flow))
         frames = tools.align(flow, mel, symbols, _who(notes, clip.speaker or None), prosody if reads else None)
         ends = settings.ends(frames, len(mel)).tolist()
         letters = [notes["symbols"][i - 1] for i in symbols.tolist()]
@@ -307,8 +308,7 @@ def interpolate(
             clip = tools.Clip(path, text, speaker or "")
             with named(clip):
                 mel, manner = hearing.clip(clip, len(symbols))
-                if len(symbols) > -(-len(mel) // together):
-                    raise ValueError(f"{len(symbols)} letters in {-(-len(mel) // together)} steps of sound")
+                check_letters(len(symbols), len(mel), together)
             mels.append(mel)
             manners.append(manner)
     prosody = None if tools.usual_prosody(flow) is None else (manners[0], manners[1])
@@ -373,8 +373,8 @@ def _usable(clips: list[Any], settings: Any, skip_bad: bool, reading: str) -> tu
 
     def heard(clip: Any) -> tuple[Any, Any]:
         mel, prosody = hearing.clip(clip, length := len(tools.units_of(clip.text, reading)))
-        if not 1 <= length <= (len(mel) + 1) // 2:
-            raise ValueError(f"{clip.path}: {length} letters in {(len(mel) + 1) // 2} steps of sound")
+        with named(clip):
+            check_letters(length, len(mel), 2)
         return mel, prosody
 
     with Hearing(settings) as hearing:
@@ -393,13 +393,14 @@ def _load(path: Path) -> tuple[Any, dict[str, Any], Any]:
     return ready(flow, path), notes, Mel(*notes["mel"])
 
 
-def _heard(clip: Any, hearing: Hearing, notes: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """The spectrogram, symbols and prosody of a clip."""
+def _heard(clip: Any, hearing: Hearing, notes: dict[str, Any], together: int) -> tuple[Any, Any, Any]:
+    """The spectrogram, symbols and prosody of a clip, for a voice that makes so many frames together."""
     from diffeo.apps import speech as tools
 
     with named(clip):
         symbols = tools.encode_text(clip.text, notes["symbols"], notes["reading"])
         mel, prosody = hearing.clip(clip, len(symbols))
+        check_letters(len(symbols), len(mel), together)
     return mel, symbols, prosody
 
 
@@ -407,9 +408,9 @@ def _as_data(given: list[Path], speaker: str | None, flow: Any, notes: dict[str,
     """Clips as a voice takes them: those of corpora, and recordings of this speaker whose texts lie beside them."""
     from diffeo.apps import speech as tools
 
-    clips = [clip for path in given for clip in _clips_at(path, speaker)]
+    clips, together = [clip for path in given for clip in _clips_at(path, speaker)], tools.together_of(flow)
     with Hearing(settings) as hearing:
-        mels, texts, prosody = zip(*(_heard(clip, hearing, notes) for clip in clips), strict=True)
+        mels, texts, prosody = zip(*(_heard(clip, hearing, notes, together) for clip in clips), strict=True)
     who = []
     for clip in clips:
         with named(clip):
@@ -420,7 +421,7 @@ def _as_data(given: list[Path], speaker: str | None, flow: Any, notes: dict[str,
         mels,
         texts,
         who if several else None,
-        together=tools.together_of(flow),
+        together=together,
         prosody=prosody if reads else None,
     )
 

@@ -69,7 +69,13 @@ def bits_per_dim(
     for start in range(0, len(images), size):
         x = images[start : start + size]
         c = None if context is None else tree_map(lambda t, start=start: t[start : start + size], context)
-        found.append(density.log_prob(x, c, samples, generator) if noisy else density(x, c))
+        bits = density.log_prob(x, c, samples, generator) if noisy else density(x, c)
+        if bits.shape != (len(x),):
+            raise ValueError(
+                f"bits_per_dim: the context gives log-probabilities of shape {tuple(bits.shape)} for {len(x)} images; "
+                "labels have shape (n,)"
+            )
+        found.append(bits)
     mask = context_mask(context)
     dims = math.prod(images.shape[1:]) if mask is None else mask.expand(images.shape).flatten(1).sum(1).clamp_min(1)
     return torch.cat(found) / (-math.log(2) * dims)

@@ -300,7 +300,9 @@ class OneHot(nn.Module):
     def forward(self, context: Context) -> Context:
         label = context_features(context)
         if label is None:
-            raise ValueError(f"OneHot: expected class labels 0 … {self.classes - 1} as context, got none")
+            raise ValueError(
+                f"OneHot: expected class labels 0 … {self.classes - 1} as context, its entry 'features', got none"
+            )
         found = one_hot(label, self.classes, "OneHot").to(self.one.dtype)
         if self.training and self.drop:
             found = found * (torch.rand(label.shape, device=label.device) >= self.drop).unsqueeze(-1)

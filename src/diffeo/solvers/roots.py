@@ -51,9 +51,12 @@ def solve_increasing(f: Increasing, z: Tensor, who: str, start: Tensor | None = 
     state = _Search(x, -nowhere, nowhere, nowhere, torch.zeros_like(x), z.isnan(), z.isnan())
     if torch.compiler.is_exporting() and not in_scan():  # a loop keeps graphs small
         paces = torch.tensor([_pace(k) for k in range(TRACED)], dtype=z.dtype, device=z.device)
-        clones = tuple(t.clone() for t in state)
-        found = scan(lambda s, pace: (tuple(_advance(f, z, tol, _Search(*s), *pace)), pace.sum()), clones, paces)[0]
-        state = _Search(*found)
+
+        def step(search: tuple[Tensor, ...], pace: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+            return tuple(t.contiguous() for t in _advance(f, z, tol, _Search(*search), pace[0], pace[1])), pace.sum()
+
+        plain = torch.contiguous_format
+        state = _Search(*scan(step, tuple(t.clone(memory_format=plain) for t in state), paces)[0])
     else:
         for k in range(TRACED if is_traced() else EAGER):
             state = _advance(f, z, tol, state, *_pace(k))
@@ -84,7 +87,9 @@ class _Search(NamedTuple):
     closed: Tensor  # neighbouring numbers enclose the root
 
 
-def _advance(f: Increasing, z: Tensor, tol: float, search: _Search, stretch: float, floor: float) -> _Search:
+def _advance(
+    f: Increasing, z: Tensor, tol: float, search: _Search, stretch: float | Tensor, floor: float | Tensor
+) -> _Search:
     """Evaluate, narrow the bracket, and step."""
     x, low, high, last, residual, done, _ = search
     eps = torch.finfo(z.dtype).eps

@@ -45,7 +45,7 @@ class Pictures(NamedTuple):
 
 
 def read(
-    path: str | os.PathLike[str], *, size: int | None = None, by_folder: bool = False, skip_bad: bool = False
+    path: str | os.PathLike[str], *, size: int | None = None, by_folder: bool = False, skip_bad: bool | None = False
 ) -> Pictures:
     """The pictures of a folder and its subfolders, of one picture file, or of an .npz file of arrays.
 
@@ -58,7 +58,7 @@ def read(
         size: side to which all are scaled and cropped around the centre; None: they must have one size.
         by_folder: the first folder below `path` is the class of a picture.
         skip_bad: leave out what cannot be used and say so in `skipped`, instead of an error; without `size` also
-            pictures whose size is not the commonest.
+            pictures whose size is not the commonest. None: an error that does not name the option.
 
     Raises:
         ValueError: no picture; sizes that differ; files that are no pictures, truncated, animated, in CMYK, of 16 bits
@@ -68,7 +68,13 @@ def read(
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
     if path.suffix.lower() == ".npz":
-        return _from_arrays(path)
+        if size is not None:
+            raise ValueError(f"{path}: pictures of an .npz file keep their size; --size is for folders and files")
+        pictures = _from_arrays(path)
+        if by_folder and pictures.labels is None:
+            raise ValueError(f"{path}: it holds no labels or y, and an .npz file has no folders of classes")
+        return pictures
+    advice = "" if skip_bad is None else " (--skip-bad leaves such files out)"
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
     found: list[tuple[Path, np.ndarray]] = []
     skipped: list[str] = []
@@ -77,7 +83,7 @@ def read(
             found.append((file, _read_one(file, size)))
         except ValueError as error:
             if not skip_bad:
-                raise ValueError(f"{error} (--skip-bad leaves such files out)") from None
+                raise ValueError(f"{error}{advice}") from None
             skipped.append(str(error))
     if not found:
         raise ValueError(f"{path}: no pictures" + (f"; {len(skipped)} files could not be used" if skipped else ""))
@@ -85,7 +91,7 @@ def read(
     if others and not skip_bad:
         name, _, what = others[0].partition(": ")
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        raise ValueError(f"{name}{more}: {what}; --size gives all one size (--skip-bad leaves such files out)")
+        raise ValueError(f"{name}{more}: {what}; --size gives all one size{advice}")
     skipped += others
     channels = max(array.shape[2] for _, array in found)
     arrays = [a if a.shape[2] == channels else np.repeat(a, channels, 2) for _, a in found]
@@ -166,6 +172,9 @@ def _from_arrays(path: Path) -> Pictures:
         images = images[:, None]
     elif images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
+    if images.shape[1] not in (1, 3):
+        alpha = "; leave the alpha channel out" if 4 in (images.shape[1], images.shape[-1]) else ""
+        raise ValueError(f"{path}: pictures have 1 or 3 channels, got {name} of shape {images.shape}{alpha}")
     labels = next((arrays[n] for n in ("labels", "y", "y_train") if n in arrays), None)
     names = [str(i) for i in range(len(images))]
     if labels is None:

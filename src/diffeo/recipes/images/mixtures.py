@@ -35,6 +35,7 @@ def flowpp(
     mixture: bool = True,
     attention: bool = True,
     variational: bool = True,
+    concat: bool | None = None,
     concat_last: bool = False,
     dropout: float = 0.0,
     classes: int = 0,
@@ -62,6 +63,7 @@ def flowpp(
         mixture: couplings by mixtures of logistics, or affine ones.
         attention: self-attention after each block.
         variational: learned noise, or uniform noise.
+        concat: whether blocks use elu of (h, −h), instead of silu; None for the paper's preset alone.
         concat_last: whether the last convolution of each conditioner reads elu of (h, −h), instead of relu of h.
         dropout: in conditioners, in [0, 1).
         classes: number of classes, whose labels 0 … classes − 1 are the context; 0 for none.
@@ -94,7 +96,7 @@ def flowpp(
     conditioner: dict[str, Any] = {
         "hidden": sizes["hidden"],
         "heads": sizes["heads"] if attention else 0,
-        "concat": preset == "paper",
+        "concat": preset == "paper" if concat is None else concat,
         "concat_last": concat_last,
         "dropout": dropout,
     }
