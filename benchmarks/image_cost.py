@@ -20,6 +20,7 @@ from results import markdown, short
 from tables import data_root
 
 ROUNDS = 15
+COUNTS = (64, 256)  # samples
 OURS, PLAIN = "diffeo", "diffeo, layer by layer"
 LEVELS_GLOW, STEPS_GLOW, HIDDEN_GLOW, BATCH = 2, 8, 64, 64
 
@@ -81,7 +82,7 @@ def _orthogonal(n: int) -> Tensor:
 
 def speed(_: float) -> dict[str, Any]:
     """A training step and sampling of the same Glow, in one run; and memory and time of `memory="invert"`."""
-    shape, count = (1, 28, 28), 64
+    shape = (1, 28, 28)
     with np.load(data_root() / "images" / "mnist.npz") as file:
         x = torch.from_numpy(file["x_train"][:BATCH]).unsqueeze(1)
     y = (x + 0.5) / 256
@@ -110,9 +111,9 @@ def speed(_: float) -> dict[str, Any]:
             optimizers[name].step()
 
     @torch.no_grad()
-    def sample(name: str) -> None:
+    def sample(name: str, count: int) -> None:
         if name == "FrEIA":
-            peers[name]([torch.randn_like(t) for t in z], rev=True)
+            peers[name]([torch.randn(count, *t.shape[1:]) for t in z], rev=True)
         elif name == "normflows":
             peers[name].sample(count)
         else:
@@ -121,7 +122,10 @@ def speed(_: float) -> dict[str, Any]:
 
     sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in models.items()}
     steps = timed({name: (lambda name=name: step(name)) for name in models})
-    samples = timed({name: (lambda name=name: sample(name)) for name in models})
+    samples = {
+        str(count): timed({name: (lambda name=name, count=count: sample(name, count)) for name in models})
+        for count in COUNTS
+    }
     memory = []
     for layers in (8, 16, 32, 64):
         row: dict[str, Any] = {"layers": layers}
@@ -135,7 +139,7 @@ def speed(_: float) -> dict[str, Any]:
             with diffeo.compiled_kernels():
                 row[f"{policy}_mib"] = saved_bytes(model, lambda model=model: model(x)) / 2**20
         with diffeo.compiled_kernels():
-            took = timed(calls, 7)
+            took = timed(calls)
         row["time_ratio"] = took["invert"]["median"] / took["store"]["median"]
         memory.append(row)
     return {"parameters": sizes, "step_ms": steps, "sample_ms": samples, "memory": memory, "batch": BATCH}
@@ -182,9 +186,9 @@ def told_speed(r: dict[str, Any]) -> str:
     rows = []
     for name, size in r["parameters"].items():
         cells = []
-        for kind in ("step_ms", "sample_ms"):
-            t = r[kind][name]
-            ratio = r[kind][OURS]["median"] / t["median"]
+        for times in (r["step_ms"], *r["sample_ms"].values()):
+            t = times[name]
+            ratio = times[OURS]["median"] / t["median"]
             cells.append(f"{short(t['median'])} ({short(t['low'])} – {short(t['high'])}); {ratio:.2f}×")
         rows.append([name, f"{size:,}", *cells])
     memory = [
@@ -196,7 +200,7 @@ pictures of 28×28; median of {ROUNDS} interleaved rounds on {r["cores"]} shared
 as a multiple of it. Ours is run as `fit` runs it, with `compiled_kernels`, and samples after `prepare_inference`; in
 plain calls layers run one by one.
 
-{markdown(["library", "parameters", "training step", "64 samples"], rows)}
+{markdown(["library", "parameters", "training step", *(f"{n} samples" for n in r["sample_ms"])], rows)}
 
 What a forward pass keeps for the backward pass, {BATCH} of them, one scale, in MiB, by policy, and what
 `memory="invert"` costs in time, forward and backward, with `compiled_kernels` too:
