@@ -36,7 +36,9 @@ PROSODY = [torch.tensor([0.5, -1.0]), torch.tensor([torch.nan, 2.0]), torch.tens
 
 
 def test_alone_and_in_a_batch_a_clip_has_the_same_loss_and_gradient(voice, clips):
-    data = tools.Spoken(*clips[:2], [0, 1, 2], durations=clips[2], prosody=PROSODY)
+    mels, prosody = [mel.double() for mel in clips[0]], [p.double() for p in PROSODY]
+    data = tools.Spoken(mels, clips[1], [0, 1, 2], durations=clips[2], prosody=prosody)
+    voice = voice.double()
     objective = tools.Voice(voice)
     x, context = tools.join([data[i] for i in range(3)])
     together = objective(torch.where(context["mask"], x, 9.0), context)
@@ -45,12 +47,12 @@ def test_alone_and_in_a_batch_a_clip_has_the_same_loss_and_gradient(voice, clips
     voice.zero_grad()
     for i in range(3):
         alone = objective(*tools.join([data[i]]))[0]
-        assert torch.allclose(alone, together[i], atol=1e-4)
+        assert torch.allclose(alone, together[i], atol=1e-8)
         alone.backward()
     assert gradients
     for name, p in voice.named_parameters():
         if name in gradients:
-            assert torch.allclose(p.grad, gradients[name], atol=1e-4 * (1 + float(p.grad.abs().max()))), name
+            assert torch.allclose(p.grad, gradients[name], atol=1e-8), name
 
 
 def test_a_clip_has_the_same_sample_alone_and_in_a_batch(voice, clips):
@@ -171,6 +173,9 @@ def test_style_moves_what_is_said(voice, clips):
     assert torch.allclose(plain, none, atol=1e-5)
     assert float((half - plain).abs().mean()) < float((moved - plain).abs().mean())
     assert style.shape == (12,)
+    assert torch.allclose(style, 0.75 * tools.style_of(voice, data, prior=0.0))  # of three clips
+    with pytest.raises(ValueError, match="prior >= 0"):
+        tools.style_of(voice, data, prior=-1.0)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -54,6 +54,14 @@ def test_alone_and_in_a_batch_sound_has_the_same_density_and_samples(name):
         inner = flow.transform(x, encoded)[0]
         back = flow.transform.inverse(inner, encoded)[0]
         assert torch.allclose(torch.where(mask, back, 0.0), torch.where(mask, x, 0.0), atol=1e-6)
+    flow(x, batch).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in flow.named_parameters() if p.grad is not None}
+    flow.zero_grad()
+    sum(flow(sound, {"mel": mel}) for sound, mel in zip(sounds, mels, strict=True)).backward()
+    assert gradients
+    for name, p in flow.named_parameters():
+        if name in gradients:
+            assert torch.allclose(p.grad, gradients[name], rtol=1e-7, atol=1e-7), name
 
 
 def test_waveflow_is_a_wavenet_at_one_end_and_a_coupling_at_the_other():

@@ -116,25 +116,32 @@ def _until_stopped(
 
 
 @torch.no_grad()
-def style_of(flow: Flow, data: Spoken) -> Tensor:
-    """The style of clips, (C,): the mean of their latents over frames and clips, less the means of their letters.
+def style_of(flow: Flow, data: Spoken, prior: float = 1.0) -> Tensor:
+    """The style of clips, (C,): the posterior mean of their latents, less the means of their letters.
 
-    Noise of a voice has mean zero; that of clips in one manner does not. `say` adds it to the noise. A voice that reads
-    prosody explains most of a manner by that: see `usual_prosody`.
+    n / (n + λ) times the mean over the frames of n clips. Noise of a voice has mean zero, which the prior says as λ
+    clips would; that of clips in one manner has another. `say` adds it to the noise. A voice that reads prosody
+    explains most of a manner by that: see `usual_prosody`.
 
     Args:
         flow: of `diffeo.flowtron`, `glow_tts` or `flow_tts`.
         data: the clips.
+        prior: λ, at least 0; the more, the less do few clips say.
+
+    Raises:
+        ValueError: a negative λ.
 
     "Flowtron: an Autoregressive Flow-based Generative Network for Text-to-Speech Synthesis" (Valle et al., 2020),
     https://arxiv.org/abs/2005.05957
     """
+    if not prior >= 0:
+        raise ValueError(f"style_of: expected prior >= 0, got {prior}")
     total, count = torch.zeros((), device=device_of(flow)), 0
     for i in range(len(data)):
         mel, context = data[i]
         z = torch.cat(unlettered(flow, mel, **said_in(context)))
         total, count = total + z.sum(0), count + len(z)
-    return total / count
+    return total / count * (len(data) / (len(data) + prior))
 
 
 @torch.no_grad()
