@@ -609,7 +609,13 @@ def test_every_system_learns_speaks_and_aligns(system, corpus, tmp_path, capsys)
 
 def test_errors_name_the_clip(voice, corpus, tmp_path, capsys):
     clip = corpus / "wavs" / "c00.wav"
-    for row, message in ((f"{clip},aexo,", "does not know 'x'"), (f"{clip},aeo,nobody", "the voice knows")):
+    soundfile.write(tmp_path / "one.wav", 0.1 * np.ones(1), RATE)
+    for row, message in (
+        (f"{clip},aexo,", "does not know 'x'"), (f"{clip},aeo,nobody", "the voice knows"),
+        (f"{clip},{'aeo' * 60},", "180 letters in"), (f"{clip},,", "the text is empty"),
+        (f"{tmp_path / 'one.wav'},aeo,", "1 samples, expected more than"),
+    ):  # fmt: skip
+        clip = row.split(",")[0]
         (tmp_path / "clips.csv").write_text(f"path,text,speaker\n{row}\n")
         for call in (["align", str(voice), str(tmp_path / "clips.csv")],
                      ["say", str(voice), "aeo", "--style", str(tmp_path / "clips.csv")]):  # fmt: skip
@@ -620,10 +626,21 @@ def test_errors_name_the_clip(voice, corpus, tmp_path, capsys):
             assert str(clip) in error
 
 
+def test_a_fit_by_letters_names_what_is_not_spelled(capsys):
+    from diffeo.cli import speech
+
+    clips = [tools.Clip("a.wav", "Dr. Owl ate 12 % of it, e.g. no. 3", "")]
+    speech._name_unspelled(clips, "en-us")
+    assert not capsys.readouterr().err
+    speech._name_unspelled(clips, "letters")
+    assert "'Dr.', '12', '%' and 3 more: letters do not say" in capsys.readouterr().err
+
+
 def test_the_first_clip_may_be_bad(corpus, tmp_path):
     lines = (corpus / "metadata.csv").read_text().splitlines()
     rows = [f"{corpus / 'wavs' / line.split('|')[0]}.wav,{line.split('|')[2]}" for line in lines[:25]]
     (tmp_path / "clips.csv").write_text("\n".join(["path,text", "gone.wav,aeo", *rows]) + "\n")
+    soundfile.write(tmp_path / "gone.wav", 0.1 * np.ones(1), RATE)  # of one sample
     for command in ("fit", "vocoder"):
         output = tmp_path / f"{command}.safetensors"
         call = ["speech", command, str(tmp_path / "clips.csv"), "-o", str(output), "--preset", "tiny", "--steps", "1"]

@@ -113,6 +113,7 @@ def fit(
     clips = tools.read_corpus(corpus)
     settings = tools.Mel.of(rate or first_rate(clips, skip_bad))
     reading = _reading(clips, reading)
+    _name_unspelled(clips, reading)
     usable, heard = _usable(clips, settings, skip_bad, reading)
     mels, prosody = ([each[i] for each in heard] for i in range(2))
     if len(usable) < FEWEST:
@@ -365,6 +366,17 @@ def _reading(clips: list[Any], asked: str | None) -> str:
     what = "letter by letter" if found == LETTERS else f"as phonemes of {found}, by espeak-ng"
     print(f"Texts are read {what}; --reading chooses letters, or a language of espeak-ng, such as de.", flush=True)
     return found
+
+
+def _name_unspelled(clips: list[Any], reading: str) -> None:
+    """Say which words of a corpus that is read letter by letter are not spelled."""
+    from diffeo.apps.speech.text import LETTERS, unspelled
+
+    found = list(dict.fromkeys(word for clip in clips for word in unspelled(clip.text)))
+    if reading == LETTERS and found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        named = ", ".join(map(repr, found[:3]))
+        print(f"diffeo: {named}{more}: letters do not say how these are read; write them out", file=sys.stderr)
 
 
 def _usable(clips: list[Any], settings: Any, skip_bad: bool, reading: str) -> tuple[list[Any], list[Any]]:
