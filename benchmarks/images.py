@@ -234,7 +234,7 @@ def section() -> str:
 Bits per dimension of the 10,000 test digits, one sample of the noise (an upper bound; lower is better), after training
 with {threads} thread{"s" * (threads > 1)} on a shared machine. Noise is uniform, but for flowpp, which learns it; rate
 is that of learning. With `peak=None`, glow+logit does without the room that [`Equalize`](api/transforms.md) gives to
-black and white, as normflows' Glow does: what it has less than the other rows is the work of the preprocessing, not of
+black and white, as normflows' Glow does: between its row and that of glow lies the work of the preprocessing, not of
 the couplings. The baselines are a Gaussian with shrunk covariance and independent pixels.
 
 {markdown(header, rows)}

@@ -224,7 +224,13 @@ def _image_flow(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Dens
 def _picture_map(recipe: Callable[..., diffeo.Density], **options) -> TransformCase:
     """The map of a recipe of pictures, from values with noise to the flat vector of its base."""
     x = 0.05 + 3.9 * torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(3))
-    return TransformCase(_seeded(lambda: _image_flow(recipe, **options).transform), lambda: x.clone())
+
+    def context() -> Tensor | dict[str, Tensor]:
+        given = {"features": x[..., ::2, ::2].floor()} if options.get("small") else torch.arange(6) % 2
+        return _image_flow(recipe, **options).flow.encode(given)
+
+    knows = context if options.get("small") or "classes" in options else None
+    return TransformCase(_seeded(lambda: _image_flow(recipe, **options).transform), lambda: x.clone(), knows)
 
 
 TRANSFORMS: dict[str, TransformCase] = {
@@ -366,6 +372,8 @@ TRANSFORMS: dict[str, TransformCase] = {
     "nice_image's map": _picture_map(diffeo.nice_image, layers=2),
     "flowpp's map": _picture_map(diffeo.flowpp, blocks=1, heads=2, couplings=(1, 1, 1)),
     "tarflow's map": _picture_map(diffeo.tarflow, hidden=None, width=8),
+    "glow's map, classes": _picture_map(diffeo.glow, layers=1, classes=2),
+    "srflow's map": _picture_map(diffeo.srflow, scale=2, scales=1, layers=1, features=4, blocks=1, small=True),
     "residual_image's map": _picture_map(diffeo.residual_image, layers=1),
     "Coupling of channels": TransformCase(
         _seeded(lambda: diffeo.Coupling(torch.tensor([True, False, False]), Pixels(1, 2, 2), diffeo.Affine(), dim=-3)),

@@ -498,6 +498,10 @@ def test_labels_that_no_class_has_are_refused():
     with pytest.raises(ValueError, match="expected class labels 0 … 2, got -1 … 3"):
         model.sample(2, torch.tensor([3, -1]))
     x, column = torch.randint(4, (6, 1, 4, 4)), torch.arange(6).remainder(3).unsqueeze(1)
+    given = {"context": column.squeeze(1), "generator": torch.Generator().manual_seed(0)}
+    bits = diffeo.bits_per_dim(model, x, **given)
+    given["generator"].manual_seed(0)
+    assert torch.equal(bits, diffeo.bits_per_dim(model, x.numpy(), **given))
     for score in (diffeo.bits_per_dim, lambda *given: diffeo.fit(*given, steps=1, progress=False)):
         with pytest.raises(ValueError, match=r"labels have shape \(n,\)"):
             score(model, x, column)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -19,7 +20,7 @@ NUMBERS = 1 << 20  # of images scored at once
 @torch.no_grad()
 def bits_per_dim(
     density: Density,
-    images: Tensor,
+    images: Tensor | np.ndarray,
     context: Context = None,
     samples: int = 1,
     generator: torch.Generator | None = None,
@@ -31,7 +32,7 @@ def bits_per_dim(
 
     Args:
         density: of images.
-        images: (n, *event), such as whole numbers (n, C, H, W).
+        images: (n, *event), such as whole numbers (n, C, H, W); a tensor or an array.
         context: of each image; leading dim n.
         samples: of the noise, where the density is `Dequantized`.
         generator: of that noise.
@@ -50,7 +51,7 @@ def bits_per_dim(
     >>> diffeo.bits_per_dim(coin, torch.tensor([[0], [1]]))
     tensor([1., 1.])
     """
-    ndim = density.event_ndim
+    ndim, images = density.event_ndim, torch.as_tensor(images)
     if images.ndim != ndim + 1:
         raise ValueError(f"bits_per_dim: expected a batch of events of {ndim} dims, got {tuple(images.shape)}")
     if isinstance(density, Noisy):

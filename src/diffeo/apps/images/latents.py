@@ -89,5 +89,10 @@ def attribute_direction(model: Dequantized | Noisy, images: Tensor, labels: Tens
 def edit(
     model: Dequantized | Noisy, images: Tensor, direction: Tensor, amount: float | Tensor, context: Context = None
 ) -> Tensor:
-    """Pictures moved along a direction of z: decode(encode(x) + amount · direction), shape (n, C, H, W)."""
-    return decode(model, encode(model, images, context) + torch.as_tensor(amount) * direction, context)
+    """Pictures moved along a direction of z: decode(encode(x) + amount · direction), shape (n, C, H, W).
+
+    `amount`: one for all, or (n,), one for each.
+    """
+    amount = torch.as_tensor(amount)
+    moved = (amount.unsqueeze(-1) if amount.ndim == 1 else amount) * direction
+    return decode(model, encode(model, images, context) + moved, context)
