@@ -163,6 +163,28 @@ def test_flows_of_pictures(recipe, classes, direction, tmp_path):
     assert torch.allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["density", "sampler"])
+def test_large_pictures_given_small_ones(direction, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randint(17, (40, 1, 8, 8))
+    small = x[..., ::2, ::2].float()
+    model = diffeo.testing.perturbed(diffeo.srflow((1, 8, 8), scale=2, preset="tiny", levels=17, layers=1)).eval()
+    model.initialize(x, small)
+    diffeo.export(model.flow, tmp_path / "m.onnx", direction)
+    noise = torch.randn(40, 64)
+    with torch.no_grad():
+        if direction == "density":
+            expected, got = model.flow(x + 0.5, small), run(tmp_path / "m.onnx", x=x + 0.5, context=small)
+        else:
+            expected = model.flow.transform.inverse(noise, model.flow.encode(small))[0]
+            got = run(tmp_path / "m.onnx", noise=noise, context=small)
+    assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    classed = diffeo.srflow((1, 8, 8), scale=2, preset="tiny", levels=17, layers=1, classes=2)
+    with pytest.raises(ValueError, match="what LowResolution reads"):
+        diffeo.export(classed.flow, tmp_path / "m.onnx", direction)
+
+
 class FarOut(torch.nn.Module):
     """Operations that ONNX Runtime, or the exporter, computes with an error as large as the result."""
 

@@ -27,7 +27,7 @@ from diffeo.core import Density, Flow, Transform
 from diffeo.densities import Dequantized, GaussianMixture, Noisy
 from diffeo.functional import Context, sum_event
 from diffeo.kernels.private import scan
-from diffeo.nets import CausalTransformer, OneHot
+from diffeo.nets import CausalTransformer, LowResolution, OneHot
 from diffeo.nets.made import MADE, MaskedLinear
 from diffeo.storage import to_json
 from diffeo.transforms import Autoregressive
@@ -45,7 +45,7 @@ def export(flow: Flow, path: str | os.PathLike[str], direction: str = "density")
         sampler    noise (n, D), standard normal; uniform (n,) in
                    [0, 1) if the base is a mixture; context        →  x (n, *event)
 
-    A context is (n, C), or whole numbers (n,) for a flow with classes. Multiplying the noise by a temperature tempers
+    A context is (n, C), whole numbers (n,) for a flow with classes, or the small pictures of `srflow`. Multiplying the noise by a temperature tempers
     the samples. Of a `Dequantized` density export its `flow`: its x are whole numbers plus noise in [0, 1), which
     samples are rounded down from. The model's metadata holds recipe and direction under `diffeo.recipe` and
     `diffeo.direction`.
@@ -129,6 +129,11 @@ def _graph(flow: Flow, direction: str) -> tuple[nn.Module, tuple[Tensor, ...], l
         inputs.append(torch.zeros(2, dtype=torch.long))
     elif width := getattr(flow.encoder, "features", 0):
         inputs.append(torch.zeros(2, width, dtype=dtype))
+    elif isinstance(flow.encoder, LowResolution) and not flow.encoder.classes:
+        channels, *sides = flow.event_shape()
+        inputs.append(torch.zeros(2, channels, *(side // flow.encoder.scale for side in sides), dtype=dtype))
+    elif flow.encoder is not None:
+        raise ValueError(f"export: what {type(flow.encoder).__name__} reads is no input of an ONNX model here")
     if flow.encoder is not None:
         names.append("context")
     return module, tuple(inputs), names
