@@ -249,7 +249,8 @@ def _told_round_trips(found: list[dict]) -> str:
     rows = [[r["model"], f"{r['minutes']:.0f}", *(f"{r[k]:.1e}" for k in WAYS)] for r in found]
     return f"""\
 **Noise and back**, the same models, of float32: the largest error in levels of 256 over {found[0]["pictures"]:,} test
-digits, of which 0.256 would be a thousandth of the range. Pictures in float64 are what `encode` and `decode` carry through them.
+digits, of which 0.256 would be a thousandth of the range. Pictures in float64 are what `encode` and `decode` carry
+through them.
 
 {markdown(header, rows)}
 """
