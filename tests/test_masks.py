@@ -308,11 +308,31 @@ def test_masks_of_whole_pictures_and_of_too_few_dims():
     assert (flow(x, {"mask": there})[[1, 3]] == 0).all()
     with pytest.raises(ValueError, match="of 3 dims"):
         flow(x, {"mask": torch.ones(8, 8, dtype=torch.bool)})
-    with pytest.raises(ValueError, match="each of the 4 images"):
+    with pytest.raises(ValueError, match="mask of each of the 4 images"):
         diffeo.bits_per_dim(flow, x, {"mask": torch.ones(1, 8, 8, dtype=torch.bool)})
     larger = diffeo.srflow((1, 8, 8), scale=2, preset="tiny")
     with pytest.raises(ValueError, match="no masks of pixels"):
         larger(x, {"features": x[..., ::2, ::2], "mask": torch.ones(4, 1, 8, 8, dtype=torch.bool)})
+
+
+class Sets(torch.nn.Module):
+    """The mean of a set of vectors, whose padding is its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = {"features": 2, "mask": 2}
+
+    def forward(self, context):
+        mask = context["mask"].float()
+        return (context["features"] * mask).sum(-2) / mask.sum(-2)
+
+
+def test_an_encoder_may_read_a_mask_of_its_own():
+    inner = diffeo.maf(3, context=2, layers=1, hidden=(8,))
+    flow = diffeo.Flow(inner.transform, inner.base, Sets())
+    x, sets = torch.randn(4, 3), torch.randn(4, 7, 2)
+    mask = (torch.arange(7) < 5).expand(4, 7).unsqueeze(-1)
+    assert _close(flow(x, {"features": sets, "mask": mask}), inner(x, sets[:, :5].mean(1)))
 
 
 IMAGE_RECIPES = ("nice_image", "realnvp_image", "glow", "flowpp", "tarflow")

@@ -45,10 +45,10 @@ def export(flow: Flow, path: str | os.PathLike[str], direction: str = "density")
         sampler    noise (n, D), standard normal; uniform (n,) in
                    [0, 1) if the base is a mixture; context        →  x (n, *event)
 
-    A context is (n, C), whole numbers (n,) for a flow with classes, or the small pictures of `srflow`. Multiplying the noise by a temperature tempers
-    the samples. Of a `Dequantized` density export its `flow`: its x are whole numbers plus noise in [0, 1), which
-    samples are rounded down from. The model's metadata holds recipe and direction under `diffeo.recipe` and
-    `diffeo.direction`.
+    A context is (n, C), whole numbers (n,) for a flow with classes, or the small pictures of `srflow`. Multiplying the
+    noise by a temperature tempers the samples. Of a `Dequantized` density export its `flow`: its x are whole numbers
+    plus noise in [0, 1), which samples are rounded down from. The model's metadata holds recipe and direction under
+    `diffeo.recipe` and `diffeo.direction`.
 
     Args:
         flow: a flow over vectors, such as the tabular recipes give, or of pictures.
@@ -311,7 +311,8 @@ def _sigmoid(x: Tensor) -> Tensor:
 
 
 def _log_sigmoid(x: Tensor) -> Tensor:
-    return torch.minimum(x, torch.zeros_like(x)) - _log1p((-x.abs()).exp())  # not `clamp`, which ends at finite numbers
+    # not `clamp`, which ends at finite numbers
+    return torch.minimum(x, torch.zeros_like(x)) - _log1p((-x.abs()).exp())
 
 
 def _logaddexp(a: Tensor, b: Tensor) -> Tensor:

@@ -503,7 +503,9 @@ def test_labels_that_no_class_has_are_refused():
     given["generator"].manual_seed(0)
     assert torch.equal(bits, diffeo.bits_per_dim(model, x.numpy(), **given))
     for score in (diffeo.bits_per_dim, lambda *given: diffeo.fit(*given, steps=1, progress=False)):
-        with pytest.raises(ValueError, match=r"labels have shape \(n,\)"):
+        with pytest.raises(ValueError, match=r"abels have shape \(n,\)"):
             score(model, x, column)
+    with pytest.raises(ValueError, match="one for each of the 6"):
+        tools.edit(model, x, torch.zeros(16), torch.ones(5), column.squeeze(1))
     wide = model.double()
     assert wide.flow.given(torch.tensor(1)).sample().dtype == torch.float64

@@ -37,7 +37,8 @@ class Flow(Density):
     Args:
         transform: data to noise.
         base: a density over z; it receives the encoded context too.
-        encoder: maps the context to what transform and base read; it runs once a call.
+        encoder: maps the context to what transform and base read; it runs once a call. A mask is that of x, and stays;
+            an encoder that has `"mask"` in its `reads` gives the mask of x itself, if there is one.
 
     Cost: one forward pass of the transform for a density, one inverse pass for samples.
 
@@ -98,11 +99,11 @@ class Flow(Density):
         return constraints.independent(self.transform.domain, missing) if missing else self.transform.domain
 
     def encode(self, context: Context) -> Context:
-        """The context as transform and base read it; a mask that the encoder gives none for stays."""
+        """The context as transform and base read it; its mask stays, unless the encoder says that it reads it."""
         if self.encoder is None or context is None:
             return context
         found: Context = self.encoder(context)
-        mask = context_mask(context)
+        mask = None if "mask" in declared_reads(self.encoder) else context_mask(context)
         return found if mask is None else {"mask": mask, **entries(found)}
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:

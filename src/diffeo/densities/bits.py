@@ -61,10 +61,13 @@ def bits_per_dim(
     noisy = isinstance(density, Dequantized)
     if samples != 1 and not noisy:
         raise ValueError("bits_per_dim: only Dequantized densities take several samples of their noise")
+    for name, entry in entries(context).items():
+        if entry.ndim == 0 or len(entry) != len(images):
+            raise ValueError(
+                f"bits_per_dim: expected {name} of each of the {len(images)} images, got shape {tuple(entry.shape)}"
+            )
     if isinstance(density, Dequantized):
         check_levels(visible(images, context), density.levels, "bits_per_dim")
-    if any(len(t) != len(images) for t in entries(context).values()):
-        raise ValueError(f"bits_per_dim: expected a context of each of the {len(images)} images")
     size = rows_of_block(max(1, NUMBERS // samples), images.shape[1:])
     found = []
     for start in range(0, len(images), size):

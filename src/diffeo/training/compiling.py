@@ -104,7 +104,7 @@ class CompiledGradients:
 
         def run(weights: Tensor | None, batch: tuple[Any, ...]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
             losses = objective(*batch)
-            loss = (losses if weights is None else losses * weights).mean()
+            loss = mean_loss(losses, weights)
             gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
             return loss.detach(), tuple(map(_laid_out, gradients, self.parameters))
 
@@ -118,6 +118,22 @@ class CompiledGradients:
         for p, gradient in zip(self.parameters, gradients, strict=True):
             p.grad = gradient
         return loss
+
+
+def mean_loss(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of the losses of examples, weighted."""
+    losses = one_each(losses)
+    return (losses if weights is None else losses * weights).mean()
+
+
+def one_each(losses: Tensor) -> Tensor:
+    """Losses, refused if they are not one for each example, as when a context of shape (n, 1) meets labels (n,)."""
+    if losses.ndim != 1:
+        raise ValueError(
+            f"fit: expected one loss for each example, got shape {tuple(losses.shape)}: has the context one entry for "
+            "each row? Class labels have shape (n,)"
+        )
+    return losses
 
 
 def _laid_out(gradient: Tensor | None, p: Tensor) -> Tensor | None:

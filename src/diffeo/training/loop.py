@@ -20,7 +20,16 @@ from diffeo.kernels.private import replace_calls
 from diffeo.kernels.process import one_thread, prepare
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.averaging import Average
-from diffeo.training.compiling import TINY, CompiledGradients, is_traceable, seconds_of_step, wants_compile, wants_loops
+from diffeo.training.compiling import (
+    TINY,
+    CompiledGradients,
+    is_traceable,
+    mean_loss,
+    one_each,
+    seconds_of_step,
+    wants_compile,
+    wants_loops,
+)
 from diffeo.training.diagnosis import NonFiniteError, first_non_finite
 from diffeo.training.interrupts import deferred_interrupt
 from diffeo.training.plan import Plan
@@ -224,7 +233,7 @@ class Loop:
             loss = self.gradients(*batch, weights=weights)
         else:
             losses = self.model(*batch)
-            loss = (losses if weights is None else losses * weights).mean()
+            loss = mean_loss(losses, weights)
             self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.plan.clip, error_if_nonfinite=False)
         return loss, whole(norm)
@@ -328,7 +337,7 @@ class Loop:
         score = self.objective if self.sharded else self.objective.forward  # past what is compiled: eager, any size
         blocks = [score(*move(batch, device)).cpu().double() for batch in held.blocks()]
         self.objective.train()
-        losses = torch.cat(blocks)
+        losses = one_each(torch.cat(blocks))
         w = self._held_weights(losses)
         average = (w * losses).sum()
         stderr = (w * w * (losses - average) ** 2).sum().sqrt()

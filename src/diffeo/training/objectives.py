@@ -22,18 +22,7 @@ class MaximumLikelihood(Objective):
         self.density = density
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        return -_of_each(self.density(x, context), x, self.density)
-
-
-def _of_each(log_prob: Tensor, x: Tensor, density: Density) -> Tensor:
-    """Log-densities of the rows of x: a context of another batch, with which they would be paired, is refused."""
-    batch = x.shape[: x.ndim - density.event_ndim]
-    if log_prob.shape != batch:
-        raise ValueError(
-            f"the context gives log-densities of shape {tuple(log_prob.shape)} for x of batch {tuple(batch)}: it needs "
-            "one entry for each row; labels have shape (n,)"
-        )
-    return log_prob
+        return -self.density(x, context)
 
 
 class Blurred(Objective):
@@ -63,7 +52,7 @@ class Blurred(Objective):
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         # held-out rows always meet the same noise, so that evaluations can be compared
         generator = None if self.training else torch.Generator(x.device).manual_seed(1)
-        return -_of_each(self.density(self._blur(x, generator), context), x, self.density)
+        return -self.density(self._blur(x, generator), context)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set data-dependent layers from blurred rows, each once: copies would pass for more rows than there are, and

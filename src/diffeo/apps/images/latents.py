@@ -91,8 +91,10 @@ def edit(
 ) -> Tensor:
     """Pictures moved along a direction of z: decode(encode(x) + amount · direction), shape (n, C, H, W).
 
-    `amount`: one for all, or (n,), one for each.
+    `amount`: one for all, or (n,), one for each; any number for one picture. ValueError: another number of them.
     """
     amount = torch.as_tensor(amount)
+    if amount.ndim == 1 and len(images) > 1 and len(amount) not in (1, len(images)):
+        raise ValueError(f"edit: expected one amount, or one for each of the {len(images)} pictures, got {len(amount)}")
     moved = (amount.unsqueeze(-1) if amount.ndim == 1 else amount) * direction
     return decode(model, encode(model, images, context) + moved, context)

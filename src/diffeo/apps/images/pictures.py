@@ -55,22 +55,25 @@ def read(
 
     Args:
         path: where they are.
-        size: side to which all are scaled and cropped around the centre; None: they must have one size.
+        size: side to which all are scaled and cropped around the centre, but not those of an .npz file; None: they
+            must have one size.
         by_folder: the first folder below `path` is the class of a picture.
         skip_bad: leave out what cannot be used and say so in `skipped`, instead of an error; without `size` also
             pictures whose size is not the commonest. None: an error that does not name the option.
 
     Raises:
-        ValueError: no picture; sizes that differ; files that are no pictures, truncated, animated, in CMYK, of 16 bits
-            or partly transparent, each named.
+        ValueError: no picture; arrays of other channels, of another size, or without labels to go by; sizes that
+            differ; files that are no pictures, truncated, animated, in CMYK, of 16 bits or partly transparent, each
+            named.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
     if path.suffix.lower() == ".npz":
-        if size is not None:
-            raise ValueError(f"{path}: pictures of an .npz file keep their size; --size is for folders and files")
         pictures = _from_arrays(path)
+        height, width = pictures.images.shape[-2:]
+        if size is not None and (height, width) != (size, size):
+            raise ValueError(f"{path}: pictures of an .npz file keep their size, {width}×{height}")
         if by_folder and pictures.labels is None:
             raise ValueError(f"{path}: it holds no labels or y, and an .npz file has no folders of classes")
         return pictures
