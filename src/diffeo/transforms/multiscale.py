@@ -148,15 +148,13 @@ class Multiscale(Transform):
         if mask.shape[-1] == 1:
             return mask[..., None, None]
         leaving = mask.split([math.prod(shape) for shape in self._leaving()], -1)
-        kept: Tensor | None = None
+        inner: list[Tensor] = []  # of the stages that come after
         sizes = zip(self._transforms(), leaving, self._leaving(), self.shapes, strict=True)
         for stage, flat, left, whole in reversed(list(sizes)):
-            here = flat.unflatten(-1, left)
-            here = here if kept is None else torch.cat([kept, here], -3)
-            kept = entries(stage.unmap_context({"mask": here}))["mask"]
-            kept = kept.expand(*kept.shape[:-3], *stage.input_shape(whole))  # pyright: ignore[reportCallIssue, reportArgumentType]
-        assert kept is not None  # there is a stage
-        return kept
+            folded = torch.cat([*inner, flat.unflatten(-1, left)], -3)
+            kept = entries(stage.unmap_context({"mask": folded}))["mask"]
+            inner = [kept.expand(*kept.shape[:-3], *stage.input_shape(whole))]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return inner[0]
 
     def _split(self, y: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """What goes on after stage i, and what leaves: half of the channels each, and all at the end."""
