@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVa
 from diffeo.core.transform import Transform
 from diffeo.functional import Context, once, random_state, replayed
 from diffeo.kernels.dispatch import kernels_in_use, using
-from diffeo.kernels.private import Dropout, all_modules, has_hooks, version, weights_of
+from diffeo.kernels.private import Dropout, all_modules, has_hooks, pull_back, version, weights_of
 
 POLICIES = ("store", "recompute", "invert")
 SEGMENTS, SHORTEST = 4, 4  # how many, so that what is kept does not grow with a chain; parts of one at least
@@ -272,8 +272,11 @@ class _Walk:
         return x, join(self._pull(i, leaves, z, logdet, g, of_all))
 
     def differentiate(self, i: int, x: Tensor, g: Tensor, g_logdet: Tensor) -> tuple[Tensor, Tensor]:
-        """Run part i again at x and pull the gradients of its results back: its output, and the gradient of x."""
-        x = x.detach().requires_grad_()
+        """Run part i again at x and pull the gradients of its results back: its output, and the gradient of x.
+
+        Of the segment's own x, zeros where it is not asked for: data need none, nor does what only prepares them.
+        """
+        x = x.detach().requires_grad_(i > 0 or self.ctx.needs_input_grad[5])
         with torch.enable_grad(), replayed(self.ctx.random[i], x):
             z, logdet = self.ctx.run(self.ctx.numbers[i], x, self.contexts[i])
         return z.detach(), self._pull(i, (x,), z, logdet, g, g_logdet)[0]
@@ -284,13 +287,17 @@ class _Walk:
         own = (*tree_flatten(self.contexts[i])[0], *self.weights[i])
         wanted = [t for t in own if isinstance(t, Tensor) and t.requires_grad]
         outputs = [(t, grad) for t, grad in ((z, g), (logdet, g_logdet)) if t.requires_grad]
-        ends, starts = [t for t, _ in outputs], [*inputs, *wanted]
-        pulled: Any = torch.autograd.grad(ends, starts, [grad for _, grad in outputs], allow_unused=True)
-        for t, grad in zip(wanted, pulled[len(inputs) :], strict=True):
+        ends, starts = [t for t, _ in outputs], [*(t for t in inputs if t.requires_grad), *wanted]
+        pulled: Any = ()
+        if ends and starts:
+            pulled = pull_back(ends, [grad for _, grad in outputs], starts)
+        found = {id(t): grad for t, grad in zip(starts, pulled, strict=bool(pulled))}
+        for t in wanted:
+            grad = found.get(id(t))
             if grad is not None:
                 self.sums[id(t)] = grad if id(t) not in self.sums else self.sums[id(t)] + grad
-        found = zip(inputs, pulled, strict=False)
-        return tuple(torch.zeros_like(t) if grad is None else grad for t, grad in found)
+        gradients = [found.get(id(t)) for t in inputs]
+        return tuple(torch.zeros_like(t) if g is None else g for t, g in zip(inputs, gradients, strict=True))
 
     def gradients(self, g: Tensor) -> list[Any]:
         """Gradients of the segment's input, contexts and weights."""

@@ -212,11 +212,15 @@ def _arguments(
 
 
 def _event(parts: Parts, x: Tensor) -> bytes:
+    return pack_event(x, parts.seen, parts.changed, parts.scalar_map.n_params)
+
+
+def pack_event(x: Tensor, seen: int, changed: int, planes: int) -> bytes:
     """`Event` of the C."""
     _, channels, height, width = x.shape
     picture, channel, line, place = x.stride()
     strides, sizes = (picture, channel, 0, line, place), (height, width, channels)
-    return struct.pack("P11l", x.data_ptr(), *strides, *sizes, parts.seen, parts.changed, parts.scalar_map.n_params)
+    return struct.pack("P11l", x.data_ptr(), *strides, *sizes, seen, changed, planes)
 
 
 def _find_library(scalar_map: ScalarMap, direction: Direction, dtype: torch.dtype) -> Any:

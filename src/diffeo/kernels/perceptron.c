@@ -225,15 +225,27 @@ typedef struct {
   real *h, *next, *strip;
 } Room;
 
+/* numbers of a room for blocks of rows, no layer having more inputs than `widest`, which lies at `at` if given */
+static long set_room(Room *room, long widest, real *at) {
+  const long block = block_limit(widest), s = stride(widest);
+  *room = (Room){.block = block};
+  if (at) room->h = at, room->next = room->h + block * s, room->strip = room->next + block * s;
+  return block * (2 * s + W);
+}
+
+/* numbers of the layers' panels, which are packed where they lie at `at` */
+static long pack_layers(Layer *layers, int L, real *at) {
+  const long packs = lay_out(layers, L, 0, at);
+  for (int l = 0; at && l < L; l++) pack_forward(layers + l);
+  return packs;
+}
+
 /* numbers of the layers' panels and of a room for blocks of rows; where they lie at `at`, the panels are packed */
 static long furnish(Layer *layers, int L, Room *room, real *at) {
   long widest = layers[0].inputs;
   for (int l = 1; l < L; l++) widest = max_of(widest, layers[l].inputs);
-  const long block = block_limit(widest), s = stride(widest), packs = lay_out(layers, L, 0, at);
-  for (int l = 0; at && l < L; l++) pack_forward(layers + l);
-  *room = (Room){.block = block};
-  if (at) room->h = at + packs, room->next = room->h + block * s, room->strip = room->next + block * s;
-  return packs + block * (2 * s + W);
+  const long packs = pack_layers(layers, L, at);
+  return packs + set_room(room, widest, at ? at + packs : 0);
 }
 
 /* memory of the layers' panels, packed, and room for blocks of rows; where `further` numbers for each row lie, then

@@ -20,6 +20,7 @@ from torch.nn.modules import dropout
 from torch.nn.parameter import is_lazy
 
 Dropout = dropout._DropoutNd  # of any number of dims
+_engine: Any = torch.autograd.Variable._execution_engine  # that runs backward passes
 
 
 def is_transformed() -> bool:
@@ -70,7 +71,8 @@ def all_modules(module: nn.Module) -> list[nn.Module]:
         one = waiting.pop()
         if one not in found:
             found[one] = None
-            waiting.extend(part for part in one._modules.values() if part is not None)
+            if one._modules:
+                waiting.extend(part for part in one._modules.values() if part is not None)
     return list(found)
 
 
@@ -78,6 +80,18 @@ def weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
     """Their own weights, once each."""
     found = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
     return list(found.values())
+
+
+def pull_back(ends: list[Tensor], grads: list[Tensor], starts: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Gradients of `starts` from those of `ends`, as `torch.autograd.grad`, whose checks take longer than small steps.
+
+    They must have the shapes of the ends.
+    """
+    plain = all(type(t) in (Tensor, nn.Parameter) for t in (*ends, *grads, *starts))
+    if not plain or torch.compiler.is_compiling():
+        return torch.autograd.grad(ends, starts, grads, allow_unused=True)
+    options = {"allow_unreachable": True, "accumulate_grad": False}
+    return _engine.run_backward(tuple(ends), tuple(grads), False, False, tuple(starts), **options)
 
 
 def version(t: Tensor) -> int:

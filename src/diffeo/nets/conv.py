@@ -136,14 +136,22 @@ class ConvNet(nn.Module):
         h = _concat_elu(h) if self.concat_last else F.relu(h, inplace=True)
         return self.leave(only_real(h, mask)).unflatten(1, (self.out, self.n_params)).movedim(2, -1)
 
-    def _as_convolution(self, x: Tensor, given: Tensor | None) -> convolution.Convolution | None:
+    @property
+    def three_layers(self) -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d] | None:
+        """The layers of a net without blocks, if they are what they are."""
         inner = self.inner[0]
         if type(self) is not ConvNet or type(inner) is not Pointwise or has_hooks(inner):
             return None
         layers = self.enter, inner.mix, self.leave
-        if len(self.inner) > 1 or self.concat_last or not all(map(_is_plain, layers, (1, 0, 1))):
+        plain = len(self.inner) == 1 and not self.concat_last and all(map(_is_plain, layers, (1, 0, 1)))
+        return layers if plain else None
+
+    def _as_convolution(self, x: Tensor, given: Tensor | None) -> convolution.Convolution | None:
+        layers = self.three_layers
+        if layers is None:
             return None
-        shift = None if inner.given is None or given is None else inner.given(given)
+        shifted: nn.Linear | None = self.inner[0].given  # pyright: ignore[reportAssignmentType]
+        shift = None if shifted is None or given is None else shifted(given)
         enter, mix, leave = layers
         weights, biases = (enter.weight, mix.weight, leave.weight), (enter.bias, mix.bias, leave.bias)
         whole = convolution.Convolution(x, shift, weights, biases)  # pyright: ignore[reportArgumentType] (they have biases)

@@ -75,20 +75,20 @@ class Coupling(Conditioned, Rebuildable):
         return self.map(z, context, "inverse")
 
     def map(self, x: Tensor, context: Context, direction: str) -> tuple[Tensor, Tensor]:
-        net = self._picture_net(x, context)
+        net = self.picture_net(x, context)
         if net is not None:
             pictures = x.reshape(-1, *x.shape[-3:])
-            found = coupling.map_pictures(self.univariate, net, pictures, *self._runs, direction == "inverse")
+            found = coupling.map_pictures(self.univariate, net, pictures, *self.runs, direction == "inverse")
             if found is not None:
                 return found[0].view(x.shape), found[1].view(x.shape[:-3])
         return super().map(x, context, direction)
 
     @property
-    def _runs(self) -> tuple[int, int]:
+    def runs(self) -> tuple[int, int]:
         """Where the slices begin that condition and that are transformed."""
         return (0, self.kept) if self.first else (len(self.apart) - self.kept, 0)
 
-    def _picture_net(self, x: Tensor, context: Context) -> Convolution | None:
+    def picture_net(self, x: Tensor, context: Context) -> Convolution | None:
         """The net, where channels of pictures x can run in one operation with it."""
         describe = getattr(self.net, "as_convolution", None)
         if self.dim != -3 or self.event_ndim != 3 or describe is None or not self.kept or not self.is_plain:
@@ -149,11 +149,11 @@ class Coupling(Conditioned, Rebuildable):
 
     @torch.enable_grad()
     def _rebuild_pictures(self, z: Tensor, context: Context) -> Rebuilt | None:
-        net = self._picture_net(z.detach(), context)
+        net = self.picture_net(z.detach(), context)
         if net is None:
             return None
         pictures = z.detach().reshape(-1, *z.shape[-3:])
-        found = coupling.rebuild_pictures(self.univariate, net, pictures, *self._runs)
+        found = coupling.rebuild_pictures(self.univariate, net, pictures, *self.runs)
         if found is None:
             return None
         x, again, logdet = found

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from diffeo.core import Chain, Transform
+from diffeo.kernels.mix import FEW
 from diffeo.nets.wavenet import WaveNet
 from diffeo.transforms.along import Along, Grouped
 from diffeo.transforms.linear import ExpLinear, FixedLinear, Householder, LULinear, TriangularLinear
 from diffeo.transforms.norm import ActNorm, Standardize, Whiten
 from diffeo.transforms.permute import Permute
+from diffeo.transforms.picture_steps import PictureSteps, is_step
 
 DENSE = (LULinear, TriangularLinear, ExpLinear, Householder, Whiten, FixedLinear)  # z = W x + b, at a cost of O(D²)
 THIN = (ActNorm, Standardize, Permute)  # and of O(D)
@@ -28,8 +30,9 @@ def prepare_inference(module: M) -> M:
 
     z = W_k(… (W_1 x + b_1) …) + b_k = W (x + c); W, c and W⁻¹ are worked out once, in float64, so that neither
     direction multiplies or inverts factors again. Of a WaveNet over frames it keeps the weights a second time, as C
-    reads them. The copy gives the same values up to rounding, and learns nothing. It is no longer what its recipe
-    makes, so it can't be saved: save the original.
+    reads them. On CPUs, couplings of pictures whose nets have no blocks and the maps between them become one operation,
+    where C may run (`compiled_kernels`). The copy gives the same values up to rounding, and learns nothing. It is no
+    longer what its recipe makes, so it can't be saved: save the original.
 
     Args:
         module: a flow, a density around one, or a transform, all of whose layers have been initialised.
@@ -63,15 +66,28 @@ def _prepared(module: M) -> M:
 
 def _folded(chain: Chain) -> Chain:
     parts: list[Transform] = []
+    runs: list[tuple[tuple[int, int] | None, list[Transform]]] = []
     for place, run in groupby(chain.parts, key=_place):
-        some: list[Transform] = list(run)  # pyright: ignore[reportAssignmentType] (a ModuleList forgets its elements)
+        runs.append((place, list(run)))  # pyright: ignore[reportArgumentType] (a ModuleList forgets its elements)
+    for i, (place, some) in enumerate(runs):
         maps: list[Transform] = [_vectors(part) for part in some]  # pyright: ignore[reportAssignmentType]
-        if place is None or not any(_is_linear(part, DENSE) for part in maps):
+        beside = [part for _, others in (*runs[max(0, i - 1) : i], *runs[i + 1 : i + 2]) for part in others]
+        among_steps = place == (-3, 3) and _features(maps[0]) <= FEW and any(map(is_step, beside))
+        if place is None or not (among_steps or any(_is_linear(part, DENSE) for part in maps)):
             parts += some
             continue
         one = fixed(maps)
         parts.append(one if place == (-1, 1) else Along(one, *place))
-    return Chain(*parts, memory=chain.memory)
+    return Chain(*_gathered(parts), memory=chain.memory)
+
+
+def _gathered(parts: list[Transform]) -> list[Transform]:
+    """The parts, of which runs that can be one operation on pictures are one part."""
+    gathered: list[Transform] = []
+    for are_steps, run in groupby(parts, key=is_step):
+        some = list(run)
+        gathered += [PictureSteps(*some)] if are_steps and len(some) > 1 else some
+    return gathered
 
 
 def _place(part: nn.Module) -> tuple[int, int] | None:

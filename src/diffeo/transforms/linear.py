@@ -331,8 +331,8 @@ class FixedLinear(Transform):
         log_scale = torch.linalg.slogdet(weight.detach().double())[1]
         if not log_scale.isfinite():
             raise ValueError("FixedLinear: the matrix is singular, or not finite")
-        self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("back", torch.linalg.inv(weight.detach().double()).to(weight.dtype))
+        self.register_buffer("weight", weight.detach().clone(memory_format=torch.contiguous_format))
+        self.register_buffer("back", torch.linalg.inv(weight.detach().double()).to(weight.dtype).contiguous())
         self.register_buffer("shift", torch.zeros_like(self.weight[0]) if shift is None else shift.detach().clone())
         self.register_buffer("zero", torch.zeros_like(self.shift), persistent=False)
         self.register_buffer("log_scale", log_scale.to(weight.dtype))
