@@ -126,7 +126,7 @@ def _sound(recipe: Callable[..., diffeo.Density], **options) -> diffeo.Density:
 
 
 def _recurrent() -> diffeo.Transform:
-    net = AttentiveLSTM(2, 2, width=2, hidden=4, attention=3, backward=True)
+    net = AttentiveLSTM(2, 2, width=2, hidden=4, attention=3, depth=2, dense=2, backward=True)
     return diffeo.Autoregressive(net, diffeo.Affine(bound=1.0), dim=-2, event_ndim=2)
 
 

@@ -2,8 +2,8 @@
 # # Flows of sequences, and a voice
 #
 # A spectrogram of speech is a sequence of frames whose length differs from clip to clip, and which frame belongs to which
-# letter of the text is not known. This tutorial shows both: events of free length under a mask, and alignment, derived
-# and drawn; then it trains a small Glow-TTS on words that espeak-ng speaks and lets it speak. It takes about three
+# letter of the text is not known. This tutorial shows both: events of free length under a mask, and alignment and attention,
+# derived and drawn; then it trains a small Glow-TTS on words that espeak-ng speaks and lets it speak. It takes about three
 # minutes on two cores, and needs `diffeo[speech]`.
 
 # %%
@@ -29,6 +29,7 @@ from diffeo.apps.speech import (
     units_of,
 )  # fmt: skip
 from diffeo.apps.speech.demo import corpus
+from diffeo.nets.recurrent import beta_binomial_prior
 from diffeo.solvers import monotonic_alignment
 
 # %matplotlib inline
@@ -80,6 +81,107 @@ plt.show()
 print("true durations", [4, 9, 3, 7, 5], " found", durations.tolist())
 
 # %% [markdown]
+# ## Attention in place of alignment
+#
+# Flow-TTS and Flowtron don't decide. A frame asks with a query $q_t$, letters answer with keys $k_l$, and what it hears is a
+# mean of their vectors $v_l$, by weights
+#
+# $$a_{tl} = \frac{\exp e(q_t, k_l)}{\sum_{l'} \exp e(q_t, k_{l'})}, \qquad h_t = \sum_l a_{tl}\, v_l.$$
+#
+# In **Flowtron** the query is what an LSTM made of the frames before, $q_t = \mathrm{LSTM}(x_{1 \ldots t-1})$, and
+# $e(q, k) = v \cdot \tanh(W q + U k)$. So $h_t$ depends on earlier frames alone, $z_t = \exp(s_t)\, x_t + b_t$ with
+# $(s_t, b_t)$ a function of $h_t$ and of them is triangular, and $\log|\det| = \sum_t s_t$ is exact: attention costs the flow
+# nothing but the sums. In **Flow-TTS** all frames are spoken at once, so that none can ask by what came before: the query is
+# the place of the frame, the key a letter's vector with its own place $p_l$ on the same ruler, where its predicted duration
+# puts it: $e = W\,\mathrm{PE}(t) \cdot U\,[v_l, \mathrm{PE}(p_l)] / \sqrt{d}$ with
+#
+# $$\mathrm{PE}(p)_{2i} = \sin\!\big(p / 10000^{2i/d}\big), \qquad \mathrm{PE}(p)_{2i+1} = \cos\!\big(p / 10000^{2i/d}\big).$$
+#
+# Since $\mathrm{PE}(t) \cdot \mathrm{PE}(p) = \sum_i \cos((t - p) / 10000^{2i/d})$ is largest at $t = p$, such a product can say
+# "near".
+#
+# Both start out attending everywhere at once, and a flow that can do without the text never learns to listen. Two things
+# help, and both say the same: letters are spoken in order.
+#
+# **A prior.** Speech at an even pace has the letter at frame $t$ of $T$ near $l = L\,t/T$. If the share of the text that is said
+# by then is drawn from $\mathrm{Beta}(\omega t, \omega (T - t + 1))$, and each of the $L - 1$ other letters lies before that point
+# with this chance, the number before is beta-binomial:
+#
+# $$p(l \mid t) = \binom{L-1}{l-1}\, \frac{B\big(l - 1 + \omega t,\; L - l + \omega (T - t + 1)\big)}{B\big(\omega t,\; \omega (T - t + 1)\big)}.$$
+#
+# Its logarithm is added to the scores $e$. It is broad in the middle, where pace may differ most, narrow at both ends, and
+# narrower with a larger $\omega$.
+
+# %%
+frames, letters = 40, 8
+at = torch.arange(frames)
+figure, axes = plt.subplots(1, 3, figsize=(8, 2.2), layout="constrained", sharey=True)
+for ax, strength in zip(axes, (0.3, 1.0, 4.0)):
+    prior = beta_binomial_prior(torch.tensor(letters), torch.tensor(frames), letters, at, strength).exp()
+    ax.imshow(prior.T, aspect="auto", origin="lower", cmap="Blues")
+    ax.set(xlabel="frame", title=f"ω = {strength}")
+axes[0].set(ylabel="letter")
+plt.show()
+print("each frame's weights sum to", round(float(prior.sum(-1).min()), 6), "at least")
+
+# %% [markdown]
+# **A loss.** An alignment $\pi$ gives each frame a letter or none ($\varnothing$); it spells the text if its letters, repeats
+# and gaps left out, are $1, 2, \ldots, L$. With $b_t$ the chances of letters and of none at frame $t$, attention and a
+# constant made to sum to one, the chance that the text is heard in order is
+#
+# $$P = \sum_{\pi \to 1 \ldots L}\; \prod_t b_t(\pi_t),$$
+#
+# a sum of very many terms that one pass over a table of size $T \times (2L + 1)$ finds, as for hidden Markov models: write
+# the text with gaps between all letters, $\varnothing\, 1\, \varnothing\, 2 \ldots L\, \varnothing$, and let $\alpha_t(s)$ be the
+# chance of having heard the first $s$ of these signs by frame $t$. A sign may be kept, follow the one before it, or, if it is
+# a letter, skip the gap:
+#
+# $$\alpha_t(s) = b_t(s)\, \big(\alpha_{t-1}(s) + \alpha_{t-1}(s-1) + [s \text{ is a letter}]\; \alpha_{t-1}(s-2)\big), \qquad
+# P = \alpha_T(2L) + \alpha_T(2L + 1).$$
+#
+# `ctc_alignment_loss` is $-\log P / L$ (connectionist temporal classification). Here the recursion is written out, and compared
+# with it; then the scores themselves, which start out as noise with a trace of the diagonal, are moved to make the loss small.
+
+
+# %%
+def heard_in_order(attention: torch.Tensor, blank: float = -1.0) -> torch.Tensor:
+    """−log P / L of attention (T, L) by the recursion, from its logarithm."""
+    scores = torch.cat([torch.full((len(attention), 1), blank), attention], 1).log_softmax(1)
+    count = attention.shape[1]
+    signs = [0 if s % 2 == 0 else s // 2 + 1 for s in range(2 * count + 1)]  # the gap is sign 0
+    alpha = [scores[0, sign] if s < 2 else torch.tensor(-torch.inf) for s, sign in enumerate(signs)]
+    for t in range(1, len(attention)):
+        before = [torch.tensor(-torch.inf)] * 2 + alpha
+        alpha = [
+            scores[t, sign] + torch.stack(before[s if sign else s + 1 : s + 3]).logsumexp(0)
+            for s, sign in enumerate(signs)
+        ]
+    return -torch.stack(alpha[-2:]).logsumexp(0) / count
+
+
+scores = beta_binomial_prior(torch.tensor(letters), torch.tensor(frames), letters, at, 0.3)
+scores = (scores + 0.7 * torch.randn(frames, letters, generator=generator)).requires_grad_()
+counts = torch.tensor([letters]), torch.tensor([frames])
+before = scores.detach().softmax(-1)
+print("by the recursion", round(float(heard_in_order(scores.detach().log_softmax(-1))), 4), end="; ")
+print("by the library", round(float(diffeo.ctc_alignment_loss(scores.log_softmax(-1)[None], *counts)), 4))
+optimizer = torch.optim.Adam([scores], 0.1)
+for _ in range(60):
+    optimizer.zero_grad()
+    loss = diffeo.ctc_alignment_loss(scores.log_softmax(-1)[None], *counts).mean()
+    loss.backward()
+    optimizer.step()
+figure, axes = plt.subplots(1, 2, figsize=(7, 2.2), layout="constrained", sharey=True)
+for ax, weights, title in zip(axes, (before, scores.detach().softmax(-1)), ("before", f"after: loss {loss.item():.2f}")):
+    ax.imshow(weights.T, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=1)
+    ax.set(xlabel="frame", title=title)
+axes[0].set(ylabel="letter")
+plt.show()
+
+# %% [markdown]
+# With both, a `flowtron` that is given no alignments attends in order within minutes; with one of them or with neither, it
+# does not ([measured](../benchmarks.md#speech)). Where durations are known, as below, attention is taught them instead.
+#
 # ## Words, and where their letters are
 #
 # espeak-ng speaks 24 words at three pitches and three paces (where it is missing, recordings of it that come with diffeo
@@ -193,4 +295,8 @@ play("half way", between[1])
 # To go on: [a voice of one's own](../speech.md); [how the systems compare](../benchmarks.md#speech).
 #
 # "Glow-TTS: A Generative Flow for Text-to-Speech via Monotonic Alignment Search" (Kim et al., 2020),
-# https://arxiv.org/abs/2005.11129.
+# https://arxiv.org/abs/2005.11129; "Flow-TTS: A Non-Autoregressive Network for Text to Speech Based on Flow" (Miao et al.,
+# 2020), https://doi.org/10.1109/ICASSP40776.2020.9054484; "Flowtron: an Autoregressive Flow-based Generative Network for
+# Text-to-Speech Synthesis" (Valle et al., 2020), https://arxiv.org/abs/2005.05957; "One TTS Alignment To Rule Them All"
+# (Badlani et al., 2021), https://arxiv.org/abs/2108.10447; "Connectionist Temporal Classification" (Graves et al., 2006),
+# https://doi.org/10.1145/1143844.1143891.

@@ -6,4 +6,5 @@ from diffeo.cli import report as _report  # noqa: F401
 from diffeo.cli import speech as _speech  # noqa: F401
 from diffeo.cli import use as _use  # noqa: F401
 from diffeo.cli import vocoder as _vocoder  # noqa: F401
+from diffeo.cli import voices as _voices  # noqa: F401
 from diffeo.cli.app import main as main

@@ -46,9 +46,9 @@ class AttentiveLSTM(Incremental):
     """Parameters of each frame from the frames before it and what they attend to in a text; zero at the start.
 
     An LSTM reads the frames before; its output asks the letters by additive attention, a_l ∝ exp(v · tanh(W q + U
-    k_l)); a second LSTM reads both. A beta-binomial prior keeps attention near the diagonal; it takes the sound to be
-    as long as the mask says, or as the entry `"length"` of the context, (*batch,) frames, after which it stays at the
-    end. A step costs the same, however far the run is.
+    k_l)); a second LSTM reads both, and layers h ↦ tanh(W h) its output. A beta-binomial prior keeps attention near the
+    diagonal; it takes the sound to be as long as the mask says, or as the entry `"length"` of the context, (*batch,)
+    frames, after which it stays at the end. A step costs the same, however far the run is.
 
     Args:
         features: of a frame.
@@ -57,6 +57,8 @@ class AttentiveLSTM(Incremental):
             is 0 where they are padding.
         hidden: of both LSTMs.
         attention: width of the attention.
+        depth: layers of the second LSTM.
+        dense: layers after it, at least 1.
         strength: ω of the prior, > 0; 0 for none.
         backward: whether the frames come in reverse order, so that the prior is too.
         gate: whether steps also emit `"stop"`, (rows,), the logit of the chance that theirs is the last frame.
@@ -91,12 +93,14 @@ class AttentiveLSTM(Incremental):
         width: int,
         hidden: int = 128,
         attention: int = 64,
+        depth: int = 1,
+        dense: int = 1,
         strength: float = 1.0,
         backward: bool = False,
         gate: bool = False,
     ):
         super().__init__()
-        as_fixed_event((features, n_params, width, hidden, attention), self)
+        as_fixed_event((features, n_params, width, hidden, attention, depth, dense), self)
         if not strength >= 0:
             raise ValueError(f"AttentiveLSTM: expected strength >= 0, got {strength}")
         self.features, self.n_params, self.width = features, n_params, width
@@ -105,8 +109,8 @@ class AttentiveLSTM(Incremental):
         self.hear = nn.LSTM(features, hidden, batch_first=True)
         self.query, self.key = nn.Linear(hidden, attention), nn.Linear(width, attention, bias=False)
         self.score = nn.Parameter(torch.randn(attention) / math.sqrt(attention))
-        self.speak = nn.LSTM(hidden + width, hidden, batch_first=True)
-        self.think = nn.Linear(hidden, hidden)
+        self.speak = nn.LSTM(hidden + width, hidden, depth, batch_first=True)
+        self.think = nn.Sequential(*(layer for _ in range(dense) for layer in (nn.Linear(hidden, hidden), nn.Tanh())))
         self.leave = nn.Linear(hidden, features * n_params)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
@@ -170,7 +174,7 @@ class AttentiveLSTM(Incremental):
         attention = (self._scores(self.query(hidden), state.keys) + state.bias[:, state.done : done]).log_softmax(-1)
         heard = attention.exp() @ state.letters
         found, speaking = _recurrent(self.speak, torch.cat([hidden, heard], -1), state.speaking)
-        params = self.leave(self.think(found).tanh()).unflatten(-1, (self.features, self.n_params))
+        params = self.leave(self.think(found)).unflatten(-1, (self.features, self.n_params))
         stop = None if self.gate is None else self.gate(found).squeeze(-1)
         return Listened(params, attention, stop), state._replace(done=done, hearing=hearing, speaking=speaking)
 
@@ -189,13 +193,16 @@ class AttentiveLSTM(Incremental):
 
 
 def _recurrent(net: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`net(x, state)`; of a single frame by its cell, since PyTorch lays the weights out anew at each call of a net."""
+    """`net(x, state)`; of a single frame by its cells, since PyTorch lays weights out anew at each call of a net."""
     if x.shape[1] != 1:
         return net(x, state)
-    before = (x.new_zeros(len(x), net.hidden_size),) * 2 if state is None else (state[0][0], state[1][0])
-    weights: Any = net.weight_ih_l0, net.weight_hh_l0, net.bias_ih_l0, net.bias_hh_l0
-    h, c = torch.lstm_cell(x[:, 0], before, *weights)
-    return h.unsqueeze(1), (h.unsqueeze(0), c.unsqueeze(0))
+    before = (x.new_zeros(net.num_layers, len(x), net.hidden_size),) * 2 if state is None else state
+    h, hidden, cells = x[:, 0], list[Tensor](), list[Tensor]()
+    for weights, *now in zip(net.all_weights, *before, strict=True):
+        h, c = torch.lstm_cell(h, now, *weights)  # pyright: ignore[reportArgumentType] (four of them)
+        hidden.append(h)
+        cells.append(c)
+    return h.unsqueeze(1), (torch.stack(hidden), torch.stack(cells))
 
 
 def beta_binomial_prior(letters: Tensor, frames: Tensor, most: int, at: Tensor, strength: float) -> Tensor:

@@ -34,9 +34,9 @@ FLOW_TTS = {
     "paper": {"blocks": 10, "hidden": 256, "layers": 4, "width": 512, "attention": 3},
 }
 FLOWTRON = {
-    "tiny": {"flows": 2, "hidden": 128, "width": 64, "attention": 64},
-    "small": {"flows": 2, "hidden": 256, "width": 128, "attention": 128},
-    "paper": {"flows": 2, "hidden": 1024, "width": 640, "attention": 640},
+    "tiny": {"flows": 2, "hidden": 128, "width": 64, "attention": 64, "depth": 1, "dense": 1},
+    "small": {"flows": 2, "hidden": 256, "width": 128, "attention": 128, "depth": 1, "dense": 1},
+    "paper": {"flows": 2, "hidden": 1024, "width": 512, "attention": 640, "depth": 2, "dense": 2},
 }
 TOGETHER = 2  # frames that become one
 
@@ -152,9 +152,10 @@ def flow_tts(
     """Flow-TTS: the density of a mel spectrogram given its text, by attention from the places of frames to letters.
 
     Events and context are those of `glow_tts`; letters lie where the context's durations put them, or, without any, the
-    predicted ones, stretched to the length of the sound. Two frames become one; then `blocks` of activation norm,
-    linear map and affine coupling by a WaveNet, beside what each frame hears of the text; after each of the
-    `stages` but the last, a quarter of the channels leaves. The last layer shifts and scales all channels by what is
+    predicted ones, stretched to the length of the sound; their sum predicts that length, of which the paper has one
+    number for each text. Two frames become one; then `blocks` of activation norm, linear map and affine coupling by a
+    WaveNet of gated tanh units, beside what each frame hears of the text, which both of their factors read, in the
+    paper the gate alone; after each of the `stages` but the last, a quarter of the channels leaves. The last layer shifts and scales all channels by what is
     heard alone, so that the noise has the mean of its letter, which the paper leaves to the couplings; the base is a
     standard normal. `diffeo.apps.speech` trains it and speaks.
 
@@ -240,6 +241,8 @@ def flowtron(
     hidden: int | None = None,
     width: int | None = None,
     attention: int | None = None,
+    depth: int | None = None,
+    dense: int | None = None,
     speakers: int = 0,
     prosody: int = 0,
     dropout: float = 0.1,
@@ -257,11 +260,13 @@ def flowtron(
     Args:
         features: of a frame, such as 80 mels.
         symbols: how many there are.
-        preset: "tiny", "small" or "paper", which set the next four where these are None.
+        preset: "tiny", "small" or "paper", which set the next six where these are None.
         flows: at least 1.
         hidden: of the LSTMs.
         width: of the letters' vectors.
         attention: width of the attention.
+        depth: layers of the LSTM that reads frames and text.
+        dense: layers after it.
         speakers: how many there are; 0 for one voice.
         prosody: how many numbers say how a clip is said, such as its pitch; 0 for none.
         dropout: of the text encoder, in [0, 1).
@@ -282,7 +287,7 @@ def flowtron(
     >>> flow.sample((), context).shape
     torch.Size([12, 8])
     """
-    asked = {"flows": flows, "hidden": hidden, "width": width, "attention": attention}
+    asked = {"flows": flows, "hidden": hidden, "width": width, "attention": attention, "depth": depth, "dense": dense}
     sizes = preset_sizes("flowtron", FLOWTRON, preset, **asked)
     folded = TOGETHER * features
     parts: list[Transform] = [Along(Standardize(features), -1, 2), Fold(TOGETHER, features)]
@@ -293,6 +298,8 @@ def flowtron(
             width=sizes["width"],
             hidden=sizes["hidden"],
             attention=sizes["attention"],
+            depth=sizes["depth"],
+            dense=sizes["dense"],
             strength=strength,
             backward=i % 2 == 1,
             gate=gate and i == sizes["flows"] - 1,
