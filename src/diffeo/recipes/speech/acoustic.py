@@ -155,9 +155,9 @@ def flow_tts(
     predicted ones, stretched to the length of the sound; their sum predicts that length, of which the paper has one
     number for each text. Two frames become one; then `blocks` of activation norm, linear map and affine coupling by a
     WaveNet of gated tanh units, beside what each frame hears of the text, which both of their factors read, in the
-    paper the gate alone; after each of the `stages` but the last, a quarter of the channels leaves. The last layer shifts and scales all channels by what is
-    heard alone, so that the noise has the mean of its letter, which the paper leaves to the couplings; the base is a
-    standard normal. `diffeo.apps.speech` trains it and speaks.
+    paper the gate alone; after each of the `stages` but the last, a quarter of the channels leaves. The last layer
+    shifts and scales all channels by what is heard alone, so that the noise has the mean of its letter, which the
+    paper leaves to the couplings; the base is a standard normal. `diffeo.apps.speech` trains it and speaks.
 
     Args:
         features: of a frame, such as 80 mels.
