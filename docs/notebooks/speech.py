@@ -164,7 +164,7 @@ scores = (scores + 0.7 * torch.randn(frames, letters, generator=generator)).requ
 counts = torch.tensor([letters]), torch.tensor([frames])
 before = scores.detach().softmax(-1)
 print("by the recursion", round(float(heard_in_order(scores.detach().log_softmax(-1))), 4), end="; ")
-print("by the library", round(float(diffeo.ctc_alignment_loss(scores.log_softmax(-1)[None], *counts)), 4))
+print("by the library", round(float(diffeo.ctc_alignment_loss(scores.detach().log_softmax(-1)[None], *counts)), 4))
 optimizer = torch.optim.Adam([scores], 0.1)
 for _ in range(60):
     optimizer.zero_grad()
