@@ -95,8 +95,15 @@ def test_sizes_channels_and_classes(tmp_path):
     with pytest.raises(ValueError, match=r"wide.png: 20×10 pixels, others have 8×10; --size"):
         tools.read(tmp_path)
     assert tools.read(tmp_path, size=4).images.shape == (3, 3, 4, 4)
-    with pytest.raises(ValueError, match="lies in no folder"):
+    with pytest.raises(ValueError, match="colour.png: it lies in no folder of a class .--skip-bad"):
         tools.read(tmp_path, size=4, by_folder=True)
+    for folder in ("a", "b", ".ipynb_checkpoints"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (8, 10), 7).save(tmp_path / folder / "1.png")
+    classes = tools.read(tmp_path, by_folder=True, skip_bad=True)
+    assert classes.classes == ["a", "b"]
+    assert classes.labels.tolist() == [0, 1]
+    assert len(classes.skipped) == 3
     for empty in (tmp_path / "nowhere", tmp_path / "empty"):
         if empty.name == "empty":
             empty.mkdir()

@@ -47,7 +47,7 @@ class Pictures(NamedTuple):
 def read(
     path: str | os.PathLike[str], *, size: int | None = None, by_folder: bool = False, skip_bad: bool | None = False
 ) -> Pictures:
-    """The pictures of a folder and its subfolders, of one picture file, or of an .npz file of arrays.
+    """The pictures of a folder and its subfolders but for hidden ones, of one file, or of an .npz file of arrays.
 
     Grey pictures have one channel, others three; if both are there, all have three. Photographs are turned upright by
     their EXIF orientation. An .npz file holds `images`, `x` or `X`, of shape (n, H, W), (n, H, W, 3) or (n, C, H, W),
@@ -78,11 +78,13 @@ def read(
             raise ValueError(f"{path}: it holds no labels or y, and an .npz file has no folders of classes")
         return pictures
     advice = "" if skip_bad is None else " (--skip-bad leaves such files out)"
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p, path))
     found: list[tuple[Path, np.ndarray]] = []
     skipped: list[str] = []
     for file in files:
         try:
+            if by_folder and (path.is_file() or file.parent == path):
+                raise ValueError(f"{file}: it lies in no folder of a class")
             found.append((file, _read_one(file, size)))
         except ValueError as error:
             if not skip_bad:
@@ -102,11 +104,14 @@ def read(
     names = [str(file.relative_to(path)) if path.is_dir() else file.name for file, _ in found]
     if not by_folder:
         return Pictures(images, names, skipped=skipped)
-    folders = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
-    if "" in folders:
-        raise ValueError(f"{path}: {names[folders.index('')]} lies in no folder of a class")
+    folders = [Path(name).parts[0] for name in names]
     classes = sorted(set(folders))
     return Pictures(images, names, torch.tensor([classes.index(f) for f in folders]), classes, skipped)
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Whether it, or a folder on the way to it, is none of those that a user put there."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _of_one_size(found: list[tuple[Path, np.ndarray]]) -> tuple[list[tuple[Path, np.ndarray]], list[str]]:
