@@ -2,7 +2,7 @@
 
     python benchmarks/listening.py
 
-Writes docs/listening.md; its sounds and pictures are kept by the parts of benchmarks/speech.py.
+Writes docs/listening.md and draws its pictures; its sounds are kept by the parts of benchmarks/speech.py.
 """
 
 from __future__ import annotations
@@ -40,14 +40,9 @@ after it, and by these rounds alone.""",
 
 
 def keep(part: str, clips: dict[str, dict[str, Tensor]], settings: tools.Mel) -> None:
-    """Write sounds, by what is said and by what made them, and a picture of their spectrograms."""
-    import matplotlib.pyplot as plt
-
+    """Write sounds, by what is said and by what made them: the same makers for each."""
     folder = DOCS / "sounds"
     folder.mkdir(exist_ok=True)
-    columns = list(next(iter(clips.values())))  # the same of every clip
-    size = (2.2 * len(columns), 1.5 * len(clips))
-    figure, axes = plt.subplots(len(clips), len(columns), squeeze=False, figsize=size, layout="constrained")
     rows: dict[str, dict[str, Any]] = {}
     for i, (said, by) in enumerate(clips.items()):
         rows[said] = {}
@@ -61,14 +56,33 @@ def keep(part: str, clips: dict[str, dict[str, Tensor]], settings: tools.Mel) ->
                 "decibels": float(10 * sound.double().square().mean().clamp_min(1e-12).log10()),
                 "seconds": len(sound) / settings.rate,
             }
-            axes[i, j].imshow(tools.to_mel(sound, settings).T, origin="lower", aspect="auto", cmap="magma")
-            axes[i, j].set(xticks=[], yticks=[], title=maker if i == 0 else "", ylabel=said if j == 0 else "")
+    save(RESULT, {**load(RESULT, {}), part: rows})
+
+
+def draw(part: str, rows: dict[str, dict[str, Any]]) -> None:
+    """The picture of a part: the wave of each sound above its spectrogram."""
+    import matplotlib.pyplot as plt
+
+    columns = list(next(iter(rows.values())))
+    figure, axes = plt.subplots(
+        2 * len(rows), len(columns), squeeze=False, figsize=(2.2 * len(columns), 2.0 * len(rows)), layout="constrained",
+        height_ratios=[1, 3] * len(rows), gridspec_kw={"hspace": 0.02},
+    )  # fmt: skip
+    for i, (said, by) in enumerate(rows.items()):
+        sounds = {maker: tools.read_audio(DOCS / "sounds" / clip["file"])[:2] for maker, clip in by.items()}
+        loudest = max(float(sound.abs().max()) for sound, _ in sounds.values())  # so waves of a line have one scale
+        for j, (maker, (sound, rate)) in enumerate(sounds.items()):
+            wave, spectrum = axes[2 * i, j], axes[2 * i + 1, j]
+            wave.plot(sound, lw=0.3, color="black")
+            wave.set(xlim=(0, len(sound)), ylim=(-loudest, loudest), title=maker if i == 0 else "")
+            spectrum.imshow(tools.to_mel(sound, tools.Mel.of(rate)).T, origin="lower", aspect="auto", cmap="magma")
+            spectrum.set(ylabel=said if j == 0 else "")
     for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
         axis.title.set_fontsize(8)
         axis.yaxis.label.set_fontsize(7)
-    figure.savefig(folder / f"{part}.webp", dpi=80)
+    figure.savefig(DOCS / "sounds" / f"{part}.webp", dpi=80)
     plt.close(figure)
-    save(RESULT, {**load(RESULT, {}), part: rows})
 
 
 def page() -> str:
@@ -98,10 +112,12 @@ def _table(part: str, rows: dict[str, dict[str, Any]]) -> str:
 
     makers = list(next(iter(rows.values())))
     table = markdown(["", *makers], [[said, *(player(by[m]) for m in makers)] for said, by in rows.items()])
-    return f"![Spectrograms](sounds/{part}.webp)\n\n{table}"
+    return f"![Waves and spectrograms](sounds/{part}.webp)\n\n{table}"
 
 
 def main() -> None:
+    for part, rows in load(RESULT, {}).items():
+        draw(part, rows)
     (DOCS / "listening.md").write_text(page())
 
 
