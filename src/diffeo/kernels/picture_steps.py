@@ -66,7 +66,7 @@ class Steps:
         threads = min(n, process.threads(n * height * width * self.products // WORK))
         if self.library.run_steps(
             *(n, event, len(self.steps), packed, self.inverse),
-            *(room.data_ptr(), z.data_ptr(), logdet.data_ptr(), max(threads, 1)),
+            *(room.data_ptr(), z.data_ptr(), logdet.data_ptr(), threads),
         ):
             raise MemoryError("prepare_inference: not enough memory for a picture")
         return z, logdet

@@ -19,6 +19,7 @@ from diffeo.transforms.along import Along
 from diffeo.transforms.coupling import Coupling
 from diffeo.transforms.linear import FixedLinear
 
+MOST = 16  # plans of one model, for as many sizes of pictures
 Key = tuple[torch.Size, torch.dtype, bool]
 
 
@@ -43,6 +44,8 @@ class PictureSteps(Chain):
         key = x.shape[-3:], x.dtype, inverse
         known = plans.get(key)
         if known is None or not known[0].holds():
+            if len(plans) >= MOST:
+                plans.clear()
             known = plans[key] = Snapshot(self), self._plan(x, context, inverse)
         steps = known[1]
         if steps is None:
