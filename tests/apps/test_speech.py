@@ -646,6 +646,16 @@ def test_the_first_clip_may_be_bad(corpus, tmp_path):
         call = ["speech", command, str(tmp_path / "clips.csv"), "-o", str(output), "--preset", "tiny", "--steps", "1"]
         assert main(call) == 2
         assert main([*call, "--skip-bad"]) == 0
+    written = sorted(p.name for p in (tmp_path / "fit-samples").iterdir())  # beside the voice, unless told otherwise
+    assert written == ["00000001.png", "00000001.wav"]
+
+
+def test_samples_on_the_way_can_be_left_out(corpus, tmp_path, capsys):
+    call = ["speech", "fit", str(corpus), "-o", str(tmp_path / "v.safetensors"), "--preset", "tiny", "--steps", "1"]
+    assert main([*call, "--no-samples"]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["v.safetensors"]
+    assert main([*call, "--no-samples", "--samples-dir", str(tmp_path)]) == 2
+    assert "exclude each other" in capsys.readouterr().err
 
 
 def test_a_vocoder_makes_sound_of_spectrograms(vocoder, voice, corpus, tmp_path, capsys):

@@ -11,7 +11,9 @@ from torch import Tensor
 from diffeo.apps.images.resolution import shrink
 from diffeo.densities import Dequantized, Noisy, bits_per_dim
 from diffeo.functional import Context
+from diffeo.kernels import compiled_kernels
 from diffeo.nets import LowResolution, OneHot
+from diffeo.transforms import prepare_inference
 
 
 class Scores(NamedTuple):
@@ -71,11 +73,16 @@ def score(
 def picture_bits(model: Dequantized | Noisy, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
     """Bits per dimension of pictures; where classes are unknown, of the mixture of all of them.
 
-    A model that enlarges pictures is given them, shrunk.
+    A model that enlarges pictures is given them, shrunk. A prepared copy of the model is asked, with compiled kernels.
 
     Raises:
-        ValueError: a model of pictures with Gaussian noise, which gives no bits.
+        ValueError: a model of pictures with Gaussian noise, which gives no bits; one that has not seen data yet.
     """
+    with compiled_kernels():
+        return _bits(prepare_inference(model), images, labels, seed)
+
+
+def _bits(model: Dequantized | Noisy, images: Tensor, labels: Tensor | None, seed: int) -> Tensor:
     encoder = model.flow.encoder
     context: Context = labels
     if isinstance(encoder, LowResolution) and (labels is None or encoder.classes):
@@ -84,7 +91,7 @@ def picture_bits(model: Dequantized | Noisy, images: Tensor, labels: Tensor | No
     if context is not None or not isinstance(encoder, OneHot):
         return bits_per_dim(model, images, context, generator=torch.Generator().manual_seed(seed))
     dims = math.prod(images.shape[1:]) * math.log(2)
-    each = [picture_bits(model, images, torch.full((len(images),), k), seed) for k in range(encoder.classes)]
+    each = [_bits(model, images, torch.full((len(images),), k), seed) for k in range(encoder.classes)]
     return (math.log(encoder.classes) - torch.logsumexp(-dims * torch.stack(each), 0)) / dims
 
 
