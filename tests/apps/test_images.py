@@ -95,7 +95,7 @@ def test_sizes_channels_and_classes(tmp_path):
     with pytest.raises(ValueError, match=r"wide.png: 20×10 pixels, others have 8×10; --size"):
         tools.read(tmp_path)
     assert tools.read(tmp_path, size=4).images.shape == (3, 3, 4, 4)
-    with pytest.raises(ValueError, match="colour.png: it lies in no folder of a class .--skip-bad"):
+    with pytest.raises(ValueError, match=r"colour.png: it lies in no folder of a class \(--skip-bad"):
         tools.read(tmp_path, size=4, by_folder=True)
     for folder in ("a", "b", ".ipynb_checkpoints"):
         (tmp_path / folder).mkdir()

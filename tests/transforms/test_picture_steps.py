@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -161,6 +163,16 @@ def test_changes_of_the_model_count(change, runs):
 
 
 @needs_compiler
+def test_weights_of_another_shape_are_refused_as_ever():
+    whole, x = steps(), pictures(7, 4, (5, 6))
+    both_ways(whole, x)
+    bias = whole.parts[1].net.enter.bias
+    bias.data = bias.data[:3]  # at the same address
+    with pytest.raises(RuntimeError, match="bias"):
+        both_ways(whole, x)
+
+
+@needs_compiler
 def test_layers_run_one_by_one_where_c_cannot(runs):
     whole, x = steps(), pictures(7, 4, (5, 6))
     expected = both_ways(whole, x, use=False)
@@ -190,6 +202,37 @@ def test_copies_have_plans_of_their_own(runs):
         _replace_weight(other)
         assert_same(both_ways(other, x), both_ways(other, x, use=False))
         assert_same(both_ways(whole, x), before)
+
+
+@needs_compiler
+def test_permutations_alone_lie_between_couplings(runs):
+    mask = torch.tensor([True, True, False, False])
+    turn = diffeo.Along(diffeo.Permute(torch.tensor([3, 2, 1, 0])), -3, 3)
+    layers = [diffeo.Coupling(mask, ConvNet(2, 2, 2, hidden=6), diffeo.Affine(), dim=-3) for _ in range(2)]
+    chain = diffeo.testing.perturbed(diffeo.Chain(layers[0], turn, layers[1]).double())
+    prepared = diffeo.prepare_inference(chain)
+    assert len(prepared.parts) == 1
+    x = pictures(5, 4, (3, 6))
+    assert_same(both_ways(prepared, x), both_ways(chain, x, use=False))
+    assert len(runs) == 2
+
+
+@needs_compiler
+def test_no_batch_is_kept(runs):
+    whole = steps(context=3)
+    x, given = pictures(7, 4, (5, 6)), torch.randn(7, 3, dtype=torch.float64)
+    expected = both_ways(whole, x, given)
+    here = weakref.ref(x.untyped_storage())
+    del x
+    runs.clear()  # it keeps what was given
+    gc.collect()
+    assert here() is None
+    x = pictures(7, 4, (5, 6))
+    whole, wide = steps(context=3), given[:, None].expand(7, 2, 3)
+    both_ways(whole, x[:, None], wide)  # one picture for several contexts: layer by layer, this time
+    runs.clear()
+    assert_same(both_ways(whole, x, given), expected)
+    assert len(runs) == 2
 
 
 @needs_compiler

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffeo.kernels import perceptron, process
-from diffeo.kernels.convolution import TAPS, Convolution
+from diffeo.kernels.convolution import TAPS
 from diffeo.kernels.coupling import ACTIVATION, pack_event
 from diffeo.kernels.native import c_file
 from diffeo.kernels.perceptron import WORK
@@ -35,7 +35,9 @@ class LinearStep(NamedTuple):
 class CouplingStep(NamedTuple):
     """Channels that the net sees set the others."""
 
-    net: Convolution
+    weights: tuple[Tensor, Tensor, Tensor]  # of its net, see `Convolution`
+    biases: tuple[Tensor, Tensor, Tensor]
+    shifted: bool  # whether it also reads the context
     seen: int  # the first channel that the net sees
     changed: int  # and that the scalar map changes
 
@@ -51,10 +53,10 @@ class Steps:
         self.steps, self.library, self.inverse, self.planes = steps, library, inverse, scalar_map.n_params
         packed = b"".join(_pack(step, None) for step in steps)
         self.room = library.count_room(len(steps), packed)
-        nets = [step.net for step in steps if isinstance(step, CouplingStep)]
-        self.shifted = any(net.shift is not None for net in nets)
+        couplings = [step for step in steps if isinstance(step, CouplingStep)]
+        self.shifted = any(step.shifted for step in couplings)
         self.packed = None if self.shifted else packed
-        self.products = sum(net.weights[0].numel() + net.weights[1].numel() + net.weights[2].numel() for net in nets)
+        self.products = sum(w.numel() for step in couplings for w in step.weights)
 
     def __call__(self, x: Tensor, shifts: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """What comes of pictures x, (n, C, H, W), and the log-det; with the nets' shifts, one for each step."""
@@ -87,9 +89,9 @@ def _pack(step: LinearStep | CouplingStep, shift: Tensor | None) -> bytes:
     """`Step` of the C."""
     if isinstance(step, LinearStep):
         return _STEP.pack(*(t.data_ptr() for t in step), *[0] * 13)
-    enter, mix, leave = step.net.weights
+    enter, mix, leave = step.weights
     widths = TAPS * enter.shape[1], enter.shape[0], mix.shape[0], TAPS * leave.shape[0]
-    layers = (t.data_ptr() for t in (*step.net.weights, *step.net.biases))
+    layers = (t.data_ptr() for t in (*step.weights, *step.biases))
     return _STEP.pack(0, 0, 0, step.seen, step.changed, *widths, *layers, 0 if shift is None else shift.data_ptr())
 
 

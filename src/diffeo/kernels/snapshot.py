@@ -44,5 +44,5 @@ def _same(now: Iterable[object], before: list[object]) -> bool:
     return len(now) == len(before) and all(map(is_, now, before))
 
 
-def _memory(t: Tensor) -> tuple[int, tuple[int, ...]]:
-    return t.data_ptr(), t.stride()
+def _memory(t: Tensor) -> tuple[object, ...]:
+    return t.data_ptr(), t.stride(), t.shape, t.dtype

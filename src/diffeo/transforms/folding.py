@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from itertools import groupby
 from typing import TypeVar
@@ -76,7 +77,7 @@ def _folded(chain: Chain) -> Chain:
         if place is None or not (among_steps or any(_is_linear(part, DENSE) for part in maps)):
             parts += some
             continue
-        one = fixed(maps)
+        one = fixed(maps, beside)
         parts.append(one if place == (-1, 1) else Along(one, *place))
     return Chain(*_gathered(parts), memory=chain.memory)
 
@@ -117,9 +118,13 @@ def _features(part: Transform) -> int:
 
 
 @torch.no_grad()
-def fixed(maps: list[Transform]) -> FixedLinear:
-    """All maps in turn, by what they make of zero and of the unit vectors, and of what zero comes from."""
-    some = next(t for part in maps for t in (*part.parameters(), *part.buffers()) if t.is_floating_point())
+def fixed(maps: list[Transform], beside: Sequence[Transform] = ()) -> FixedLinear:
+    """All maps in turn, by what they make of zero and of the unit vectors, and of what zero comes from.
+
+    Its numbers are like theirs or, where they have none, as permutations, like those of what lies beside.
+    """
+    owners = (*maps, *beside)
+    some = next(t for part in owners for t in (*part.parameters(), *part.buffers()) if t.is_floating_point())
     exact = [deepcopy(part).cpu().double() for part in maps]
     eye = torch.eye(_features(maps[0]), dtype=torch.float64)
     origin = torch.zeros_like(eye[0])

@@ -44,9 +44,11 @@ class PictureSteps(Chain):
         key = x.shape[-3:], x.dtype, inverse
         known = plans.get(key)
         if known is None or not known[0].holds():
+            known = Snapshot(self), self._plan(x, context, inverse)
             if len(plans) >= MOST:
                 plans.clear()
-            known = plans[key] = Snapshot(self), self._plan(x, context, inverse)
+            if known[1] is not None or context is None:  # a context of another batch may do
+                plans[key] = known
         steps = known[1]
         if steps is None:
             return None
@@ -90,8 +92,9 @@ def _as_step(part: Transform, x: Tensor, context: Context, inverse: bool) -> Lin
         return None
     if isinstance(part, Coupling):
         net = part.picture_net(x, context)
-        fits = net is not None and all(t.is_contiguous() for t in (*net.weights, *net.biases))
-        return CouplingStep(net, *part.runs) if fits else None  # pyright: ignore[reportArgumentType]
+        if net is None or not all(t.is_contiguous() for t in (*net.weights, *net.biases)):
+            return None
+        return CouplingStep(net.weights, net.biases, net.shift is not None, *part.runs)
     linear = part.transform
     if not isinstance(linear, FixedLinear) or has_hooks(linear):
         return None
