@@ -65,11 +65,19 @@ def as_size(shape: int | tuple[int, ...] | list[int]) -> Size:
 
 
 def joined(*shapes: Sequence[int]) -> Size:
-    """The shape to which these broadcast: `torch.broadcast_shapes`, which takes as long as a small layer."""
+    """The shape to which these broadcast: `torch.broadcast_shapes`, which takes as long as a small layer.
+
+    Raises:
+        ValueError: shapes that do not broadcast.
+    """
     some = [shape for shape in shapes if len(shape)]
     if all(shape == some[0] for shape in some):
         return Size(some[0] if some else ())
-    return Size(torch.broadcast_shapes(*shapes))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    try:
+        return Size(torch.broadcast_shapes(*shapes))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    except RuntimeError as error:
+        told = " and ".join(str(tuple(shape)) for shape in some)
+        raise ValueError(f"x and the context have batches that do not fit together, {told}") from error
 
 
 def positive(value: float, what: str, owner: object) -> float:

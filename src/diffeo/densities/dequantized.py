@@ -14,12 +14,14 @@ from diffeo.core import Density
 from diffeo.densities.around import AroundFlow
 from diffeo.functional import (
     Context,
+    check_event,
     context_batch,
     context_features,
     context_mask,
     entries,
     joined,
     masked_sum,
+    sum_event,
     visible,
 )
 from diffeo.noise import Seeds
@@ -51,8 +53,8 @@ class Dequantized(AroundFlow):
         absent: for each position of the event, a vector, which position says that it holds nothing, by a value above
             0: noise then takes its place, within the bounds `low` and `high`; −1 where it always holds something.
         low, high: bounds of the positions, ±inf for none; they matter where something may be absent.
-        levels: how many values there are, 0 … levels − 1, at spacing 1: samples are kept among them, and training
-            values must be; None for no bounds.
+        levels: how many values there are, 0 … levels − 1, at spacing 1: samples are kept among them, training values
+            must be, and others have no probability; None for no bounds.
         dequantizer: q, a density of events in the unit box with reparameterised samples; for vectors its context is x
             and then the context, as in `diffeo.unit_box(D, context=D)`, for images `{"image": x}`, with a mask as
             `"mask"`; None for uniform noise.
@@ -137,6 +139,11 @@ class Dequantized(AroundFlow):
         self.check_context(context)
         event = self.event_shape(context)
         x = visible(x if x.is_floating_point() else x.to(self.spacing.dtype), context)
+        check_event(x, tuple(event), type(self).__name__)
+        apart = None
+        if self.levels is not None:  # none of the levels has no probability, and what p makes of it is no matter
+            here = (x >= 0) & (x < self.levels) & (x % 1 == 0)
+            x, apart = torch.where(here, x, 0.0), sum_event((~here).to(x.dtype), len(event)) > 0
         batch = joined(x.shape[: x.ndim - len(event)], context_batch(context, self._context_dims))
         log_q: Tensor | float = 0.0
         if noise is None and self.dequantizer is not None:
@@ -148,7 +155,8 @@ class Dequantized(AroundFlow):
             samples = len(noise)
             noise = noise.to(x).reshape(samples, *(1 for _ in batch), *event)
         placed, log_volume = self.place(x, noise, context)
-        return torch.logsumexp(self.density(placed, context) + log_volume - log_q, 0) - math.log(samples)
+        found = torch.logsumexp(self.density(placed, context) + log_volume - log_q, 0) - math.log(samples)
+        return found if apart is None else torch.where(apart, -torch.inf, found)
 
     def place(self, x: Tensor, noise: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Where noise in [0, 1) puts x: into its cell, and within the bounds where it is absent; and log |∂/∂ noise|.

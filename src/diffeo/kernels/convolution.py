@@ -41,6 +41,7 @@ def fits(whole: Convolution) -> bool:
     enter, mix, leave = (tuple(w.shape) for w in weights)
     hidden, out = enter[0], leave[0]
     sized = enter[1:] == (x.shape[1], 3, 3) and mix == (hidden, hidden, 1, 1) and leave == (out, hidden, 3, 3)
+    sized = sized and [tuple(b.shape) for b in biases] == [(hidden,), (hidden,), (out,)]
     if not sized or max(TAPS * x.shape[1], hidden) > WIDEST or x.shape[0] == 0:
         return False
     return TAPS * out * x.shape[2] * x.shape[3] <= LARGEST

@@ -123,6 +123,11 @@ class ConvNet(nn.Module):
         if self.map:
             beside = require_map(context, *self.map, "ConvNet").to(x.dtype)
             batch = joined(batch, beside.shape[:-3])
+            if beside.shape[-2:] != x.shape[-2:]:
+                raise ValueError(
+                    f"ConvNet: expected the context map {self.map[0]!r} of {tuple(x.shape[-2:])} places, as the picture "
+                    f"has, got {tuple(beside.shape[-2:])}"
+                )
             x = torch.cat([t.expand(*batch, *t.shape[-3:]) for t in (x, beside)], -3)
         given = None if given is None else given.expand(*batch, -1).reshape(-1, self.context)
         x = x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:])
@@ -275,7 +280,7 @@ def _shifted(h: Tensor, given: nn.Linear | None, context: Tensor | None) -> Tens
 
 def one_hot(label: Tensor, classes: int, who: str) -> Tensor:
     """Labels 0 … classes − 1 as truth values, (*label.shape, classes)."""
-    if not is_traced() and bool(((label < 0) | (label >= classes)).any()):
+    if not is_traced() and not bool(((label >= 0) & (label < classes) & (label % 1 == 0)).all()):
         raise ValueError(
             f"{who}: expected class labels 0 … {classes - 1}, got {label.min().item()} … {label.max().item()}"
         )
