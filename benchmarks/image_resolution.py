@@ -85,7 +85,7 @@ def measure(seconds: float) -> dict[str, Any]:
     torch.manual_seed(0)
     model = diffeo.srflow((3, CROP, CROP), scale=SCALE)
     encoder = model.flow.encoder
-    plain = type(encoder)(3, scale=SCALE, scales=2, features=32, blocks=2)
+    plain = type(encoder)(3, encoder.size, scale=SCALE, scales=2, features=32, blocks=2)
     _train_plain(plain, (train, small), (held, small_held), seconds)
     diffeo.fit(
         model, train, small, validation=(held, small_held), batch_size=64, lr=1e-3, time_limit=seconds, epochs=1000,
@@ -98,9 +98,12 @@ def measure(seconds: float) -> dict[str, Any]:
         by_l1 = corrected(((plain(small_test)["guess"] + 1) * 127.5).clamp(0, 255), small_test, SCALE)
         likeliest = upscale(model, small_test, 1, temperature=0.0)[0]
         drawn = upscale(model, small_test, 8, temperature=0.8, generator=torch.Generator().manual_seed(0))
-        raw = upscale(
-            model, small_test, 1, temperature=0.8, consistent=False, generator=torch.Generator().manual_seed(0)
-        )[0]
+        raw, raw_likeliest = (
+            upscale(model, small_test, 1, temperature=t, consistent=False, generator=torch.Generator().manual_seed(0))[
+                0
+            ]
+            for t in (0.8, 0.0)
+        )
         bits = diffeo.bits_per_dim(model, test, small_test, generator=torch.Generator().manual_seed(0))
     shown = [plain_pixels(small_test), bicubic, by_l1, likeliest, *drawn[:3], test]
     busiest = test.double().std((-1, -2, -3)).argsort(descending=True)[: len(test) // 2]
@@ -114,6 +117,7 @@ def measure(seconds: float) -> dict[str, Any]:
             "bicubic, not corrected": psnr(plainly, test),
             "bicubic": psnr(bicubic, test),
             "encoder by L1": psnr(by_l1, test),
+            "flow, temperature 0, not corrected": psnr(raw_likeliest, test),
             "flow, temperature 0": psnr(likeliest, test),
             "flow, temperature 0.8": psnr(drawn[0], test),
             "flow, mean of 8": psnr(drawn.double().mean(0), test),

@@ -60,10 +60,12 @@ class LowResolution(nn.Module):
     """A small image as a guess of the large one, and as maps of features at each scale of a flow.
 
     Residual-in-residual dense blocks at the small size; their features are resized to every scale. The guess is the
-    bicubic enlargement plus what the features add, nothing at the start.
+    bicubic enlargement that shrinks to the small image again (`faithful`), plus what the features add, nothing at the
+    start.
 
     Args:
         channels: of the image.
+        size: h and w of the small image.
         scale: by how much it is enlarged, a power of two.
         scales: of the flow: maps have 1/2, 1/4, … of the large sides.
         features: of each map.
@@ -83,7 +85,7 @@ class LowResolution(nn.Module):
     2018), https://arxiv.org/abs/1809.00219
 
     >>> import torch, diffeo
-    >>> encoder = diffeo.nets.LowResolution(1, scale=4, features=8, blocks=1)
+    >>> encoder = diffeo.nets.LowResolution(1, (4, 4), scale=4, features=8, blocks=1)
     >>> {name: tuple(t.shape) for name, t in encoder(torch.zeros(5, 1, 4, 4)).items()}
     {'guess': (5, 1, 16, 16), 'scale1': (5, 8, 8, 8), 'scale2': (5, 8, 4, 4)}
     """
@@ -91,6 +93,7 @@ class LowResolution(nn.Module):
     def __init__(
         self,
         channels: int,
+        size: tuple[int, int],
         *,
         scale: int = 4,
         scales: int = 2,
@@ -100,12 +103,14 @@ class LowResolution(nn.Module):
         levels: int = 256,
     ):
         super().__init__()
-        as_fixed_event((channels, scale, scales, features, levels), self)
+        as_fixed_event((channels, *size, scale, scales, features, levels), self)
         if scale < 2 or scale & (scale - 1):
             raise ValueError(f"LowResolution: expected a scale of 2, 4, 8, …, got {scale}")
         self.classes = classes
         self.reads = {"features": 3, **({"label": 0} if classes else {})}
-        self.scale, self.scales, self.levels = scale, scales, levels
+        self.size, self.scale, self.scales, self.levels = size, scale, scales, levels
+        self.register_buffer("rows", faithful(size[0], scale).float(), persistent=False)
+        self.register_buffer("columns", faithful(size[1], scale).float(), persistent=False)
         self.enter = nn.Conv2d(channels, features, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualDense(features) for _ in range(blocks))
         self.trunk = nn.Conv2d(features, features, 3, padding=1)
@@ -115,13 +120,16 @@ class LowResolution(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # pyright: ignore[reportArgumentType] (it has one)
 
+    rows: Tensor
+    columns: Tensor
+
     def forward(self, context: Context) -> dict[str, Tensor]:
         image = context_features(context)
-        if image is None or image.ndim < 3 or image.shape[-3] != self.enter.in_channels:
+        expected = (self.enter.in_channels, *self.size)
+        if image is None or tuple(image.shape[-3:]) != expected:
             got = "none" if image is None else f"shape {tuple(image.shape)}"
-            raise ValueError(
-                f"LowResolution: expected small images (…, {self.enter.in_channels}, h, w) as context, got {got}"
-            )
+            sizes = ", ".join(map(str, expected))
+            raise ValueError(f"LowResolution: expected small images (…, {sizes}) as context, got {got}")
         if places(context) is not None:
             raise ValueError("LowResolution: it knows no masks of pixels; crop the pictures to one size")
         batch = image.shape[:-3]
@@ -132,7 +140,7 @@ class LowResolution(nn.Module):
             h = block(h)
             middle = h if i == len(self.blocks) // 2 else middle
         h = first + self.trunk(h)
-        found = {"guess": enlarged(x, self.scale) + self._added(h)}
+        found = {"guess": self.rows.to(x.dtype) @ x @ self.columns.to(x.dtype).mT + self._added(h)}
         both, size = torch.cat([h, middle], 1), (x.shape[-2] * self.scale, x.shape[-1] * self.scale)
         for i, layer in enumerate(self.at_scale, 1):
             resized = F.interpolate(both, size=(size[0] >> i, size[1] >> i), mode="nearest")
@@ -154,6 +162,23 @@ class LowResolution(nn.Module):
 def enlarged(x: Tensor, scale: int) -> Tensor:
     """Images (n, C, H, W) enlarged by bicubic interpolation."""
     return F.interpolate(x, scale_factor=float(scale), mode="bicubic", align_corners=False)
+
+
+def shrunk(x: Tensor, scale: int) -> Tensor:
+    """Images (n, C, H, W) with sides that `scale` divides, shrunk by bicubic interpolation with antialiasing."""
+    size = (x.shape[-2] // scale, x.shape[-1] // scale)
+    return F.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=True)
+
+
+def faithful(n: int, scale: int) -> Tensor:
+    """E (S E)⁻¹, (scale · n, n), in float64: enlarges a line by interpolation so that it shrinks to itself again.
+
+    E and S are what `enlarged` and `shrunk` do along one side; images are enlarged along one side, then the other.
+    """
+    line = torch.eye(n, dtype=torch.float64).reshape(1, 1, n, n)  # a line in each column
+    wide = F.interpolate(line, size=(scale * n, n), mode="bicubic", align_corners=False)
+    again = F.interpolate(wide, size=(n, n), mode="bicubic", align_corners=False, antialias=True)
+    return wide[0, 0] @ torch.linalg.inv(again[0, 0])
 
 
 class ResidualDense(nn.Module):

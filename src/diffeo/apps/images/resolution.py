@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from diffeo.apps.images.sampling import sample
 from diffeo.densities import Dequantized
 from diffeo.nets import LowResolution
-from diffeo.nets.features import enlarged
+from diffeo.nets.features import enlarged, shrunk
 
 ROUNDS = 50  # corrections of the small picture, at most
 
@@ -21,7 +20,7 @@ def shrink(images: Tensor, scale: int, levels: int = 256) -> Tensor:
     >>> shrink(torch.full((1, 1, 8, 8), 7), 4).flatten().tolist()
     [7, 7, 7, 7]
     """
-    return _shrunk(images.float(), scale).round().clamp(0, levels - 1).to(images.dtype)
+    return shrunk(images.float(), scale).round().clamp(0, levels - 1).to(images.dtype)
 
 
 def encoder_of(model: Dequantized) -> LowResolution:
@@ -86,13 +85,8 @@ def corrected(large: Tensor, small: Tensor, scale: int, levels: int = 256) -> Te
     """
     x = large.float()
     for _ in range(ROUNDS):
-        missing = small.float() - _shrunk(x, scale)
+        missing = small.float() - shrunk(x, scale)
         if float(missing.abs().max()) < 0.5:
             break
         x = (x + enlarged(missing, scale)).clamp(0, levels - 1)
     return x.round().long()
-
-
-def _shrunk(x: Tensor, scale: int) -> Tensor:
-    size = (x.shape[-2] // scale, x.shape[-1] // scale)
-    return F.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=True)

@@ -44,7 +44,8 @@ def srflow(
 
     An encoder of residual-in-residual dense blocks runs once; it gives a guess of the large image, of which the flow
     models what is missing, and feature maps that every step reads: an affine injection sets shift and scale of all
-    channels from them, an affine coupling reads them beside half of the channels.
+    channels from them, an affine coupling reads them beside half of the channels. The guess starts as the bicubic
+    enlargement that shrinks to the small image again (`nets.LowResolution`).
 
     Args:
         shape: (C, H, W) of the large images.
@@ -86,6 +87,7 @@ def srflow(
         raise ValueError(f"srflow: {event[1]}×{event[2]} images cannot be {scale} times as large as others")
     encoder = LowResolution(
         event[0],
+        (event[1] // scale, event[2] // scale),
         scale=scale,
         scales=sizes["scales"],
         features=sizes["features"],
