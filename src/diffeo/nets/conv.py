@@ -125,8 +125,8 @@ class ConvNet(nn.Module):
             batch = joined(batch, beside.shape[:-3])
             if beside.shape[-2:] != x.shape[-2:]:
                 raise ValueError(
-                    f"ConvNet: expected the context map {self.map[0]!r} of {tuple(x.shape[-2:])} places, as the picture "
-                    f"has, got {tuple(beside.shape[-2:])}"
+                    f"ConvNet: expected the context map {self.map[0]!r} of as many places as the picture, "
+                    f"{tuple(x.shape[-2:])}, got {tuple(beside.shape[-2:])}"
                 )
             x = torch.cat([t.expand(*batch, *t.shape[-3:]) for t in (x, beside)], -3)
         given = None if given is None else given.expand(*batch, -1).reshape(-1, self.context)
