@@ -97,6 +97,10 @@ def test_sizes_channels_and_classes(tmp_path):
     assert tools.read(tmp_path, size=4).images.shape == (3, 3, 4, 4)
     with pytest.raises(ValueError, match=r"colour.png: it lies in no folder of a class \(--skip-bad"):
         tools.read(tmp_path, size=4, by_folder=True)
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"gone.png: damaged"):
+        tools.read(tmp_path, size=4)
+    (tmp_path / "gone.png").unlink()
     for folder in ("a", "b", ".ipynb_checkpoints"):
         (tmp_path / folder).mkdir()
         Image.new("L", (8, 10), 7).save(tmp_path / folder / "1.png")

@@ -83,6 +83,13 @@ def test_a_prepared_copy_is_whole(tmp_path):
         diffeo.save(prepared, tmp_path / "flow.safetensors")
 
 
+def test_a_prepared_copy_refuses_to_be_trained():
+    flow = diffeo.maf(3)
+    flow.initialize(torch.randn(50, 3))
+    with pytest.raises(ValueError, match="no weight requires a gradient"):
+        diffeo.fit(diffeo.prepare_inference(flow), torch.randn(50, 3), steps=2)
+
+
 def test_only_neighbours_along_the_same_dim_are_joined():
     chain = diffeo.Chain(
         diffeo.Along(diffeo.LULinear(3), -2, 2),

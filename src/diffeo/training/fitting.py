@@ -130,7 +130,13 @@ def fit(
     precision = ("64-true" if wide else "32-true") if precision is None else precision
     if precision not in PRECISIONS:
         raise ValueError(f"fit: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if any(p.is_inference() for p in objective.parameters()):
+    parameters = list(objective.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        raise ValueError(
+            "fit: no weight requires a gradient, so nothing would be learnt; train the flow itself, not a copy by "
+            "prepare_inference, or call requires_grad_() on what is to learn"
+        )
+    if any(p.is_inference() for p in parameters):
         raise ValueError(
             "fit: the flow was made in torch.inference_mode(), so PyTorch refuses to train it; make it outside"
         )

@@ -78,7 +78,7 @@ def read(
             raise ValueError(f"{path}: it holds no labels or y, and an .npz file has no folders of classes")
         return pictures
     advice = "" if skip_bad is None else " (--skip-bad leaves such files out)"
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p, path))
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if not (p.is_dir() or _is_hidden(p, path)))
     found: list[tuple[Path, np.ndarray]] = []
     skipped: list[str] = []
     for file in files:
