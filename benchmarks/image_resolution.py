@@ -24,6 +24,7 @@ TRAIN_PHOTOS = ("astronaut", "rocket", "retina", "hubble_deep_field", "motorcycl
 HELD_PHOTOS = ("coffee",)  # which decide what weights are kept
 TEST_PHOTOS = ("chelsea", "flower.jpg")
 CROP, SCALE = 32, 4
+CROPS = 4000  # of each photograph to train on
 LOOK = 20.0  # seconds after which the encoder alone is looked at
 SHOWN = 6  # crops in the picture
 
@@ -79,7 +80,7 @@ def spectrum(images: Tensor) -> Tensor:
 def measure(seconds: float) -> dict[str, Any]:
     """Photographs 4×: the flow against bicubic enlargement and the same encoder trained by absolute error."""
     generator = torch.Generator().manual_seed(0)
-    train = turned(photographs(TRAIN_PHOTOS, generator, 4000), generator)
+    train = turned(photographs(TRAIN_PHOTOS, generator, CROPS), generator)
     held, test = photographs(HELD_PHOTOS, generator, 500), photographs(TEST_PHOTOS, generator, 100)
     small, small_held, small_test = (shrink(pictures, SCALE) for pictures in (train, held, test))
     torch.manual_seed(0)

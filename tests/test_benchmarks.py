@@ -27,6 +27,14 @@ def test_a_page_is_what_the_stored_results_give(module, page, monkeypatch):
     assert importlib.import_module(module).page() == (ROOT / "docs" / page).read_text()
 
 
+def test_the_cards_are_what_the_stored_results_give(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    cards = importlib.import_module("cards").CARDS
+    assert {name: (ROOT / "docs" / "cards" / f"{name}.md").read_text() for name in cards} == {
+        name: of() for name, of in cards.items()
+    }
+
+
 def test_the_readme_quotes_the_stored_results(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     assert importlib.import_module("report").readme() == (ROOT / "README.md").read_text()
