@@ -121,8 +121,8 @@ def speakers() -> str:
         what=f"{', '.join(f'`{name}`' for name in names)}, preset `tiny`, given phonemes, speaker and prosody.",
         parameters=None,
         made="by `benchmarks/speech.py --parts digits`",
-        data="The training split of the Free Spoken Digit Dataset (Jackson and others; CC BY-SA 4.0), 8 kHz; takes 0 to "
-        "4 of each word test.",
+        data="The training split of the Free Spoken Digit Dataset (Jackson and others; CC BY-SA 4.0), 8 kHz; takes 0 to"
+        " 4 of each word test.",
         training=f"At most {found['seconds'] / 60:.0f} minutes each ("
         + ", ".join(f"{name} {steps:,} steps" for name, steps in found["steps"].items())
         + "), by maximum likelihood, with durations by forced alignment.",
