@@ -435,6 +435,19 @@ def test_the_program_enlarges_pictures(folder, tmp_path, capsys):
     assert "without classes, flips and shifts" in capsys.readouterr().err
 
 
+def test_the_likeliest_class_is_that_of_the_picture():
+    torch.manual_seed(0)
+    labels = torch.arange(200) % 2
+    images = (torch.rand(200, 1, 4, 4) * 8).floor() + 8 * labels.reshape(-1, 1, 1, 1)  # dark ones and bright ones
+    plain, noisy = (
+        diffeo.glow((1, 4, 4), preset="tiny", scales=1, levels=16, classes=2, noise=noise) for noise in (0.0, 0.1)
+    )
+    for model in (plain, noisy):
+        diffeo.fit(model, images.to(torch.uint8), labels, steps=60, progress=False)
+        found = tools.likeliest_class(model, images, 2)
+        assert (found == labels).double().mean() > 0.95
+
+
 def test_a_flow_of_pictures_with_noise_draws_but_does_not_score(folder, tmp_path, capsys):
     model, digits = tmp_path / "noisy.safetensors", str(folder / "digits")
     call = ["images", "fit", digits, "-o", str(model), "--preset", "tiny", "--steps", "3", "--noise", "0.3"]

@@ -273,9 +273,9 @@ def edit(
     context = _one_label(density, notes, label, x[0])
     with_it = _for(density, notes, _read(towards, size, False, None).images, model)
 
-    def mean(images: Any) -> Any:
-        many = None if context is None else context.expand(len(images))
-        return tools.encode(density, images, many).mean(0)
+    def mean(images: Any) -> Any:  # each in its own class, so that nothing of classes is left in the difference
+        own = None if context is None else tools.likeliest_class(density, images, len(notes["classes"]))
+        return tools.encode(density, images, own).mean(0)
 
     direction = mean(with_it)
     if away_from is not None:
@@ -418,16 +418,12 @@ def _labels(notes: dict[str, Any], name: str | None, n: int) -> Any:
 
 def _one_label(density: Any, notes: dict[str, Any], name: str | None, image: Any) -> Any:
     """The label of the class by that name, or of the class under which the picture is most likely."""
-    import torch
+    from diffeo.apps.images import likeliest_class
 
     found = _labels(notes, name, 1)
     if found is None or name is not None:
         return None if found is None else found[0]
-    likely = []
-    for label in torch.arange(len(notes["classes"])):
-        with torch.no_grad():  # the same noise for every class
-            likely.append(density.log_prob(image[None], label, generator=torch.Generator().manual_seed(0)))
-    return torch.cat(likely).argmax()
+    return likeliest_class(density, image[None], len(notes["classes"]))[0]
 
 
 def _write(density: Any, pictures: Any, output: Path, columns: int | None = None) -> None:

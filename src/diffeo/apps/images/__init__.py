@@ -17,6 +17,7 @@ from diffeo.apps.images.sampling import sample as sample
 from diffeo.apps.images.scores import Scores as Scores
 from diffeo.apps.images.scores import gaussian_bits as gaussian_bits
 from diffeo.apps.images.scores import histogram_bits as histogram_bits
+from diffeo.apps.images.scores import likeliest_class as likeliest_class
 from diffeo.apps.images.scores import picture_bits as picture_bits
 from diffeo.apps.images.scores import score as score
 from diffeo.apps.images.scores import typicality as typicality
