@@ -90,18 +90,19 @@ print("true durations", [4, 9, 3, 7, 5], " found", durations.tolist())
 #
 # In **Flowtron** the query is what an LSTM made of the frames before, $q_t = \mathrm{LSTM}(x_{1 \ldots t-1})$, and
 # $e(q, k) = v \cdot \tanh(W q + U k)$. So $h_t$ depends on earlier frames alone, $z_t = \exp(s_t)\, x_t + b_t$ with
-# $(s_t, b_t)$ a function of $h_t$ and of them is triangular, and $\log|\det| = \sum_t s_t$ is exact: attention costs the flow
-# nothing but the sums. In **Flow-TTS** all frames are spoken at once, so that none can ask by what came before: the query is
-# the place of the frame, the key a letter's vector with its own place $p_l$ on the same ruler, where its predicted duration
-# puts it: $e = W\,\mathrm{PE}(t) \cdot U\,[v_l, \mathrm{PE}(p_l)] / \sqrt{d}$ with
+# $(s_t, b_t)$, two numbers for each of the frame's, a function of $h_t$ and of them is triangular, and
+# $\log|\det| = \sum_t \sum_c s_{tc}$ is exact: attention costs the flow nothing but the sums. In **Flow-TTS** all frames are
+# spoken at once, so that none can ask by what came before: the query is the place of the frame, the key a letter's vector
+# with its own place $p_l$ on the same ruler, $e = W\,\mathrm{PE}(t) \cdot U\,[v_l, \mathrm{PE}(p_l)] / \sqrt{d}$ with waves of
+# rates $r_1 = 1$ down to $r_{d/2} = 1/1000$:
 #
-# $$\mathrm{PE}(p)_{2i} = \sin\!\big(p / 10000^{2i/d}\big), \qquad \mathrm{PE}(p)_{2i+1} = \cos\!\big(p / 10000^{2i/d}\big).$$
+# $$\mathrm{PE}(p) = \big(\sin r_1 p, \ldots, \sin r_{d/2}\, p,\; \cos r_1 p, \ldots, \cos r_{d/2}\, p\big).$$
 #
-# Since $\mathrm{PE}(t) \cdot \mathrm{PE}(p) = \sum_i \cos((t - p) / 10000^{2i/d})$ is largest at $t = p$, such a product can say
-# "near".
+# Since $\mathrm{PE}(t) \cdot \mathrm{PE}(p) = \sum_i \cos r_i (t - p)$ is largest at $t = p$, such a product can say "near". The
+# paper puts letters at equal distances, diffeo where their durations put them, known in training, predicted in speech.
 #
-# Both start out attending everywhere at once, and a flow that can do without the text never learns to listen. Two things
-# help, and both say the same: letters are spoken in order.
+# Attention by $e$ alone starts out everywhere at once, and a flow that can do without the text never learns to listen. Two
+# things help, and both say the same: letters are spoken in order.
 #
 # **A prior.** Speech at an even pace has the letter at frame $t$ of $T$ near $l = L\,t/T$. If the share of the text that is said
 # by then is drawn from $\mathrm{Beta}(\omega t, \omega (T - t + 1))$, and each of the $L - 1$ other letters lies before that point
@@ -109,8 +110,10 @@ print("true durations", [4, 9, 3, 7, 5], " found", durations.tolist())
 #
 # $$p(l \mid t) = \binom{L-1}{l-1}\, \frac{B\big(l - 1 + \omega t,\; L - l + \omega (T - t + 1)\big)}{B\big(\omega t,\; \omega (T - t + 1)\big)}.$$
 #
-# Its logarithm is added to the scores $e$. It is broad in the middle, where pace may differ most, narrow at both ends, and
-# narrower with a larger $\omega$.
+# Its logarithm is added to the scores $e$ of Flowtron. It is broad in the middle, where pace may differ most, narrow at both
+# ends, and narrower with a larger $\omega$. Flow-TTS knows more, the end $e_l$ of each letter but for an error, and its prior
+# is the chance that frame $t$ lies between two of them: $\sigma(\omega(t + \tfrac12 - e_{l-1})) - \sigma(\omega(t + \tfrac12 -
+# e_l))$. So both start out at their priors.
 
 # %%
 frames, letters = 40, 8

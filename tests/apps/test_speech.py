@@ -607,6 +607,43 @@ def test_every_system_learns_speaks_and_aligns(system, corpus, tmp_path, capsys)
     assert main(["speech", "align", voice, str(corpus), "-o", str(tmp_path / "a.csv")]) == 0
 
 
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng here")
+def test_words_of_other_languages_bring_sounds_and_nothing_else():
+    for language, text in (("de", "Das ist ein Download vom Computer"), ("fr-fr", "Le weekend à Paris")):
+        units = tools.units_of(text, language)
+        assert units.count("|") == text.count(" ")
+        assert not any("(" in unit for unit in units)
+        assert units[0] != "|"
+        assert units[-1] != "|"
+
+
+def test_numbers_beyond_the_symbols_and_texts_without_letters_are_named():
+    x = torch.randn(2, 12, 6)
+    for build in (diffeo.glow_tts, diffeo.flow_tts, diffeo.flowtron):
+        flow = build(6, 9, preset="tiny", speakers=3)
+        given = {"text": torch.tensor([[1, 2, 3], [1, 2, 0]]), "speaker": torch.tensor([0, 1])}
+
+        def run(x, **changed):
+            mask = torch.ones(*x.shape[:2], 1, dtype=torch.bool)
+            return flow(x, {**given, "mask": mask, **changed})  # noqa: B023
+
+        flow.initialize(x, {**given, "mask": torch.ones(2, 12, 1, dtype=torch.bool)})
+        assert run(x).isfinite().all()
+        for changed, message in (
+            ({"text": torch.tensor([[1, 10, 3], [1, 2, 0]])}, "symbols 0 … 9, got 0 … 10"),
+            ({"speaker": torch.tensor([0, 3])}, "speakers 0 … 2, got 0 … 3"),
+            ({"text": torch.zeros(2, 0, dtype=torch.long)}, "without letters"),
+            ({"text": torch.tensor([[1, 2, 3], [0, 0, 0]])}, "without letters"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                run(x, **changed)
+        with pytest.raises(ValueError, match="11 frames cannot be folded by 2"):
+            run(x[:, :11])
+        if build is not diffeo.flowtron:
+            with pytest.raises(ValueError, match="9 letters"):
+                run(x[:, :4], text=torch.arange(1, 10).expand(2, 9))
+
+
 def test_errors_name_the_clip(voice, corpus, tmp_path, capsys):
     clip = corpus / "wavs" / "c00.wav"
     soundfile.write(tmp_path / "one.wav", 0.1 * np.ones(1), RATE)

@@ -69,10 +69,12 @@ class Hearing:
         from diffeo.apps.speech.corpus import SILENT
 
         audio, _, notes = read_audio(path, self.settings.rate)
-        if not len(audio) or float(audio.abs().max()) < SILENT:
-            raise ValueError(f"{path}: {'silence' if len(audio) else 'it holds no sound'}")
+        if not len(audio):
+            raise ValueError(f"{path}: it holds no sound")
         if len(audio) <= self.settings.window // 2:
             raise ValueError(f"{path}: {len(audio)} samples, expected more than {self.settings.window // 2}")
+        if float(audio.max() - audio.min()) < SILENT:  # also of a number that is not zero
+            raise ValueError(f"{path}: silence")
         for note in notes:
             self._changed.setdefault(note, []).append(path)
         return audio

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +39,7 @@ app.add_typer(speech)
 VOICES = ("glow_tts", "flow_tts", "flowtron")
 FEWEST, HELD = 20, 200  # clips of a corpus; clips at most that validate
 WATCHED, MEASURED = 8, 32  # of these, how many show how sharp the alignment is, and how likely clips are, on the way
+APART, SHARE = 60.0, 20.0  # seconds between samples, at least; and at least so many times what one takes
 Reading = Annotated[
     str | None,
     typer.Option(
@@ -100,6 +104,8 @@ def fit(
     samples = None if no_samples else samples_dir or output.with_name(f"{output.stem}-samples")
     if samples is not None and find_spec("PIL") is None:
         raise ValueError('samples are pictures, too, which need Pillow: pip install "diffeo[speech]", or --no-samples')
+    if samples is not None:
+        _make_room(samples, resume)
     clips = tools.read_corpus(corpus)
     settings = tools.Mel.of(rate or first_rate(clips, skip_bad))
     reading = _reading(clips, reading)
@@ -139,15 +145,19 @@ def fit(
     notes = {"symbols": symbols, "reading": reading, "speakers": speakers, "mel": list(settings)}
     shown = usable[order[0]]
 
+    due = -math.inf  # when a sample is to be written again
+
     def speak(result: Any) -> None:
-        if samples is not None:
-            samples.mkdir(parents=True, exist_ok=True)
+        nonlocal due
+        began = time.monotonic()
+        if samples is not None and began >= due:
             who = speakers.index(shown.speaker) if several else None
             mel = tools.say(flow, tools.encode_text(shown.text, symbols, reading), speaker=who)
             tools.write_audio(tools.from_mel(mel, settings), samples / f"{result.steps:08d}.wav", settings.rate)
             clip, letters = mels[order[0]], texts[order[0]]
             picture = tools.spectrogram_png(clip, tools.align(flow, clip, letters, who, prosody[order[0]]))
             (samples / f"{result.steps:08d}.png").write_bytes(picture)
+            due = time.monotonic() + max(APART, SHARE * (time.monotonic() - began))
         now = result.history[-1]["validation_loss"] if result.history else result.validation_loss
         line = f"step {result.steps}: held-out loss {now:.3f}, nats per mel number "
         line += f"{tools.nats(flow, of(order[: min(tenth, MEASURED)])):.3f}"
@@ -170,6 +180,17 @@ def fit(
         f"learns, such as durations, a loss of {result.validation_loss:.3f}"
     )
     print(f"Wrote {output}. Say something:  diffeo speech say {output} {shown.text!r} -o out.wav")
+
+
+def _make_room(samples: Path, resume: bool) -> None:
+    """The folder of samples, which those of an earlier fit leave."""
+    try:
+        samples.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{samples}: no folder for samples can be made there ({error.strerror})") from None
+    for old in () if resume else samples.iterdir():
+        if old.suffix in (".wav", ".png") and re.fullmatch(r"\d{8}", old.stem):
+            old.unlink()
 
 
 def _reading(clips: list[Any], asked: str | None) -> str:

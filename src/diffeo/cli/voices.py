@@ -26,6 +26,7 @@ from diffeo.cli.clips import (
 from diffeo.cli.speech import speech
 
 PAUSE = 0.25  # seconds between two versions of a sentence
+USUAL = 0.8  # temperature of a vocoder
 Voice = Annotated[Path, typer.Argument(help="Voice file, as `diffeo speech fit` writes.", show_default=False)]
 VocoderFile = Annotated[
     Path | None,
@@ -43,6 +44,10 @@ def say(
     temperature: Annotated[float, typer.Option(help="Scales the noise; 0 for the plainest way.", min=0)] = 0.667,
     speaker: Speaker = None,
     vocoder: VocoderFile = None,
+    vocoder_temperature: Annotated[
+        float | None,
+        typer.Option(help="Scales the vocoder's noise.", min=0, show_default="0.8, or 0 with --temperature 0"),
+    ] = None,
     rounds: Rounds = 60,
     style: Annotated[
         list[Path] | None,
@@ -80,7 +85,9 @@ def say(
         flow, symbols, speaker=who, tempo=tempo, temperature=temperature, style=manner, prosody=prosody, gate=gate,
         generator=generator,
     )  # fmt: skip
-    audio = _sound(mel, settings, sounding, rounds, generator)
+    if vocoder_temperature is None:
+        vocoder_temperature = 0.0 if temperature == 0 else USUAL
+    audio = _sound(mel, settings, sounding, rounds, generator, vocoder_temperature)
     tools.write_audio(audio, output, settings.rate)
     print(f"Wrote {output}, {len(audio) / settings.rate:.2f} s.")
 
@@ -103,8 +110,16 @@ def align(
     from diffeo.storage import replacing
 
     check_output(output, (".csv",), voice, corpus)
+    if grids is not None and grids.exists() and not grids.is_dir():
+        raise ValueError(f"{grids}: a file, expected a folder for TextGrids")
     flow, notes, settings = _load(voice)
     clips, reads = tools.read_corpus(corpus), tools.usual_prosody(flow) is not None
+    nameless = [clip for clip in clips if not clip.speaker]
+    if len(notes["speakers"]) > 1 and nameless:
+        print(
+            f"diffeo: {len(nameless)} clips name no speaker, and are taken for {notes['speakers'][0]!r}",
+            file=sys.stderr,
+        )
     rows = []
     root = None  # of clips in several folders, some of one name
     if len({clip.path.stem for clip in clips}) < len(clips):
@@ -199,13 +214,13 @@ def _prosody(flow: Any, speaker: int | None, clips: Any, weight: float, pitch: f
     return found
 
 
-def _sound(mel: Any, settings: Any, vocoder: Any, rounds: int, generator: Any) -> Any:
+def _sound(mel: Any, settings: Any, vocoder: Any, rounds: int, generator: Any, temperature: float = USUAL) -> Any:
     """The sound of a spectrogram by a vocoder, or by rounds from phases of chance."""
     from diffeo.apps import speech as tools
 
     if vocoder is None:
         return tools.from_mel(mel, settings, rounds=rounds, seed=generator.initial_seed())
-    return tools.vocode(vocoder, mel, settings, rounds=rounds, generator=generator)
+    return tools.vocode(vocoder, mel, settings, temperature=temperature, rounds=rounds, generator=generator)
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any], Any]:

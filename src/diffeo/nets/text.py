@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Size, Tensor, nn
 
 from diffeo.functional import Context, as_fixed_event, context_mask, entries
+from diffeo.kernels.dispatch import is_traced
 
 TINY = 1e-6
 
@@ -91,6 +92,9 @@ class TextEncoder(nn.Module):
             raise ValueError(
                 'TextEncoder: the context has the entry "prosody", which this one does not read: prosody=0'
             )
+        if not text.shape[-1] or not (is_traced() or bool((text > 0).any(-1).all())):
+            raise ValueError("TextEncoder: a text without letters")
+        _check_numbers("symbols", text, 0, self.symbols)
         batch, text = text.shape[:-1], text.reshape(-1, text.shape[-1]).long()
         real = (text > 0).unsqueeze(-1)
         h = self.letters(text) * math.sqrt(self.letters.embedding_dim)
@@ -98,6 +102,7 @@ class TextEncoder(nn.Module):
         if self.voice is not None:
             if "speaker" not in given:
                 raise ValueError(f'TextEncoder: expected the entry "speaker", 0 … {self.speakers - 1}, got none')
+            _check_numbers("speakers", given["speaker"], 0, self.speakers - 1)
             clip = F.normalize(self.voice(given["speaker"].long().expand(batch).reshape(-1)), dim=-1)
         if self.manner is not None:
             manner = self.manner(given, batch)
@@ -124,6 +129,13 @@ class TextEncoder(nn.Module):
         """Learn what prosody is usual; once."""
         if self.manner is not None:
             self.manner.initialize(entries(context))
+
+
+def _check_numbers(what: str, given: Tensor, low: int, high: int) -> None:
+    """Refuse numbers that an embedding does not have."""
+    if not is_traced() and given.numel() and not bool(((given >= low) & (given <= high)).all()):
+        found = f"{given.min().item()} … {given.max().item()}"
+        raise ValueError(f"TextEncoder: expected {what} {low} … {high}, got {found}")
 
 
 LEAST = 1e-3  # standard deviation of a number, below which it is the same in all clips but for rounding
@@ -302,6 +314,9 @@ class PositionalAttention(nn.Module):
         letters = letters.expand(*batch, *letters.shape[-2:])
         real = (text > 0).expand(*batch, text.shape[-1])
         frames = (steps.expand(batch), mask.shape[-2] // self.together)
+        if not is_traced() and bool(((real.sum(-1) > frames[0]) & (frames[0] > 0)).any()):
+            most, least = int(real.sum(-1).max()), int(frames[0].min())
+            raise ValueError(f"PositionalAttention: {most} letters in {least} steps of sound; is this the text?")
         t = torch.arange(frames[1], device=letters.device) + 0.5
         lasting = given["durations"].to(letters.dtype) if "durations" in given else given["log_durations"].exp()
         lasting = torch.where(real, lasting, 0.0)

@@ -79,6 +79,7 @@ class Fold(Transform):
     def _fold_mask(self, mask: Tensor) -> Tensor:
         if mask.shape[-2] == 1:
             return mask if mask.shape[-1] == 1 else mask.repeat(*(1 for _ in mask.shape[1:]), self.factor)
+        self.output_shape(mask.shape[-2:])
         folded = mask.unflatten(-2, (-1, self.factor))  # (frames, k, features)
         whole = folded.all(-2)
         if not is_traced() and not torch.equal(whole, folded.any(-2)):

@@ -20,6 +20,7 @@ from diffeo.nets.frames import mel_matrix
 from diffeo.storage import replacing
 
 FLOOR = 1e-5  # of magnitudes, before the logarithm
+LOUDEST = 10.0  # sample of a recording; whole numbers kept as such are far beyond
 SCALINGS = 3  # of magnitudes in a round, towards the sums of their bands
 
 
@@ -172,7 +173,7 @@ def read_audio(path: str | os.PathLike[str], rate: int | None = None) -> tuple[T
     """Sound of a file as (N,) in [−1, 1], its rate, and what was changed: channels mixed, another rate.
 
     Raises:
-        ValueError: a file that is missing, damaged or no sound; NaN samples.
+        ValueError: a file that is missing, damaged or no sound; samples that are NaN, or far beyond 1.
     """
     soundfile = _soundfile()
     path, notes = Path(path), []
@@ -184,6 +185,8 @@ def read_audio(path: str | os.PathLike[str], rate: int | None = None) -> tuple[T
         raise ValueError(f"{path}: no sound that can be read ({error})") from None
     if not np.isfinite(found).all():
         raise ValueError(f"{path}: it holds samples that are not finite")
+    if found.size and np.abs(found).max() > LOUDEST:
+        raise ValueError(f"{path}: it holds samples up to {np.abs(found).max():.0f}, expected −1 … 1; scale them")
     if found.shape[1] > 1:
         notes.append(f"{found.shape[1]} channels were mixed to one")
     audio = found.mean(1)

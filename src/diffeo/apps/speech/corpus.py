@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -44,13 +44,14 @@ def read_corpus(path: str | os.PathLike[str]) -> list[Clip]:
         if not table.is_file():
             raise ValueError(f"{path}: expected metadata.csv and wavs/, or a .csv with the columns path and text")
         clips = []
-        for number, line in enumerate(_text(table).splitlines(), 1):
+        for number, line in enumerate(_text(table).split("\n"), 1):  # what else may end a line is part of a text
             if not line.strip():
                 continue
             fields = line.split("|")
             if len(fields) not in (2, 3):
                 raise ValueError(f"{table}: line {number} has {len(fields)} fields, expected id|text|normalised")
-            clips.append(Clip(path / "wavs" / f"{fields[0]}.wav", fields[-1].strip()))
+            said = fields[-1].strip() or fields[1].strip()  # the normalised text may be missing
+            clips.append(Clip(path / "wavs" / f"{fields[0]}.wav", said))
     elif path.is_file():
         with io.StringIO(_text(path), newline="") as file:
             rows = csv.DictReader(file)
@@ -92,7 +93,7 @@ def check_corpus(
     out; signs that occur once or twice; sounds at several rates.
     """
     found: list[str] = []
-    rates: Counter[int] = Counter()
+    rates: defaultdict[int, list[Path]] = defaultdict(list)
     signs: Counter[str] = Counter()
     paces: dict[Path, float] = {}
     for clip in clips:
@@ -101,11 +102,11 @@ def check_corpus(
         except ValueError as error:
             found.append(str(error))
             continue
-        rates[rate] += 1
+        rates[rate].append(clip.path)
         text = units_of(clip.text, reading)
         signs.update(text)
         mel = settings or Mel.of(rate)
-        seconds, loudest = len(audio) / rate, float(audio.abs().max()) if len(audio) else 0.0
+        seconds = len(audio) / rate
         frames = -(-(1 + len(audio) * mel.rate // rate // mel.hop) // together)
         if text and seconds >= SHORTEST:
             paces[clip.path] = len(text) / seconds
@@ -114,7 +115,7 @@ def check_corpus(
             (not text, "no text"),
             (seconds < SHORTEST, f"{seconds:.2f} seconds, expected at least {SHORTEST}"),
             (seconds > LONGEST, f"{seconds:.1f} seconds, expected at most {LONGEST:.0f}"),
-            (loudest < SILENT, "silence"),
+            (seconds >= SHORTEST and float(audio.max() - audio.min()) < SILENT, "silence"),
             (float((audio.abs() > 0.999).float().mean()) > CLIPPED if len(audio) else False, "clipped"),
             (len(text) > frames, f"{len(text)} letters in {frames} steps of sound: is this the text?"),
             *((reading == LETTERS, f"{word!r}: letters do not say how it is read") for word in unclear),
@@ -129,7 +130,8 @@ def check_corpus(
             if not usual / FAR < pace < usual * FAR
         ]
     if len(rates) > 1:
-        found.append("recordings at several rates: " + ", ".join(f"{n} at {rate} Hz" for rate, n in rates.items()))
+        usual, *others = sorted(rates, key=lambda rate: -len(rates[rate]))
+        found += [f"{path}: {rate} Hz, others have {usual}" for rate in others for path in rates[rate]]
     rare = sorted(sign for sign, n in signs.items() if n < 3)
     if rare:
         found.append(f"signs that occur once or twice: {' '.join(map(repr, rare))}")

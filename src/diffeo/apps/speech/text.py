@@ -87,7 +87,7 @@ def encode_text(text: str, symbols: Sequence[str], reading: str = LETTERS) -> Te
 
 @lru_cache(maxsize=65536)
 def _phonemes(text: str, language: str) -> tuple[str, ...]:
-    """Phonemes without marks of stress, a pause "|" between words."""
+    """Phonemes without marks of stress or of other languages, "|" between words."""
     program = shutil.which("espeak-ng")
     if program is None:
         raise ImportError(
@@ -98,10 +98,12 @@ def _phonemes(text: str, language: str) -> tuple[str, ...]:
     )
     if done.returncode:
         raise ValueError(f"espeak-ng cannot read {language!r}: {done.stderr.strip()}")
-    words = [word.translate(_STRESS).split("_") for word in done.stdout.split()]
+    words = [word.translate(_STRESS).split("_") for word in _LANGUAGE.sub("_", done.stdout).split()]
     units: list[str] = []
     for word in words:
-        units += ["|", *filter(None, word)]
+        sounds = [sound for sound in word if sound]
+        sounds = sounds[1:] if sounds[:1] == ["|"] else sounds  # a stop before a vowel, as in German
+        units += ["|", *sounds] if sounds else []
     return tuple(units[1:])
 
 
@@ -109,4 +111,5 @@ _UNSPELLED = re.compile(
     r"\b(?:(?:[^\W\d_]\.){2,}|(?:Mrs?|Ms|Dr|Prof|St|Jr|Sr|Rev|Gen|Col|Capt|Lt|Ltd|Mt|Nr|vs|etc)\.|[Nn]o\.(?=\s*\d))"
     r"|\d+(?:[.,:]\d+)*|[%&@#$€£¥¢№§½¼¾²³°+=/]"
 )
+_LANGUAGE = re.compile(r"_?\([a-z][\w-]*\)_?")  # whose sounds follow, as "(en)" in German with an English word
 _STRESS = str.maketrans("", "", "',%=")

@@ -251,11 +251,11 @@ def flowtron(
 ) -> Flow:
     """Flowtron: the density of a mel spectrogram given its text, from frame to frame, by LSTMs that attend to letters.
 
-    Events and context are those of `glow_tts`, without durations. Two frames become one; each of the `flows` scales and
-    shifts a frame by what an `AttentiveLSTM` makes of those before it and of the text, every other one from the last
-    frame to the first. The base is a standard normal, whose mean over clips is their style. `diffeo.apps.speech` trains
-    it and speaks; the length of speech comes from predicted durations, or from the gate of the last flow, whose steps
-    come first in speech.
+    Events and context are those of `glow_tts`, without durations, and a sound may be shorter than its text. Two frames
+    become one; each of the `flows` scales and shifts a frame by what an `AttentiveLSTM` makes of those before it and of
+    the text, every other one from the last frame to the first. The base is a standard normal, whose mean over clips is
+    their style. `diffeo.apps.speech` trains it and speaks; the length of speech comes from predicted durations, or from
+    the gate of the last flow, whose steps come first in speech.
 
     Args:
         features: of a frame, such as 80 mels.

@@ -70,7 +70,7 @@ def waveflow(
     a frame every `hop` samples, the first one centred on the first sample; and `"mask"`, (N, 1), for samples and
     batches. Row i holds every `height`-th sample from sample i on. Each of the `flows` maps a row given those before
     it; rows are taken in another order each time: reversed, and in the second half of the flows reversed in each half.
-    One row is WaveGlow's limit without mixing, as many rows as samples WaveNet's.
+    As many rows as samples are WaveNet's limit; two rows, of which one sets the other, couple halves as WaveGlow does.
 
     Args:
         mels: of a frame; 0 for sound without a context.
