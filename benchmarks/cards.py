@@ -96,9 +96,10 @@ def photographs() -> str:
         parameters=parameters(diffeo.srflow((3, CROP, CROP), scale=SCALE)),
         made="by `benchmarks/image_uses.py --parts srflow`",
         data=f"{CROPS:,} crops of each of {len(TRAIN_PHOTOS)} photographs that come with scikit-image and scikit-learn "
-        f"({', '.join(TRAIN_PHOTOS)}), turned and mirrored by chance; {' and '.join(TEST_PHOTOS)} test. Their licences "
-        "are those that the two libraries name.",
-        training=f"At most {found['seconds'] / 60:.0f} minutes, by maximum likelihood.",
+        f"({', '.join(TRAIN_PHOTOS)}), by chance turned and mirrored, with other colours and less contrast; "
+        f"{' and '.join(TEST_PHOTOS)} test. Their licences are those that the two libraries name.",
+        training="The encoder by absolute error, then all by maximum likelihood, at most "
+        f"{found['seconds'] / 60:.0f} minutes each.",
         scores={
             **{f"{name}, PSNR in dB": f"{value:.2f}" for name, value in found["psnr"].items()},
             "bits per dimension": f"{found['bits_per_dim']:.2f}",

@@ -37,6 +37,7 @@ MODELS: dict[str, dict] = {  # options of the recipe before the +; conditioners 
     "realnvp_image": {"preset": "tiny", "hidden": 32},
     "realnvp_image+splines": {"preset": "tiny", "hidden": 24, **SPLINES},
     "flowpp": {"preset": "tiny", "attention": False},
+    "flowpp+attention": {"preset": "tiny"},
     "tarflow": {"patch": 4, "width": 64, "blocks": 4, "layers": 1, "heads": 2, "components": 4},
     "normflows": {},
 }
