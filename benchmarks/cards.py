@@ -25,6 +25,12 @@ MNIST = (
 )
 
 
+def told(options: dict[str, Any]) -> str:
+    """Options in words."""
+    parts = [f"{k} {told(v) if isinstance(v, dict) else v}".replace("_", " ") for k, v in options.items()]
+    return ", ".join(parts)
+
+
 def parameters(model: Any) -> int:
     """How many a model has."""
     return sum(p.numel() for p in model.parameters())
@@ -42,7 +48,7 @@ def mnist() -> str:
     }
     return card(
         title="Digits of 28×28 pixels: the likeliest flow",
-        what=f"A `{best['model'].split('+')[0]}` of {best['options']}.",
+        what=f"A `{best['model'].split('+')[0]}` with {told(best['options'])}.",
         parameters=best["parameters"],
         made="by `benchmarks/images.py`",
         data=f"The 60,000 training digits of {MNIST}, of which {HELD:,} choose the weights; the 10,000 others test.",
@@ -67,7 +73,7 @@ def classes() -> str:
     found = load(RESULTS / "image_uses.json")["classes"]
     return card(
         title="Digits of 28×28 pixels by class: a TarFlow",
-        what=f"A `tarflow` of {TARFLOW}, given which digit it is, and trained with Gaussian noise.",
+        what=f"A `tarflow` with {told(TARFLOW)}, given which digit it is, and trained with Gaussian noise.",
         parameters=parameters(diffeo.tarflow((1, 28, 28), classes=10, **TARFLOW)),  # pyright: ignore[reportArgumentType]
         made="by `benchmarks/image_uses.py --parts classes`",
         data=f"The 60,000 training digits of {MNIST}.",
@@ -133,7 +139,10 @@ def speakers() -> str:
             )
             for name, of in found["heard"].items()
         }
-        | {f"{name}: held-out nats a number": f"{of['nats']:.3f}" for name, of in found["nats"].items()},
+        | {
+            f"{name}: held-out nats a number": f"{of['nats']:.3f}".replace("-", "−")
+            for name, of in found["nats"].items()
+        },
         uses="Comparing systems; [to listen to](../listening.md).",
         limits=[
             "They say the ten digits and nothing else.",

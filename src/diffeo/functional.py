@@ -77,7 +77,7 @@ def joined(*shapes: Sequence[int]) -> Size:
         return Size(torch.broadcast_shapes(*shapes))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     except RuntimeError as error:
         told = " and ".join(str(tuple(shape)) for shape in some)
-        raise ValueError(f"x and the context have batches that do not fit together, {told}") from error
+        raise ValueError(f"batches do not fit together, of x and its context or of parts of that: {told}") from error
 
 
 def positive(value: float, what: str, owner: object) -> float:

@@ -118,6 +118,14 @@ def _replace_part(whole):
     whole.parts[2] = copy.deepcopy(whole.parts[0])
 
 
+def _turn_to_other_dims(whole):
+    whole.parts[0] = diffeo.Along(copy.deepcopy(whole.parts[0].transform), -1, 3)
+
+
+def _replace_by_a_chain(whole):
+    whole.parts[2] = diffeo.Chain(diffeo.testing.perturbed(diffeo.Along(diffeo.ActNorm(4).double(), -3, 3)))
+
+
 def _set_bound(whole):
     whole.parts[1].univariate.bound = 0.5
 
@@ -145,6 +153,7 @@ def _widen(whole):
 
 CHANGES = [
     *(_replace_weight, _replace_memory, _turn, _change_in_place, _replace_net, _replace_part, _set_bound, _hook),
+    *(_turn_to_other_dims, _replace_by_a_chain),
     *(_hook_of_all, _override, _load, _widen),
 ]
 
@@ -152,7 +161,7 @@ CHANGES = [
 @needs_compiler
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__[1:])
 def test_changes_of_the_model_count(change, runs):
-    whole, x = steps(), pictures(7, 4, (5, 6))
+    whole, x = steps(), pictures(7, 4, (5, 4))
     before = both_ways(whole, x)
     assert len(runs) == 2
     with torch.no_grad():

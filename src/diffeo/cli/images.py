@@ -273,7 +273,7 @@ def edit(
     context = _one_label(density, notes, label, x[0])
     with_it = _for(density, notes, _read(towards, size, False, None).images, model)
 
-    def mean(images: Any) -> Any:  # each in its own class, so that nothing of classes is left in the difference
+    def mean(images: Any) -> Any:  # each in its own class, so that the difference does not contain the class
         own = None if context is None else tools.likeliest_class(density, images, len(notes["classes"]))
         return tools.encode(density, images, own).mean(0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 import time
@@ -105,7 +106,7 @@ def fit(
     if samples is not None and find_spec("PIL") is None:
         raise ValueError('samples are pictures, too, which need Pillow: pip install "diffeo[speech]", or --no-samples')
     if samples is not None:
-        _make_room(samples, resume)
+        _check_folder(samples)
     clips = tools.read_corpus(corpus)
     settings = tools.Mel.of(rate or first_rate(clips, skip_bad))
     reading = _reading(clips, reading)
@@ -147,17 +148,22 @@ def fit(
 
     due = -math.inf  # when a sample is to be written again
 
-    def speak(result: Any) -> None:
+    def write_sample(steps: int) -> None:
         nonlocal due
+        if samples is None:
+            return
         began = time.monotonic()
-        if samples is not None and began >= due:
-            who = speakers.index(shown.speaker) if several else None
-            mel = tools.say(flow, tools.encode_text(shown.text, symbols, reading), speaker=who)
-            tools.write_audio(tools.from_mel(mel, settings), samples / f"{result.steps:08d}.wav", settings.rate)
-            clip, letters = mels[order[0]], texts[order[0]]
-            picture = tools.spectrogram_png(clip, tools.align(flow, clip, letters, who, prosody[order[0]]))
-            (samples / f"{result.steps:08d}.png").write_bytes(picture)
-            due = time.monotonic() + max(APART, SHARE * (time.monotonic() - began))
+        who = speakers.index(shown.speaker) if several else None
+        mel = tools.say(flow, tools.encode_text(shown.text, symbols, reading), speaker=who)
+        tools.write_audio(tools.from_mel(mel, settings), samples / f"{steps:08d}.wav", settings.rate)
+        clip, letters = mels[order[0]], texts[order[0]]
+        picture = tools.spectrogram_png(clip, tools.align(flow, clip, letters, who, prosody[order[0]]))
+        (samples / f"{steps:08d}.png").write_bytes(picture)
+        due = time.monotonic() + max(APART, SHARE * (time.monotonic() - began))
+
+    def speak(result: Any) -> None:
+        if time.monotonic() >= due:
+            write_sample(result.steps)
         now = result.history[-1]["validation_loss"] if result.history else result.validation_loss
         line = f"step {result.steps}: held-out loss {now:.3f}, nats per mel number "
         line += f"{tools.nats(flow, of(order[: min(tenth, MEASURED)])):.3f}"
@@ -167,6 +173,8 @@ def fit(
 
     tools.learn_prosody(flow, of(order[tenth:]))
     training: dict[str, Any] = {} if steps is None else {"steps": steps}
+    if samples is not None:
+        _make_room(samples, resume)
     result = diffeo.fit(
         tools.Voice(flow), of(order[tenth:]), validation=of(order[:tenth]), collate=tools.join, batch_size=batch_size,
         time_limit=seconds, seed=seed, lr=4e-3, checkpoint=folder, resume=resume, on_evaluation=speak,
@@ -174,6 +182,7 @@ def fit(
     )  # fmt: skip
     diffeo.save(flow, output, notes=notes)
     shutil.rmtree(folder, ignore_errors=True)
+    write_sample(result.steps)  # by the weights that are kept
     print(f"{result.steps} steps on {len(order) - tenth} clips in {result.seconds:.0f} s.")
     print(
         f"Held-out clips: {tools.nats(flow, of(order[:tenth])):.3f} nats per mel number; with what else the voice "
@@ -182,15 +191,21 @@ def fit(
     print(f"Wrote {output}. Say something:  diffeo speech say {output} {shown.text!r} -o out.wav")
 
 
+def _check_folder(samples: Path) -> None:
+    """Refuse a place where no folder for samples can be made."""
+    there = next(place for place in (samples.absolute(), *samples.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"{samples}: no folder for samples can be made there")
+
+
 def _make_room(samples: Path, resume: bool) -> None:
-    """The folder of samples, which those of an earlier fit leave."""
-    try:
-        samples.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{samples}: no folder for samples can be made there ({error.strerror})") from None
-    for old in () if resume else samples.iterdir():
-        if old.suffix in (".wav", ".png") and re.fullmatch(r"\d{8}", old.stem):
-            old.unlink()
+    """Make the folder for samples, and delete those of an earlier fit: sounds beside pictures of the same name."""
+    samples.mkdir(parents=True, exist_ok=True)
+    for sound in () if resume else list(samples.glob("*.wav")):
+        picture = sound.with_suffix(".png")
+        if re.fullmatch(r"\d{8}", sound.stem) and picture.exists():
+            sound.unlink()
+            picture.unlink()
 
 
 def _reading(clips: list[Any], asked: str | None) -> str:

@@ -70,9 +70,14 @@ def say(
 
     check_output(output, SOUND, voice)
     flow, notes, settings = _load(voice)
+    if vocoder is None and vocoder_temperature is not None:
+        raise ValueError("--vocoder-temperature: there is no --vocoder")
     sounding = None if vocoder is None else load_vocoder(vocoder, settings)[0]
+    if vocoder_temperature is None:
+        vocoder_temperature = 0.0 if temperature == 0 else USUAL
     # older versions of Typer let these through a range, since nothing compares with them
-    for option, value in (("--style-weight", style_weight), ("--pitch", pitch), ("--loudness", loudness)):
+    numbers = {"--style-weight": style_weight, "--pitch": pitch, "--loudness": loudness}
+    for option, value in {**numbers, "--vocoder-temperature": vocoder_temperature}.items():
         if math.isnan(value):
             raise ValueError(f"{option}: expected a number, got {value}")
     symbols = tools.encode_text(text, notes["symbols"], notes["reading"])
@@ -85,8 +90,6 @@ def say(
         flow, symbols, speaker=who, tempo=tempo, temperature=temperature, style=manner, prosody=prosody, gate=gate,
         generator=generator,
     )  # fmt: skip
-    if vocoder_temperature is None:
-        vocoder_temperature = 0.0 if temperature == 0 else USUAL
     audio = _sound(mel, settings, sounding, rounds, generator, vocoder_temperature)
     tools.write_audio(audio, output, settings.rate)
     print(f"Wrote {output}, {len(audio) / settings.rate:.2f} s.")
@@ -115,7 +118,7 @@ def align(
     flow, notes, settings = _load(voice)
     clips, reads = tools.read_corpus(corpus), tools.usual_prosody(flow) is not None
     nameless = [clip for clip in clips if not clip.speaker]
-    if len(notes["speakers"]) > 1 and nameless:
+    if len(notes["speakers"]) > 1 and nameless and "" not in notes["speakers"]:
         print(
             f"diffeo: {len(nameless)} clips name no speaker, and are taken for {notes['speakers'][0]!r}",
             file=sys.stderr,

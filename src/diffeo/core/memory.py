@@ -274,7 +274,7 @@ class _Walk:
     def differentiate(self, i: int, x: Tensor, g: Tensor, g_logdet: Tensor) -> tuple[Tensor, Tensor]:
         """Run part i again at x and pull the gradients of its results back: its output, and the gradient of x.
 
-        Of the segment's own x, zeros where it is not asked for: data need none, nor does what only prepares them.
+        The gradient of the segment's own x is zeros where nobody asks for it, as for data.
         """
         x = x.detach().requires_grad_(i > 0 or self.ctx.needs_input_grad[5])
         with torch.enable_grad(), replayed(self.ctx.random[i], x):

@@ -141,8 +141,8 @@ class Dequantized(AroundFlow):
         x = visible(x if x.is_floating_point() else x.to(self.spacing.dtype), context)
         check_event(x, tuple(event), type(self).__name__)
         apart = None
-        if self.levels is not None:  # none of the levels has no probability, and what p makes of it is no matter
-            here = (x >= 0) & (x < self.levels) & (x % 1 == 0)
+        if self.levels is not None:  # what is no level has no probability, whatever p makes of it
+            here = ((x >= 0) & (x < self.levels) & (x % 1 == 0)) | x.isnan()
             x, apart = torch.where(here, x, 0.0), sum_event((~here).to(x.dtype), len(event)) > 0
         batch = joined(x.shape[: x.ndim - len(event)], context_batch(context, self._context_dims))
         log_q: Tensor | float = 0.0

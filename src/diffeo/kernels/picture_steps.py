@@ -43,10 +43,10 @@ class CouplingStep(NamedTuple):
 
 
 class Steps:
-    """What is done to pictures, but for the pictures.
+    """Steps packed for C, to be run on any pictures.
 
     Args:
-        steps: of pictures with so many channels; those of the inverse come in the order in which they are done.
+        steps: those of the inverse in the order in which they are done.
     """
 
     def __init__(self, scalar_map: ScalarMap, steps: Sequence[LinearStep | CouplingStep], library: Any, inverse: bool):

@@ -143,7 +143,7 @@ class ConvNet(nn.Module):
 
     @property
     def three_layers(self) -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d] | None:
-        """The layers of a net without blocks, if they are what they are."""
+        """The layers of a net without blocks, if they are plain convolutions."""
         inner = self.inner[0]
         if type(self) is not ConvNet or type(inner) is not Pointwise or has_hooks(inner):
             return None

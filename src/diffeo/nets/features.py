@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from diffeo.functional import Context, as_fixed_event, context_features, entries
+from diffeo.functional import Context, as_fixed_event, context_features, entries, full_precision
 from diffeo.nets.conv import GatedBlock, one_hot, only_real, places
 
 
@@ -140,7 +140,9 @@ class LowResolution(nn.Module):
             h = block(h)
             middle = h if i == len(self.blocks) // 2 else middle
         h = first + self.trunk(h)
-        found = {"guess": self.rows.to(x.dtype) @ x @ self.columns.to(x.dtype).mT + self._added(h)}
+        with full_precision(x):  # so that it shrinks to the small image under autocast, too
+            plain = self.rows.to(x.dtype) @ x @ self.columns.to(x.dtype).mT
+        found = {"guess": plain + self._added(h)}
         both, size = torch.cat([h, middle], 1), (x.shape[-2] * self.scale, x.shape[-1] * self.scale)
         for i, layer in enumerate(self.at_scale, 1):
             resized = F.interpolate(both, size=(size[0] >> i, size[1] >> i), mode="nearest")

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Size, Tensor, nn
 
 from diffeo.functional import Context, as_fixed_event, context_mask, entries
-from diffeo.kernels.dispatch import is_traced
+from diffeo.kernels.dispatch import PLAIN, is_traced
 
 TINY = 1e-6
 
@@ -92,7 +92,7 @@ class TextEncoder(nn.Module):
             raise ValueError(
                 'TextEncoder: the context has the entry "prosody", which this one does not read: prosody=0'
             )
-        if not text.shape[-1] or not (is_traced() or bool((text > 0).any(-1).all())):
+        if not text.shape[-1] or (_is_known(text) and not bool((text > 0).any(-1).all())):
             raise ValueError("TextEncoder: a text without letters")
         _check_numbers("symbols", text, 0, self.symbols)
         batch, text = text.shape[:-1], text.reshape(-1, text.shape[-1]).long()
@@ -131,9 +131,14 @@ class TextEncoder(nn.Module):
             self.manner.initialize(entries(context))
 
 
+def _is_known(t: Tensor) -> bool:
+    """Whether numbers can be looked at: nobody traces, and they are in the memory of the CPU, where that is no wait."""
+    return not is_traced() and type(t) in PLAIN and t.is_cpu
+
+
 def _check_numbers(what: str, given: Tensor, low: int, high: int) -> None:
     """Refuse numbers that an embedding does not have."""
-    if not is_traced() and given.numel() and not bool(((given >= low) & (given <= high)).all()):
+    if _is_known(given) and given.numel() and not bool(((given >= low) & (given <= high)).all()):
         found = f"{given.min().item()} … {given.max().item()}"
         raise ValueError(f"TextEncoder: expected {what} {low} … {high}, got {found}")
 
@@ -314,9 +319,10 @@ class PositionalAttention(nn.Module):
         letters = letters.expand(*batch, *letters.shape[-2:])
         real = (text > 0).expand(*batch, text.shape[-1])
         frames = (steps.expand(batch), mask.shape[-2] // self.together)
-        if not is_traced() and bool(((real.sum(-1) > frames[0]) & (frames[0] > 0)).any()):
-            most, least = int(real.sum(-1).max()), int(frames[0].min())
-            raise ValueError(f"PositionalAttention: {most} letters in {least} steps of sound; is this the text?")
+        count = real.sum(-1)
+        if _is_known(count) and bool((long := (count > frames[0]) & (frames[0] > 0)).any()):
+            told = f"{count[long][0].item()} letters in {frames[0][long][0].item()} steps of sound"
+            raise ValueError(f"PositionalAttention: {told}; is this the text?")
         t = torch.arange(frames[1], device=letters.device) + 0.5
         lasting = given["durations"].to(letters.dtype) if "durations" in given else given["log_durations"].exp()
         lasting = torch.where(real, lasting, 0.0)

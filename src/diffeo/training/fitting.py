@@ -133,7 +133,7 @@ def fit(
     parameters = list(objective.parameters())
     if parameters and not any(p.requires_grad for p in parameters):
         raise ValueError(
-            "fit: no weight requires a gradient, so nothing would be learnt; train the flow itself, not a copy by "
+            "fit: no weight requires a gradient, so there is nothing to train; train the flow itself, not a copy by "
             "prepare_inference, or call requires_grad_() on what is to learn"
         )
     if any(p.is_inference() for p in parameters):

@@ -44,6 +44,7 @@ class PictureSteps(Chain):
         key = x.shape[-3:], x.dtype, inverse
         known = plans.get(key)
         if known is None or not known[0].holds():
+            plans.pop(key, None)
             known = Snapshot(self), self._plan(x, context, inverse)
             if len(plans) >= MOST:
                 plans.clear()
@@ -84,19 +85,20 @@ def is_step(part: Transform) -> bool:
         return type(part) is Along and (part.dim, part.event_ndim) == (-3, 3) and type(part.transform) is FixedLinear
     if type(part) is not Coupling or (part.dim, part.event_ndim) != (-3, 3):
         return False
-    return part.is_plain and getattr(part.net, "three_layers", None) is not None
+    plain = part.is_plain and getattr(part.net, "three_layers", None) is not None
+    return plain and part.net.map is None
 
 
 def _as_step(part: Transform, x: Tensor, context: Context, inverse: bool) -> LinearStep | CouplingStep | None:
-    if has_hooks(part):
+    if not is_step(part) or has_hooks(part):  # it may be another part than it was
         return None
     if isinstance(part, Coupling):
         net = part.picture_net(x, context)
         if net is None or not all(t.is_contiguous() for t in (*net.weights, *net.biases)):
             return None
         return CouplingStep(net.weights, net.biases, net.shift is not None, *part.runs)
-    linear = part.transform
-    if not isinstance(linear, FixedLinear) or has_hooks(linear):
+    linear: FixedLinear = part.transform  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue] (an Along)
+    if has_hooks(linear):
         return None
     weight = linear.back if inverse else linear.weight
     step = LinearStep(weight, linear.shift, linear.log_scale)

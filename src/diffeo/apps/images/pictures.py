@@ -78,7 +78,7 @@ def read(
             raise ValueError(f"{path}: it holds no labels or y, and an .npz file has no folders of classes")
         return pictures
     advice = "" if skip_bad is None else " (--skip-bad leaves such files out)"
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if not (p.is_dir() or _is_hidden(p, path)))
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if _is_file(p) and not _is_hidden(p, path))
     found: list[tuple[Path, np.ndarray]] = []
     skipped: list[str] = []
     for file in files:
@@ -109,8 +109,13 @@ def read(
     return Pictures(images, names, torch.tensor([classes.index(f) for f in folders]), classes, skipped)
 
 
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, or a link that leads nowhere, which is then named as one."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
 def _is_hidden(file: Path, folder: Path) -> bool:
-    """Whether it, or a folder on the way to it, is none of those that a user put there."""
+    """Whether it, or a folder on the way to it, is hidden, as what programs leave for themselves."""
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 

@@ -73,7 +73,8 @@ def score(
 def picture_bits(model: Dequantized | Noisy, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
     """Bits per dimension of pictures; where classes are unknown, of the mixture of all of them.
 
-    A model that enlarges pictures is given them, shrunk. A prepared copy of the model is asked, with compiled kernels.
+    A model that enlarges pictures is given them, shrunk. A prepared copy of the model is asked, with compiled kernels,
+    which is worth it for more than a few pictures.
 
     Raises:
         ValueError: a model of pictures with Gaussian noise, which gives no bits; one that has not seen data yet.
@@ -91,7 +92,7 @@ def _bits(model: Dequantized | Noisy, images: Tensor, labels: Tensor | None, see
     if context is not None or not isinstance(encoder, OneHot):
         return bits_per_dim(model, images, context, generator=torch.Generator().manual_seed(seed))
     dims = math.prod(images.shape[1:]) * math.log(2)
-    each = [_bits(model, images, torch.full((len(images),), k), seed) for k in range(encoder.classes)]
+    each = [_bits(model, images, images.new_full((len(images),), k).long(), seed) for k in range(encoder.classes)]
     return (math.log(encoder.classes) - torch.logsumexp(-dims * torch.stack(each), 0)) / dims
 
 
@@ -107,10 +108,11 @@ def likeliest_class(model: Dequantized | Noisy, images: Tensor, classes: int, se
 
     Cost: `classes` passes of the density of all pictures.
     """
-    likely = [
-        model.log_prob(images, torch.full((len(images),), k), generator=torch.Generator().manual_seed(seed))
-        for k in range(classes)
-    ]
+    model, likely = prepare_inference(model), []
+    for k in range(classes):
+        labels, generator = images.new_full((len(images),), k).long(), torch.Generator(images.device).manual_seed(seed)
+        with compiled_kernels():
+            likely.append(model.log_prob(images, labels, generator=generator))
     return torch.stack(likely).argmax(0)
 
 

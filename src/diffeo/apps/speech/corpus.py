@@ -130,8 +130,8 @@ def check_corpus(
             if not usual / FAR < pace < usual * FAR
         ]
     if len(rates) > 1:
-        usual, *others = sorted(rates, key=lambda rate: -len(rates[rate]))
-        found += [f"{path}: {rate} Hz, others have {usual}" for rate in others for path in rates[rate]]
+        commonest, *others = sorted(rates, key=lambda rate: -len(rates[rate]))
+        found += [f"{path}: {rate} Hz, others have {commonest}" for rate in others for path in rates[rate]]
     rare = sorted(sign for sign, n in signs.items() if n < 3)
     if rare:
         found.append(f"signs that occur once or twice: {' '.join(map(repr, rare))}")
