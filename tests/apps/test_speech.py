@@ -687,6 +687,21 @@ def test_the_first_clip_may_be_bad(corpus, tmp_path):
     assert written == ["00000001.png", "00000001.wav"]
 
 
+def test_samples_of_an_earlier_fit_go_and_nothing_else(corpus, tmp_path, capsys):
+    folder, voice = tmp_path / "sheets", str(tmp_path / "v.safetensors")
+    folder.mkdir()
+    for name in ("00000900.wav", "00000900.png", "20240115.wav", "00000007.png", "mine.wav", "mine.png"):
+        (folder / name).touch()
+    call = ["-o", voice, "--preset", "tiny", "--steps", "1", "--samples-dir", str(folder)]
+    assert main(["speech", "fit", str(tmp_path / "nowhere"), *call]) == 2
+    assert len(list(folder.iterdir())) == 6  # nothing goes before it is known that a fit begins
+    assert main(["speech", "fit", str(corpus), *call]) == 0
+    left = {"20240115.wav", "00000007.png", "mine.wav", "mine.png"}
+    assert {p.name for p in folder.iterdir()} == left | {"00000001.png", "00000001.wav"}
+    assert main(["speech", "fit", str(corpus), *call[:-1], str(folder / "mine.wav")]) == 2
+    assert "no folder for samples can be made there" in capsys.readouterr().err
+
+
 def test_samples_on_the_way_can_be_left_out(corpus, tmp_path, capsys):
     call = ["speech", "fit", str(corpus), "-o", str(tmp_path / "v.safetensors"), "--preset", "tiny", "--steps", "1"]
     assert main([*call, "--no-samples"]) == 0
