@@ -17,7 +17,7 @@ HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pr
 class Snapshot:
     """What a module and all in it consist of: attributes, parts, hooks, and tensors with the memory they lie in.
 
-    Cost: half a microsecond for each module, to make and to check. The numbers in the tensors may change.
+    Cost: a microsecond or two for each module, to make and to check. The numbers in the tensors may change.
     """
 
     def __init__(self, module: nn.Module):

@@ -14,6 +14,7 @@ from diffeo.nets.lipschitz import LipschitzMLP as LipschitzMLP
 from diffeo.nets.made import MADE as MADE
 from diffeo.nets.mlp import MLP as MLP
 from diffeo.nets.mlp import PeriodicMLP as PeriodicMLP
+from diffeo.nets.prosody import Prosody as Prosody
 from diffeo.nets.recurrent import AttentiveLSTM as AttentiveLSTM
 from diffeo.nets.recurrent import beta_binomial_prior as beta_binomial_prior
 from diffeo.nets.scaler import ContextScaler as ContextScaler
@@ -21,7 +22,6 @@ from diffeo.nets.stepwise import CausalWaveNet as CausalWaveNet
 from diffeo.nets.stepwise import RowWaveNet as RowWaveNet
 from diffeo.nets.text import Letters as Letters
 from diffeo.nets.text import PositionalAttention as PositionalAttention
-from diffeo.nets.text import Prosody as Prosody
 from diffeo.nets.text import TextEncoder as TextEncoder
 from diffeo.nets.transformer import CausalTransformer as CausalTransformer
 from diffeo.nets.transformer import Guided as Guided
