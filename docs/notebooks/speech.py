@@ -175,7 +175,9 @@ for _ in range(60):
     loss.backward()
     optimizer.step()
 figure, axes = plt.subplots(1, 2, figsize=(7, 2.2), layout="constrained", sharey=True)
-for ax, weights, title in zip(axes, (before, scores.detach().softmax(-1)), ("before", f"after: loss {loss.item():.2f}")):
+for ax, weights, title in zip(
+    axes, (before, scores.detach().softmax(-1)), ("before", f"after: loss {loss.item():.2f}")
+):
     ax.imshow(weights.T, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=1)
     ax.set(xlabel="frame", title=title)
 axes[0].set(ylabel="letter")
