@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import os
 import shutil
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 
 import diffeo
 import librosa_mels
@@ -127,6 +129,33 @@ def test_files_of_sound(tmp_path):
             tools.read_audio(tmp_path / name)
     with pytest.raises(ValueError, match=r"expected \.wav"):
         tools.write_audio(torch.zeros(10), tmp_path / "o.txt", 8000)
+
+
+@pytest.mark.parametrize("ending", ["wav", "aiff", "w64", "au", "rf64", "mp3", "flac", "ogg", "caf"])
+def test_recordings_that_were_cut_short_are_named(tmp_path, ending):
+    soundfile.write(tmp_path / f"a.{ending}", 0.4 * np.sin(np.arange(16000) / 10), 16000, format=ending.upper())
+    audio, _, notes = tools.read_audio(tmp_path / f"a.{ending}")
+    assert not notes
+    assert len(audio) == 16000
+    content = (tmp_path / f"a.{ending}").read_bytes()
+    (tmp_path / f"cut.{ending}").write_bytes(content[: len(content) // 2])
+    if ending in ("flac", "ogg", "caf"):  # which libsndfile does not open
+        with pytest.raises(ValueError, match=r"no sound that can be read \(.+\)"):
+            tools.read_audio(tmp_path / f"cut.{ending}")
+    else:
+        assert tools.read_audio(tmp_path / f"cut.{ending}")[2] == ["cut short: it holds less sound than it says"]
+        clip = tools.Clip(tmp_path / f"cut.{ending}", "a", "")
+        assert any("cut short" in line for line in tools.check_corpus([clip]))
+
+
+def test_sound_that_was_written_to_a_pipe_is_whole(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(4000, 0.4), 16000)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    for place in (4, content.find(b"data") + 4):
+        content[place : place + 4] = b"\xff" * 4  # its writer did not know how much would come
+    (tmp_path / "pipe.wav").write_bytes(content)
+    audio, _, notes = tools.read_audio(tmp_path / "pipe.wav")
+    assert (len(audio), notes) == (4000, [])
 
 
 def test_a_check_names_everything_that_is_wrong(tmp_path):
@@ -246,6 +275,9 @@ def test_a_voice_says_a_text_and_hears_where_its_letters_are(voice, corpus, tmp_
     assert 'class = "IntervalTier"' in (grids / "c00.TextGrid").read_text()
     assert main(["speech", "check", str(corpus), "--reading", "letters"]) == 0
     assert "60 clips, 0 remarks" in capsys.readouterr().out
+    (tmp_path / "clips.csv").write_text("path,text\ngone.wav,a\n")
+    assert main(["speech", "check", str(tmp_path / "clips.csv"), "--reading", "letters"]) == 1
+    assert "1 clip, " in capsys.readouterr().out
 
 
 def test_texts_are_read_as_phonemes_where_that_can_be(monkeypatch, corpus, capsys):
@@ -556,6 +588,8 @@ def test_forced_alignment_finds_where_letters_begin():
         wrong.append(np.abs(2 * settings.hop * durations.cumsum(0).numpy()[:-1] - truth).mean())
         uniform.append(np.abs(np.arange(1, len(lengths)) / len(lengths) * lengths.sum() - truth).mean())
     assert np.mean(wrong) < min(settings.hop, np.mean(uniform))  # half a step of two frames
+    with pytest.raises(ValueError, match="at least one clip"):
+        tools.forced_alignment([], [])
     twice = tools.forced_alignment(mels[:6] * 2, [tools.encode_text(t, sorted(LETTERS)) for t in texts[:6]] * 2,
                                    speakers=[0] * 6 + [1] * 6)  # fmt: skip
     assert all(torch.equal(a, b) for a, b in zip(twice[:6], twice[6:], strict=True))
@@ -615,6 +649,29 @@ def test_words_of_other_languages_bring_sounds_and_nothing_else():
         assert not any("(" in unit for unit in units)
         assert units[0] != "|"
         assert units[-1] != "|"
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng here")
+def test_pauses_within_words_are_no_sounds():
+    for language, text in (
+        ("en-us", "an elephant (not) now"), ("de", "beobachten, über alles"), ("it", "te, 3,000"), ("ru", "три, да"),
+    ):  # fmt: skip
+        assert not {":", "!", "|:", "_"} & set(tools.units_of(text, language)), language
+    assert tools.units_of("Ei Ei", "de") == ["aI", "|", "aI"]
+
+
+def test_a_picture_names_the_letters_of_an_alignment():
+    mel, frames = torch.randn(20, 8), torch.tensor([4, 2, 2, 12])
+    bare = Image.open(io.BytesIO(tools.spectrogram_png(mel, frames)))
+    full = Image.open(io.BytesIO(tools.spectrogram_png(mel, frames, ["m", "Ж", "u:", "a"])))
+    assert full.width == bare.width
+    assert full.height > bare.height
+    assert np.array_equal(np.asarray(full)[: bare.height], np.asarray(bare))
+    ink = (np.asarray(full)[bare.height :] < 128).any((0, 2))  # columns with letters
+    for begin, end in ((0, 40), (40, 60), (60, 80), (80, 200)):
+        assert ink[begin:end].any()
+    with pytest.raises(ValueError, match="2 letters, 4 durations"):
+        tools.spectrogram_png(mel, frames, ["a", "b"])
 
 
 def test_numbers_beyond_the_symbols_and_texts_without_letters_are_named():

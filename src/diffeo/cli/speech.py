@@ -52,14 +52,16 @@ Reading = Annotated[
 
 @speech.command()
 def check(corpus: Corpus, reading: Reading = None) -> None:
-    """List what is wrong with recordings and texts."""
+    """List what is wrong with recordings and texts. The exit status is 1 if anything is."""
     from diffeo.apps.speech import check_corpus, read_corpus
 
     clips = read_corpus(corpus)
     problems = check_corpus(clips, reading=_reading(clips, reading))
     for line in problems:
         print(line)
-    print(f"{len(clips)} clips, {len(problems)} remark{'s' * (len(problems) != 1)}.")
+    print(f"{len(clips)} clip{'s' * (len(clips) != 1)}, {len(problems)} remark{'s' * (len(problems) != 1)}.")
+    if problems:
+        raise typer.Exit(1)
 
 
 @speech.command(epilog="Example:  diffeo speech fit LJSpeech-1.1/ -o voice.safetensors --time-limit 2h")
@@ -157,7 +159,8 @@ def fit(
         mel = tools.say(flow, tools.encode_text(shown.text, symbols, reading), speaker=who)
         tools.write_audio(tools.from_mel(mel, settings), samples / f"{steps:08d}.wav", settings.rate)
         clip, letters = mels[order[0]], texts[order[0]]
-        picture = tools.spectrogram_png(clip, tools.align(flow, clip, letters, who, prosody[order[0]]))
+        frames = tools.align(flow, clip, letters, who, prosody[order[0]])
+        picture = tools.spectrogram_png(clip, frames, tools.units_of(shown.text, reading))
         (samples / f"{steps:08d}.png").write_bytes(picture)
         due = time.monotonic() + max(APART, SHARE * (time.monotonic() - began))
 

@@ -43,7 +43,7 @@ def forced_alignment(
         For each clip (L,) whole numbers of at least 1 that add up to its steps.
 
     Raises:
-        ValueError: a text without letters, or with more than steps; no round.
+        ValueError: no clip; a text without letters, or with more than steps; no round.
 
     Cost: O(L · T) for each clip and round.
 
@@ -58,6 +58,8 @@ def forced_alignment(
     """
     if rounds < 1:
         raise ValueError(f"forced_alignment: expected rounds >= 1, got {rounds}")
+    if not mels:
+        raise ValueError("forced_alignment: expected at least one clip")
     for i, (mel, text) in enumerate(zip(mels, texts, strict=True)):
         if not 1 <= len(text) <= -(-len(mel) // together):
             raise ValueError(f"clip {i}: {len(text)} letters in {-(-len(mel) // together)} steps of sound")

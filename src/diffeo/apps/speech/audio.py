@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from diffeo.storage import replacing
 
 FLOOR = 1e-5  # of magnitudes, before the logarithm
 LOUDEST = 10.0  # sample of a recording; whole numbers kept as such are far beyond
+ENDLESS = 0x7FFF0000  # bytes; headers of sound that was written to a pipe say so much or more
 SCALINGS = 3  # of magnitudes in a round, towards the sums of their bands
 
 
@@ -170,7 +172,7 @@ def _istft(spectrum: Tensor, settings: Mel) -> Tensor:
 
 
 def read_audio(path: str | os.PathLike[str], rate: int | None = None) -> tuple[Tensor, int, list[str]]:
-    """Sound of a file as (N,) in [−1, 1], its rate, and what was changed: channels mixed, another rate.
+    """Sound of a file as (N,) in [−1, 1], its rate, and remarks: channels mixed, another rate, a file cut short.
 
     Raises:
         ValueError: a file that is missing, damaged or no sound; samples that are NaN, or far beyond 1.
@@ -180,13 +182,18 @@ def read_audio(path: str | os.PathLike[str], rate: int | None = None) -> tuple[T
     if not path.is_file():
         raise ValueError(f"{path}: {'a folder, expected a recording' if path.is_dir() else 'no such file'}")
     try:
-        found, own = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            own, promised, header = file.samplerate, file.frames, file.extra_info
+            found = file.read(dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise ValueError(f"{path}: no sound that can be read ({error})") from None
+        raise ValueError(f"{path}: no sound that can be read ({str(error) or 'damaged'})") from None
     if not np.isfinite(found).all():
         raise ValueError(f"{path}: it holds samples that are not finite")
     if found.size and np.abs(found).max() > LOUDEST:
         raise ValueError(f"{path}: it holds samples up to {np.abs(found).max():.0f}, expected −1 … 1; scale them")
+    sizes = [tuple(map(int, pair)) for pair in _SIZES.findall(header)]
+    if len(found) < promised or any(there < said < ENDLESS for said, there in sizes):
+        notes.append("cut short: it holds less sound than it says")
     if found.shape[1] > 1:
         notes.append(f"{found.shape[1]} channels were mixed to one")
     audio = found.mean(1)
@@ -221,6 +228,9 @@ def pad_frames(mel: Tensor, multiple: int) -> Tensor:
     """The spectrogram (T, mels) with its last frame repeated up to a multiple."""
     missing = -len(mel) % multiple
     return F.pad(mel.mT.unsqueeze(0), (0, missing), mode="replicate")[0].mT if missing else mel
+
+
+_SIZES = re.compile(r": (\d+) \(should be (\d+)\)")  # what libsndfile remarks about a header
 
 
 def _soundfile():

@@ -104,7 +104,12 @@ def main(folder: Path, seconds: float = SECONDS) -> None:
         ]),
     ]  # fmt: skip
     pictures = [
-        (texts[i], base64.b64encode(spectrogram_png(mels[i], align(flow, mels[i], codes[i], who[i]))).decode())
+        (
+            texts[i],
+            base64.b64encode(
+                spectrogram_png(mels[i], align(flow, mels[i], codes[i], who[i]), units_of(texts[i]))
+            ).decode(),
+        )
         for i in shown
     ]
     took = time.monotonic() - began

@@ -87,7 +87,7 @@ def encode_text(text: str, symbols: Sequence[str], reading: str = LETTERS) -> Te
 
 @lru_cache(maxsize=65536)
 def _phonemes(text: str, language: str) -> tuple[str, ...]:
-    """Phonemes without marks of stress or of other languages, "|" between words."""
+    """Phonemes without pauses, marks of stress and of other languages, "|" between words."""
     program = shutil.which("espeak-ng")
     if program is None:
         raise ImportError(
@@ -98,11 +98,9 @@ def _phonemes(text: str, language: str) -> tuple[str, ...]:
     )
     if done.returncode:
         raise ValueError(f"espeak-ng cannot read {language!r}: {done.stderr.strip()}")
-    words = [word.translate(_STRESS).split("_") for word in _LANGUAGE.sub("_", done.stdout).split()]
     units: list[str] = []
-    for word in words:
-        sounds = [sound for sound in word if sound]
-        sounds = sounds[1:] if sounds[:1] == ["|"] else sounds  # a stop before a vowel, as in German
+    for word in _LANGUAGE.sub("_", done.stdout).split():
+        sounds = [sound for sound in _PAUSE.sub("", word).translate(_STRESS).split("_") if sound]
         units += ["|", *sounds] if sounds else []
     return tuple(units[1:])
 
@@ -112,4 +110,5 @@ _UNSPELLED = re.compile(
     r"|\d+(?:[.,:]\d+)*|[%&@#$€£¥¢№§½¼¾²³°+=/]"
 )
 _LANGUAGE = re.compile(r"_?\([a-z][\w-]*\)_?")  # whose sounds follow, as "(en)" in German with an English word
+_PAUSE = re.compile(r"(?:^|_)_[:!|]+(?=_|$)")  # "_:", "_!" and "_|", an underscore before each but a word's first sound
 _STRESS = str.maketrans("", "", "',%=")
