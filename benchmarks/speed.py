@@ -54,9 +54,10 @@ CONFIGURATIONS = [
 OPERATIONS = {"density": "Log-density", "step": "Training step", "sample": "Samples"}
 ROUNDS = 7  # a neighbour on the machine may slow a whole turn down
 BURST = 0.13  # seconds of one library's turn
+LONG = 0.5  # the same beside busy processes: training goes on where it is, which the system takes a while to find
 SETTLING = 1.0  # seconds of work of either kind before a condition is measured
 PAUSE = 0.1  # seconds between turns
-MOST, LEAST = 60, 1  # repetitions of one turn
+MOST, LEAST = 60, 1  # repetitions of a short turn
 FITS = ("nsf_ar-2", "realnvp-8", "nsf-8")
 TURNS = 2  # of whole fits
 BEFORE = "diffeo-before"
@@ -76,7 +77,9 @@ def first_calls(worker: Worker, configuration: Configuration) -> dict[str, float
     return seconds
 
 
-def measure(workers: dict[str, Worker], first: dict[str, dict[str, float]], rounds: int = ROUNDS) -> dict[str, Any]:
+def measure(
+    workers: dict[str, Worker], first: dict[str, dict[str, float]], rounds: int = ROUNDS, turn: float = BURST
+) -> dict[str, Any]:
     """Milliseconds of every library and operation: quartiles, beside the seconds of the first calls."""
     burst: dict[tuple[str, str], int] = {}
     for library, worker in workers.items():
@@ -84,7 +87,7 @@ def measure(workers: dict[str, Worker], first: dict[str, dict[str, float]], roun
             seconds = first[library][operation]
             compiles = library in (*COMPILING, BEFORE, USED) and seconds < 60
             warm = min(worker.time(operation, 2)) if seconds < 1 or compiles else 1e3 * seconds
-            burst[library, operation] = max(LEAST, min(MOST, round(1e3 * BURST / warm)))
+            burst[library, operation] = max(LEAST, min(round(MOST * turn / BURST), round(1e3 * turn / warm)))
     times: dict[tuple[str, str], list[float]] = {key: [] for key in burst}
     libraries = list(workers)
     for round_ in range(rounds):
@@ -159,7 +162,7 @@ def run_users(asked: list[Configuration], pythons: dict[str, str], threads: int,
             with busy(0 if condition == "quiet" else os.cpu_count() or 1):
                 for worker in workers.values():
                     _settle(worker)
-                found[condition] = {"results": measure(workers, first, rounds=3)}
+                found[condition] = {"results": measure(workers, first, rounds=3, turn=LONG)}
         for worker in workers.values():
             worker.close()
         found["seconds"] = round(time.perf_counter() - began, 1)

@@ -83,6 +83,48 @@ team.end()
 print(step())
 """
 
+REGIONS = """
+import os, threading, torch, diffeo
+from diffeo.kernels import process
+
+torch.set_num_threads(3)
+torch.manual_seed(0)
+flow, x = diffeo.nsf(6, hidden=[64, 64], layers=2), torch.randn(20000, 6)
+def ask():
+    "Densities and gradients by kernels, on three threads."
+    flow.zero_grad()
+    with diffeo.compiled_kernels():
+        found = flow(x)
+    with process.thread_limit:
+        found.mean().backward()
+    return [found.detach(), *(p.grad for p in flow.parameters())]
+
+same = lambda a, b: all(map(torch.equal, a, b))
+usual = ask()
+before = len(os.listdir("/proc/self/task"))
+process.crowded.value = 1
+print(all(same(ask(), usual) for _ in range(20)), len(os.listdir("/proc/self/task")) - before >= 2)
+flows = []  # whoever finds the helpers busy goes on alone
+def use():
+    with diffeo.compiled_kernels(), torch.no_grad():
+        flows.append([float(flow(x[:5000]).sum()) for _ in range(10)])
+several = [threading.Thread(target=use) for _ in range(4)]
+[thread.start() for thread in several]
+[thread.join() for thread in several]
+print(len(flows), len(set(sum(flows, []))))
+with diffeo.compiled_kernels(), torch.no_grad():
+    calm = flow(x)
+child = os.fork()
+if not child:
+    process.crowded.value = 1  # a new process begins as if alone
+    with process.thread_limit, diffeo.compiled_kernels(), torch.no_grad():  # PyTorch's own threads are gone
+        print(torch.equal(flow(x), calm), len(os.listdir("/proc/self/task")), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+process.crowded.value = 0
+print(same(ask(), usual))
+"""
+
 
 def run(code, **environment):
     plain = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")}
@@ -98,6 +140,11 @@ def test_one_thread_of_python_is_lowered_for_a_while_and_no_other():
     assert run(LOWERED) == [
         "True", alone, f"(1, 3) [{full}]", full, "(1, 3)", full, f"((1, 3), {full})", f"({full}, {full})",
     ]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the threads of GNU's OpenMP library")
+def test_beside_others_kernels_have_helpers_for_whom_nobody_waits():
+    assert run(REGIONS) == ["True True", "4 1", "True 3", "True"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the threads of GNU's OpenMP library")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from diffeo.functional import narrowed
 from diffeo.kernels import native
 from diffeo.kernels.private import has_hooks, mark_sizes
-from diffeo.kernels.process import prepare, thread_limit
+from diffeo.kernels.process import prepare, thread_limit, waiting
 
 # what only other code would change, and costs small models a tenth of a call to check each time
 CODE = {
@@ -75,12 +75,14 @@ def compiled(function: Callable[..., Any], weights: int | None = None) -> Callab
             for t in arg.values() if isinstance(arg, Mapping) else (arg,):  # pyright: ignore[reportUnknownVariableType]
                 if isinstance(t, Tensor) and t.ndim > 1:
                     mark_sizes(t, 0)
-        if weights is None or not _is_little(next(iter((*args, *kwargs.values())), None), weights):
+        little = weights is not None and _is_little(next(iter((*args, *kwargs.values())), None), weights)
+        if not little and not waiting.asleep:
             return run(*args, **kwargs)
-        with thread_limit:
+        threads = 1 if little else waiting.free
+        with thread_limit.of(threads):
             out = run(*args, **kwargs)
         for node in {t.grad_fn for t in (out if isinstance(out, tuple) else (out,)) if t.grad_fn is not None}:
-            node.register_prehook(thread_limit.begin)
+            node.register_prehook(partial(thread_limit.begin, threads=threads))
             node.register_hook(thread_limit.end)
         return out
 

@@ -40,14 +40,10 @@ int map(long rows, int L, const long *widths, const real *h, long hs, long hk, c
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif
   {
-    long count = 1;
-#ifdef _OPENMP
-    count = omp_get_num_threads();
-#endif
     Layer layers[L];
     describe(layers, L, widths, weights, biases, bounds, rows, 0);
     const Input in = {.x = h, .row = hs, .column = hk, .which = which, .enter = enter};
-    failed = map_part(rows, &taken, count, L, layers, in, D, x, xs, xk, scalars, changed, out, logdet);
+    failed = map_part(rows, &taken, threads, L, layers, in, D, x, xs, xk, scalars, changed, out, logdet);
   }
   return failed;
 }

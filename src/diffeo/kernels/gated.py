@@ -310,7 +310,7 @@ def _stack(whole: Gated, planes: int, panels: Tensor | None = None) -> tuple[Any
 
 def _threads(whole: Gated) -> int:
     products = whole.x.shape[0] * whole.x.shape[1] * sum(w.numel() for w in whole.weights)
-    return process.threads(products // WORK)
+    return process.threads(products // WORK, meets=True)
 
 
 @mark_constant
@@ -329,7 +329,7 @@ def _require(dtype: torch.dtype) -> Any:
 @cache
 def _library(dtype: torch.dtype) -> Any:
     """The library for numbers of a dtype, or None where it cannot be made."""
-    library: Any = native.load(prelude(dtype) + tiles() + c_file("gated.c"), "WaveNets")
+    library: Any = native.load(prelude(dtype, meets=True) + tiles() + c_file("gated.c"), "WaveNets")
     if library is None:
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int

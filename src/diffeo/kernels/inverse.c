@@ -75,13 +75,7 @@ int invert(long rows, long D, int L, const long *widths, const long *ready, cons
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif
-  {
-    long count = 1;
-#ifdef _OPENMP
-    count = omp_get_num_threads();
-#endif
-    failed = invert_part(rows, &taken, count, D, L, widths, ready, weights, biases, context, z, zs, zk, order, x,
-                         logdet);
-  }
+  failed = invert_part(rows, &taken, threads, D, L, widths, ready, weights, biases, context, z, zs, zk, order, x,
+                       logdet);
   return failed;
 }

@@ -65,10 +65,11 @@ static inline void mix_one(long C, long places, const real *x, long apart, const
    convolution. Shift and bias may be null, which are zeros. */
 void mix(long pictures, long C, long places, const real *x, long picture, long channel, const real *weight,
          const real *shift, const real *bias, real *z, int threads) {
+  long taken = 0;
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) if (threads > 1)
+#pragma omp parallel num_threads(threads) if (threads > 1)
 #endif
-  for (long p = 0; p < pictures; p++)
+  for (long p; (p = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < pictures;)
     mix_one(C, places, x + p * picture, channel, weight, 0, shift, bias, z + p * C * places);
 }
 
@@ -96,10 +97,11 @@ void mix_backward(long pictures, long C, long places, const real *x, long pictur
                   const real *shift, const real *g, long g_picture, long g_channel, real *g_x, real *g_layers,
                   long shares, int threads) {
   const long total = C * (C + 1), size = (pictures + shares - 1) / shares;
+  long taken = 0;
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 1)
+#pragma omp parallel num_threads(threads) if (threads > 1)
 #endif
-  for (long k = 0; k < shares; k++) {
+  for (long k; (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
     real *sums = g_layers + k * total;
     memset(sums, 0, total * sizeof(real));
     for (long p = k * size; p < pictures && p < (k + 1) * size; p++) {

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from diffeo.kernels.dispatch import TYPES
-from diffeo.kernels.process import openmp
+from diffeo.kernels.process import crowded, openmp, region
 
 FAILURES = (OSError, RuntimeError)  # what compiler, disk and loader may do
 # neither error codes nor the sign of zero matter; infinities and NaN do
@@ -43,7 +43,17 @@ typedef %(real)s real;
 #define FN(name) name%(paste)s
 #ifdef _OPENMP
 int omp_get_thread_num(void);
-int omp_get_num_threads(void);
+#endif
+"""
+# The compiler makes of a parallel region a call of this function of GNU's library, with the region's body; ours stands
+# before it, for regions whose threads share out work by a counter alone. See team.c.
+REGIONS = """\
+#ifdef TEAM
+void (*run_region)(void (*)(void *), void *, unsigned, unsigned);
+__attribute__((visibility("hidden"))) void GOMP_parallel(void (*body)(void *), void *data, unsigned threads,
+                                                          unsigned flags) {
+  run_region(body, data, threads, flags);
+}
 #endif
 """
 
@@ -58,8 +68,13 @@ def tiles() -> str:
     return c_file("tiles.c")
 
 
-def prelude(dtype: torch.dtype) -> str:
-    """The type of numbers, `real`, and their functions: `FN(exp)` is the exponential of a `real`."""
+def prelude(dtype: torch.dtype, meets: bool = False) -> str:
+    """The type of numbers, `real`, and their functions: `FN(exp)` is the exponential of a `real`.
+
+    Args:
+        dtype: float32 or float64.
+        meets: whether threads of a region wait for each other within it, at barriers or loops of OpenMP.
+    """
     real = TYPES[dtype]
     suffix = "f" if real == "float" else ""
 
@@ -68,7 +83,8 @@ def prelude(dtype: torch.dtype) -> str:
         return f"#pragma omp declare simd notinbranch\nreal {name}{suffix}({arguments});"
 
     old, new = ("\n".join(map(declare, names)) for names in VECTORISED)
-    return PRELUDE % {"real": real, "paste": "##f" if suffix else "", "old": old, "new": new}
+    text = PRELUDE % {"real": real, "paste": "##f" if suffix else "", "old": old, "new": new}
+    return text if meets else text + REGIONS
 
 
 def find_compiler() -> str | None:
@@ -82,7 +98,10 @@ def load(source: str, what: str) -> ctypes.CDLL | None:
     if compiler is None:
         return None
     try:
-        return build(source, compiler)
+        library = build(source, compiler)
+        if hasattr(library, "run_region"):
+            ctypes.c_void_p.in_dll(library, "run_region").value = _team(compiler)
+        return library
     except FAILURES:
         logging.getLogger("diffeo").info("%s could not be compiled", what, exc_info=True)
         return None
@@ -92,7 +111,8 @@ def build(source: str, compiler: str) -> ctypes.CDLL:
     """The compiled library of a source, from disk where it was compiled before."""
     shared = openmp()  # threads are those of PyTorch; two libraries would have a pool each
     libraries = [] if shared is None else ["-x", "none", "-Wl,--as-needed", shared]
-    what = (source, _version(compiler), *FLAGS, *libraries, _processor(), *platform.libc_ver())
+    flags = FLAGS if region() is None else (*FLAGS, "-DTEAM", "-pthread")
+    what = (source, _version(compiler), *flags, *libraries, _processor(), *platform.libc_ver())
     name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:32] + ".so"
     folder = _folder()
     if folder is not None and (folder / name).exists():
@@ -102,7 +122,7 @@ def build(source: str, compiler: str) -> ctypes.CDLL:
         text.write_text(source)
         said = ""
         for further in FURTHER:
-            command = [compiler, *FLAGS, *further, "-x", "c", str(text), "-o", str(made), *libraries, "-lm"]
+            command = [compiler, *flags, *further, "-x", "c", str(text), "-o", str(made), *libraries, "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 library = ctypes.CDLL(str(made))  # one that loads; it stays loaded when its file moves
@@ -112,6 +132,19 @@ def build(source: str, compiler: str) -> ctypes.CDLL:
                 return ctypes.CDLL(str(folder / name))  # by the name that it has from now on
             said = said or done.stderr
     raise RuntimeError(f"{compiler} said: {said}")
+
+
+@cache
+def _team(compiler: str) -> int:
+    """Where the function that runs parallel regions is: that of `team.c`, or else GNU's."""
+    try:
+        library = build(c_file("team.c"), compiler)
+    except FAILURES:
+        logging.getLogger("diffeo").info("team.c could not be compiled", exc_info=True)
+        return region() or 0
+    library.set_up.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.set_up(region(), ctypes.addressof(crowded))
+    return ctypes.cast(library.run_region, ctypes.c_void_p).value or 0
 
 
 def _folder() -> Path | None:

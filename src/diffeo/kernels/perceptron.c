@@ -322,14 +322,10 @@ int forward(long rows, int L, const long *widths, const real *x, long xs, long x
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif
   {
-    long count = 1;
-#ifdef _OPENMP
-    count = omp_get_num_threads();
-#endif
     Layer layers[L];
     describe(layers, L, widths, weights, biases, bounds, rows, inner);
     const Input in = {.x = x, .row = xs, .column = xk, .which = which, .enter = enter};
-    failed = forward_part(rows, &taken, count, L, layers, in, out, planes);
+    failed = forward_part(rows, &taken, threads, L, layers, in, out, planes);
   }
   return failed;
 }
@@ -431,12 +427,14 @@ static void start_share(int L, const long *widths, long total, real *at, real **
 
 /* those of the other shares, in their order, added to those of the first */
 static void add_shares(long shares, long total, real *g_layers, const real *sums, int threads) {
+  long taken = 0;
+  const long size = 4096;
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (threads > 1 && shares > 1 && total > 65536)
+#pragma omp parallel num_threads(threads) if (threads > 1 && shares > 1 && total > 65536)
 #endif
-  for (long i = 0; i < total; i += 64)
+  for (long i; (i = __atomic_fetch_add(&taken, size, __ATOMIC_RELAXED)) < total;)
     for (long k = 1; k < shares; k++)
-      for (long j = i; j < min_of(total, i + 64); j++) g_layers[j] += sums[(k - 1) * total + j];
+      for (long j = i; j < min_of(total, i + size); j++) g_layers[j] += sums[(k - 1) * total + j];
 }
 
 /* Gradients from that of out: `g_x`, a column after the other, and in `g_layers` those of all weights, then of all

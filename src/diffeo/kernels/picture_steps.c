@@ -73,16 +73,16 @@ int run_steps(long pictures, const Event *event, long count, const Step *steps, 
   const Most most = find_most(count, steps, e.planes, e.width, places, bordered);
   const long group = max_of(1, min_of(group_size(block_limit(widest), places), pictures / (4 * threads)));
   int failed = 0;
-  long taken = 0;
+  long packed = 0, taken = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1)
+#endif
+  for (long k; (k = __atomic_fetch_add(&packed, 1, __ATOMIC_RELAXED)) < count;)
+    if (!steps[k].matrix) pack_net(steps + k, layers[k], room + begin[k]);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif
   {
-#ifdef _OPENMP
-#pragma omp for schedule(dynamic)
-#endif
-    for (long k = 0; k < count; k++)
-      if (!steps[k].matrix) pack_net(steps + k, layers[k], room + begin[k]);
     Room mine;
     const long own = set_room(&mine, widest, 0);
     const long beside = group * (2 * whole + most.inputs + most.outputs) + most.line + 2 * most.slopes + most.params;

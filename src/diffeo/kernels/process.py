@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -29,8 +30,8 @@ LONGEST = 4 * WINDOW  # more work than this since the last look was no steps but
 PREEMPTED = 100
 RESTED = 30  # fewer than this and the machine is quiet again: what runs on one thread is taken off its core 60 times
 WANTED = 2  # windows in a row after which threads sleep
-RELUCTANT = 32  # times the work that a thread has to be worth otherwise while waiting threads sleep: it has to be woken
 QUIET = 2  # quiet windows in a row after which threads stay awake again
+crowded = ctypes.c_int(0)  # whether waiting threads sleep now, for C
 
 
 def prepare() -> None:
@@ -67,6 +68,16 @@ class ThreadLimit(threading.local):
         self.end()
 
     @contextmanager
+    def of(self, threads: int) -> Iterator[None]:
+        """A block inside of which PyTorch runs on at most so many threads."""
+        self.begin(threads=threads)
+        self._blocks += 1
+        try:
+            yield
+        finally:
+            self.__exit__()
+
+    @contextmanager
     def kernels_too(self) -> Iterator[None]:
         """A block inside of which kernels of diffeo run on one thread, too."""
         before, self._own = self._own, 1
@@ -76,12 +87,12 @@ class ThreadLimit(threading.local):
         finally:
             self._own = before
 
-    def begin(self, *_: object) -> None:
+    def begin(self, *_: object, threads: int = 1) -> None:
         """Start without a block, as a hook; if its end never comes, as after a failed backward, the next one does."""
         if self._full is None and _setters():
             self._full = torch.get_num_threads()
             for setter in _setters():
-                setter(1)
+                setter(min(threads, self._full))
 
     def end(self, *_: object) -> None:
         """Back to as many threads as before, unless inside a block; as a hook."""
@@ -131,9 +142,11 @@ class Waiting:
     machine that is right: to wake a thread takes longer than a small product. Where another program wants the same
     core, the loop keeps the very thread from running that it waits for, and a training step takes ten to seventy times
     as long. The library lets its threads sleep almost at once when it manages more of them than the machine has cores.
-    So one more team of threads is made here while the system often takes the cores away, and ended when it no longer
-    does. The environment decides how to wait when a program starts (`OMP_WAIT_POLICY=passive`), which is too late for a
-    library; where it says anything, it is left at that.
+    So one more team of threads is made here while the system often takes the cores away, and ended when it no
+    longer does. Meanwhile kernels wait for no thread that has not started (`team.c`), and what else a compiled flow
+    does has as many threads as there are cores that nobody else uses. The environment decides how to wait when a
+    program starts (`OMP_WAIT_POLICY=passive`), which is too late for a library; where it says anything, it is left
+    at that.
     """
 
     def __init__(self) -> None:
@@ -141,6 +154,9 @@ class Waiting:
         self._lock = threading.Lock()
         self._switches, self._worked = 0, 0.0
         self._quiet, self._wanted = 0, 0  # windows in a row
+        self._seen = 0.0, 0.0  # when the last window ended, and what all processes had worked until then
+        self.free = 1  # cores that no other program uses, while threads sleep
+        crowded.value = 0
 
     @property
     def asleep(self) -> bool:
@@ -161,12 +177,18 @@ class Waiting:
         try:
             wanted = usage.ru_nivcsw - self._switches > (RESTED if self.asleep else PREEMPTED) * worked
             self._switches, self._worked = usage.ru_nivcsw, self._worked + worked
+            since, before = self._seen
+            self._seen = time.monotonic(), work_of_all()
             if worked > LONGEST:
                 return
+            others = (self._seen[1] - before - worked) / max(self._seen[0] - since, 1e-3)
+            self.free = max(1, int((os.cpu_count() or 1) - others + 0.5))
             self._quiet, self._wanted = (0, self._wanted + 1) if wanted else (self._quiet + 1, 0)
             if self._wanted >= WANTED and self._team is None:
                 self._team = _Team()
+                crowded.value = 1
             elif self._team is not None and self._quiet >= QUIET:
+                crowded.value = 0
                 self._team.end()
                 self._team = None
         finally:
@@ -210,9 +232,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=waiting.forget)
 
 
-def threads(worth: int) -> int:
-    """How many threads to run on, where work is worth that of so many that are awake."""
-    return max(1, min(thread_limit.threads, worth // RELUCTANT if waiting.asleep else worth))
+def work_of_all() -> float:
+    """Seconds that all processes of the machine have worked; 0 where the system does not say."""
+    try:
+        with open("/proc/stat") as file:
+            user, nice, system, _, _, *interrupts = map(int, file.readline().split()[1:8])
+    except (OSError, ValueError):
+        return 0.0
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
+def threads(worth: int, meets: bool = False) -> int:
+    """How many threads to run on, where work is worth that of so many.
+
+    Args:
+        worth: threads that the work is worth.
+        meets: whether they wait for each other while they work, so that all of them need cores of their own.
+    """
+    return max(1, min(thread_limit.threads, worth, waiting.free if meets and waiting.asleep else worth))
 
 
 def openmp() -> str | None:
@@ -228,6 +265,15 @@ def openmp() -> str | None:
     except AttributeError:
         return None
     return next((path for path, begin, end in maps if begin <= there < end and "/libgomp" in path), None)
+
+
+@cache
+def region() -> int | None:
+    """Where GNU's function that runs a parallel region is; None where PyTorch has another library of threads."""
+    pytorch = _pytorch()
+    if sys.platform != "linux" or pytorch is None or openmp() is None:
+        return None
+    return ctypes.cast(pytorch.GOMP_parallel, ctypes.c_void_p).value
 
 
 @cache
