@@ -326,6 +326,7 @@ def users_section() -> str:
     if not runs:
         return ""
     some = next(iter(runs.values()))
+    peers = [library for library in PEERS if all(library in run["quiet"]["results"] for run in runs.values())]
     tables = ""
     for condition, title in CONDITIONS.items():
         rows = []
@@ -362,8 +363,8 @@ a held-out tenth. diffeo is `fit` of the recipe, FlowJAX its `fit_to_data`, zuko
 
 {USED} is {IDIOMS[USED]}. It does more than the peers' flows, which have neither start layers nor linear maps nor a
 mixture, and SiLU for ReLU. Milliseconds, ours : the fastest peer's = the ratio; beside busy processes also how many
-times our own quiet time. Medians over interleaved bursts of three rounds, {some["threads"]} threads on {some["cores"]}
-cores ({some["processor"]}).
+times our own quiet time. Peers here are {" and ".join(peers)}. Medians over interleaved turns of {LONG} seconds, three
+of each, {some["threads"]} threads on {some["cores"]} cores ({some["processor"]}).
 
 {tables}{fits if rows else ""}\
     python benchmarks/speed.py --users --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python

@@ -1,8 +1,10 @@
 """Threads that sleep while they wait, where other programs want their cores."""
 
 import os
+import re
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 
@@ -22,19 +24,19 @@ def work(seconds, switches):
     used.ru_utime += seconds
     used.ru_nivcsw += switches
     process.prepare()
-    return process.waiting.asleep, threading.active_count()
+    return process.waiting.crowded, threading.active_count()
 
 process.waiting.forget()
 said = [work(0.1, 20), work(1, 5), work(1, 300)]  # too short to tell; quiet; one window says nothing yet
 said += [work(1, 5)] + [work(1, 5000) for _ in range(process.WANTED)]
 said += [work(1, 5) for _ in range(process.QUIET)]
-print([int(asleep) for asleep, _ in said], [threads for _, threads in said])
+print([int(crowded) for crowded, _ in said], [threads for _, threads in said])
 [work(1, 300) for _ in range(process.WANTED)]
 x = torch.randn(512, 64)
 print(bool(torch.isfinite(diffeo.realnvp(64, layers=1)(x)).all()))
 child = os.fork()
 if not child:
-    print(process.waiting.asleep, flush=True)
+    print(process.waiting.crowded, flush=True)
     os._exit(0)
 os.waitpid(child, 0)
 """
@@ -147,8 +149,16 @@ def test_beside_others_kernels_have_helpers_for_whom_nobody_waits():
     assert run(REGIONS) == ["True True", "4 1", "True 3", "True"]
 
 
+def test_regions_that_helpers_run_share_out_work_by_counters_alone():
+    folder = resources.files("diffeo.kernels")
+    for file in (file for file in folder.iterdir() if file.name.endswith((".c", ".py"))):
+        meets = re.findall(r"#pragma omp (?:parallel )?(?:for|barrier|single|critical|sections)", file.read_text())
+        assert bool(meets) == (file.name == "gated.c"), (file.name, meets)
+    assert "meets=True" in folder.joinpath("gated.py").read_text()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the threads of GNU's OpenMP library")
 def test_threads_sleep_beside_others_and_what_the_user_says_counts():
-    asleep = [0, 0, 0, 0, *[0] * (WANTED - 1), 1, *[1] * (QUIET - 1), 0]
-    assert run(CODE) == [f"{asleep} {[1 + a for a in asleep]}", "True", "False"]
-    assert run(CODE, OMP_WAIT_POLICY="active") == [f"{[0] * len(asleep)} {[1] * len(asleep)}", "True", "False"]
+    crowded = [0, 0, 0, 0, *[0] * (WANTED - 1), 1, *[1] * (QUIET - 1), 0]
+    assert run(CODE) == [f"{crowded} {[1 + c for c in crowded]}", "True", "False"]
+    assert run(CODE, OMP_WAIT_POLICY="active") == [f"{crowded} {[1] * len(crowded)}", "True", "False"]

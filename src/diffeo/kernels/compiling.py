@@ -76,7 +76,7 @@ def compiled(function: Callable[..., Any], weights: int | None = None) -> Callab
                 if isinstance(t, Tensor) and t.ndim > 1:
                     mark_sizes(t, 0)
         little = weights is not None and _is_little(next(iter((*args, *kwargs.values())), None), weights)
-        if not little and not waiting.asleep:
+        if not little and not waiting.crowded:
             return run(*args, **kwargs)
         threads = 1 if little else waiting.free
         with thread_limit.of(threads):

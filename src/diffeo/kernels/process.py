@@ -29,9 +29,9 @@ LONGEST = 4 * WINDOW  # more work than this since the last look was no steps but
 # window now and then, but not in two.
 PREEMPTED = 100
 RESTED = 30  # fewer than this and the machine is quiet again: what runs on one thread is taken off its core 60 times
-WANTED = 2  # windows in a row after which threads sleep
-QUIET = 2  # quiet windows in a row after which threads stay awake again
-crowded = ctypes.c_int(0)  # whether waiting threads sleep now, for C
+WANTED = 2  # windows in a row after which others are taken to stay
+QUIET = 2  # quiet windows in a row after which the cores are ours again
+crowded = ctypes.c_int(0)  # whether others want the cores now, for C
 
 
 def prepare() -> None:
@@ -145,8 +145,8 @@ class Waiting:
     So one more team of threads is made here while the system often takes the cores away, and ended when it no
     longer does. Meanwhile kernels wait for no thread that has not started (`team.c`), and what else a compiled flow
     does has as many threads as there are cores that nobody else uses. The environment decides how to wait when a
-    program starts (`OMP_WAIT_POLICY=passive`), which is too late for a library; where it says anything, it is left
-    at that.
+    program starts (`OMP_WAIT_POLICY=passive`), which is too late for a library; where it says anything, waiting is
+    left at that.
     """
 
     def __init__(self) -> None:
@@ -155,18 +155,18 @@ class Waiting:
         self._switches, self._worked = 0, 0.0
         self._quiet, self._wanted = 0, 0  # windows in a row
         self._seen = 0.0, 0.0  # when the last window ended, and what all processes had worked until then
-        self.free = 1  # cores that no other program uses, while threads sleep
+        self.free = 1  # cores that no other program uses, while it is crowded
         crowded.value = 0
 
     @property
-    def asleep(self) -> bool:
-        """Whether waiting threads sleep now."""
+    def crowded(self) -> bool:
+        """Whether other programs want the cores now."""
         return self._team is not None
 
     @property
     def may_change(self) -> bool:
-        """Whether there are threads that wait, and nobody has said how."""
-        return torch.get_num_threads() > 1 and _is_left_to_us()
+        """Whether there are threads that wait for each other."""
+        return torch.get_num_threads() > 1 and openmp() is not None
 
     def look(self) -> None:
         """See whether others want the cores, once after each `WINDOW` of work, and wait accordingly."""
@@ -175,7 +175,7 @@ class Waiting:
         if worked < WINDOW or not self._lock.acquire(blocking=False):
             return
         try:
-            wanted = usage.ru_nivcsw - self._switches > (RESTED if self.asleep else PREEMPTED) * worked
+            wanted = usage.ru_nivcsw - self._switches > (RESTED if self.crowded else PREEMPTED) * worked
             self._switches, self._worked = usage.ru_nivcsw, self._worked + worked
             since, before = self._seen
             self._seen = time.monotonic(), work_of_all()
@@ -200,7 +200,7 @@ class Waiting:
 
 
 class _Team:
-    """As many threads as PyTorch uses, asleep until the `end`.
+    """As many threads as PyTorch uses, asleep until the `end`; none where the environment says how threads wait.
 
     Meanwhile optimisers step on one thread: threads of fused ones meet after every parameter, however small.
     """
@@ -212,8 +212,9 @@ class _Team:
         ]
         made, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._sleep, args=(made,), name="diffeo-asleep", daemon=True)
-        self._thread.start()
-        made.wait(10)
+        if _is_left_to_us():
+            self._thread.start()
+            made.wait(10)
 
     def _sleep(self, made: threading.Event) -> None:
         torch.ones(LARGE, device="cpu").add_(1.0)  # on as many threads as there are
@@ -224,7 +225,8 @@ class _Team:
         for hook in self._hooks:
             hook.remove()
         self._ended.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
 
 waiting = Waiting()
@@ -249,7 +251,7 @@ def threads(worth: int, meets: bool = False) -> int:
         worth: threads that the work is worth.
         meets: whether they wait for each other while they work, so that all of them need cores of their own.
     """
-    return max(1, min(thread_limit.threads, worth, waiting.free if meets and waiting.asleep else worth))
+    return max(1, min(thread_limit.threads, worth, waiting.free if meets and waiting.crowded else worth))
 
 
 def openmp() -> str | None:
@@ -309,6 +311,5 @@ def _setters() -> list[Callable[[int], Any]]:
     return functions
 
 
-@cache
 def _is_left_to_us() -> bool:
-    return openmp() is not None and not any(name in os.environ for name in WAITING)
+    return not any(name in os.environ for name in WAITING)
