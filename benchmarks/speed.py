@@ -326,7 +326,6 @@ def users_section() -> str:
     if not runs:
         return ""
     some = next(iter(runs.values()))
-    peers = [library for library in PEERS if all(library in run["quiet"]["results"] for run in runs.values())]
     tables = ""
     for condition, title in CONDITIONS.items():
         rows = []
@@ -363,7 +362,7 @@ a held-out tenth. diffeo is `fit` of the recipe, FlowJAX its `fit_to_data`, zuko
 
 {USED} is {IDIOMS[USED]}. It does more than the peers' flows, which have neither start layers nor linear maps nor a
 mixture, and SiLU for ReLU. Milliseconds, ours : the fastest peer's = the ratio; beside busy processes also how many
-times our own quiet time. Peers here are {" and ".join(peers)}. Medians over interleaved turns of {LONG} seconds, three
+times our own quiet time. Peers here are {_peers(runs)}. Medians over interleaved turns of {LONG} seconds, three
 of each, {some["threads"]} threads on {some["cores"]} cores ({some["processor"]}).
 
 {tables}{fits if rows else ""}\
@@ -388,13 +387,18 @@ def readme() -> str:
     some = next(iter(runs.values()))
     header = ["flow", *OPERATIONS.values(), *(f"{title}, busy" for title in OPERATIONS.values())]
     return f"""\
-A recipe with all its layers, `flow.compile()` and a plain loop of `loss.backward()` and Adam, beside the fastest of
-zuko, nflows, normflows and FlowJAX with plainer flows of the same size: our time as a multiple of theirs (below 1 is
+A recipe with all its layers, `flow.compile()` and a plain loop of `loss.backward()` and Adam, beside the faster of
+{_peers(runs)} with plainer flows of the same size: our time as a multiple of theirs (below 1 is
 faster), on {some["cores"]} cores of a shared machine; "busy" is beside one busy process on each core
 ([all times](docs/benchmarks.md#speed-as-users-run-it)).
 
 {markdown(header, rows)}
 """
+
+
+def _peers(runs: dict[str, Any]) -> str:
+    """Those that were measured in all runs."""
+    return " and ".join(p for p in PEERS if all(p in run["quiet"]["results"] for run in runs.values()))
 
 
 def _row(run: dict[str, Any], operation: str, libraries: list[str]) -> list[str]:
