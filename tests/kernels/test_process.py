@@ -8,6 +8,7 @@ from importlib import resources
 
 import pytest
 
+from diffeo.kernels import process
 from diffeo.kernels.process import QUIET, WANTED
 
 CODE = """
@@ -147,6 +148,17 @@ def test_one_thread_of_python_is_lowered_for_a_while_and_no_other():
 @pytest.mark.skipif(sys.platform != "linux", reason="the threads of GNU's OpenMP library")
 def test_beside_others_kernels_have_helpers_for_whom_nobody_waits():
     assert run(REGIONS) == ["True True", "4 1", "True 3", "True"]
+
+
+def test_what_runs_before_each_step_asks_the_system_for_little(monkeypatch):
+    process.prepare()
+
+    def maps():
+        raise AssertionError("reads all that the process has in memory, for milliseconds")
+
+    monkeypatch.setattr(process, "_maps", maps)
+    for _ in range(3):
+        process.prepare()
 
 
 def test_regions_that_helpers_run_share_out_work_by_counters_alone():

@@ -79,10 +79,11 @@ def compiled(function: Callable[..., Any], weights: int | None = None) -> Callab
         if not little and not waiting.crowded:
             return run(*args, **kwargs)
         threads = 1 if little else waiting.free
-        with thread_limit.of(threads):
+        begin = thread_limit.begin if threads == 1 else partial(thread_limit.begin, threads=threads)
+        with thread_limit if threads == 1 else thread_limit.of(threads):
             out = run(*args, **kwargs)
         for node in {t.grad_fn for t in (out if isinstance(out, tuple) else (out,)) if t.grad_fn is not None}:
-            node.register_prehook(partial(thread_limit.begin, threads=threads))
+            node.register_prehook(begin)
             node.register_hook(thread_limit.end)
         return out
 

@@ -166,7 +166,7 @@ class Waiting:
     @property
     def may_change(self) -> bool:
         """Whether there are threads that wait for each other."""
-        return torch.get_num_threads() > 1 and openmp() is not None
+        return torch.get_num_threads() > 1 and region() is not None
 
     def look(self) -> None:
         """See whether others want the cores, once after each `WINDOW` of work, and wait accordingly."""
