@@ -54,7 +54,7 @@ CONFIGURATIONS = [
 OPERATIONS = {"density": "Log-density", "step": "Training step", "sample": "Samples"}
 ROUNDS = 7  # a neighbour on the machine may slow a whole turn down
 BURST = 0.13  # seconds of one library's turn
-LONG = 0.5  # the same beside busy processes: training goes on where it is, which the system takes a while to find
+LONG = 0.5  # the same of recipes in plain loops: after a pause the system takes a while to find a freer core
 SETTLING = 1.0  # seconds of work of either kind before a condition is measured
 PAUSE = 0.1  # seconds between turns
 MOST, LEAST = 60, 1  # repetitions of a short turn
@@ -398,7 +398,8 @@ faster), on {some["cores"]} cores of a shared machine; "busy" is beside one busy
 
 def _peers(runs: dict[str, Any]) -> str:
     """Those that were measured in all runs."""
-    return " and ".join(p for p in PEERS if all(p in run["quiet"]["results"] for run in runs.values()))
+    names = {"flowjax": "FlowJAX"}
+    return " and ".join(names.get(p, p) for p in PEERS if all(p in run["quiet"]["results"] for run in runs.values()))
 
 
 def _row(run: dict[str, Any], operation: str, libraries: list[str]) -> list[str]:
