@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import diffeo
-from diffeo.kernels import dispatch, native, spline
+from diffeo.kernels import dispatch, native, spline, vector_steps
 from diffeo.kernels.recording import RecordedLoop
 from diffeo.kernels.scalars import map_scalars, record, records
 from diffeo.kernels.spline_arithmetic import Limits
@@ -98,8 +98,8 @@ def test_second_derivatives_and_wrapped_tensors_are_left_to_the_uncompiled_kerne
 def test_a_fit_runs_loops_unless_told_not_to(monkeypatch):
     monkeypatch.setattr(plan_compiling, "SHORT", 0.5)  # this fit is long enough by prediction
     calls = []
-    run = spline._run
-    monkeypatch.setattr(spline, "_run", lambda *args: calls.append(1) or run(*args))
+    run = vector_steps._run
+    monkeypatch.setattr(vector_steps, "_run", lambda *args: calls.append(1) or run(*args))
     flows = []
     for compile in (False, "auto"):
         torch.manual_seed(0)

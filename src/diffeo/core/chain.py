@@ -13,6 +13,7 @@ from torch.distributions.constraints import Constraint
 from diffeo.core.memory import POLICIES, run_parts
 from diffeo.core.transform import Transform, Univariate
 from diffeo.functional import Context, Event, check_event, in_blocks, keep_masked, meet, show_event, sum_event
+from diffeo.kernels import perceptron, vector_steps
 
 
 class Chain(Transform):
@@ -104,12 +105,22 @@ class Chain(Transform):
         parts, contexts = list(self._transforms()), self.contexts(context)
         if self.memory != "store" and torch.is_grad_enabled():
             return self._sparing(parts, x, contexts)
-        z = x
+        z, i, groups = x, 0, self._groups(x, contexts)
         logdets: list[Tensor] = []
-        for i, c in enumerate(contexts):
-            z, logdet = self.run(i, z, c)
+        while i < len(parts):
+            steps = groups.get(i)
+            z, logdet = self.run(i, z, contexts[i]) if steps is None else vector_steps.run(steps, z)
             logdets.append(logdet)
+            i += len(steps or [1])
         return z, sum(logdets[1:], logdets[0])
+
+    def _groups(self, x: Tensor, contexts: list[Context]) -> dict[int, list[vector_steps.Step]]:
+        """Neighbours that run as one operation, by the first of them; empty where none do."""
+        if self.event_ndim != 1 or not perceptron.may_run(x):
+            return {}
+        like = x.new_empty(0, x.shape[-1])
+        steps = [part.as_step(like, c) for part, c in zip(self._transforms(), contexts, strict=True)]
+        return vector_steps.group(steps)
 
     @property
     def memory(self) -> str:

@@ -11,6 +11,7 @@ from torch.distributions.constraints import Constraint
 
 from diffeo.functional import Context, Event
 from diffeo.kernels.compiling import compile_method
+from diffeo.kernels.vector_steps import Step
 
 OTHER = {"forward": "inverse", "inverse": "forward"}
 
@@ -79,6 +80,10 @@ class Transform(nn.Module, ABC):
         """Compile both directions, in place; see `Density.compile`."""
         for direction in OTHER:
             self.compile_direction(direction)
+
+    def as_step(self, like: Tensor, context: Context) -> Step | None:
+        """What to run as one operation with the layers beside it, for vectors like these; None where that cannot be."""
+        return None
 
     def compile_direction(self, direction: str) -> None:
         """Compile "forward" or "inverse", in place; a numerical inverse stays eager, where it ends when it is found."""

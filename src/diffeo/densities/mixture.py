@@ -82,9 +82,11 @@ class GaussianMixture(Density):
         # A (u − m) as A u − A m: one product for all components, whose error is that of rounding u
         shift = (factors * self.means.unsqueeze(-2)).sum(-1)
         with full_precision(x):
-            z = linear(u, factors.flatten(0, 1), -shift.flatten()).unflatten(-1, self.means.shape)
+            z = linear(u, factors.flatten(0, 1), -shift.flatten())
+        z = z.movedim(-1, 0).unflatten(0, self.means.shape)  # rows innermost, as a compiled product lays them out
         log_norm = log_diagonal.sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi) - self.scale.log().sum()
-        log_p = torch.logsumexp(self.logits.log_softmax(0) + log_norm - 0.5 * (z * z).sum(-1), -1)
+        log_weight = self.logits.log_softmax(0) + log_norm
+        log_p = torch.logsumexp(log_weight.view(-1, *[1] * (x.ndim - 1)) - 0.5 * (z * z).sum(1), 0)
         mask = context_mask(context)
         if mask is None:
             return log_p

@@ -49,11 +49,15 @@ int omp_get_thread_num(void);
 # before it, for regions whose threads share out work by a counter alone. See team.c.
 REGIONS = """\
 #ifdef TEAM
+static __thread unsigned region_flags;
+#define SET_BRIEF(is) (region_flags = (is) ? 1u << 30 : 0) /* what follows is without a gradient, and soon over */
 void (*run_region)(void (*)(void *), void *, unsigned, unsigned);
 __attribute__((visibility("hidden"))) void GOMP_parallel(void (*body)(void *), void *data, unsigned threads,
                                                           unsigned flags) {
-  run_region(body, data, threads, flags);
+  run_region(body, data, threads, flags | region_flags);
 }
+#else
+#define SET_BRIEF(is)
 #endif
 """
 

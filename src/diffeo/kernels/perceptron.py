@@ -272,12 +272,12 @@ def _pull_plainly(
         inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
         h, count = inputs[0], len(weights)
         for i in range(count):
-            h = F.linear(_activate(name, h) if i or enter else h, inputs[1 + i], inputs[1 + count + i])
+            h = F.linear(activate(name, h) if i or enter else h, inputs[1 + i], inputs[1 + count + i])
         out = h.T.unflatten(0, (-1, planes)).transpose(0, 1).flatten(0, 1)
     return torch.autograd.grad(out, inputs, grad, create_graph=True)
 
 
-def _activate(name: str, x: Tensor) -> Tensor:
+def activate(name: str, x: Tensor) -> Tensor:
     kind, *options = name.split()
     return F.leaky_relu(x, float(options[0])) if kind == "leaky" else F.relu(x) if kind == "relu" else F.silu(x)
 

@@ -31,6 +31,7 @@ PREEMPTED = 100
 RESTED = 30  # fewer than this and the machine is quiet again: what runs on one thread is taken off its core 60 times
 WANTED = 2  # windows in a row after which others are taken to stay
 QUIET = 2  # quiet windows in a row after which the cores are ours again
+WOKEN = 4  # how many times as much work another thread must be worth while it has to be woken for it
 crowded = ctypes.c_int(0)  # whether others want the cores now, for C
 
 
@@ -251,7 +252,9 @@ def threads(worth: int, meets: bool = False) -> int:
         worth: threads that the work is worth.
         meets: whether they wait for each other while they work, so that all of them need cores of their own.
     """
-    return max(1, min(thread_limit.threads, worth, waiting.free if meets and waiting.crowded else worth))
+    if waiting.crowded:
+        worth = min(worth // WOKEN, waiting.free) if meets else worth // WOKEN
+    return max(1, min(thread_limit.threads, worth))
 
 
 def openmp() -> str | None:

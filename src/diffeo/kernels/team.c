@@ -9,13 +9,16 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#define BRIEF (1u << 30) /* of `region_flags`: see native.py */
 
 typedef void (*Body)(void *);
 typedef void (*Region)(Body, void *, unsigned, unsigned);
 
-enum { OPEN = 1 << 20, TURNS = 2000, MOST = 256 };
+enum { OPEN = 1 << 20, TURNS = 2000, MOST = 256, NOWHERE = -1, UNKNOWN = -2 };
 
 static Region usual;        /* GNU's GOMP_parallel */
 static const int *crowded;  /* whether other programs want the cores */
@@ -23,6 +26,8 @@ static int in_use, helpers; /* one region has the helpers at a time, others run 
 static int call, state;     /* counts regions; OPEN while a region takes helpers, and how many are in it */
 static Body body;
 static void *data;
+static pid_t ids[MOST];    /* of the helpers */
+static int away = NOWHERE; /* the core that they keep away from */
 
 static void sleep_at(int *word, int value) { syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, 0, 0, 0); }
 
@@ -35,7 +40,8 @@ static int enter(void) {
   return 0;
 }
 
-static void *help(void *nothing) {
+static void *help(void *own) {
+  __atomic_store_n((pid_t *)own, (pid_t)syscall(SYS_gettid), __ATOMIC_RELEASE);
   for (int seen = 0;;) {
     const int now = __atomic_load_n(&call, __ATOMIC_ACQUIRE);
     if (now == seen) {
@@ -47,7 +53,7 @@ static void *help(void *nothing) {
     body(data);
     if (__atomic_sub_fetch(&state, 1, __ATOMIC_ACQ_REL) == 0) wake(&state, 1);
   }
-  return nothing;
+  return own;
 }
 
 /* as many helpers as asked for, or as the system gives */
@@ -56,10 +62,27 @@ static void hire(int wanted) {
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the threads of Python */
   for (pthread_t thread; helpers < wanted && helpers < MOST; helpers++) {
-    if (pthread_create(&thread, 0, help, 0)) break;
+    if (pthread_create(&thread, 0, help, ids + helpers)) break;
     pthread_detach(thread);
   }
   pthread_sigmask(SIG_SETMASK, &before, 0);
+}
+
+/* Let helpers of a brief region run on any core but this one: who is woken is put beside who wakes it, whose core is
+   busy, and would come too late. In longer regions the system moves them, and waiting for one that it has stopped on a
+   core of its own costs more. */
+static void keep_away(int brief) {
+  const int here = brief ? sched_getcpu() : NOWHERE;
+  if (here == away) return;
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores)) return;
+  if (CPU_COUNT(&cores) < 2) return;
+  if (here != NOWHERE) CPU_CLR(here, &cores);
+  for (int i = 0; i < helpers; i++) {
+    const pid_t id = __atomic_load_n(ids + i, __ATOMIC_ACQUIRE);
+    if (!id || sched_setaffinity(id, sizeof cores, &cores)) return;
+  }
+  away = here;
 }
 
 /* what GOMP_parallel does: the body on so many threads, or on some of them */
@@ -69,14 +92,18 @@ void run_region(Body work, void *of, unsigned threads, unsigned flags) {
     return;
   }
   if (!__atomic_load_n(crowded, __ATOMIC_RELAXED)) {
-    usual(work, of, threads, flags);
+    usual(work, of, threads, flags & ~BRIEF);
     return;
   }
   if (__atomic_exchange_n(&in_use, 1, __ATOMIC_ACQUIRE)) {
     work(of);
     return;
   }
-  hire(threads - 1);
+  if (helpers < (int)threads - 1) {
+    hire(threads - 1);
+    away = UNKNOWN;
+  }
+  keep_away(flags & BRIEF);
   body = work;
   data = of;
   __atomic_store_n(&state, OPEN, __ATOMIC_RELEASE);
@@ -93,7 +120,11 @@ void run_region(Body work, void *of, unsigned threads, unsigned flags) {
 }
 
 /* in a process that was forked, which has none of the threads */
-static void start_anew(void) { in_use = helpers = call = state = 0; }
+static void start_anew(void) {
+  in_use = helpers = call = state = 0;
+  away = NOWHERE;
+  memset(ids, 0, sizeof ids);
+}
 
 void set_up(Region gnu, const int *flag) {
   usual = gnu;

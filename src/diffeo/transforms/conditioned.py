@@ -17,7 +17,10 @@ from diffeo.functional import (
     narrowed,
     sum_event,
 )
-from diffeo.kernels import conditioned, scalars
+from diffeo.kernels import conditioned, scalars, vector_steps
+from diffeo.kernels.perceptron import Perceptron
+from diffeo.kernels.private import has_hooks
+from diffeo.kernels.vector_steps import Step
 
 STEPS = ("forward", "inverse", "map", "params", "map_scalars", "spare", "visible", "take", "put", "places")
 
@@ -90,6 +93,25 @@ class Conditioned(Transform):
                 return found[0], sum_event(found[1], self.event_ndim - 1)
         mapped, logdet = self.map_scalars(b, self.params(a, b, context), context, direction)
         return self.put(a, mapped), sum_event(logdet, self.event_ndim)
+
+    def as_step(self, like: Tensor, context: Context) -> Step | None:
+        describe = getattr(self.net, "as_perceptron", None)
+        if describe is None or not self.is_plain or has_hooks(self) or has_hooks(self.net):
+            return None
+        if (self.dim, self.event_ndim) != (-1, 1) or context_mask(context) is not None:
+            return None
+        if getattr(self.net, "from_context", None) is not None:  # whose first layer is a sum
+            return None
+        check_event(like, self.event, type(self).__name__)
+        whole: Perceptron | None = describe(self.take(like)[0], context)
+        if whole is None or whole.enter or whole.x.dtype != like.dtype:
+            return None
+        sees, changes = self.places
+        if whole.x.shape[-1] != len(sees) or len(whole.biases[-1]) != self.univariate.n_params * len(changes):
+            return None
+        library = vector_steps.find_library(self.univariate, whole.activation, like.dtype)
+        step = Step(whole.weights, whole.biases, None, library, whole.bounds, sees, changes)
+        return None if library is None else step
 
     def params(self, a: Tensor, b: Tensor, context: Context) -> Tensor:
         """The parameters of each element of x_b, in its dtype."""

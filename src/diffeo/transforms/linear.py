@@ -17,6 +17,7 @@ from diffeo.functional import (
     as_fixed_event,
     check_event,
     constant_logdet,
+    context_mask,
     full_precision,
     positive,
     soft_clip,
@@ -26,6 +27,7 @@ from diffeo.kernels import mix
 from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.layout import linear, solve_rows
 from diffeo.kernels.private import defined_together, has_hooks
+from diffeo.kernels.vector_steps import Step
 from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.masks import keep_rows
 from diffeo.transforms.univariate import Affine
@@ -122,6 +124,17 @@ class LULinear(Transform):
         with full_precision(x):
             z = linear(x, lower @ upper, self.bias.to(x.dtype))
         return _rows_kept(x, z, sum_event(log_scale, 1), context)
+
+    def as_step(self, like: Tensor, context: Context) -> Step | None:
+        plain = type(self) is LULinear and not has_hooks(self) and context_mask(context) is None
+        if not plain or not can_run(like, self.weight, self.bias):
+            return None
+        check_event(like, self.event, "LULinear")
+        return Step([self.weight], [self.bias], self._product)
+
+    def _product(self) -> tuple[Tensor, Tensor]:
+        lower, upper, log_scale = self._factors(self.weight.dtype)
+        return lower @ upper, log_scale.sum()
 
     def mixing(self, dtype: torch.dtype, inverse: bool) -> Mixing | None:
         if inverse:
