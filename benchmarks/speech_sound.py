@@ -33,6 +33,13 @@ def lpc_nats(sound: Tensor, train: Tensor, order: int = 20) -> float:
     return -float(torch.distributions.Normal((a @ weights)[:, 0], spread).log_prob(b).mean())
 
 
+def two_draws() -> float:
+    """The spectral error between two draws of the same white noise, as a model without a fault would make them."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (0.1 * torch.randn(100, 4000, generator=generator) for _ in range(2))
+    return float(tools.spectral_error(x, y).mean())
+
+
 def vocoder(seconds: float) -> dict[str, Any]:
     """A vocoder of spoken digits beside Griffin-Lim from the same spectrograms."""
     data = digits()
@@ -105,7 +112,7 @@ def vocoder(seconds: float) -> dict[str, Any]:
     ).double()
     return {
         "made": rows, "nats": nats_of(flow), "untrained_nats": nats_of(bare),
-        "lpc_nats": lpc_nats(quiet, loud), "steps": result.steps,
+        "lpc_nats": lpc_nats(quiet, loud), "two_draws": two_draws(), "steps": result.steps,
         "seconds": seconds, "parameters": sum(p.numel() for p in flow.parameters()),
     }  # fmt: skip
 
@@ -174,7 +181,9 @@ def told_vocoder(r: dict[str, Any]) -> str:
 ({r["steps"]:,} steps) on the training split of the digits; test clips made anew from their spectrograms. Held-out
 nats a sample {number(r["nats"])}; before training, by linear prediction from the spectrogram alone,
 {number(r["untrained_nats"])}; by one linear prediction of order 20 for all sound, {number(r["lpc_nats"])}. The rounds
-are those of `from_mel`: Griffin and Lim's, but with magnitudes that are free within a band.
+are those of `from_mel`: Griffin and Lim's, but with magnitudes that are free within a band. Sound that is drawn, as a
+flow's is, cannot come near to rounds in spectral error, since they smooth: two draws of the same white noise are
+{number(r["two_draws"])} apart. So `resynthesize` lets rounds follow the flow.
 
 {markdown(["sound by", "multi-resolution STFT error", "mel L1", "digit heard", "−log p of the digit"], rows)}"""
 

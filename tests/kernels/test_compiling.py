@@ -66,7 +66,7 @@ def test_little_work_leaves_threads_to_the_kernels(little, monkeypatch):
         flow.compile()
         flow(torch.randn(8, 3)).sum().backward()
         assert set(seen) == {(1, 2) if little else (2, 2)}
-        assert len(seen) >= 4  # two layers, there and back
+        assert len(seen) >= 2  # there and back
         assert (torch.get_num_threads(), process.thread_limit.threads) == (2, 2)
     finally:
         torch.set_num_threads(before)

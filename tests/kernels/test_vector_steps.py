@@ -140,6 +140,76 @@ def test_layers_with_contexts_masks_hooks_or_methods_of_their_own_run_by_themsel
     assert not calls
 
 
+@needs_compiler
+def test_events_that_change_within_a_chain(calls):
+    """What a layer gets need not look like what its chain gets."""
+    torch.manual_seed(0)
+    mask = torch.tensor([True, False, True, False, True, False])
+
+    def coupling():
+        layer = diffeo.Coupling(mask, diffeo.nets.MLP(3, 3, n_params=2, hidden=(8,)), diffeo.Affine())
+        torch.nn.init.normal_(layer.net.body[-1].weight)
+        return layer
+
+    folded = diffeo.Chain(diffeo.Reshape((6,), (1, 6)), diffeo.LULinear(6), coupling(), diffeo.Reshape((1, 6), (6,)))
+    sphere = diffeo.Chain(diffeo.SphereToCylinder(), diffeo.LULinear(2), diffeo.Inverse(diffeo.SphereToCylinder()))
+    points = torch.nn.functional.normalize(torch.randn(9, 3), dim=-1)
+    for chain, x in ((folded, torch.randn(9, 6)), (sphere, points)):
+        expected = chain(x)
+        with diffeo.compiled_kernels():
+            found = chain(x)
+        assert found[1].shape == (9,)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+
+    class Narrowed(diffeo.Exp):
+        def forward(self, x, context=None):
+            z, logdet = super().forward(x, context)
+            return z.float(), logdet
+
+    chain = diffeo.Chain(Narrowed(), coupling().double(), coupling().double())
+    with diffeo.compiled_kernels(), pytest.raises((RuntimeError, ValueError)):
+        chain(torch.randn(9, 6, dtype=torch.float64))
+    assert not calls
+
+
+@needs_compiler
+def test_second_derivatives_where_the_logdet_is_constant():
+    flow = made(diffeo.nice)
+    x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    with diffeo.compiled_kernels():
+        (score,) = torch.autograd.grad(flow(x).sum(), x, create_graph=True)
+    (expected,) = torch.autograd.grad(flow(x).sum(), x, create_graph=True)
+    assert_close([score.detach()], [expected.detach()])
+    assert_close(torch.autograd.grad(score.sum(), x), torch.autograd.grad(expected.sum(), x))
+
+
+@needs_compiler
+@pytest.mark.parametrize("compile", [True, False])
+def test_scalar_maps_may_change_their_settings(compile):
+    flow = made(diffeo.realnvp)
+    if compile:
+        flow.compile()
+    x = torch.randn(20, 5, dtype=torch.float64)
+    for bound in (None, 0.1):
+        for part in flow.transform.parts:
+            if bound and isinstance(part, diffeo.Coupling):
+                part.univariate.bound = bound
+        with torch.no_grad():
+            z, logdet = flow.transform(x)
+            expected = flow.base(z) + logdet
+            with diffeo.compiled_kernels():
+                assert_close([flow(x)], [expected])
+
+
+@needs_compiler
+def test_hooks_on_a_net_see_the_batches_that_there_are():
+    flow, seen = made(diffeo.realnvp), []
+    flow.transform.parts[1].net.from_x.register_forward_hook(lambda _, inputs, out: seen.append(len(inputs[0])))
+    with diffeo.compiled_kernels():
+        flow(torch.randn(20, 5, dtype=torch.float64))
+    assert seen == [20]
+
+
 def test_groups_are_neighbours_of_one_kind_that_fit_into_a_cache():
     small, large = torch.zeros(10, 10), torch.zeros(vector_steps.LARGEST // 4 + 1, 2)
     linear = Step([small], [], lambda: (small, small))

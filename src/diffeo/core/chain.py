@@ -108,10 +108,12 @@ class Chain(Transform):
         z, i, groups = x, 0, self._groups(x, contexts)
         logdets: list[Tensor] = []
         while i < len(parts):
-            steps = groups.get(i)
-            z, logdet = self.run(i, z, contexts[i]) if steps is None else vector_steps.run(steps, z)
+            steps = groups.get(i, [])
+            # a part before them may have made something else of x than they were asked about
+            together = bool(steps) and z.shape[-1:] == x.shape[-1:] and z.dtype == x.dtype and perceptron.may_run(z)
+            z, logdet = vector_steps.run(steps, z) if together else self.run(i, z, contexts[i])
             logdets.append(logdet)
-            i += len(steps or [1])
+            i += len(steps) if together else 1
         return z, sum(logdets[1:], logdets[0])
 
     def _groups(self, x: Tensor, contexts: list[Context]) -> dict[int, list[vector_steps.Step]]:
@@ -119,8 +121,8 @@ class Chain(Transform):
         if self.event_ndim != 1 or not perceptron.may_run(x):
             return {}
         like = x.new_empty(0, x.shape[-1])
-        steps = [part.as_step(like, c) for part, c in zip(self._transforms(), contexts, strict=True)]
-        return vector_steps.group(steps)
+        parts = zip(self._transforms(), self._folds, contexts, strict=True)
+        return vector_steps.group([None if fold else part.as_step(like, c) for part, fold, c in parts])
 
     @property
     def memory(self) -> str:

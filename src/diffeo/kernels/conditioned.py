@@ -1,7 +1,7 @@
 """Scalar maps and the perceptron that conditions them as one operation on CPUs, in C (`conditioned.c`).
 
-The scalar map is recorded, and its parameters never leave the cache of the core that found them. Without gradients
-only: training goes through conditioner and scalar map one after the other.
+The scalar map is recorded, and its parameters never leave the cache of the core that found them. For a layer by itself,
+without gradients; those of several in a row are in `vector_steps.py`.
 """
 
 from __future__ import annotations

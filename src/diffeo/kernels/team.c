@@ -100,8 +100,9 @@ void run_region(Body work, void *of, unsigned threads, unsigned flags) {
     return;
   }
   if (helpers < (int)threads - 1) {
+    const int before = helpers;
     hire(threads - 1);
-    away = UNKNOWN;
+    if (helpers > before) away = UNKNOWN;
   }
   keep_away(flags & BRIEF);
   body = work;

@@ -58,14 +58,14 @@ static Most describe_steps(Steps s, Layer *layers) {
   return most;
 }
 
-static void find_kept(Steps s, const Layer *layers, long D, long rows, real *at, Kept *kept) {
+static void find_kept(Steps s, const Layer *layers, long D, long rows, real *at, Kept *saved) {
   for (long i = 0; i < s.count; i++) {
     const Step step = s.steps[i];
-    kept[i] = (Kept){0};
+    saved[i] = (Kept){0};
     if (!at) continue;
-    kept[i].event = at, at += D * rows;
-    if (step.scalars) kept[i].params = at, at += layers[step.layers - 1].outputs * rows;
-    kept[i].inner = at;
+    saved[i].event = at, at += D * rows;
+    if (step.scalars) saved[i].params = at, at += layers[step.layers - 1].outputs * rows;
+    saved[i].inner = at;
     for (long l = 0; l < step.layers - 1; l++) at += stride(layers[l].outputs) * rows;
     layers += step.layers;
   }
@@ -117,17 +117,17 @@ int run_steps(long rows, long D, long count, const Step *packed, const long *wid
 #endif
   {
     Layer layers[s.layers];
-    Kept kept[count];
+    Kept saved[count];
     Room room;
     const Most most = describe_steps(s, layers);
     const long B = most.block;
-    find_kept(s, layers, D, rows, at, kept);
+    find_kept(s, layers, D, rows, at, saved);
     real *event = make_room(layers, s.layers, 0, B * (2 * D + most.outputs + 3 * most.scalars), &room);
     real *other = event + B * D, *params = other + B * D, *beside = params + B * most.outputs;
     failed = !event;
     for (long row; !failed && (row = __atomic_fetch_add(&taken, B, __ATOMIC_RELAXED)) < rows;) {
       const long M = min_of(B, rows - row), far = at ? rows : B;
-      real *here = at ? kept[0].event + row : event;
+      real *here = at ? saved[0].event + row : event;
       for (long d = 0; d < D; d++)
         for (long m = 0; m < M; m++) here[d * far + m] = x[(row + m) * xs + d * xk];
       for (long m = 0; m < M; m++) logdet[row + m] = 0;
@@ -135,9 +135,9 @@ int run_steps(long rows, long D, long count, const Step *packed, const long *wid
       for (long i = 0; i < count; i++) {
         const Step step = s.steps[i];
         const int last = i == count - 1;
-        real *next = last ? z + row : at ? kept[i + 1].event + row : here == event ? other : event;
-        real *set = at ? kept[i].params + row * net[step.layers - 1].outputs : params;
-        place_inner(step.layers, net, rows, row, kept[i].inner);
+        real *next = last ? z + row : at ? saved[i + 1].event + row : here == event ? other : event;
+        real *set = at ? saved[i].params + row * net[step.layers - 1].outputs : params;
+        place_inner(step.layers, net, rows, row, saved[i].inner);
         run_step(M, step, D, net, &room, here, far, next, last ? rows : far, set, beside, logdet + row);
         here = next, net += step.layers;
       }
@@ -187,12 +187,12 @@ int run_steps_backward(long rows, long D, long count, const Step *packed, const 
 #endif
   {
     Layer layers[s.layers];
-    Kept kept[count];
+    Kept saved[count];
     const Most most = describe_steps(s, layers);
     const long B = most.block, packs = lay_out(layers, s.layers, 1, 0), far = max_of(D, most.inputs) * B;
     const long one = B * stride(max_of(most.inputs, most.outputs));
     const long blocks = (rows + B - 1) / B, size = (blocks + shares - 1) / shares * B;
-    find_kept(s, layers, D, rows, at, kept);
+    find_kept(s, layers, D, rows, at, saved);
     real *panels = memory(packs + 4 * one + T * W + 2 * far + B * (4 * most.scalars + most.outputs));
     failed = !panels;
     if (!failed) lay_out(layers, s.layers, 1, panels);
@@ -213,15 +213,15 @@ int run_steps_backward(long rows, long D, long count, const Step *packed, const 
         for (long i = count - 1, net = s.layers; i >= 0; i--) {
           const Step step = s.steps[i];
           net -= step.layers;
-          place_inner(step.layers, layers + net, rows, row, kept[i].inner);
-          real *set = step.scalars ? kept[i].params + row * layers[net + step.layers - 1].outputs : 0;
-          g = pull_step(M, step, layers + net, room, kept[i].event + row, rows, set, g_logdet + row * g_apart, g_apart,
+          place_inner(step.layers, layers + net, rows, row, saved[i].inner);
+          real *set = step.scalars ? saved[i].params + row * layers[net + step.layers - 1].outputs : 0;
+          g = pull_step(M, step, layers + net, room, saved[i].event + row, rows, set, g_logdet + row * g_apart, g_apart,
                         g, g == first ? second : first, B, beside, g_weights + net, g_biases + net);
         }
         for (long d = 0; d < D; d++) memcpy(g_x + d * rows + row, g + d * B, M * sizeof(real));
       }
     }
   }
-  add_shares(shares, total, g_layers, sums, threads);
+  add_shares(shares, total, g_layers, sums, 1); /* so few that another thread would be waited for */
   return failed;
 }

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Hashable, Sequence
-from functools import cache
+from copy import deepcopy
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from diffeo.kernels import perceptron
+from diffeo.kernels.convolution import pull_plainly
 from diffeo.kernels.dispatch import can_read
 from diffeo.kernels.native import c_file
 from diffeo.kernels.perceptron import SHARE, WORK, activate, share_out, split_like
@@ -198,7 +200,9 @@ class Differentiable(torch.autograd.Function):
         compiling = torch.compiler.is_compiling()
         # it is to be differentiated again, or many at once: of operations that can be
         if torch.is_grad_enabled() or not (compiling or can_read(grad, grad_log)):
-            return None, None, None, None, *_pull_plainly(ctx.kind, ctx.places, ctx.count, x, layers, grad, grad_log)
+            run = partial(_run_plainly, ctx.kind, ctx.places, ctx.count)
+            g_x, _, *gradients = pull_plainly(run, x, None, layers, grad, grad_log)
+            return None, None, None, None, g_x, *gradients
         weights, biases = layers[: ctx.count], layers[ctx.count :]
         constants = ctx.bounds, ctx.places, list(ctx.kind.layers), ctx.kind.library
         run = _backward if compiling else _run_backward
@@ -206,25 +210,16 @@ class Differentiable(torch.autograd.Function):
         return None, None, None, None, g_x.T, *split_like(flat, layers)
 
 
-def _pull_plainly(
-    kind: Kind, places: list[Tensor | None], count: int, x: Tensor, layers: list[Tensor], *grads: Tensor
-) -> tuple[Tensor, ...]:
-    """What `_run_backward` finds, of operations with gradients of their own."""
-    with torch.enable_grad():
-        # x may come of the same weights, which is not for this function to follow
-        inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (x, *layers)]
-        out = _run_plainly(kind, places, inputs[0], inputs[1 : 1 + count], inputs[1 + count :])
-    return torch.autograd.grad(out, inputs, grads, create_graph=True)
-
-
 def _run_plainly(
-    kind: Kind, places: list[Tensor | None], x: Tensor, weights: list[Tensor], biases: list[Tensor]
+    kind: Kind, places: list[Tensor | None], count: int, x: Tensor, _: None, *layers: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """What `run_steps` finds, of operations with gradients of their own."""
     _, scalar_map, activation = _libraries[kind.library]
+    weights, biases = layers[:count], layers[count:]
     logdet, at = x.new_zeros(len(x)), 0
-    for count, sees, changes in zip(kind.layers, places[::2], places[1::2], strict=True):
+    for size, sees, changes in zip(kind.layers, places[::2], places[1::2], strict=True):
         h, first = x if sees is None else x.index_select(1, sees), at
-        for at in range(first, first + max(1, count)):
+        for at in range(first, first + max(1, size)):
             h = F.linear(h if at == first else activate(activation, h), weights[at], biases[at])
         at += 1
         if changes is None:
@@ -305,5 +300,5 @@ def _build(scalar_map: ScalarMap, activation: str, dtype: torch.dtype) -> str | 
     library.run_steps.argtypes = [*steps, pointer, long, long, *results, flag]
     gradients = [pointer, pointer, long, long, pointer, long]
     library.run_steps_backward.argtypes = [*steps, *gradients, *results, long, long, flag]
-    _libraries[library._name] = library, scalar_map, activation
+    _libraries[library._name] = library, deepcopy(scalar_map), activation  # whose settings may change
     return library._name

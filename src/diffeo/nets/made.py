@@ -182,12 +182,14 @@ class MADE(Blockwise):
             return self._pass(x, context, self.dropout)[0]
         return perceptron.run(whole, self.n_params)
 
-    def as_perceptron(self, x: Tensor, context: Context) -> perceptron.Perceptron | None:
-        """What to run as one operation, where that can be."""
+    def as_perceptron(self, x: Tensor, context: Context, enter: bool = True) -> perceptron.Perceptron | None:
+        """What to run as one operation, where that can be; without `enter`, all of the net or nothing."""
         activation, layers = self._plain_activation() if perceptron.may_run(x) else None, self._stack()
         if activation is None:
             return None
         enters = self.from_context is not None or not perceptron.is_plain(layers[0], PLAIN)
+        if enters and not enter:
+            return None
         used = range(1 if enters else 0, len(layers))
         weights, biases = [layers[i].masked for i in used], [layers[i].bias for i in used]
         bounds = [getattr(self, f"bounds{i}") for i in used]

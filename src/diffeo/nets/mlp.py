@@ -124,8 +124,8 @@ class MLP(nn.Module):
             return params.squeeze(-1) if self.n_params is None else params
         return self.body(self._enter(x, context))
 
-    def as_perceptron(self, x: Tensor, context: Context) -> perceptron.Perceptron | None:
-        """What to run as one operation, where that can be."""
+    def as_perceptron(self, x: Tensor, context: Context, enter: bool = True) -> perceptron.Perceptron | None:
+        """What to run as one operation, where that can be; without `enter`, all of the net or nothing."""
         if type(self) is not MLP or self.constant is not None or not perceptron.may_run(x):
             return None
         found = perceptron.take_apart(self.body, PLAIN)
@@ -134,6 +134,8 @@ class MLP(nn.Module):
         activation, layers = found
         # with a context the first layer is a sum
         enters = self.from_x is None or self.from_context is not None or not perceptron.is_plain(self.from_x, PLAIN)
+        if enters and not enter:
+            return None
         if not enters:
             layers = [self.from_x, *layers]
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]

@@ -100,15 +100,17 @@ class Conditioned(Transform):
             return None
         if (self.dim, self.event_ndim) != (-1, 1) or context_mask(context) is not None:
             return None
-        if getattr(self.net, "from_context", None) is not None:  # whose first layer is a sum
+        if self.event != like.shape[-1:] or self.net.n_params != self.univariate.n_params:
             return None
-        check_event(like, self.event, type(self).__name__)
-        whole: Perceptron | None = describe(self.take(like)[0], context)
-        if whole is None or whole.enter or whole.x.dtype != like.dtype:
+        whole: Perceptron | None = describe(self.take(like)[0], context, enter=False)
+        if whole is None or whole.x.dtype != like.dtype:
             return None
         sees, changes = self.places
         if whole.x.shape[-1] != len(sees) or len(whole.biases[-1]) != self.univariate.n_params * len(changes):
             return None
+        if torch.compiler.is_dynamo_compiling():
+            # dead code, by which the compiler sees the settings that the library is made for, and checks them
+            self.univariate(like.new_zeros(1), like.new_zeros(1, self.univariate.n_params))
         library = vector_steps.find_library(self.univariate, whole.activation, like.dtype)
         step = Step(whole.weights, whole.biases, None, library, whole.bounds, sees, changes)
         return None if library is None else step

@@ -25,7 +25,7 @@ from diffeo.functional import (
 )
 from diffeo.kernels import mix
 from diffeo.kernels.dispatch import can_run
-from diffeo.kernels.layout import linear, solve_rows
+from diffeo.kernels.layout import linear, multiply, solve_rows
 from diffeo.kernels.private import defined_together, has_hooks
 from diffeo.kernels.vector_steps import Step
 from diffeo.transforms.elementwise import Elementwise
@@ -120,21 +120,19 @@ class LULinear(Transform):
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "LULinear")
-        lower, upper, log_scale = self._factors(x.dtype)
         with full_precision(x):
-            z = linear(x, lower @ upper, self.bias.to(x.dtype))
-        return _rows_kept(x, z, sum_event(log_scale, 1), context)
+            product, logdet = self._product(x.dtype)
+            z = linear(x, product, self.bias.to(x.dtype))
+        return _rows_kept(x, z, logdet, context)
 
     def as_step(self, like: Tensor, context: Context) -> Step | None:
         plain = type(self) is LULinear and not has_hooks(self) and context_mask(context) is None
-        if not plain or not can_run(like, self.weight, self.bias):
-            return None
-        check_event(like, self.event, "LULinear")
-        return Step([self.weight], [self.bias], self._product)
+        fits = plain and like.shape[-1] == len(self.bias) and can_run(like, self.weight, self.bias)
+        return Step([self.weight], [self.bias], self._product) if fits else None
 
-    def _product(self) -> tuple[Tensor, Tensor]:
-        lower, upper, log_scale = self._factors(self.weight.dtype)
-        return lower @ upper, log_scale.sum()
+    def _product(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        lower, upper, log_scale = self._factors(dtype or self.weight.dtype)
+        return multiply(lower, upper), sum_event(log_scale, 1)
 
     def mixing(self, dtype: torch.dtype, inverse: bool) -> Mixing | None:
         if inverse:
