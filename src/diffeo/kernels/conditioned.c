@@ -36,7 +36,6 @@ int map(long rows, int L, const long *widths, const real *h, long hs, long hk, c
         long xk, long scalars, const long *changed, real *out, real *logdet, int threads) {
   int failed = 0;
   long taken = 0;
-  SET_BRIEF(1);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif

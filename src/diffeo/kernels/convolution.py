@@ -34,7 +34,7 @@ class Convolution(NamedTuple):
 
 
 def fits(whole: Convolution) -> bool:
-    """Whether this one runs as one operation, if x `may_run` so; wrong shapes are left to layers, which name them."""
+    """Whether this one runs as one operation, if x `may_run` so. Wrong shapes are refused by the layers themselves."""
     x, shift, weights, biases = whole
     if not can_run(x, *weights, *biases, *(() if shift is None else (shift,))):
         return False
@@ -155,7 +155,7 @@ class Differentiable(torch.autograd.Function):
         x, inner, *layers = ctx.saved_tensors
         shift = layers.pop() if ctx.shifted else None
         compiling = torch.compiler.is_compiling()
-        # it is to be differentiated again, or many at once: of operations that can be
+        # for second derivatives, or many gradients at once, plain operations, which autograd can follow
         if torch.is_grad_enabled() or not (compiling or can_read(grad)):
             return None, *pull_plainly(
                 lambda x, shift, *layers: run_plainly(x, shift, layers, grad.shape[-1]), x, shift, layers, grad

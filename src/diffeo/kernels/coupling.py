@@ -52,7 +52,7 @@ def map_pictures(
     """Pictures x, (n, C, H, W), with the scalar map (or its inverse) applied to some channels, and the log-det.
 
     The net sees the channels from `seen` on, as many as it has inputs; its outputs are parameters of those from
-    `changed` on, which are the rest. None where this scalar map or net cannot run so; that x may, was asked before.
+    `changed` on, which are the rest. None where this scalar map or net cannot run so; x has been checked (`may_run`).
     """
     parts = _find_parts(scalar_map, net, x, seen, changed, "inverse" if inverse else "forward")
     if parts is None:
@@ -124,7 +124,7 @@ class Differentiable(torch.autograd.Function):
         parts: Parts = ctx.parts
         x, inner, params, *layers = ctx.saved_tensors
         shift = layers.pop() if ctx.shifted else None
-        # it is to be differentiated again, or many at once: of operations that can be
+        # for second derivatives, or many gradients at once, plain operations, which autograd can follow
         if torch.is_grad_enabled() or not can_read(grad, grad_log):
             return None, *_pull_plainly(parts, x, shift, layers, grad, grad_log)
         kept = inner.data_ptr(), params.data_ptr()
@@ -243,7 +243,7 @@ def _build(scalar_map: ScalarMap, direction: Direction, dtype: torch.dtype) -> A
     net = [long, pointer, flag, *[pointer] * 7]
     library.distance.argtypes, library.distance.restype = [long], long
     library.couple.argtypes = [*net, pointer, pointer, flag]
-    # that of a map that is one operation is better there, unless it is the same
+    # a map with a gradient of its own, such as a spline, uses that one, unless it is the recorded one (`pull`)
     apart = is_one_operation(scalar_map) and not pulls_by_hand(scalar_map)
     library.has_gradient = hasattr(library, "couple_backward") and not apart
     if not library.has_gradient:

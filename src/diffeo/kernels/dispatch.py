@@ -24,7 +24,7 @@ _state = threading.local()
 
 def can_run(first: Tensor, *rest: Tensor) -> bool:
     """Whether C may run on these tensors, here and at this moment."""
-    if torch.compiler.is_dynamo_compiling():  # False for what runs while others are compiled, such as a recording
+    if torch.compiler.is_dynamo_compiling():  # not for code that merely runs during a compilation, as recordings do
         same = all(t.is_cpu and t.dtype == first.dtype for t in (first, *rest))
         return same and first.dtype in TYPES and not is_transformed() and not torch.compiler.is_exporting()
     return kernels_in_use() and not is_transformed() and not has_global_hooks() and can_read(first, *rest)

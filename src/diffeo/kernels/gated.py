@@ -27,11 +27,11 @@ BORDER = 64  # frames of zeros at either end that cost little, however short a s
 
 
 class Panels(NamedTuple):
-    """Weights as products read them, good as long as these tensors lie where they lay and nobody writes to them."""
+    """Weights as products read them, valid while these tensors stay in their place and unchanged."""
 
     values: Tensor
-    key: Tensor  # where they lay, and how often each had been written to; no list, of which each would be compiled for
-    kept: list[Tensor]  # they themselves, so that nothing else comes to lie there
+    key: Tensor  # their addresses and version counters; of a list, a compiler would make constants
+    kept: list[Tensor]  # the tensors themselves, so that their memory is not given to others
 
 
 class Gated(NamedTuple):
@@ -57,7 +57,7 @@ class Gated(NamedTuple):
 
 
 def fits(whole: Gated, planes: int, out: int) -> bool:
-    """Whether this one runs as one operation, if x `may_run` so; wrong shapes are left to layers, which name them."""
+    """Whether this one runs as one operation, if x `may_run` so. Wrong shapes are refused by the layers themselves."""
     x, weights, biases, apart, given, _, slower, dropped, _ = whole
     if not can_run(x, *weights, *biases, *whole.optional) or any(w.ndim != 3 or w.numel() >= LARGEST for w in weights):
         return False
@@ -233,7 +233,7 @@ class Differentiable(torch.autograd.Function):
             return _run_plainly(whole, grad.shape[0])
 
         none = (None, None, None, None, None)
-        # it is to be differentiated again, or many at once: of operations that can be
+        # for second derivatives, or many gradients at once, plain operations, which autograd can follow
         if torch.is_grad_enabled() or not (compiling or can_read(grad)):
             return *none, *pull_plainly(plainly, x, given, saved, grad)
         run, net = _backward if compiling else _run_backward, (saved[:half], saved[half:], list(ctx.apart))

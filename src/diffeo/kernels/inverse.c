@@ -72,7 +72,6 @@ int invert(long rows, long D, int L, const long *widths, const long *ready, cons
            real *logdet, int threads) {
   int failed = 0;
   long taken = 0;
-  SET_BRIEF(1);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif

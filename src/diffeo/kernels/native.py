@@ -49,15 +49,20 @@ int omp_get_thread_num(void);
 # before it, for regions whose threads share out work by a counter alone. See team.c.
 REGIONS = """\
 #ifdef TEAM
-static __thread unsigned region_flags;
-#define SET_BRIEF(is) (region_flags = (is) ? 1u << 30 : 0) /* what follows is without a gradient, and soon over */
-void (*run_region)(void (*)(void *), void *, unsigned, unsigned);
-__attribute__((visibility("hidden"))) void GOMP_parallel(void (*body)(void *), void *data, unsigned threads,
-                                                          unsigned flags) {
-  run_region(body, data, threads, flags | region_flags);
+typedef void (*Body)(void *);
+void (*run_region)(Body, void *, unsigned, unsigned, void (*)(Body, void *));
+/* Whether this thread helps others beside other programs. It then leaves the last block of work to whoever it helps,
+   who would have to wait if the system stopped it there. */
+static __thread int helps;
+static void help(Body body, void *data) {
+  helps = 1;
+  body(data);
+}
+__attribute__((visibility("hidden"))) void GOMP_parallel(Body body, void *data, unsigned threads, unsigned flags) {
+  run_region(body, data, threads, flags, help);
 }
 #else
-#define SET_BRIEF(is)
+#define helps 0
 #endif
 """
 
@@ -88,7 +93,7 @@ def prelude(dtype: torch.dtype, meets: bool = False) -> str:
 
     old, new = ("\n".join(map(declare, names)) for names in VECTORISED)
     text = PRELUDE % {"real": real, "paste": "##f" if suffix else "", "old": old, "new": new}
-    return text if meets else text + REGIONS
+    return text + ("#define helps 0\n" if meets else REGIONS)
 
 
 def find_compiler() -> str | None:

@@ -140,8 +140,16 @@ static long take(long *taken, long rows, long limit, long threads, long *row) {
   do {
     const long left = rows - *row, part = threads > 1 ? max_of(4 * T, round_up(2 * left / (3 * threads), T)) : limit;
     M = min_of(left, min_of(limit, part));
+    if (M == left && helps) return 0;
   } while (M > 0 && !__atomic_compare_exchange_n(taken, row, *row + M, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
   return M;
+}
+
+/* the next of so many units of work that threads share, or −1 where none is left for this one */
+static long take_unit(long *taken, long count) {
+  if (helps && __atomic_load_n(taken, __ATOMIC_RELAXED) >= count - 1) return -1;
+  const long n = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
+  return n < count ? n : -1;
 }
 
 /* the numbers around M places from `row` on, a multiple of `unit` for each of the 3×3 */
@@ -457,7 +465,7 @@ int backward(long rows, int L, const long *widths, const real *x, long xs, long 
     BackwardRoom room;
     describe(layers, L, widths, weights, biases, bounds, rows, inner);
     failed = !make_backward_room(size, L, layers, 0, &room);
-    for (long k; !failed && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
+    for (long k; !failed && (k = take_unit(&taken, shares)) >= 0;) {
       real *g_weights[L], *g_biases[L];
       start_share(L, widths, total, k ? sums + (k - 1) * total : g_layers, g_weights, g_biases);
       const long begin = min_of(rows, k * size), end = min_of(rows, begin + size);

@@ -101,7 +101,7 @@ def may_run(x: Tensor) -> bool:
 
 
 def fits(whole: Perceptron) -> bool:
-    """Whether this one runs as one operation, where it `may_run`; wrong shapes are left to layers, which name them."""
+    """Whether this one runs as one operation, where it `may_run`. Wrong shapes are refused by the layers themselves."""
     activation, x, weights, biases, _, _ = whole
     widths = [x.shape[-1], *(w.shape[0] for w in weights)]
     if [tuple(w.shape) for w in weights] != list(zip(widths[1:], widths, strict=False)):
@@ -242,7 +242,7 @@ class Differentiable(torch.autograd.Function):
         x, *layers, inner = ctx.saved_tensors
         weights, biases, bounds = _sort(layers, ctx.count)
         compiling = torch.compiler.is_compiling()
-        # it is to be differentiated again, or many at once: of operations that can be
+        # for second derivatives, or many gradients at once, plain operations, which autograd can follow
         if torch.is_grad_enabled() or not (compiling or can_read(grad)):
             g_x, *gradients = _pull_plainly(x, weights, biases, grad, *ctx.options)
         else:

@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 if sys.platform == "linux":
     import resource
 
-# by which users say themselves how threads are to wait
+# environment variables by which users choose how threads wait
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 LARGE = 1 << 20  # numbers that PyTorch shares out among its threads
 WINDOW = 0.25  # seconds of work after which to look again whether others want the cores

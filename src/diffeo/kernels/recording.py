@@ -215,7 +215,7 @@ class RecordedLoop:
         _state.recording = True
         try:
             off = torch.autocast("cpu", enabled=False)
-            # nor do those see it who follow what the caller keeps for a backward pass, such as checkpoints
+            # hooks on saved tensors, such as those of checkpointing, must not see the recording either
             kept = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
             with torch.inference_mode(False), torch.no_grad(), off, kept:
                 shapes = [(2,) if k is None else (k, 2) for k in self.planes]

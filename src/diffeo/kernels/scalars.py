@@ -113,7 +113,7 @@ class Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, planes = ctx.saved_tensors
-        # it is to be differentiated again, or many at once: of operations that can be
+        # for second derivatives, or many gradients at once, plain operations, which autograd can follow
         if torch.is_grad_enabled() or not can_read(grad, grad_log):
             again = torch.is_grad_enabled()
             return None, *_pull(ctx.loops[0].function, x, planes, grad, grad_log, again=again)

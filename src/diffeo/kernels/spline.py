@@ -69,7 +69,7 @@ class Spline(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, params = ctx.saved_tensors
-        # where the gradient is to be differentiated again, it is made of operations that can be
+        # for second derivatives, plain operations, which autograd can follow
         simple = not torch.is_grad_enabled() and can_run(x, params, grad, grad_log)
         if simple and _backward_loop(ctx.inverse, *ctx.limits).is_compiled(x.dtype):
             return *_run_backward(x, params, grad, grad_log, ctx.inverse, *_constants(ctx.limits)), *ctx.rest

@@ -13,12 +13,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define BRIEF (1u << 30) /* of `region_flags`: see native.py */
-
 typedef void (*Body)(void *);
 typedef void (*Region)(Body, void *, unsigned, unsigned);
+typedef void (*Help)(Body, void *);
 
-enum { OPEN = 1 << 20, TURNS = 2000, MOST = 256, NOWHERE = -1, UNKNOWN = -2 };
+enum { OPEN = 1 << 20, TURNS = 2000, MOST = 256, NOWHERE = -1 };
 
 static Region usual;        /* GNU's GOMP_parallel */
 static const int *crowded;  /* whether other programs want the cores */
@@ -26,6 +25,7 @@ static int in_use, helpers; /* one region has the helpers at a time, others run 
 static int call, state;     /* counts regions; OPEN while a region takes helpers, and how many are in it */
 static Body body;
 static void *data;
+static Help way; /* in which helpers run the body */
 static pid_t ids[MOST];    /* of the helpers */
 static int away = NOWHERE; /* the core that they keep away from */
 
@@ -50,7 +50,7 @@ static void *help(void *own) {
     }
     seen = now;
     if (!enter()) continue;
-    body(data);
+    way(body, data);
     if (__atomic_sub_fetch(&state, 1, __ATOMIC_ACQ_REL) == 0) wake(&state, 1);
   }
   return own;
@@ -68,16 +68,15 @@ static void hire(int wanted) {
   pthread_sigmask(SIG_SETMASK, &before, 0);
 }
 
-/* Let helpers of a brief region run on any core but this one: who is woken is put beside who wakes it, whose core is
-   busy, and would come too late. In longer regions the system moves them, and waiting for one that it has stopped on a
-   core of its own costs more. */
-static void keep_away(int brief) {
-  const int here = brief ? sched_getcpu() : NOWHERE;
-  if (here == away) return;
+/* Let helpers run on any core but this one: the system puts a thread beside the one that wakes it, whose core is busy,
+   so that it would come too late. */
+static void keep_away(void) {
+  const int here = sched_getcpu();
+  if (here < 0 || here == away) return;
   cpu_set_t cores;
   if (sched_getaffinity(0, sizeof cores, &cores)) return;
   if (CPU_COUNT(&cores) < 2) return;
-  if (here != NOWHERE) CPU_CLR(here, &cores);
+  CPU_CLR(here, &cores);
   for (int i = 0; i < helpers; i++) {
     const pid_t id = __atomic_load_n(ids + i, __ATOMIC_ACQUIRE);
     if (!id || sched_setaffinity(id, sizeof cores, &cores)) return;
@@ -86,13 +85,13 @@ static void keep_away(int brief) {
 }
 
 /* what GOMP_parallel does: the body on so many threads, or on some of them */
-void run_region(Body work, void *of, unsigned threads, unsigned flags) {
+void run_region(Body work, void *of, unsigned threads, unsigned flags, Help how) {
   if (threads == 1) {
     work(of);
     return;
   }
   if (!__atomic_load_n(crowded, __ATOMIC_RELAXED)) {
-    usual(work, of, threads, flags & ~BRIEF);
+    usual(work, of, threads, flags);
     return;
   }
   if (__atomic_exchange_n(&in_use, 1, __ATOMIC_ACQUIRE)) {
@@ -102,11 +101,12 @@ void run_region(Body work, void *of, unsigned threads, unsigned flags) {
   if (helpers < (int)threads - 1) {
     const int before = helpers;
     hire(threads - 1);
-    if (helpers > before) away = UNKNOWN;
+    if (helpers > before) away = NOWHERE;
   }
-  keep_away(flags & BRIEF);
+  keep_away();
   body = work;
   data = of;
+  way = how;
   __atomic_store_n(&state, OPEN, __ATOMIC_RELEASE);
   __atomic_add_fetch(&call, 1, __ATOMIC_RELEASE);
   wake(&call, threads - 1);

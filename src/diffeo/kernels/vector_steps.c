@@ -111,7 +111,6 @@ int run_steps(long rows, long D, long count, const Step *packed, const long *wid
   const Steps s = unpack(count, packed, widths);
   int failed = 0;
   long taken = 0;
-  SET_BRIEF(!at);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif
@@ -120,12 +119,13 @@ int run_steps(long rows, long D, long count, const Step *packed, const long *wid
     Kept saved[count];
     Room room;
     const Most most = describe_steps(s, layers);
-    const long B = most.block;
+    const long B = most.block, blocks = (rows + B - 1) / B;
     find_kept(s, layers, D, rows, at, saved);
     real *event = make_room(layers, s.layers, 0, B * (2 * D + most.outputs + 3 * most.scalars), &room);
     real *other = event + B * D, *params = other + B * D, *beside = params + B * most.outputs;
     failed = !event;
-    for (long row; !failed && (row = __atomic_fetch_add(&taken, B, __ATOMIC_RELAXED)) < rows;) {
+    for (long n, row; !failed && (n = take_unit(&taken, blocks)) >= 0;) {
+      row = n * B;
       const long M = min_of(B, rows - row), far = at ? rows : B;
       real *here = at ? saved[0].event + row : event;
       for (long d = 0; d < D; d++)
@@ -181,7 +181,6 @@ int run_steps_backward(long rows, long D, long count, const Step *packed, const 
   const Steps s = unpack(count, packed, widths);
   int failed = 0;
   long taken = 0;
-  SET_BRIEF(0);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
 #endif
@@ -200,7 +199,7 @@ int run_steps_backward(long rows, long D, long count, const Step *packed, const 
     real *room_at = panels + packs;
     const BackwardRoom room = {B, room_at, room_at + one, room_at + 2 * one, room_at + 3 * one, room_at + 4 * one};
     real *first = room.sums + T * W, *second = first + far, *beside = second + far;
-    for (long k; !failed && (k = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < shares;) {
+    for (long k; !failed && (k = take_unit(&taken, shares)) >= 0;) {
       real *g_weights[s.layers], *g_biases[s.layers], *to = k ? sums + (k - 1) * total : g_layers;
       memset(to, 0, total * sizeof(real));
       for (long l = 0; l < s.layers; l++) g_weights[l] = to, to += layers[l].inputs * layers[l].outputs;

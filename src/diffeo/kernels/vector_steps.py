@@ -198,7 +198,7 @@ class Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, kept, *layers = ctx.saved_tensors
         compiling = torch.compiler.is_compiling()
-        # it is to be differentiated again, or many at once: of operations that can be
+        # for second derivatives, or many gradients at once, plain operations, which autograd can follow
         if torch.is_grad_enabled() or not (compiling or can_read(grad, grad_log)):
             run = partial(_run_plainly, ctx.kind, ctx.places, ctx.count)
             g_x, _, *gradients = pull_plainly(run, x, None, layers, grad, grad_log)

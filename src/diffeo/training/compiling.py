@@ -61,7 +61,7 @@ def _operations(objective: nn.Module, train: Source) -> float:
     device = next((p.device for p in objective.parameters()), torch.device("cpu"))
     batch = next(train.batches(min(len(train), COUNTED), 0, 0))[1]
     learned = [p for p in objective.parameters() if p.requires_grad]
-    # nothing is drawn that is missing later, and no module takes it for a step of training
+    # random numbers are drawn from a copy of the generator, and buffers such as running means stay as they are
     with torch.random.fork_rng(devices=[]), torch.no_grad(), FlopCounterMode(display=False) as counter:
         try:
             for p in learned:  # its hooks fail on modules that give a view of a parameter

@@ -189,7 +189,7 @@ class Loop:
                 loss, norm = self._pull(batch, weights)
                 with torch.no_grad():
                     fine = loss.isfinite() & norm.isfinite()
-                    if not alone:  # what is not finite, or interrupted, in one process is so for all
+                    if not alone:  # a loss that is not finite, or an interrupt, in one process counts for all
                         fine, going = everywhere(fabric, fine, torch.tensor(not interrupted, device=device))
                     bad_step = torch.where((bad_step < 0) & ~fine, self.counts.step, bad_step)
                     torch.maximum(bad, (~fine).to(bad.dtype), out=bad)

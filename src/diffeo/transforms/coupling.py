@@ -9,16 +9,13 @@ from torch import Tensor, nn
 
 from diffeo.core import Rebuildable, Univariate
 from diffeo.core.memory import Rebuilt, Recallable
-from diffeo.functional import Context, check_event, context_mask, narrowed, sum_event
-from diffeo.kernels import coupling
-from diffeo.kernels.convolution import Convolution
+from diffeo.functional import Context, sum_event
 from diffeo.kernels.layout import batch_inner, join, permute, split
-from diffeo.kernels.perceptron import may_run
-from diffeo.kernels.private import has_hooks, is_transformed
-from diffeo.transforms.conditioned import Conditioned
+from diffeo.kernels.private import is_transformed
+from diffeo.transforms.picture_coupling import PictureCoupling
 
 
-class Coupling(Conditioned, Rebuildable):
+class Coupling(PictureCoupling, Rebuildable):
     """z_a = x_a, z_b = u(x_b; net(x_a, context)), where the mask is True on a.
 
     log|det ∂z/∂x| = Σ_b log|u'(x_b)|; the Jacobian is triangular.
@@ -48,7 +45,6 @@ class Coupling(Conditioned, Rebuildable):
     apart: Tensor
     together: Tensor
     slices: bool
-    first: bool
     seen: dict[str, Tensor]  # the order that the slices are of; in a dict, where it is no buffer
 
     def __init__(
@@ -66,7 +62,7 @@ class Coupling(Conditioned, Rebuildable):
         _find_slices(self)
 
     @property
-    def _sliced(self) -> bool:
+    def sliced(self) -> bool:
         """Whether slices will do: not for the masks of others, under vmap of an ensemble or by `functional_call`."""
         own = torch.compiler.is_compiling() or self.apart is self.seen.get("apart")
         return self.slices and own and not is_transformed()
@@ -74,38 +70,9 @@ class Coupling(Conditioned, Rebuildable):
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self.map(z, context, "inverse")
 
-    def map(self, x: Tensor, context: Context, direction: str) -> tuple[Tensor, Tensor]:
-        net = self.picture_net(x, context)
-        if net is not None:
-            pictures = x.reshape(-1, *x.shape[-3:])
-            found = coupling.map_pictures(self.univariate, net, pictures, *self.runs, direction == "inverse")
-            if found is not None:
-                return found[0].view(x.shape), found[1].view(x.shape[:-3])
-        return super().map(x, context, direction)
-
-    @property
-    def runs(self) -> tuple[int, int]:
-        """Where the slices begin that condition and that are transformed."""
-        return (0, self.kept) if self.first else (len(self.apart) - self.kept, 0)
-
-    def picture_net(self, x: Tensor, context: Context) -> Convolution | None:
-        """The net, where channels of pictures x can run in one operation with it."""
-        describe = getattr(self.net, "as_convolution", None)
-        if self.dim != -3 or self.event_ndim != 3 or describe is None or not self.kept or not self.is_plain:
-            return None
-        if not self._sliced or context_mask(context) is not None or not may_run(x) or has_hooks(self.net):
-            return None
-        check_event(x, self.event, "Coupling")
-        if narrowed(x, self.net).dtype != x.dtype:
-            return None
-        net: Convolution | None = describe(self.take(x)[0], context)
-        outputs = self.net.n_params * (len(self.apart) - self.kept)  # pyright: ignore
-        fits = net is not None and net.x.shape[1] == self.kept and net.weights[2].shape[0] == outputs
-        return net if fits and self.net.n_params == self.univariate.n_params else None
-
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         sizes = [self.kept, len(self.apart) - self.kept]
-        if self._sliced:
+        if self.sliced:
             a, b = split(x, sizes, self.dim) if self.first else reversed(split(x, sizes[::-1], self.dim))
             return a, b
         a, b = split(permute(x, self.apart, self.together, self.dim), sizes, self.dim)
@@ -113,7 +80,7 @@ class Coupling(Conditioned, Rebuildable):
 
     def put(self, a: Tensor, b: Tensor) -> Tensor:
         a = a.expand(*b.shape[: b.ndim - self.event_ndim], *a.shape[a.ndim - self.event_ndim :])
-        if self._sliced:
+        if self.sliced:
             return join((a, b) if self.first else (b, a), self.dim)
         return permute(join((a, b), self.dim), self.together, self.apart, self.dim)
 
@@ -127,7 +94,7 @@ class Coupling(Conditioned, Rebuildable):
         return self.apart[: self.kept], self.apart[self.kept :]
 
     def rebuild(self, z: Tensor, context: Context = None) -> Rebuilt:
-        found = self._rebuild_pictures(z, context)
+        found = self.rebuild_pictures(z, context)
         if found is not None:
             return found
         with torch.no_grad():
@@ -146,19 +113,6 @@ class Coupling(Conditioned, Rebuildable):
                 z_b, logdet = self.univariate(x_b, params)
             z_b, logdet = self.spare(x_b, z_b, logdet, context)
             return Rebuilt(x, (a, x_b), self.put(a, z_b), sum_event(logdet, self.event_ndim), lambda g: self.put(*g))
-
-    @torch.enable_grad()
-    def _rebuild_pictures(self, z: Tensor, context: Context) -> Rebuilt | None:
-        net = self.picture_net(z.detach(), context)
-        if net is None:
-            return None
-        pictures = z.detach().reshape(-1, *z.shape[-3:])
-        found = coupling.rebuild_pictures(self.univariate, net, pictures, *self.runs)
-        if found is None:
-            return None
-        x, again, logdet = found
-        whole, of_all = again.view(z.shape), logdet.view(z.shape[:-3])
-        return Rebuilt(x.detach().view(z.shape), (x,), whole, of_all, lambda g: g[0].view(z.shape))
 
 
 def _find_slices(layer: Coupling, *_: Any) -> None:
