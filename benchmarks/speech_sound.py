@@ -181,8 +181,8 @@ def told_vocoder(r: dict[str, Any]) -> str:
 ({r["steps"]:,} steps) on the training split of the digits; test clips made anew from their spectrograms. Held-out
 nats a sample {number(r["nats"])}; before training, by linear prediction from the spectrogram alone,
 {number(r["untrained_nats"])}; by one linear prediction of order 20 for all sound, {number(r["lpc_nats"])}. The rounds
-are those of `from_mel`: Griffin and Lim's, but with magnitudes that are free within a band. Where sound is like noise, no
-draw of it comes near to rounds in spectral error, since they smooth: two draws of the same white noise are
+are those of `from_mel`: Griffin and Lim's, but with magnitudes that are free within a band. Where sound is like noise,
+no draw of it comes near to rounds in spectral error, since they smooth: two draws of the same white noise are
 {number(r["two_draws"])} apart. In voiced sound a draw could be nearer; a flow of so little training blurs harmonics. So
 `resynthesize` lets rounds follow the flow.
 
