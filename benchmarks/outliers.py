@@ -93,7 +93,7 @@ def measure_settings(files: dict[str, Path], seeds: list[int]) -> None:
         outlier.STEPS.update({False: steps, True: steps // 4})
         detector = Watched(blur=blur, layers=layers, random_state=seed).fit(train)
         varying, known = (
-            table.loc[:, detector.spread_] for table in (detector._table(test, reset=False), detector.seen)
+            table.loc[:, detector.varying_] for table in (detector._table(test, reset=False), detector.seen)
         )
         folds = detector._folds(len(detector.seen), detector.seed)
         unseen = [detector.all_views(i, known.iloc[fold]) for i, fold in enumerate(folds)]

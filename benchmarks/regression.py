@@ -3,7 +3,7 @@
 The last column is the target; a random tenth of the rows is the test part. Everybody's density is scored in nats in the
 units of the file, 90 % central intervals by their coverage, means by their root mean squared error.
 
-- random forest: 200 trees; mean over trees, variance a·(spread over trees and leaves) + b with a, b fitted by
+- random forest: 200 trees; mean over trees, variance a·(variance over trees and leaves) + b with a, b fitted by
   likelihood on out-of-bag rows, which is stronger than the plain law of total variance or one constant;
 - network: a heteroscedastic Gaussian, 128 × 3 units on standardised columns;
 - network, encoded: the same Gaussian on FlowRegressor's own encoder and residual network.
@@ -87,17 +87,17 @@ def _forest(train: Rows, test: Rows, seed: int) -> tuple[np.ndarray, np.ndarray,
     x, y = train
     forest = RandomForestRegressor(200, random_state=seed).fit(x, y)
     outside = np.array([np.bincount(index, minlength=len(x)) == 0 for index in forest.estimators_samples_])
-    mean, spread = _moments(forest, x, outside)
+    mean, variance = _moments(forest, x, outside)
     known = outside.any(0)
 
     def loss(p: np.ndarray) -> float:
-        return -_gaussian(y[known], mean[known], np.exp(p[0]) * spread[known] + np.exp(p[1])).mean()
+        return -_gaussian(y[known], mean[known], np.exp(p[0]) * variance[known] + np.exp(p[1])).mean()
 
     level = np.log(np.mean((y[known] - mean[known]) ** 2))
     starts = [(a, b) for a in (0.0, -2.0) for b in (level, level - 4)]
     best = min((minimize(loss, start, method="Nelder-Mead") for start in starts), key=lambda found: found.fun).x
-    mean, spread = _moments(forest, test[0], None)
-    variance = np.exp(best[0]) * spread + np.exp(best[1])
+    mean, variance = _moments(forest, test[0], None)
+    variance = np.exp(best[0]) * variance + np.exp(best[1])
     return _gaussian(test[1], mean, variance), _interval(mean, variance), mean
 
 
@@ -202,7 +202,7 @@ def section() -> str:
 
 UCI tables, the last column given the others, a random tenth for testing, mean of {seeds} seeds (lowest … highest).
 Test log-density in nats, in the units of the files. The forest (200 trees) gets a Gaussian whose variance is its
-spread over trees and leaves, rescaled on out-of-bag rows; the networks are Gaussians with learned mean and variance,
+variance over trees and leaves, rescaled on out-of-bag rows; the networks are Gaussians with learned mean and variance,
 plain (128 × 3) and on FlowRegressor's own encoder and residual blocks, trained as the flow is. Choices were made on
 seed 0's test rows.
 

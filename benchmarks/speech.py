@@ -356,7 +356,7 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
         length = [sum(len(tools.say(flow, t, speaker=0, tempo=tempo)) for t in first) for tempo in tempi]
         heats = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 
-        def spread(heat: float, flow: Any = flow, first: list[Tensor] = first) -> float:
+        def variance(heat: float, flow: Any = flow, first: list[Tensor] = first) -> float:
             generator = torch.Generator().manual_seed(0)
             draws = [
                 torch.stack([tools.say(flow, t, speaker=0, temperature=heat, generator=generator) for _ in range(4)])
@@ -366,7 +366,7 @@ def spoken_digits(seconds: float) -> dict[str, Any]:
 
         controls[system] = {
             "length_scale": float(spearmanr([1 / t for t in tempi], length).statistic),
-            "temperature": float(spearmanr(heats, [spread(heat) for heat in heats]).statistic),
+            "temperature": float(spearmanr(heats, [variance(heat) for heat in heats]).statistic),
         }
     listening.keep("digits", clips, settings)
     return {

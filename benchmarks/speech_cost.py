@@ -267,8 +267,8 @@ def told_peer(r: dict[str, Any]) -> str:
             for name in ("step", "sample"):
                 t = found[name][library]
                 their = min(found[name][theirs + way]["median"] for way in ("", COMPILED))
-                spread = f"{1e3 * t['median']:.1f} ({1e3 * t['low']:.1f} – {1e3 * t['high']:.1f})"
-                row.append(f"{spread}; {t['median'] / their:.2f}×")
+                range_ = f"{1e3 * t['median']:.1f} ({1e3 * t['low']:.1f} – {1e3 * t['high']:.1f})"
+                row.append(f"{range_}; {t['median'] / their:.2f}×")
             rows.append(row)
     return f"""\
 **Beside other libraries.** Flows of equal sizes, ours and others'. The decoder of Glow-TTS: a step on {BATCH}

@@ -26,7 +26,7 @@ from torch.nn import functional as F  # noqa: N812
 from diffeo.core import Density, Flow, Transform
 from diffeo.densities import Dequantized, GaussianMixture, Noisy
 from diffeo.functional import Context, sum_event
-from diffeo.kernels.private import scan
+from diffeo.kernels.private import compiler_errors, scan
 from diffeo.nets import CausalTransformer, LowResolution, OneHot
 from diffeo.nets.made import MADE, MaskedLinear
 from diffeo.storage import to_json
@@ -75,7 +75,6 @@ def export(flow: Flow, path: str | os.PathLike[str], direction: str = "density")
         import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
     except ImportError as error:
         raise ImportError("export: needs the packages onnx and onnxscript; pip install 'diffeo[onnx]'") from error
-    from torch._dynamo.exc import TorchDynamoException  # here: it takes a while
 
     module, inputs, names = _graph(flow, direction)
     batch = torch.export.Dim("batch")
@@ -95,7 +94,7 @@ def export(flow: Flow, path: str | os.PathLike[str], direction: str = "density")
                 dynamic_shapes=shapes,
                 verbose=False,
             )
-        except (torch.onnx.OnnxExporterError, TorchDynamoException) as error:
+        except (torch.onnx.OnnxExporterError, compiler_errors()) as error:
             what = "this flow" if flow.recipe is None else flow.recipe.name
             raise ValueError(f"export: ONNX cannot express the {direction} of {what}") from error
     if model is None:

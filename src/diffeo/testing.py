@@ -313,13 +313,13 @@ def _copies(module: M) -> list[M]:
 def _check_tracing(t: Transform, x: Tensor, context: Context) -> None:
     z = t(x, context)[0].detach()
     for name, run, inputs in [("forward", t.forward, x), ("inverse", t.inverse, z)]:
-        torch._dynamo.reset()
+        torch.compiler.reset()
         try:
             traced = torch.compile(run, fullgraph=True, backend="eager")(inputs, context)
         except Exception as error:
             raise ContractError(f"{name}: torch.compile(fullgraph=True) failed: {error}") from error
         finally:
-            torch._dynamo.reset()
+            torch.compiler.reset()
         plain = run(inputs, context)
         _close(traced[0], plain[0], 1e-8, f"{name}: traced value")
         _close(traced[1], plain[1], 1e-8, f"{name}: traced logdet")

@@ -13,7 +13,8 @@ from torch.distributions.constraints import Constraint
 from diffeo.core.memory import POLICIES, run_parts
 from diffeo.core.transform import Transform, Univariate
 from diffeo.functional import Context, Event, check_event, in_blocks, keep_masked, meet, show_event, sum_event
-from diffeo.kernels import perceptron, vector_steps
+from diffeo.kernels import vector_steps
+from diffeo.kernels.dispatch import can_run
 
 
 class Chain(Transform):
@@ -110,7 +111,8 @@ class Chain(Transform):
         while i < len(parts):
             steps = groups.get(i, [])
             # a part before them may have made something else of x than they were asked about
-            together = bool(steps) and z.shape[-1:] == x.shape[-1:] and z.dtype == x.dtype and perceptron.may_run(z)
+            same = z.shape[-1:] == x.shape[-1:] and z.dtype == x.dtype
+            together = bool(steps) and same and can_run(z, products=True)
             z, logdet = vector_steps.run(steps, z) if together else self.run(i, z, contexts[i])
             logdets.append(logdet)
             i += len(steps) if together else 1
@@ -118,7 +120,7 @@ class Chain(Transform):
 
     def _groups(self, x: Tensor, contexts: list[Context]) -> dict[int, list[vector_steps.Step]]:
         """Neighbours that run as one operation, by the first of them; empty where none do."""
-        if self.event_ndim != 1 or not perceptron.may_run(x):
+        if self.event_ndim != 1 or not can_run(x, products=True):
             return {}
         like = x.new_empty(0, x.shape[-1])
         parts = zip(self._transforms(), self._folds, contexts, strict=True)

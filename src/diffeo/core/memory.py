@@ -22,13 +22,21 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from diffeo.core.transform import Transform
 from diffeo.functional import Context, once, random_state, replayed
 from diffeo.kernels.dispatch import kernels_in_use, using
-from diffeo.kernels.private import Dropout, all_modules, has_hooks, pull_back, version, weights_of
+from diffeo.kernels.private import (
+    Dropout,
+    all_modules,
+    has_hooks,
+    pull_back,
+    tree_flatten,
+    tree_unflatten,
+    version,
+    weights_of,
+)
 
 POLICIES = ("store", "recompute", "invert")
 SEGMENTS, SHORTEST = 4, 4  # how many, so that what is kept does not grow with a chain; parts of one at least
@@ -124,7 +132,7 @@ def _own_still(before: list[_Owned], parts: dict[int, Transform], policy: str) -
 def _is_same(old: Tensor, before: int, new: Tensor, now: int) -> bool:
     if old is new:
         return before == now
-    # weights spread over processes come and go as other tensors, of other precision too
+    # weights sharded over processes come and go as other tensors, of other precision too
     if not {type(old), type(new)} <= {Tensor, Parameter} or not old.untyped_storage().size():
         return True
     if old.requires_grad != new.requires_grad or (old.dtype, old.device) != (new.dtype, new.device):

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from diffeo.core import Density
 from diffeo.densities.dequantized import Dequantized, check_levels
 from diffeo.densities.noisy import Noisy
 from diffeo.functional import Context, context_mask, entries, rows_of_block, visible
+from diffeo.kernels.private import tree_map
 
 NUMBERS = 1 << 20  # of images scored at once
 

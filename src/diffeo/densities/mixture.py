@@ -66,9 +66,9 @@ class GaussianMixture(Density):
             raise ValueError(f"GaussianMixture: expected at least one component, got {components}")
         self.bound = positive(bound, "bound", self)
         k = torch.arange(components).unsqueeze(1) + 1.0
-        spread = 0.5 * torch.cos(k * (torch.arange(features) + 1.0) * (math.sqrt(5) - 1)) if components > 1 else 0 * k
+        means = 0.5 * torch.cos(k * (torch.arange(features) + 1.0) * (math.sqrt(5) - 1)) if components > 1 else 0 * k
         self.logits = nn.Parameter(torch.zeros(components))
-        self.means = nn.Parameter(spread.expand(components, features).clone())
+        self.means = nn.Parameter(means.expand(components, features).clone())
         self.factors = nn.Parameter(torch.zeros(components, features, features))  # A; its diagonal holds logarithms
         self.register_buffer("center", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))

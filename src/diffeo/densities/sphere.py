@@ -59,7 +59,7 @@ class VonMisesFisherMixture(Density):
     Weights, mean directions and concentrations κ, between 0.02 and 10⁶, are learned. `initialize` fits the mixture to
     training rows by expectation and maximisation, with 1, 2, 4, … components, as many as predict held-out rows best
     (the rest get a negligible weight, from which they may grow). Before that, and where there are fewer than 10
-    different rows, the means are spread over the sphere.
+    different rows, the means lie all over the sphere.
 
     Samples carry no gradient (the component is a discrete choice). Temperature divides κ by its square; temperature 0
     gives the mean at which the mixture's density is highest.

@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density
 from diffeo.functional import Context, LogProb, as_fixed_event, check_event, context_mask, masked_sum
+from diffeo.kernels.private import standard_gamma
 from diffeo.noise import Seeds, only, standard_normal
 
 
@@ -55,7 +56,7 @@ class StudentT(Density):
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         df = self.df.detach().expand(shape + self.raw_df.shape)
         noise = standard_normal(df.shape, df, generator)
-        chi2 = 2 * torch._standard_gamma(df / 2, generator=only(generator))  # pyright: ignore (no public one is seeded)
+        chi2 = 2 * standard_gamma(df / 2, only(generator))
         x = temperature * noise * (df / chi2).sqrt()
         mask = context_mask(context)
         return x if mask is None else torch.where(mask, x, 0.0)

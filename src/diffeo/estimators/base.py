@@ -89,10 +89,10 @@ class FlowEstimator(BaseEstimator):
         if most is not None and len(table) > most:
             chosen = np.sort(np.random.default_rng(seed).permutation(len(table))[:most])
             table, weights = table.iloc[chosen], None if weights is None else weights[chosen]
-        self.constants_, self.spread_ = self._still(table, seed)
+        self.constants_, self.varying_ = self._still(table, seed)
         if self.unseen == "level":  # a constant category is one of two
-            self.spread_ |= [not pd.api.types.is_bool_dtype(d) and is_text(d) for d in table.dtypes]
-        if not self.spread_.any():
+            self.varying_ |= [not pd.api.types.is_bool_dtype(d) and is_text(d) for d in table.dtypes]
+        if not self.varying_.any():
             self.model_ = None
             return
         self._fit_model(table, weights, seed)
@@ -123,7 +123,7 @@ class FlowEstimator(BaseEstimator):
 
     def _fit_model(self, table: pd.DataFrame, weights: np.ndarray | None, seed: int) -> None:
         """Fit the density of the columns that vary."""
-        self.model_ = self._fit_table(table.loc[:, self.spread_], weights, self.validation_fraction, seed)
+        self.model_ = self._fit_table(table.loc[:, self.varying_], weights, self.validation_fraction, seed)
 
     def _fit_table(
         self, table: pd.DataFrame, weights: np.ndarray | None, validation: float | pd.DataFrame, seed: int
@@ -178,14 +178,14 @@ class FlowEstimator(BaseEstimator):
         table = self._table(X, reset=False)
         out = np.zeros(len(table))
         if self.model_ is not None:
-            out += self._log_density(table.loc[:, self.spread_])
-        peaks = 0.0 if self.mixed_ else PEAK * float((~self.spread_).sum())
+            out += self._log_density(table.loc[:, self.varying_])
+        peaks = 0.0 if self.mixed_ else PEAK * float((~self.varying_).sum())
         return out + self._off_constants(table) + peaks
 
     def _off_constants(self, table: pd.DataFrame) -> np.ndarray:
         """By how many nats the columns that do not vary lie below their peaks."""
         out = np.zeros(len(table))
-        for j in np.flatnonzero(~self.spread_):
+        for j in np.flatnonzero(~self.varying_):
             out += narrow(table.iloc[:, j], self.constants_[j])
         return out
 

@@ -75,7 +75,7 @@ class FlowDensity(DensityMixin, FlowEstimator):
         names = getattr(self, "feature_names_in_", np.arange(self.n_features_in_))
         columns = {}
         for j, name in enumerate(names):
-            if self.spread_[j]:
+            if self.varying_[j]:
                 columns[name] = drawn[name].to_numpy() if not self.mixed_ else drawn[name]
             else:
                 value = self.constants_[j]

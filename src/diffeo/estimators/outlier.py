@@ -199,20 +199,20 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
 
     def _still(self, table: pd.DataFrame, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """A number has to vary for each of the flows; where it does not, its value there counts."""
-        constants, spread = super()._still(table, seed)
+        constants, varying = super()._still(table, seed)
         for rest in self._seen(len(table), seed):
             part = table.iloc[rest]
-            for j in np.flatnonzero(spread & (part.nunique().to_numpy() <= 1)):
+            for j in np.flatnonzero(varying & (part.nunique().to_numpy() <= 1)):
                 dtype = table.dtypes.iloc[j]
                 if not (is_text(dtype) or pd.api.types.is_bool_dtype(dtype)):  # of categories, one may be rare
-                    constants[j], spread[j] = part.iloc[0, j], False
-        return constants, spread
+                    constants[j], varying[j] = part.iloc[0, j], False
+        return constants, varying
 
     def _fit_model(self, table: pd.DataFrame, weights: np.ndarray | None, seed: int) -> None:
         """One flow and held-out rows, or one for each fold; keeps the scores that rows have where they are not seen."""
         n, folds = len(table), self._folds(len(table), seed)
         self._folded = len(folds) > 1
-        varying, views = table.loc[:, self.spread_], []
+        varying, views = table.loc[:, self.varying_], []
         self.models_, self.crowds_ = [], []
         for fold, rest in zip(folds, self._seen(n, seed), strict=True):
             here = None if weights is None else weights[rest]
@@ -296,7 +296,7 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         table = self._table(X, reset=False)
         out = np.zeros(len(table))
         if self.model_ is not None:
-            varying = table.loc[:, self.spread_]
+            varying = table.loc[:, self.varying_]
             out += np.mean([self._scores(i, varying) for i in range(len(self.models_))], axis=0)
         return out + self._off_constants(table)
 
@@ -334,9 +334,9 @@ class FlowOutlierDetector(OutlierMixin, FlowEstimator):
         table = self._table(X, reset=False)
         nats = pd.DataFrame(0.0, index=table.index, columns=table.columns)
         if self.model_ is not None:
-            parts = [model.explain(table.loc[:, self.spread_]) for model in self.models_]
-            nats.loc[:, self.spread_] = sum(parts) / len(parts)
-        for j in np.flatnonzero(~self.spread_):
+            parts = [model.explain(table.loc[:, self.varying_]) for model in self.models_]
+            nats.loc[:, self.varying_] = sum(parts) / len(parts)
+        for j in np.flatnonzero(~self.varying_):
             nats.iloc[:, j] = -narrow(table.iloc[:, j], self.constants_[j])
         return nats if self.framed_ else nats.to_numpy()
 

@@ -78,16 +78,16 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         seed = self._seed()
         kept, held = split(len(y), self.validation_fraction, seed)
         self._learn_scales(table, table.iloc[kept.numpy()])
-        spread = bool(np.ptp(y[kept.numpy()]) > 0)
-        self.constant_ = not spread
-        self.y_mean_, self.y_scale_ = float(y[kept.numpy()].mean()), float(y[kept.numpy()].std()) if spread else 1.0
+        self.constant_ = bool(np.ptp(y[kept.numpy()]) == 0)
+        self.y_mean_ = float(y[kept.numpy()].mean())
+        self.y_scale_ = 1.0 if self.constant_ else float(y[kept.numpy()].std())
         context = torch.from_numpy(self._context(table))
         if self.mixed_:
             hidden = self.schema_.hide_some(table.iloc[kept.numpy()], seed)
             context[kept] = torch.from_numpy(self._context(hidden))
         target = torch.from_numpy((y - self.y_mean_) / self.y_scale_)[:, None]
         self.flow_ = self._build(context.shape[1], seed)
-        if not spread:  # nothing to learn: all of the mass is at one point
+        if self.constant_:  # nothing to learn: all of the mass is at one point
             self.y_mean_ = float(y[kept.numpy()][0])
             self.result_, self.uncalibrated_ = None, self.flow_
             return self
@@ -111,7 +111,7 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Mean of y given each row, shape (n,): over 64 evenly spread quantiles."""
+        """Mean of y given each row, shape (n,): over 64 evenly spaced quantiles."""
         return self._at(X, (np.arange(LEVELS) + 0.5) / LEVELS).mean(1)
 
     def predict_quantiles(self, X: Any, quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> np.ndarray:
@@ -193,14 +193,14 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
             self.schema_ = Schema(tuple(columns), tuple(table.columns))
             return
         rows = train.to_numpy()
-        self.location_, self.spread_ = rows.mean(0), np.where(np.ptp(rows, axis=0) > 0, rows.std(0), 1.0)
+        self.location_, self.scale_ = rows.mean(0), np.where(np.ptp(rows, axis=0) > 0, rows.std(0), 1.0)
 
     def _context(self, table: Any) -> np.ndarray:
         """What the network reads of each row."""
         if self.mixed_:
             context = self.schema_.encode_given(table)
             return np.zeros((len(table), 1)) if context is None else context
-        return (table.to_numpy() - self.location_) / self.spread_
+        return (table.to_numpy() - self.location_) / self.scale_
 
     def _at(self, X: Any, levels: np.ndarray) -> np.ndarray:
         """Quantiles at these levels, shape (n, levels)."""

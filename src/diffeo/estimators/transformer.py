@@ -64,8 +64,8 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, FlowEst
         x = table.to_numpy(dtype=np.float64)
         z = (x - self.constants_.astype(np.float64)) / FLOOR
         if self.model_ is not None:
-            encoded = self.model_.schema.encode(table.loc[:, self.spread_])
-            z[:, self.spread_] = _run(self.model_.exact_density.transform.forward, encoded)
+            encoded = self.model_.schema.encode(table.loc[:, self.varying_])
+            z[:, self.varying_] = _run(self.model_.exact_density.transform.forward, encoded)
         return z
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -77,8 +77,8 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, FlowEst
         x = z * FLOOR + self.constants_.astype(np.float64)
         if self.model_ is not None:
             numbers = self.model_.schema.numbers
-            y = _run(self.model_.exact_density.transform.inverse, z[:, self.spread_])
-            x[:, self.spread_] = y * [n.scale for n in numbers] + [n.shift for n in numbers]
+            y = _run(self.model_.exact_density.transform.inverse, z[:, self.varying_])
+            x[:, self.varying_] = y * [n.scale for n in numbers] + [n.shift for n in numbers]
         return x
 
     @property

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from diffeo.functional import narrowed
 from diffeo.kernels import native
-from diffeo.kernels.private import has_hooks, mark_sizes
+from diffeo.kernels.private import has_hooks, mark_sizes, tree_map_only
 from diffeo.kernels.process import prepare, thread_limit, waiting
 
 # what only other code would change, and costs small models a tenth of a call to check each time

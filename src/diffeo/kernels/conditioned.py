@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from diffeo.kernels import perceptron
-from diffeo.kernels.dispatch import can_run
+from diffeo.kernels.dispatch import can_run, entry
 from diffeo.kernels.native import c_file
 from diffeo.kernels.perceptron import Perceptron
 from diffeo.kernels.private import has_hooks, mark_constant
-from diffeo.kernels.scalars import ScalarMap, build_around, identify
+from diffeo.kernels.scalars import ScalarMap, build_around, identify, show_settings
 
 _names: dict[tuple[Hashable, ...], str | None] = {}
 _libraries: dict[str, Any] = {}  # by name, which compiled models hold
@@ -51,13 +51,10 @@ def map_vector(
     library = _find_library(scalar_map, inverse, whole.activation, x.dtype)
     if library is None:
         return None
-    if torch.compiler.is_dynamo_compiling():
-        # dead code, by which the compiler sees the settings that the library was made for, and checks them
-        (scalar_map.inverse if inverse else scalar_map)(x.new_zeros(1), x.new_zeros(1, scalar_map.n_params))
+    show_settings(scalar_map, x, inverse)
     rows, h = x.reshape(-1, x.shape[-1]), whole.x.reshape(-1, whole.x.shape[-1]) if whole.enter else None
     layers = list(whole.weights), list(whole.biases), list(whole.bounds)
-    call = _operator if torch.compiler.is_dynamo_compiling() else _run
-    out, logdet = call(rows, h, sees, changes, *layers, whole.activation, library)
+    out, logdet = entry(_run, _operator)(rows, h, sees, changes, *layers, whole.activation, library)
     return out.T.reshape(x.shape), logdet.reshape(x.shape[:-1])
 
 

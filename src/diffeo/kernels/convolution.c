@@ -80,10 +80,11 @@ static inline void add_units(const real *there, long apart, long count, long n, 
     }
 }
 
-/* to = at each place, the sum of what the places around have for it: each has 9 times all channels, in rows so far
-   `apart`; turned: what those at the same distance on the other side have. `sum`: room for a line */
-static void spread(const real *all, long apart, long channels, long planes, long height, long width, int turned,
-                   real *sum, real *to, Strides s) {
+/* to = at each place, the sum of what the places around have for it, as PyTorch's `fold`: each has 9 times all
+   channels, in rows so far `apart`; turned: what those at the same distance on the other side have. `sum`: room for a
+   line */
+static void add_around(const real *all, long apart, long channels, long planes, long height, long width, int turned,
+                       real *sum, real *to, Strides s) {
   for (long y = 0; y < height; y++) {
     memset(sum, 0, width * channels * sizeof(real));
     for (long tap = 0; tap < 9; tap++) {
@@ -146,7 +147,7 @@ static void pull_answer(long p, long count, long height, long width, int L, cons
   const Input in = {.pictures = &at, .places = places, .shift = shift}, out = {.pictures = &back};
   backward_part(p * places, (p + count) * places, L, layers, in, out, room, pulled, 0, g_weights, g_biases, g_shift);
   for (long i = 0; i < count; i++)
-    spread(pulled + i * places * apart, apart, channels, 1, height, width, 1, sum, to + (p + i) * ts.picture, ts);
+    add_around(pulled + i * places * apart, apart, channels, 1, height, width, 1, sum, to + (p + i) * ts.picture, ts);
 }
 
 /* out = the net at `pictures` x, of (channels, height, width) numbers, by its strides. `widths` are those of the
@@ -180,7 +181,7 @@ int convolve(long pictures, long height, long width, int L, const long *widths, 
       const long count = min_of(group, pictures - p);
       answer(p, count, height, width, L, layers, &own, x, *xs, shift, around, all, apart);
       for (long i = 0; i < count; i++)
-        spread(all + i * places * apart, apart, out_channels, planes, height, width, 0, sum,
+        add_around(all + i * places * apart, apart, out_channels, planes, height, width, 0, sum,
                out + (p + i) * os->picture, *os);
     }
   }

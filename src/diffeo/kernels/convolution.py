@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from diffeo.kernels import process
-from diffeo.kernels.dispatch import can_read, can_run
+from diffeo.kernels.dispatch import can_pull, can_run, entry
 from diffeo.kernels.perceptron import WIDEST, WORK, Sizes, is_available, require, share_out, sizes_of, split_like
 
 TAPS = 9
@@ -34,7 +34,7 @@ class Convolution(NamedTuple):
 
 
 def fits(whole: Convolution) -> bool:
-    """Whether this one runs as one operation, if x `may_run` so. Wrong shapes are refused by the layers themselves."""
+    """Whether this one runs as one operation, if x `can_run` so. Wrong shapes are refused by the layers themselves."""
     x, shift, weights, biases = whole
     if not can_run(x, *weights, *biases, *(() if shift is None else (shift,))):
         return False
@@ -54,9 +54,8 @@ def run(whole: Convolution, planes: int = 1) -> Tensor | None:
         return None
     inputs = [x, *whole.weights, *whole.biases, *(() if shift is None else (shift,))]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        return Differentiable.apply(planes, x, shift, *whole.weights, *whole.biases)  # pyright: ignore[reportReturnType]
-    call = _forward if torch.compiler.is_compiling() else _run
-    return call(x, shift, list(whole.weights), list(whole.biases), planes, False)[0]
+        return DifferentiableConvolution.apply(planes, x, shift, *whole.weights, *whole.biases)  # pyright: ignore[reportReturnType]
+    return entry(_run, _forward)(x, shift, list(whole.weights), list(whole.biases), planes, False)[0]
 
 
 # not `torch.library.custom_op`, which checks every call for aliases
@@ -141,11 +140,10 @@ def _(x: Tensor, shift: Tensor | None, weights: list[Tensor], biases: list[Tenso
     return x.new_empty(x.shape), g_shift, x.new_empty(sum(t.numel() for t in (*weights, *biases)))
 
 
-class Differentiable(torch.autograd.Function):
+class DifferentiableConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, planes: int, x: Tensor, shift: Tensor | None, *layers: Tensor) -> Tensor:
-        run = _forward if torch.compiler.is_compiling() else _run
-        out, inner = run(x, shift, list(layers[:3]), list(layers[3:]), planes, True)
+        out, inner = entry(_run, _forward)(x, shift, list(layers[:3]), list(layers[3:]), planes, True)
         ctx.shifted = shift is not None
         ctx.save_for_backward(x, inner, *layers, *(() if shift is None else (shift,)))
         return out
@@ -154,14 +152,12 @@ class Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, inner, *layers = ctx.saved_tensors
         shift = layers.pop() if ctx.shifted else None
-        compiling = torch.compiler.is_compiling()
-        # for second derivatives, or many gradients at once, plain operations, which autograd can follow
-        if torch.is_grad_enabled() or not (compiling or can_read(grad)):
+        if not can_pull(grad):
             return None, *pull_plainly(
                 lambda x, shift, *layers: run_plainly(x, shift, layers, grad.shape[-1]), x, shift, layers, grad
             )
-        run = _backward if compiling else _run_backward
-        g_x, g_shift, flat = run(x, shift, layers[:3], layers[3:], inner, grad.to(x.dtype))
+        call = entry(_run_backward, _backward)
+        g_x, g_shift, flat = call(x, shift, layers[:3], layers[3:], inner, grad.to(x.dtype))
         return None, g_x, g_shift if ctx.shifted else None, *split_like(flat, layers)
 
 

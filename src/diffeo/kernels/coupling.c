@@ -52,7 +52,7 @@ int couple(long pictures, const Event *event, int L, const long *widths, const r
       for (long i = 0; i < count; i++) {
         real *set = params ? params + (p + i) * all * places : own, *to = z + (p + i) * whole;
         double total = 0;
-        spread(found + i * places * apart, apart, all, e.planes, e.height, e.width, 0, sum, set, by_plane);
+        add_around(found + i * places * apart, apart, all, e.planes, e.height, e.width, 0, sum, set, by_plane);
         copy_channels(e, p + i, e.a, seen, to + e.a * places);
         copy_channels(e, p + i, e.b, changed, here);
         part(n, 0, n, here, set, to + e.b * places, slopes);
@@ -187,7 +187,7 @@ int uncouple_backward(long pictures, const Event *event, int L, const long *widt
         answer(0, count, e.height, e.width, L, forth, &ahead, z_a, e.strides, shift_p, around, found, apart);
         for (long i = 0; i < count; i++) {
           real *x_i = x + (p + i) * whole, *x_b = x_i + e.b * places;
-          spread(found + i * places * apart, apart, all, e.planes, e.height, e.width, 0, sum, set, by_plane);
+          add_around(found + i * places * apart, apart, all, e.planes, e.height, e.width, 0, sum, set, by_plane);
           copy_channels(e, p + i, e.a, seen, x_i + e.a * places);
           copy_channels(e, p + i, e.b, changed, here);
           part(n, 0, n, here, set, x_b, slopes);

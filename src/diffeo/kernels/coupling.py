@@ -26,7 +26,7 @@ from diffeo.kernels.convolution import (
     sizes_in,
     worth,
 )
-from diffeo.kernels.dispatch import can_read
+from diffeo.kernels.dispatch import can_pull
 from diffeo.kernels.native import c_file
 from diffeo.kernels.perceptron import Sizes, share_out, split_like
 from diffeo.kernels.scalars import ScalarMap, build_around, identify, is_one_operation, pulls_by_hand
@@ -52,14 +52,14 @@ def map_pictures(
     """Pictures x, (n, C, H, W), with the scalar map (or its inverse) applied to some channels, and the log-det.
 
     The net sees the channels from `seen` on, as many as it has inputs; its outputs are parameters of those from
-    `changed` on, which are the rest. None where this scalar map or net cannot run so; x has been checked (`may_run`).
+    `changed` on, which are the rest. None where this scalar map or net cannot run so; x has been checked (`can_run`).
     """
     parts = _find_parts(scalar_map, net, x, seen, changed, "inverse" if inverse else "forward")
     if parts is None:
         return None
     inputs = [x, *net.weights, *net.biases, *(() if net.shift is None else (net.shift,))]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        return Differentiable.apply(parts, x, net.shift, *net.weights, *net.biases)  # pyright: ignore
+        return DifferentiableCoupling.apply(parts, x, net.shift, *net.weights, *net.biases)  # pyright: ignore
     z, logdet, *_ = _run(parts, x, net.shift, net.weights, net.biases, False)
     return z, logdet
 
@@ -82,7 +82,7 @@ def _find_parts(
     scalar_map: ScalarMap, net: Convolution, x: Tensor, seen: int, changed: int, direction: Direction
 ) -> Parts | None:
     outputs = net.weights[2].shape[0]
-    if torch.compiler.is_dynamo_compiling() or not scalar_map.n_params or outputs % scalar_map.n_params:
+    if not scalar_map.n_params or outputs % scalar_map.n_params:
         return None
     if net.x.shape[1] + outputs // scalar_map.n_params != x.shape[1] or net.x.shape[0] != x.shape[0]:
         return None
@@ -111,7 +111,7 @@ def _run(
     return z, logdet, inner, params
 
 
-class Differentiable(torch.autograd.Function):
+class DifferentiableCoupling(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parts: Parts, x: Tensor, shift: Tensor | None, *layers: Tensor) -> tuple[Tensor, Tensor]:
         z, logdet, inner, params = _run(parts, x, shift, layers[:3], layers[3:], True)
@@ -124,15 +124,14 @@ class Differentiable(torch.autograd.Function):
         parts: Parts = ctx.parts
         x, inner, params, *layers = ctx.saved_tensors
         shift = layers.pop() if ctx.shifted else None
-        # for second derivatives, or many gradients at once, plain operations, which autograd can follow
-        if torch.is_grad_enabled() or not can_read(grad, grad_log):
+        if not can_pull(grad, grad_log):
             return None, *_pull_plainly(parts, x, shift, layers, grad, grad_log)
         kept = inner.data_ptr(), params.data_ptr()
         return None, *_run_backward(parts, parts.library.couple_backward, x, shift, layers, grad, grad_log, kept, ())
 
 
 class Rebuilding(torch.autograd.Function):
-    """The backward pass of `Differentiable`, which finds x by the way."""
+    """The backward pass of `DifferentiableCoupling`, which finds x by the way."""
 
     @staticmethod
     def forward(
@@ -147,7 +146,7 @@ class Rebuilding(torch.autograd.Function):
         parts: Parts = ctx.parts
         z, *layers = ctx.saved_tensors
         shift = layers.pop() if ctx.shifted else None
-        if torch.is_grad_enabled() or not can_read(grad, grad_log):
+        if not can_pull(grad, grad_log):
             with torch.no_grad():
                 ctx.x.copy_(_map_plainly(parts._replace(direction="inverse"), z, shift, layers)[0])
             g_x, *gradients = _pull_plainly(parts, ctx.x, shift, layers, grad, grad_log)

@@ -1,15 +1,16 @@
 """Whether C may run: the one place where that is asked.
 
 Kernels run where a compiler has taken over (`torch.compile`), or within `compiled_kernels`, on CPUs, on plain tensors
-of one type that nobody watches. `can_run` says so of the tensors at hand; whether there is a library for an activation
-or a scalar map, the kernel itself knows.
+of one type that nobody watches. `can_run` says so of the tensors at hand, `can_pull` of gradients in a backward pass;
+whether there is a library for an activation or a scalar map, the kernel itself knows.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,15 +20,35 @@ from diffeo.kernels.process import prepare
 
 TYPES = {torch.float32: "float", torch.float64: "double"}
 PLAIN = (Tensor, torch.nn.Parameter)
+Run = Callable[..., Any]
 _state = threading.local()
 
 
-def can_run(first: Tensor, *rest: Tensor) -> bool:
-    """Whether C may run on these tensors, here and at this moment."""
+def can_run(first: Tensor, *rest: Tensor, traced: bool = True, products: bool = False) -> bool:
+    """Whether C may run on these tensors, here and at this moment.
+
+    `traced`: also where a compiler looks on, which sees an operator; kernels that have none say False. `products`: for
+    kernels with products of matrices, which are autocast's to do.
+    """
+    if products and torch.is_autocast_enabled("cpu"):
+        return False
     if torch.compiler.is_dynamo_compiling():  # not for code that merely runs during a compilation, as recordings do
-        same = all(t.is_cpu and t.dtype == first.dtype for t in (first, *rest))
+        same = traced and all(t.is_cpu and t.dtype == first.dtype for t in (first, *rest))
         return same and first.dtype in TYPES and not is_transformed() and not torch.compiler.is_exporting()
     return kernels_in_use() and not is_transformed() and not has_global_hooks() and can_read(first, *rest)
+
+
+def can_pull(first: Tensor, *rest: Tensor) -> bool:
+    """Whether C may find gradients from these ones of the results.
+
+    For second derivatives, or many gradients at once, there are plain operations, which autograd can follow.
+    """
+    return not torch.is_grad_enabled() and (torch.compiler.is_compiling() or can_read(first, *rest))
+
+
+def entry(run: Run, operator: Run) -> Run:
+    """How a kernel is called: through the operator where a compiler looks on, and else at once."""
+    return operator if torch.compiler.is_compiling() else run
 
 
 def can_read(first: Tensor, *rest: Tensor) -> bool:

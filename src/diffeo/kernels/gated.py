@@ -17,10 +17,10 @@ from torch import Tensor
 
 from diffeo.kernels import native, process
 from diffeo.kernels.convolution import pull_plainly
-from diffeo.kernels.dispatch import can_read, can_run
+from diffeo.kernels.dispatch import can_pull, can_run, entry
 from diffeo.kernels.native import c_file, prelude, tiles
 from diffeo.kernels.perceptron import WIDEST, WORK, split_like
-from diffeo.kernels.private import mark_constant
+from diffeo.kernels.private import mark_constant, version
 
 LARGEST = 1 << 31  # numbers of a weight, which the C counts by `int`
 BORDER = 64  # frames of zeros at either end that cost little, however short a sequence
@@ -57,7 +57,7 @@ class Gated(NamedTuple):
 
 
 def fits(whole: Gated, planes: int, out: int) -> bool:
-    """Whether this one runs as one operation, if x `may_run` so. Wrong shapes are refused by the layers themselves."""
+    """Whether this one runs as one operation, if x `can_run` so. Wrong shapes are refused by the layers themselves."""
     x, weights, biases, apart, given, _, slower, dropped, _ = whole
     if not can_run(x, *weights, *biases, *whole.optional) or any(w.ndim != 3 or w.numel() >= LARGEST for w in weights):
         return False
@@ -87,9 +87,9 @@ def run(whole: Gated, planes: int) -> Tensor:
     x, weights, biases, apart, given, counts, slower, dropped, panels = whole
     inputs = [x, *weights, *biases, *whole.optional]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        found: Any = Differentiable.apply(planes, apart, slower, counts, dropped, x, given, *weights, *biases)
+        found: Any = DifferentiableGated.apply(planes, apart, slower, counts, dropped, x, given, *weights, *biases)
         return found.movedim(0, -1)
-    call: Any = _forward if torch.compiler.is_compiling() else _run
+    call = entry(_run, _forward)
     net, there = (list(weights), list(biases), list(apart)), (given, counts, dropped, list(slower or ()))
     values, key = (None, None) if panels is None else panels[:2]
     return call(x, *net, *there, values, key, planes, False)[0].movedim(0, -1)
@@ -109,7 +109,7 @@ def pack(whole: Gated, planes: int) -> Panels | None:
 
 def _key(weights: Sequence[Tensor]) -> list[int]:
     """Another one after a weight was replaced or changed in place."""
-    return [n for w in weights for n in (w.data_ptr(), 0 if w.is_inference() else w._version)]
+    return [n for w in weights for n in (w.data_ptr(), version(w))]
 
 
 # not `torch.library.custom_op`, which checks every call for aliases
@@ -201,7 +201,7 @@ def _(x: Tensor, weights: list[Tensor], biases: list[Tensor], apart: Any, given:
     return x.new_empty(x.shape), x.new_empty(0 if given is None else given.shape), g_layers
 
 
-class Differentiable(torch.autograd.Function):
+class DifferentiableGated(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -215,9 +215,9 @@ class Differentiable(torch.autograd.Function):
         *layers: Tensor,
     ) -> Tensor:
         half = len(layers) // 2
-        run = _forward if torch.compiler.is_compiling() else _run
         net = list(layers[:half]), list(layers[half:]), list(apart)
-        out, kept = run(x, *net, given, counts, dropped, list(slower or ()), None, None, planes, True)
+        there = given, counts, dropped, list(slower or ())
+        out, kept = entry(_run, _forward)(x, *net, *there, None, None, planes, True)
         ctx.apart, ctx.slower, ctx.there = apart, slower, [t is not None for t in (given, counts, dropped)]
         ctx.save_for_backward(kept, x, *(t for t in (given, counts, dropped) if t is not None), *layers)
         return out
@@ -226,17 +226,16 @@ class Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         kept, x, *saved = ctx.saved_tensors
         given, counts, dropped = (saved.pop(0) if there else None for there in ctx.there)
-        half, compiling = len(saved) // 2, torch.compiler.is_compiling()
+        half = len(saved) // 2
 
         def plainly(x: Tensor, given: Tensor | None, *layers: Tensor) -> Tensor:
             whole = Gated(x, layers[:half], layers[half:], ctx.apart, given, counts, ctx.slower, dropped)
             return _run_plainly(whole, grad.shape[0])
 
         none = (None, None, None, None, None)
-        # for second derivatives, or many gradients at once, plain operations, which autograd can follow
-        if torch.is_grad_enabled() or not (compiling or can_read(grad)):
+        if not can_pull(grad):
             return *none, *pull_plainly(plainly, x, given, saved, grad)
-        run, net = _backward if compiling else _run_backward, (saved[:half], saved[half:], list(ctx.apart))
+        run, net = entry(_run_backward, _backward), (saved[:half], saved[half:], list(ctx.apart))
         slower: list[float] = list(ctx.slower or ())
         g_x, g_given, g_layers = run(x, *net, given, counts, dropped, slower, kept, grad.to(x.dtype))
         return *none, g_x, None if given is None else g_given, *split_like(g_layers, saved)

@@ -40,7 +40,7 @@ def invert(net: Any, scalar_map: ScalarMap, z: Tensor, context: Any) -> tuple[Te
 
     Without gradient: the caller sees to that.
     """
-    if torch.compiler.is_compiling() or not can_run(z) or torch.is_autocast_enabled("cpu"):
+    if not can_run(z, traced=False, products=True):
         return None
     run: MaskedRun | None = net.as_run(z, context) if hasattr(net, "as_run") else None
     if run is None or len(run.biases[-1]) != scalar_map.n_params * z.shape[-1]:

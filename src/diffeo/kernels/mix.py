@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from diffeo.kernels import native, process
-from diffeo.kernels.dispatch import can_read
+from diffeo.kernels.dispatch import can_pull, can_run
 from diffeo.kernels.native import c_file, prelude
-from diffeo.kernels.perceptron import may_run, share_out
+from diffeo.kernels.perceptron import share_out
 
 FEW = 64  # channels, beyond which a 1×1 convolution is for libraries of matrix products
 WORK = 1 << 16  # products for which another thread pays: they wait for memory more than others
@@ -21,7 +21,7 @@ WORK = 1 << 16  # products for which another thread pays: they wait for memory m
 def may_mix(x: Tensor) -> bool:
     """Whether `mix` runs here, as far as x and the moment say; of the weights `can_run` is to be asked too."""
     # compilers make a product of it themselves
-    if torch.compiler.is_dynamo_compiling() or x.ndim < 3 or x.numel() == 0 or not may_run(x):
+    if x.ndim < 3 or x.numel() == 0 or not can_run(x, traced=False, products=True):
         return False
     return x.shape[-3] <= FEW and _library(x.dtype) is not None
 
@@ -35,7 +35,7 @@ def mix(
     """
     pictures, layer = _as_pictures(x), (weight, log_scale, shift, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *layer)):
-        z: Any = Differentiable.apply(pictures, *layer, None)
+        z: Any = DifferentiableMix.apply(pictures, *layer, None)
     else:
         z = _mix(pictures, _matrix(weight, log_scale), shift, bias)
     return z.view(x.shape)
@@ -50,7 +50,7 @@ def unmix(
         matrix = _matrix(weight, log_scale)
         back = torch.linalg.inv_ex(matrix.double())[0].to(z.dtype)  # not finite where there is none, which is checked
         x = _mix(pictures, back, None if bias is None else -bias, None if shift is None else -shift).requires_grad_()
-    return x, Differentiable.apply(x, weight, log_scale, shift, bias, pictures)  # pyright: ignore[reportReturnType]
+    return x, DifferentiableMix.apply(x, weight, log_scale, shift, bias, pictures)  # pyright: ignore[reportReturnType]
 
 
 def multiply_factors(weight: Tensor, bound: float) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ def _matrix(weight: Tensor | None, log_scale: Tensor | None) -> Tensor:
     return log_scale.exp().diag() if weight is None else weight * log_scale.exp()
 
 
-class Differentiable(torch.autograd.Function):
+class DifferentiableMix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Tensor | None) -> Tensor:
         *layer, known = rest
@@ -85,11 +85,11 @@ class Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, weight, log_scale, shift, bias = ctx.saved_tensors
         matrix = _matrix(weight, log_scale)
-        if torch.is_grad_enabled() or not can_read(grad):
+        if can_pull(grad):
+            g_x, g_matrix, g_bias = _mix_backward(x, matrix, shift, grad)
+        else:
             shifted = x if shift is None else x + shift.unsqueeze(1)
             g_x, g_matrix, g_bias = matrix.T @ grad, (grad @ shifted.mT).sum(0), grad.sum((0, 2))
-        else:
-            g_x, g_matrix, g_bias = _mix_backward(x, matrix, shift, grad)
         return (
             g_x,
             None if weight is None else g_matrix if log_scale is None else g_matrix * log_scale.exp(),
@@ -114,7 +114,7 @@ class Factors(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         (weight,) = ctx.saved_tensors
-        if torch.is_grad_enabled() or not can_read(grad, grad_log):
+        if not can_pull(grad, grad_log):
             return _pull_factors(weight, ctx.bound, grad, grad_log), None
         weight, grad = weight.contiguous(), grad.contiguous()
         found = weight.new_empty(weight.shape)

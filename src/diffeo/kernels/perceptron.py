@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from diffeo.kernels import native, process
-from diffeo.kernels.dispatch import can_read, can_run
+from diffeo.kernels.dispatch import can_pull, can_run, entry
 from diffeo.kernels.layout import batch_inner
 from diffeo.kernels.native import c_file, prelude, tiles
 from diffeo.kernels.private import has_hooks, mark_constant
@@ -95,13 +95,8 @@ def is_plain(layer: nn.Module, kinds: tuple[type, ...]) -> bool:
     return type(layer) in kinds and layer.bias is not None and not has_hooks(layer)
 
 
-def may_run(x: Tensor) -> bool:
-    """Whether a perceptron may run as one operation at x, as far as x and the moment say."""
-    return can_run(x) and not torch.is_autocast_enabled("cpu")
-
-
 def fits(whole: Perceptron) -> bool:
-    """Whether this one runs as one operation, where it `may_run`. Wrong shapes are refused by the layers themselves."""
+    """Whether this one runs as one operation, if x `can_run` so. Wrong shapes are refused by the layers themselves."""
     activation, x, weights, biases, _, _ = whole
     widths = [x.shape[-1], *(w.shape[0] for w in weights)]
     if [tuple(w.shape) for w in weights] != list(zip(widths[1:], widths, strict=False)):
@@ -123,10 +118,11 @@ def run(whole: Perceptron, planes: int = 1) -> Tensor:
     if torch.compiler.is_compiling():
         rows = batch_inner(rows)  # the layout in which scalar maps run
     if keep:
-        out: Any = Differentiable.apply((activation, enter, planes), len(weights), rows, *weights, *biases, *bounds)
+        options = activation, enter, planes
+        out: Any = DifferentiablePerceptron.apply(options, len(weights), rows, *weights, *biases, *bounds)
     else:
-        call = _forward if torch.compiler.is_compiling() else _run
-        out, _ = call(rows, list(weights), list(biases), list(bounds), activation, enter, planes, False)
+        layers = list(weights), list(biases), list(bounds)
+        out, _ = entry(_run, _forward)(rows, *layers, activation, enter, planes, False)
     params = out.unflatten(0, (planes, -1)).permute(2, 1, 0)
     return params.unflatten(0, x.shape[:-1]) if x.ndim > 1 else params.squeeze(0)
 
@@ -228,11 +224,10 @@ def _(
     return x.new_empty(x.shape[1], x.shape[0]).T, x.new_empty(find_sizes(name, x.dtype, weights).total)
 
 
-class Differentiable(torch.autograd.Function):
+class DifferentiablePerceptron(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, options: tuple[str, bool, int], count: int, x: Tensor, *layers: Tensor) -> Tensor:
-        run = _forward if torch.compiler.is_compiling() else _run
-        out, inner = run(x, *_sort(layers, count), *options, True)
+        out, inner = entry(_run, _forward)(x, *_sort(layers, count), *options, True)
         ctx.options, ctx.count = options, count
         ctx.save_for_backward(x, *layers, inner)
         return out
@@ -241,14 +236,12 @@ class Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, *layers, inner = ctx.saved_tensors
         weights, biases, bounds = _sort(layers, ctx.count)
-        compiling = torch.compiler.is_compiling()
-        # for second derivatives, or many gradients at once, plain operations, which autograd can follow
-        if torch.is_grad_enabled() or not (compiling or can_read(grad)):
-            g_x, *gradients = _pull_plainly(x, weights, biases, grad, *ctx.options)
-        else:
-            run = _backward if compiling else _run_backward
-            g_x, flat = run(x, weights, biases, bounds, inner, grad.to(x.dtype), *ctx.options)
+        if can_pull(grad):
+            call = entry(_run_backward, _backward)
+            g_x, flat = call(x, weights, biases, bounds, inner, grad.to(x.dtype), *ctx.options)
             gradients = split_like(flat, [*weights, *biases])
+        else:
+            g_x, *gradients = _pull_plainly(x, weights, biases, grad, *ctx.options)
         return None, None, g_x, *gradients, *[None] * len(bounds)
 
 

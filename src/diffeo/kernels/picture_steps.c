@@ -117,7 +117,7 @@ int run_steps(long pictures, const Event *event, long count, const Step *steps, 
                step->given ? step->given + p * step->widths[1] : 0, around, found, apart);
         for (long i = 0; i < some; i++) {
           real *to = here + i * whole + step->b * places;
-          spread(found + i * places * apart, apart, all, e.planes, e.height, e.width, 0, sum, set, by_plane);
+          add_around(found + i * places * apart, apart, all, e.planes, e.height, e.width, 0, sum, set, by_plane);
           memcpy(before, to, n * sizeof(real));
           part(n, 0, n, before, set, to, slopes);
           for (long m = 0; m < n; m++) total[i] += slopes[m];

@@ -1,12 +1,15 @@
-"""The private names of PyTorch that kernels rest on, all of them in this file; tried on PyTorch 2.13.0.
+"""The private names of PyTorch that this package rests on, all of them in this file; tried on PyTorch 2.13.0.
 
-Another version of PyTorch that lacks one fails here, when `diffeo` is imported, and not in the middle of a fit.
+Another version of PyTorch that lacks one fails here, when `diffeo` is imported, and not in the middle of a fit. Not
+here are `Module._apply`, `Distribution._validate_args` and `_validate_sample`, which PyTorch's own subclasses override
+and call.
 """
 
 # pyright: basic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -18,8 +21,16 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 from torch.nn.modules import dropout
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+from torch.utils._pytree import tree_map_only as tree_map_only
+from torch.utils._pytree import tree_unflatten as tree_unflatten
 
 Dropout = dropout._DropoutNd  # of any number of dims
+HELD = "_parameters", "_buffers", "_modules"  # what a module has, by name
+HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 _engine: Any = torch.autograd.Variable._execution_engine  # that runs backward passes
 
 
@@ -99,6 +110,17 @@ def version(t: Tensor) -> int:
     return 0 if is_lazy(t) or t.is_inference() else t._version
 
 
+@torch.no_grad()
+def move_towards(values: list[Tensor], ends: list[Tensor], share: float) -> None:
+    """Move all values in place by this share of the way to the ends, in one operation."""
+    torch._foreach_lerp_(values, ends, share)  # pyright: ignore
+
+
+def standard_gamma(shape: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draws of Gamma(shape, 1), which no public function seeds."""
+    return torch._standard_gamma(shape, generator=generator)  # pyright: ignore
+
+
 def has_global_hooks() -> bool:
     """Whether there are hooks of all modules."""
     return bool(torch.nn.modules.module._has_any_global_hook())
@@ -134,6 +156,18 @@ def mark_constant(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     function._dynamo_marked_constant = True
     return function
+
+
+def trace_gradients() -> AbstractContextManager[None]:
+    """Inside, compilers trace calls of `torch.autograd.grad`."""
+    return torch._dynamo.config.patch(trace_autograd_ops=True)
+
+
+def compiler_errors() -> type[Exception]:
+    """What compilers and exporters raise where they cannot go on."""
+    from torch._dynamo.exc import TorchDynamoException  # here: it takes a while
+
+    return TorchDynamoException
 
 
 def mark_sizes(t: Tensor, dim: int, must: bool = False) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffeo.kernels import native, process
 from diffeo.kernels.native import prelude
+from diffeo.kernels.private import TorchDispatchMode
 
 SHARE = 1024  # scalars below which a further thread costs more than it does
 # `maximum` keeps a NaN on its left and loses one on its right, since gcc does not vectorise what keeps both;

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffeo.kernels import native
 from diffeo.kernels.compiling import signature
-from diffeo.kernels.dispatch import can_read, can_run
+from diffeo.kernels.dispatch import can_pull, can_run
 from diffeo.kernels.native import tiles
 from diffeo.kernels.private import defined_together
 from diffeo.kernels.recording import RecordedLoop, write
@@ -61,6 +61,12 @@ def identify(scalar_map: Any) -> Hashable:
     return signature(scalar_map) if plain else None
 
 
+def show_settings(scalar_map: ScalarMap, like: Tensor, inverse: bool = False) -> None:
+    """Dead code, by which compilers see the settings that a library was made for, and check them at each call."""
+    if torch.compiler.is_dynamo_compiling():
+        (scalar_map.inverse if inverse else scalar_map)(like.new_zeros(1), like.new_zeros(1, scalar_map.n_params))
+
+
 def build_around(
     scalar_map: ScalarMap, inverse: bool, dtype: torch.dtype, source: str, pulled: bool | None = None
 ) -> ctypes.CDLL | None:
@@ -84,7 +90,7 @@ def map_scalars(scalar_map: ScalarMap, x: Tensor, params: Tensor, inverse: bool)
     `params` has shape (*x.shape, n_params). Results are laid out as the parameters are, plane by plane.
     """
     # compilers join the operations themselves
-    if torch.compiler.is_dynamo_compiling() or params.shape[:-1] != x.shape or not x.ndim or not can_run(x, params):
+    if params.shape[:-1] != x.shape or not x.ndim or not can_run(x, params, traced=False):
         return None
     loops = _find_loops(scalar_map, inverse)
     if loops is None or not loops[0].is_compiled(x.dtype):
@@ -95,14 +101,14 @@ def map_scalars(scalar_map: ScalarMap, x: Tensor, params: Tensor, inverse: bool)
     if torch.is_grad_enabled() and (x.requires_grad or params.requires_grad):
         if not loops[1].is_compiled(x.dtype):
             return None
-        found: Any = Differentiable.apply(loops, v, planes)
+        found: Any = DifferentiableScalars.apply(loops, v, planes)
     else:
         found = loops[0](_plain(v), _plain(planes))
     back = sorted(range(x.ndim), key=order.__getitem__)
     return found[0].permute(back), found[1].permute(back)
 
 
-class Differentiable(torch.autograd.Function):
+class DifferentiableScalars(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loops: Loops, x: Tensor, planes: Tensor) -> tuple[Tensor, ...]:
         x, planes = _plain(x), _plain(planes)
@@ -113,8 +119,7 @@ class Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, planes = ctx.saved_tensors
-        # for second derivatives, or many gradients at once, plain operations, which autograd can follow
-        if torch.is_grad_enabled() or not can_read(grad, grad_log):
+        if not can_pull(grad, grad_log):
             again = torch.is_grad_enabled()
             return None, *_pull(ctx.loops[0].function, x, planes, grad, grad_log, again=again)
         g_x, g_planes = ctx.loops[1](x, planes, _plain(grad), _plain(grad_log))

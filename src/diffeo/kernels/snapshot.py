@@ -8,10 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffeo.kernels.private import all_modules
-
-HELD = "_parameters", "_buffers", "_modules"  # what a module has, by name
-HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+from diffeo.kernels.private import HELD, HOOKS, all_modules
 
 
 class Snapshot:

@@ -25,7 +25,7 @@ from diffeo.kernels.spline_arithmetic import Limits
 SCALARS = 16384  # of a typical call
 
 
-def map_scalars(
+def map_by_spline(
     v: Tensor, params: Tensor, inverse: bool, limits: Limits, known: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """The spline (or its inverse) at v, and the log-slope of that direction.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffeo.kernels import perceptron
 from diffeo.kernels.convolution import pull_plainly
-from diffeo.kernels.dispatch import can_read
+from diffeo.kernels.dispatch import can_pull, entry
 from diffeo.kernels.native import c_file
 from diffeo.kernels.perceptron import SHARE, WORK, activate, share_out, split_like
 from diffeo.kernels.private import mark_constant
@@ -86,10 +86,9 @@ def run(steps: Sequence[Step], x: Tensor) -> tuple[Tensor, Tensor]:
     rows = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases)):
         kind = Kind(tuple(layers), library)
-        found: Any = Differentiable.apply(kind, bounds, places, len(weights), rows, *weights, *biases)
+        found: Any = DifferentiableSteps.apply(kind, bounds, places, len(weights), rows, *weights, *biases)
     else:
-        call = _forward if torch.compiler.is_compiling() else _run
-        found = call(rows, weights, biases, bounds, places, layers, library, False)
+        found = entry(_run, _forward)(rows, weights, biases, bounds, places, layers, library, False)
     return found[0].T.reshape(x.shape), sum(logdets, found[1]).reshape(x.shape[:-1])
 
 
@@ -176,7 +175,7 @@ def _(kept: Tensor, grad: Tensor, grad_log: Tensor, weights: Any, biases: Any, *
     return kept.new_empty(grad.shape), kept.new_empty(sum(t.numel() for t in (*weights, *biases)))
 
 
-class Differentiable(torch.autograd.Function):
+class DifferentiableSteps(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -188,8 +187,8 @@ class Differentiable(torch.autograd.Function):
         *layers: Tensor,
     ) -> tuple[Tensor, Tensor]:
         weights, biases = list(layers[:count]), list(layers[count:])
-        run = _forward if torch.compiler.is_compiling() else _run
-        z, logdet, kept = run(x, weights, biases, bounds, places, list(kind.layers), kind.library, True)
+        call = entry(_run, _forward)
+        z, logdet, kept = call(x, weights, biases, bounds, places, list(kind.layers), kind.library, True)
         ctx.kind, ctx.count, ctx.bounds, ctx.places = kind, count, bounds, places
         ctx.save_for_backward(x, kept, *layers)
         return z, logdet
@@ -197,16 +196,13 @@ class Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, kept, *layers = ctx.saved_tensors
-        compiling = torch.compiler.is_compiling()
-        # for second derivatives, or many gradients at once, plain operations, which autograd can follow
-        if torch.is_grad_enabled() or not (compiling or can_read(grad, grad_log)):
+        if not can_pull(grad, grad_log):
             run = partial(_run_plainly, ctx.kind, ctx.places, ctx.count)
             g_x, _, *gradients = pull_plainly(run, x, None, layers, grad, grad_log)
             return None, None, None, None, g_x, *gradients
         weights, biases = layers[: ctx.count], layers[ctx.count :]
         constants = ctx.bounds, ctx.places, list(ctx.kind.layers), ctx.kind.library
-        run = _backward if compiling else _run_backward
-        g_x, flat = run(kept, grad, grad_log, weights, biases, *constants)
+        g_x, flat = entry(_run_backward, _backward)(kept, grad, grad_log, weights, biases, *constants)
         return None, None, None, None, g_x.T, *split_like(flat, layers)
 
 
@@ -230,7 +226,7 @@ def _run_plainly(
     return x.T, logdet
 
 
-class Sizes(NamedTuple):
+class StepSizes(NamedTuple):
     """What follows from the shapes of the weights."""
 
     library: Any
@@ -240,12 +236,12 @@ class Sizes(NamedTuple):
     packing: struct.Struct
 
 
-def _sizes(library: str, layers: Sequence[int], weights: Sequence[Tensor], columns: int) -> Sizes:
+def _sizes(library: str, layers: Sequence[int], weights: Sequence[Tensor], columns: int) -> StepSizes:
     return _sizes_of(_libraries[library][0], columns, tuple(layers), *[tuple(w.shape) for w in weights])
 
 
 @cache
-def _sizes_of(library: Any, columns: int, layers: tuple[int, ...], *shapes: tuple[int, int]) -> Sizes:
+def _sizes_of(library: Any, columns: int, layers: tuple[int, ...], *shapes: tuple[int, int]) -> StepSizes:
     widths: list[int] = []
     kept, at = 0, 0
     for count in layers:
@@ -255,11 +251,11 @@ def _sizes_of(library: Any, columns: int, layers: tuple[int, ...], *shapes: tupl
         at += len(net)
     total = sum((a + 1) * b for b, a in shapes)
     packing = struct.Struct("2l2P" * len(layers) + f"{3 * len(shapes)}P")
-    return Sizes(library, struct.pack(f"{len(widths)}l", *widths), kept, total, packing)
+    return StepSizes(library, struct.pack(f"{len(widths)}l", *widths), kept, total, packing)
 
 
 def _pack(
-    sizes: Sizes,
+    sizes: StepSizes,
     weights: list[Tensor],
     biases: list[Tensor],
     bounds: list[Tensor | None],

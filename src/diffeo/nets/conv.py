@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffeo.functional import Context, context_features, context_mask, entries, joined, precise
 from diffeo.kernels import convolution, perceptron
-from diffeo.kernels.dispatch import is_traced
+from diffeo.kernels.dispatch import can_run, is_traced
 from diffeo.kernels.private import has_hooks
 from diffeo.nets.attention import attend
 from diffeo.nets.mlp import require_context
@@ -103,13 +103,13 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         batch, x, given, mask = self._seen(x, context)
-        whole = self._as_convolution(x, given) if mask is None and perceptron.may_run(x) else None
+        whole = self._as_convolution(x, given) if mask is None and can_run(x, products=True) else None
         params = None if whole is None else convolution.run(whole, self.n_params)
         params = self._layers(x, given, mask) if params is None else params
         return params.reshape(*batch, *params.shape[1:])
 
     def as_convolution(self, x: Tensor, context: Context) -> convolution.Convolution | None:
-        """What to run as one operation, where that can be, if x `may_run` so."""
+        """What to run as one operation, where that can be, if x `can_run` so."""
         batch, seen, given, mask = self._seen(x, context)
         return self._as_convolution(seen, given) if mask is None and batch == x.shape[:-3] else None
 

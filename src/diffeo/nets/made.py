@@ -18,6 +18,7 @@ from torch import Size, Tensor, nn
 from diffeo.functional import Context, as_fixed_event
 from diffeo.kernels import perceptron
 from diffeo.kernels.compiling import signature
+from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.inverse import MaskedRun
 from diffeo.kernels.layout import affine, permute, scalar_params
 from diffeo.nets.blockwise import SHORT, Blockwise
@@ -41,13 +42,7 @@ class MaskedLinear(nn.Linear):
         if not mask.any():  # nothing to learn: the net of a single coordinate
             del self.weight
             self.register_buffer("weight", torch.zeros(mask.shape))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        mask, errors = state_dict.get(f"{prefix}mask"), args[-1]
-        if mask is not None and mask.shape == self.mask.shape and not (mask.is_meta or self.mask.is_meta):
-            same = torch.equal(mask.bool().cpu(), self.mask.bool().cpu())
-            errors.extend([] if same else [f"{prefix}mask is that of another adjacency"])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.register_load_state_dict_pre_hook(_check_mask)
 
     @property
     def masked(self) -> Tensor:
@@ -184,7 +179,7 @@ class MADE(Blockwise):
 
     def as_perceptron(self, x: Tensor, context: Context, enter: bool = True) -> perceptron.Perceptron | None:
         """What to run as one operation, where that can be; without `enter`, all of the net or nothing."""
-        activation, layers = self._plain_activation() if perceptron.may_run(x) else None, self._stack()
+        activation, layers = self._plain_activation() if can_run(x, products=True) else None, self._stack()
         if activation is None:
             return None
         enters = self.from_context is not None or not perceptron.is_plain(layers[0], PLAIN)
@@ -462,3 +457,11 @@ def _sort_adjacency(adjacency: Tensor, features: int) -> tuple[Tensor, Tensor]:
         order.extend(free)
     index = torch.tensor(order)
     return index, adjacency[index][:, index]
+
+
+def _check_mask(layer: MaskedLinear, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Weights of another adjacency are refused: they would be multiplied by a mask that they were not trained with."""
+    mask, errors = state.get(f"{prefix}mask"), rest[-1]
+    if mask is not None and mask.shape == layer.mask.shape and not (mask.is_meta or layer.mask.is_meta):
+        same = torch.equal(mask.bool().cpu(), layer.mask.bool().cpu())
+        errors.extend([] if same else [f"{prefix}mask is that of another adjacency"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diffeo.functional import Context, context_features
 from diffeo.kernels import perceptron
+from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.layout import affine, scalar_params
 
 Activation = Callable[[], nn.Module]
@@ -126,7 +127,7 @@ class MLP(nn.Module):
 
     def as_perceptron(self, x: Tensor, context: Context, enter: bool = True) -> perceptron.Perceptron | None:
         """What to run as one operation, where that can be; without `enter`, all of the net or nothing."""
-        if type(self) is not MLP or self.constant is not None or not perceptron.may_run(x):
+        if type(self) is not MLP or self.constant is not None or not can_run(x, products=True):
             return None
         found = perceptron.take_apart(self.body, PLAIN)
         if found is None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffeo.functional import Context, as_fixed_event, context_features, context_mask, joined
 from diffeo.kernels import gated, perceptron
-from diffeo.kernels.dispatch import compiled_kernels
+from diffeo.kernels.dispatch import can_run, compiled_kernels
 from diffeo.kernels.private import has_hooks
 from diffeo.nets.beside import Beside, reads_of
 
@@ -164,7 +164,7 @@ class WaveNet(nn.Module):
 
     def _as_gated(self, x: Tensor, mask: Tensor | None, given: Tensor | None) -> gated.Gated | None:
         """What to run as one operation, where that can be."""
-        if type(self) is not WaveNet or not perceptron.may_run(x):
+        if type(self) is not WaveNet or not can_run(x, products=True):
             return None
         layers: list[Any] = [self.enter, *self.near, *self.mix, self.leave]
         if not all(map(_is_plain, layers)) or type(self.dropout) is not nn.Dropout or has_hooks(self.dropout):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffeo.core import Density, Flow
 from diffeo.densities import Dequantized, Mixed
+from diffeo.kernels.private import version
 from diffeo.tables.columns import Category, Constant
 from diffeo.tables.dtypes import plain_values, restored
 from diffeo.tables.explain import surprise
@@ -278,7 +279,7 @@ class TableDensity:
     def exact_density(self) -> Density:
         """The density in float64: what scores are computed with, so that a row alone scores as it does among others."""
         tensors = (*self.density.parameters(), *self.density.buffers())
-        state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        state = [(t.data_ptr(), version(t)) for t in tensors]
         if self._exact is None or self._exact[0] != state:  # the density may be trained further
             self._exact = state, copy.deepcopy(self.density).double().eval()
         return self._exact[1]
@@ -293,7 +294,7 @@ class TableDensity:
 
 
 def _lattice(samples: int, dimensions: int) -> Tensor:
-    """Fixed, evenly spread points of the unit cube (Kronecker's, along powers of a generalised golden ratio)."""
+    """Fixed, evenly spaced points of the unit cube (Kronecker's, along powers of a generalised golden ratio)."""
     ratio = 2.0
     for _ in range(64):
         ratio = (1 + ratio) ** (1 / (dimensions + 1))

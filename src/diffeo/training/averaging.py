@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from diffeo.kernels.private import move_towards
+
 
 class Average:
     """A running average a ← d a + (1 − d) p of parameters, d rising from 0.1 to `decay` over the first steps.
@@ -21,13 +23,10 @@ class Average:
         self.decay = decay
         self.values = [p.detach().clone() for p in parameters]
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the parameters after step `step` (counted from 1)."""
         decay = min(self.decay, step / (9 + step))
-        torch._foreach_lerp_(  # pyright: ignore (as torch.optim does)
-            self.values, [p.detach() for p in self.parameters], 1 - decay
-        )
+        move_towards(self.values, [p.detach() for p in self.parameters], 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

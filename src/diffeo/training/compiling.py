@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffeo.core import Transform
 from diffeo.kernels.compiling import OPTIONS, has_compiler, own_code
+from diffeo.kernels.private import trace_gradients
 from diffeo.kernels.process import prepare
 from diffeo.training.plan import Plan
 from diffeo.training.source import Source, move
@@ -109,7 +110,7 @@ class CompiledGradients:
             return loss.detach(), tuple(map(_laid_out, gradients, self.parameters))
 
         self._run = torch.compile(own_code(run), options=dict(OPTIONS)) if has_compiler() else run
-        self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)  # pyright: ignore
+        self._tracing = trace_gradients()
 
     def __call__(self, *batch: Any, weights: Tensor | None = None) -> Tensor:
         prepare()

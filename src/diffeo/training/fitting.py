@@ -85,7 +85,7 @@ def fit(
             compiler cannot follow, such as continuous ones, run eagerly. Unless False, fits predicted to take five
             seconds run splines and conditioners in C on CPUs (`compiled_kernels`).
         accelerator, devices, strategy: as in Lightning Fabric; `devices="auto"` is one, or all that `torchrun` started.
-            `strategy="fsdp"` spreads weights and optimiser over the processes, on CPUs too.
+            `strategy="fsdp"` shards weights and optimiser over the processes, on CPUs too.
         precision: "32-true", "64-true" or "bf16-mixed"; None is that of the flow.
         collate: joins examples of a `Dataset` to a batch, as for a `DataLoader`; `diffeo.training.padded` pads those of
             different lengths and masks the padding. If the dataset has an attribute `lengths`, a number for each
@@ -98,7 +98,7 @@ def fit(
         progress: show a bar where stderr is a terminal.
         on_evaluation: called with the result so far after each evaluation, while the flow holds the averaged weights:
             for samples, plots or logs as it goes. It does not disturb the random numbers of the fit; its time counts
-            towards `time_limit`. Not where weights are spread over processes.
+            towards `time_limit`. Not where weights are sharded.
 
     Returns:
         A `FitResult`.
@@ -181,7 +181,7 @@ def fit(
             raise ValueError(f"fit: not all processes see the checkpoint in {str(folder)!r}; use a folder they share")
     if on_evaluation is not None and isinstance(fabric.strategy, ModelParallelStrategy):
         raise ValueError(
-            "fit: on_evaluation sees the flow, whose weights are spread over processes; use another strategy"
+            "fit: on_evaluation sees the flow, whose weights are sharded over processes; use another strategy"
         )
     if drawn:
         batch_size = len(train)

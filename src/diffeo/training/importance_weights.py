@@ -100,8 +100,8 @@ def _missed(
     n, *event = x.shape
     if len(event) != 1 or n < 2 * event[0] or not x.is_floating_point() or not bool(x.isfinite().all()):
         return None
-    spread = x.double().T.cov().reshape(*event, *event)
-    scale, failed = torch.linalg.cholesky_ex(spread + 1e-6 * spread.diagonal().diag())
+    covariance = x.double().T.cov().reshape(*event, *event)
+    scale, failed = torch.linalg.cholesky_ex(covariance + 1e-6 * covariance.diagonal().diag())
     if int(failed):
         return None
     wide = torch.distributions.StudentT(WIDE_FREEDOM, validate_args=False)

@@ -1,4 +1,4 @@
-"""FSDP: weights, gradients and the optimiser's state of a fit spread over all of its processes."""
+"""FSDP: weights, gradients and the optimiser's state of a fit, sharded over all of its processes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def shards_strategy(objective: nn.Module, precision: str) -> Any:
         raise ValueError("fit: strategy='fsdp' cannot hold weights fixed, as path_gradient=True asks for")
     scalars = [name for name, p in objective.named_parameters() if p.ndim == 0]
     if scalars:
-        raise ValueError(f"fit: strategy='fsdp' cannot spread parameters without dimensions: {', '.join(scalars)}")
+        raise ValueError(f"fit: strategy='fsdp' cannot shard parameters without dimensions: {', '.join(scalars)}")
     return ModelParallelStrategy(_shard)
 
 
 def in_shards(strategy: Any) -> bool:
-    """Whether a strategy of Fabric's spreads the weights."""
+    """Whether a strategy of Fabric's shards the weights."""
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
     return isinstance(strategy, ModelParallelStrategy)

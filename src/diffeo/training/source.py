@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from diffeo.functional import NARROWEST, rows_of_block
+from diffeo.kernels.private import tree_leaves, tree_map
 
 Batch = tuple[Any, ...]
 Collate = Callable[[list[Any]], Any]
@@ -101,7 +101,7 @@ class Rows(Source):
             yield index, self.rows(index)
 
     def sample(self) -> Batch:
-        """All rows, each as often as its weight says (systematic resampling); of images evenly spread ones."""
+        """All rows, each as often as its weight says (systematic resampling); of images evenly spaced ones."""
         if self.weights is None:
             x = self.tensors[0]
             n = min(len(x), max(1, SHOWN * len(x) // x.numel())) if x.ndim > 2 else len(x)
@@ -162,7 +162,7 @@ class Examples(Source):
             yield index[part], self.rows(index[part])
 
     def sample(self) -> Batch:
-        """Examples evenly spread; of images and sequences as many as hold `SHOWN` numbers, the longest left out."""
+        """Examples evenly spaced; of images and sequences as many as hold `SHOWN` numbers, the longest left out."""
         if self.lengths is not None:
             limit = self.lengths.kthvalue(max(1, int(ORDINARY * len(self)))).values
             ordinary = (self.lengths <= limit).nonzero()[:, 0]

@@ -10,7 +10,6 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unflatten
 
 from diffeo.core import Incremental, Univariate
 from diffeo.functional import (
@@ -28,6 +27,7 @@ from diffeo.kernels import inverse
 from diffeo.kernels.compiling import Region, compiled, signature
 from diffeo.kernels.dispatch import is_traced, kernels_in_use, using
 from diffeo.kernels.layout import batch_inner, permute
+from diffeo.kernels.private import tree_flatten, tree_map, tree_map_only, tree_unflatten
 from diffeo.nets.blockwise import SHORT, Blockwise
 from diffeo.transforms.conditioned import Conditioned
 

@@ -108,9 +108,7 @@ class Conditioned(Transform):
         sees, changes = self.places
         if whole.x.shape[-1] != len(sees) or len(whole.biases[-1]) != self.univariate.n_params * len(changes):
             return None
-        if torch.compiler.is_dynamo_compiling():
-            # dead code, by which the compiler sees the settings that the library is made for, and checks them
-            self.univariate(like.new_zeros(1), like.new_zeros(1, self.univariate.n_params))
+        scalars.show_settings(self.univariate, like)
         library = vector_steps.find_library(self.univariate, whole.activation, like.dtype)
         step = Step(whole.weights, whole.biases, None, library, whole.bounds, sees, changes)
         return None if library is None else step

@@ -11,7 +11,7 @@ from diffeo.core.memory import Rebuilt
 from diffeo.functional import Context, check_event, context_mask, narrowed
 from diffeo.kernels import coupling
 from diffeo.kernels.convolution import Convolution
-from diffeo.kernels.perceptron import may_run
+from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.private import has_hooks
 from diffeo.transforms.conditioned import Conditioned
 
@@ -47,7 +47,9 @@ class PictureCoupling(Conditioned):
         describe = getattr(self.net, "as_convolution", None)
         if self.dim != -3 or self.event_ndim != 3 or describe is None or not self.kept or not self.is_plain:
             return None
-        if not self.sliced or context_mask(context) is not None or not may_run(x) or has_hooks(self.net):
+        if not self.sliced or context_mask(context) is not None or has_hooks(self.net):
+            return None
+        if not can_run(x, traced=False, products=True):
             return None
         check_event(x, self.event, "Coupling")
         if narrowed(x, self.net).dtype != x.dtype:

@@ -49,6 +49,7 @@ class Unconstrain(Transform):
     high: Tensor
     scale: Tensor
     initialized: Tensor
+    two_bounds: bool
 
     def __init__(self, low: Sequence[float | None], high: Sequence[float | None]):
         super().__init__()
@@ -63,15 +64,8 @@ class Unconstrain(Transform):
         self.event = Size((len(low),))
         self.domain = constraints.independent(constraints.interval(self.low, self.high), 1)
         self._softplus, self._sigmoid = Softplus(), Sigmoid()
-        self._note_bounds()
-
-    def _note_bounds(self) -> None:
-        """Whether all columns have two bounds, as pictures do: then the other maps need not be worked out."""
-        self._two_bounds = bool((self.low.isfinite() & self.high.isfinite()).all())
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
-        self._note_bounds()
+        self.register_load_state_dict_post_hook(_note_bounds)
+        _note_bounds(self)
 
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "Unconstrain")
@@ -80,13 +74,13 @@ class Unconstrain(Transform):
         inside = (t >= 0) & ((t <= 1) | (kind != 2))
         z, logdet = self._sigmoid.inverse(t.clamp(EDGE, 1 - HIGH_EDGE))
         logdet = logdet - span.log()
-        if not self._two_bounds:
+        if not self.two_bounds:
             above, above_logdet = self._softplus.inverse(t.clamp(min=EDGE))
             z = torch.where(kind == 2, z, sign * span * above)
             logdet = torch.where(kind == 2, logdet, above_logdet)
         nan = torch.full_like(z, torch.nan)
         z, logdet = torch.where(inside, z, nan), torch.where(inside, logdet, nan)
-        if not self._two_bounds:
+        if not self.two_bounds:
             z, logdet = torch.where(kind == 0, x, z), torch.where(kind == 0, torch.zeros_like(x), logdet)
         z, logdet = keep_masked(x, z, logdet, context)
         return z, sum_event(logdet, 1)
@@ -96,12 +90,12 @@ class Unconstrain(Transform):
         kind, anchor, sign, span = self._parts(z.dtype)
         share, logdet = self._sigmoid(z)
         logdet = logdet + span.log()
-        if not self._two_bounds:
+        if not self.two_bounds:
             above, above_logdet = self._softplus(sign * z / span)
             share, logdet = torch.where(kind == 2, share, above), torch.where(kind == 2, logdet, above_logdet)
         x = anchor + sign * span * share
         x = torch.maximum(torch.minimum(x, self.high.to(x.dtype)), self.low.to(x.dtype))  # not beyond by a rounding
-        if not self._two_bounds:
+        if not self.two_bounds:
             x, logdet = torch.where(kind == 0, z, x), torch.where(kind == 0, torch.zeros_like(z), logdet)
         x, logdet = keep_masked(z, x, logdet, context)
         return x, sum_event(logdet, 1)
@@ -125,3 +119,8 @@ class Unconstrain(Transform):
         distance = (sign * (rows - anchor)).median(0).values
         self.scale.copy_(torch.where(distance > 0, distance, torch.ones_like(distance)))
         self.initialized.fill_(True)
+
+
+def _note_bounds(layer: Unconstrain, *_: Any) -> None:
+    """Whether all columns have two bounds, as pictures do: then the other maps need not be worked out."""
+    layer.two_bounds = bool((layer.low.isfinite() & layer.high.isfinite()).all())

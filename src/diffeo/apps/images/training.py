@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from diffeo.apps.images.pictures import grid, write
 from diffeo.core import Density, Objective
 from diffeo.functional import Context
+from diffeo.kernels.private import tree_leaves, tree_map
 from diffeo.training import FitResult
 from diffeo.training import fit as fit_density
 

@@ -70,7 +70,7 @@ def forced_alignment(
     batches = [_Batch([steps[i] for i in order[a : a + CLIPS]], [texts[i] for i in order[a : a + CLIPS]])
                for a in range(0, len(order), CLIPS)]  # fmt: skip
     every = torch.cat(steps)
-    spread = every.var(0)
+    overall = every.var(0)
     chances = [batch.equal_shares() for batch in batches]
     for i in range(rounds):
         count = torch.zeros(symbols)
@@ -82,8 +82,8 @@ def forced_alignment(
             second.index_add_(0, flat, (chance @ batch.steps.square()).flatten(0, 1))
         weight = count.clamp_min(1e-3).unsqueeze(1)
         mean = first / weight
-        variance = ((second - weight * mean.square()).clamp_min(0) + PRIOR * spread) / (weight + PRIOR)
-        variance = variance.clamp_min(FLOOR * spread.clamp_min(1e-6))
+        variance = ((second - weight * mean.square()).clamp_min(0) + PRIOR * overall) / (weight + PRIOR)
+        variance = variance.clamp_min(FLOOR * overall.clamp_min(1e-6))
         scores = [batch.scores(mean, variance) for batch in batches]
         if i < rounds - 1:
             chances = [

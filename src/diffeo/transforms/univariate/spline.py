@@ -22,7 +22,7 @@ from diffeo.core import Univariate
 from diffeo.core.memory import Recallable
 from diffeo.functional import Context, MappedScalars, Scalars, positive, wrap_angle
 from diffeo.kernels import spline_arithmetic
-from diffeo.kernels.spline import map_scalars
+from diffeo.kernels.spline import map_by_spline
 from diffeo.kernels.spline_arithmetic import Limits
 
 
@@ -223,6 +223,6 @@ def _along_batch(
     if v.ndim > 1 and params.ndim > v.ndim and params.stride(-3) == 1:  # the batch lies innermost: walk along it
         along = v.movedim(-1, 0).contiguous(), planes.movedim(-1, 1)
         turned = None if known is None else (known[0].movedim(-1, 0), known[1].movedim(-1, 0))
-        out, logdet = map_scalars(*along, inverse, limits, turned)
+        out, logdet = map_by_spline(*along, inverse, limits, turned)
         return out.movedim(0, -1), logdet.movedim(0, -1)
-    return map_scalars(v, planes, inverse, limits, known)
+    return map_by_spline(v, planes, inverse, limits, known)
