@@ -33,6 +33,8 @@ class TransformCase(NamedTuple):
     build: Callable[[int], diffeo.Transform]
     x: Callable[[], Tensor]
     context: Callable[[], Tensor] | None = None
+    in_c: bool = True  # of scalar maps: whether kernels write them down, which they cannot where there are weights of
+    # their own, searches for the inverse, tables of bins, or functions that C has not
 
 
 class DensityCase(NamedTuple):
@@ -134,8 +136,10 @@ def _said() -> dict[str, Tensor]:
     return {"text": torch.tensor([[1, 2, 3], [1, 2, 0]]).repeat(3, 1)}
 
 
-def _univariate(univariate: Callable[[], diffeo.Univariate], x: Callable[[], Tensor]) -> TransformCase:
-    return TransformCase(lambda seed: univariate(), x, _normal(6, univariate().n_params))
+def _univariate(
+    univariate: Callable[[], diffeo.Univariate], x: Callable[[], Tensor], in_c: bool = True
+) -> TransformCase:
+    return TransformCase(lambda seed: univariate(), x, _normal(6, univariate().n_params), in_c)
 
 
 def _ar(univariate: diffeo.Univariate, features: int = 4, **options) -> diffeo.Transform:
@@ -238,22 +242,22 @@ TRANSFORMS: dict[str, TransformCase] = {
     "Shift": _univariate(diffeo.Shift, _normal(6)),
     "RationalQuadraticSpline": _univariate(Spline, _normal(6, scale=4.0)),
     "RationalQuadraticSpline of 3 narrow bins": _univariate(lambda: Spline(3, bound=2.0), _normal(6)),
-    "MixtureCDF": _univariate(diffeo.MixtureCDF, _normal(6)),
-    "MixtureCDF of Gaussians": _univariate(lambda: diffeo.MixtureCDF(2, "gaussian"), _normal(6)),
-    "DeepSigmoidal": _univariate(lambda: diffeo.DeepSigmoidal(6), _normal(6)),
-    "DenseSigmoidal": _univariate(lambda: diffeo.DenseSigmoidal(4, layers=3), _normal(6)),
+    "MixtureCDF": _univariate(diffeo.MixtureCDF, _normal(6), in_c=False),
+    "MixtureCDF of Gaussians": _univariate(lambda: diffeo.MixtureCDF(2, "gaussian"), _normal(6), in_c=False),
+    "DeepSigmoidal": _univariate(lambda: diffeo.DeepSigmoidal(6), _normal(6), in_c=False),
+    "DenseSigmoidal": _univariate(lambda: diffeo.DenseSigmoidal(4, layers=3), _normal(6), in_c=False),
     "UnconstrainedMonotonic": TransformCase(
-        _seeded(lambda: diffeo.UnconstrainedMonotonic(4, (8, 8))), _normal(6), _normal(6, 5)
+        _seeded(lambda: diffeo.UnconstrainedMonotonic(4, (8, 8))), _normal(6), _normal(6, 5), in_c=False
     ),
-    "SumOfSquares": _univariate(diffeo.SumOfSquares, _normal(6)),
-    "Bernstein": _univariate(lambda: diffeo.Bernstein(8), _normal(6, scale=4.0)),
-    "LinearSpline": _univariate(diffeo.LinearSpline, _normal(6, scale=4.0)),
-    "QuadraticSpline": _univariate(diffeo.QuadraticSpline, _normal(6, scale=4.0)),
-    "CubicSpline": _univariate(diffeo.CubicSpline, _normal(6, scale=4.0)),
-    "RationalLinearSpline": _univariate(diffeo.RationalLinearSpline, _normal(6, scale=4.0)),
+    "SumOfSquares": _univariate(diffeo.SumOfSquares, _normal(6), in_c=False),
+    "Bernstein": _univariate(lambda: diffeo.Bernstein(8), _normal(6, scale=4.0), in_c=False),
+    "LinearSpline": _univariate(diffeo.LinearSpline, _normal(6, scale=4.0), in_c=False),
+    "QuadraticSpline": _univariate(diffeo.QuadraticSpline, _normal(6, scale=4.0), in_c=False),
+    "CubicSpline": _univariate(diffeo.CubicSpline, _normal(6, scale=4.0), in_c=False),
+    "RationalLinearSpline": _univariate(diffeo.RationalLinearSpline, _normal(6, scale=4.0), in_c=False),
     "BoundedSpline": _univariate(diffeo.BoundedSpline, _unit(6)),
     "CircularSpline": _univariate(diffeo.CircularSpline, _normal(6, scale=0.8)),
-    "TailTransform": _univariate(diffeo.TailTransform, _normal(6, scale=3.0)),
+    "TailTransform": _univariate(diffeo.TailTransform, _normal(6, scale=3.0), in_c=False),
     "SinhArcsinh": _univariate(diffeo.SinhArcsinh, _normal(6)),
     "Power": _univariate(diffeo.Power, _positive(6)),
     "LocationScale": _univariate(diffeo.LocationScale, _normal(6)),

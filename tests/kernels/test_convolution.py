@@ -349,7 +349,7 @@ def test_chains_rebuilt_by_inverting_have_the_gradients_of_stored_ones(univariat
         assert_close(gradients(policy, kernels=True), expected, 1e-8)
         assert bool(used) == (policy == "invert")
     assert {"rebuild_pictures", "unmix"} <= set(used)
-    monkeypatch.setattr(coupling, "can_read", lambda *_: False)  # as for gradients that are no plain numbers
+    monkeypatch.setattr(coupling, "can_pull", lambda *_: False)  # as for gradients that are no plain numbers
     assert_close(gradients("invert", kernels=True), expected, 1e-8)
 
 

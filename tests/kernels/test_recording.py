@@ -4,11 +4,14 @@ import logging
 
 import pytest
 import torch
+from torch.distributions import transform_to
 
 import diffeo
+from cases import TRANSFORMS
+from diffeo.functional import is_real
 from diffeo.kernels import dispatch, native, spline, vector_steps
 from diffeo.kernels.recording import RecordedLoop
-from diffeo.kernels.scalars import map_scalars, record, records
+from diffeo.kernels.scalars import is_one_operation, map_scalars, record, records
 from diffeo.kernels.spline_arithmetic import Limits
 from diffeo.training import compiling as plan_compiling
 
@@ -38,6 +41,7 @@ def outputs_and_gradients(v, params, inverse, limits):
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("inverse", [False, True])
 def test_loops_agree_with_uncompiled_splines(limits, inverse, tmp_path, monkeypatch):
+    assert RecordedLoop(lambda x: (x + 1,), (None,)).is_compiled(torch.float32)  # and the library of threads, with it
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     for made in (spline._loop, spline._backward_loop):
         made.cache_clear()
@@ -155,47 +159,38 @@ def test_nobody_else_may_put_libraries_where_they_are_kept(tmp_path, monkeypatch
     assert not list((tmp_path / "diffeo").iterdir())
 
 
-# which scalar maps are written down as C, forward and inverse; the others run operation by operation
-RECORDED = {
-    *("Affine", "LocationScale", "Shift", "RationalQuadraticSpline", "BoundedSpline", "CircularSpline"),
-    *("SinhArcsinh", "Power", "Asinh", "Exp", "Softplus", "Sigmoid", "Logit", "Tanh", "LeakyReLU", "Composed"),
-}
-# weights of their own or searches for the inverse; tables of bins; functions that C has not
-UNRECORDED = {
-    *("MixtureCDF", "DeepSigmoidal", "DenseSigmoidal", "UnconstrainedMonotonic", "SumOfSquares", "Bernstein"),
-    *("CubicSpline", "LinearSpline", "QuadraticSpline", "RationalLinearSpline", "TailTransform"),
-}
-
-
-def scalar_map(name):
-    parts = [diffeo.LocationScale(2.0), diffeo.Asinh(), diffeo.RationalQuadraticSpline(4)]
-    return diffeo.Composed(*parts) if name == "Composed" else getattr(diffeo, name)()
+# the table says which scalar maps are written down as C, forward and inverse; others run operation by operation
+SCALAR_MAPS = {name: case for name, case in TRANSFORMS.items() if isinstance(case.build(0), diffeo.Univariate)}
+RECORDED = [name for name, case in SCALAR_MAPS.items() if case.in_c]
 
 
 def test_which_scalar_maps_are_written_down():
-    assert {*diffeo.transforms.univariate.__all__} == RECORDED | UNRECORDED
     for inverse in (False, True):
-        assert {name for name in RECORDED | UNRECORDED if records(scalar_map(name), inverse)} == RECORDED
+        assert [name for name, case in SCALAR_MAPS.items() if records(case.build(0), inverse)] == RECORDED
+
+
+def inputs(made, like, dtype):
+    """Parameters, one plane each, and numbers inside the domain."""
+    random = torch.Generator().manual_seed(0)
+    params = 0.5 * torch.randn(made.n_params, *like, generator=random, dtype=torch.float64)
+    x = torch.randn(like, generator=random, dtype=torch.float64)
+    x = 2 * x if is_real(made.domain) else transform_to(made.domain)(x)
+    return params.to(dtype), x.to(dtype)
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", sorted(RECORDED))
+@pytest.mark.parametrize("name", RECORDED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_written_down_computes_the_same(name, dtype):
-    made = scalar_map(name)
-    random = torch.Generator().manual_seed(0)
-    n = made.n_params
-    params = 0.5 * torch.randn(500, n, generator=random, dtype=torch.float64).to(dtype)
-    x = torch.randn(500, generator=random, dtype=torch.float64).to(dtype) * 3
-    x = {"positive": x.exp(), "unit": x.sigmoid()}.get(
-        {"Power": "positive", "Logit": "unit", "BoundedSpline": "unit"}.get(name, ""), x
-    )
+    made = SCALAR_MAPS[name].build(0)
+    planes, x = inputs(made, (500,), dtype)
+    n, params = made.n_params, planes.T
     for inverse in (False, True):
         run = made.inverse if inverse else made.forward
         with torch.no_grad():
             v = made(x, params)[0] if inverse else x
             expected = run(v, params)
-        given = (v.contiguous(), params.T.contiguous())[: 2 if n else 1]
+        given = (v.contiguous(), planes)[: 2 if n else 1]
         loop = record(made, inverse)[0] if n else RecordedLoop(run, (None,))
         assert loop.is_compiled(dtype)
         found = loop(*given)
@@ -204,20 +199,12 @@ def test_what_is_written_down_computes_the_same(name, dtype):
             assert torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True), (name, inverse)
 
 
-# of which the gradient is written down from their operations; splines have one by hand, which what holds them lacks
-PULLED = {"Affine", "LocationScale", "Shift", "SinhArcsinh", "Power"}
-
-
 @needs_compiler
-@pytest.mark.parametrize("name", sorted(RECORDED))
+@pytest.mark.parametrize("name", RECORDED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_scalar_maps_are_one_operation_with_their_gradient(name, dtype):
-    made = scalar_map(name)
-    random = torch.Generator().manual_seed(0)
-    shape = (7, 3, 50)
-    params = 0.5 * torch.randn(made.n_params, *shape, generator=random, dtype=torch.float64).to(dtype)
-    x = 2 * torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
-    x = (x / 2).exp() if name == "Power" else x
+    made = SCALAR_MAPS[name].build(0)
+    params, x = inputs(made, (7, 3, 50), dtype)
     for order in ((0, 1, 2), (2, 0, 1)):  # however they lie in memory
         inner = params.permute(0, *(d + 1 for d in order)).contiguous()
         back = sorted(range(3), key=order.__getitem__)
@@ -230,7 +217,8 @@ def test_scalar_maps_are_one_operation_with_their_gradient(name, dtype):
                 loss = z.sin().sum() + (logdet * logdet).sum()
                 return [z, logdet, *torch.autograd.grad(loss, (v, given), create_graph=True)]  # noqa: B023
 
-            if name not in PULLED:
+            # a spline has a gradient by hand, which what holds one lacks; of others it is that of their operations
+            if not made.n_params or any(map(is_one_operation, made.modules())):
                 with diffeo.compiled_kernels():
                     assert map_scalars(made, v, given, inverse) is None
                 continue

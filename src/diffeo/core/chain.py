@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from diffeo.core.memory import POLICIES, run_parts
+from diffeo.core.memory import POLICIES, turn_back, turns_back
 from diffeo.core.transform import Transform, Univariate
 from diffeo.functional import Context, Event, check_event, in_blocks, keep_masked, meet, show_event, sum_event
 from diffeo.kernels import vector_steps
 from diffeo.kernels.dispatch import can_run
+from diffeo.kernels.segments import Back, Rebuilt, run_parts
 
 
 class Chain(Transform):
@@ -158,7 +159,10 @@ class Chain(Transform):
             def run(i: int, x: Tensor, context: Context, first: int = first) -> tuple[Tensor, Tensor]:
                 return self.run(first + i, x, context)
 
-            pairs = run_parts(inner, run, z, given, self.memory)
+            def invert(i: int, z: Tensor, context: Context, inner: list[Transform] = inner) -> Rebuilt | Tensor:
+                return turn_back(inner[i], z, context)
+
+            pairs = run_parts(inner, run, Back(invert, [turns_back(part) for part in inner]), z, given, self.memory)
             z = pairs[-1][0]
             logdets += [logdet for _, logdet in pairs]
         return z, sum(logdets[1:], logdets[0])

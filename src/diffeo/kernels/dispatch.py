@@ -76,7 +76,7 @@ def compiled_kernels(use: bool = True) -> Iterator[None]:
     operation each, and so are layers of vectors in a row, or, where no gradient is wanted, one such layer. Not splines
     that rows share; nor conditioners that are residual, normalise or drop units, have more than 512 inputs or units in
     a hidden layer, hooks, layers of one's own, or other activations than ReLU, LeakyReLU and SiLU; nor scalar maps
-    whose inverse is a search, or whose arithmetic C cannot repeat (tests/kernels/test_recording.py lists which can).
+    whose inverse is a search, or whose arithmetic C cannot repeat (tests/cases.py says which).
 
     What `fit` does in all but short fits, unless told `compile=False`, for loops of one's own. Results agree with those
     of uncompiled kernels up to rounding. Only this thread is concerned. Tensors that `torch.func` wraps, second

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from diffeo.core import Rebuildable, Transform
-from diffeo.core.memory import Rebuilt
 from diffeo.functional import (
     Context,
     Event,
@@ -25,6 +24,7 @@ from diffeo.functional import (
 from diffeo.kernels import mix
 from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.private import defined_together, has_hooks
+from diffeo.kernels.segments import Rebuilt
 from diffeo.transforms.linear import LULinear, Mixing, mixing
 
 

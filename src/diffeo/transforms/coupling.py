@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from diffeo.core import Rebuildable, Univariate
-from diffeo.core.memory import Rebuilt, Recallable
+from diffeo.core.memory import Recallable
 from diffeo.functional import Context, sum_event
 from diffeo.kernels.layout import batch_inner, join, permute, split
 from diffeo.kernels.private import is_transformed
+from diffeo.kernels.segments import Rebuilt
 from diffeo.transforms.picture_coupling import PictureCoupling
 
 

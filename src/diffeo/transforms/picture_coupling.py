@@ -7,12 +7,12 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from diffeo.core.memory import Rebuilt
 from diffeo.functional import Context, check_event, context_mask, narrowed
 from diffeo.kernels import coupling
 from diffeo.kernels.convolution import Convolution
 from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.private import has_hooks
+from diffeo.kernels.segments import Rebuilt
 from diffeo.transforms.conditioned import Conditioned
 
 
