@@ -93,7 +93,7 @@ def test_conditioners_of_any_kind_take_wide_events():
         torch.testing.assert_close(layer.inverse(z)[0], x, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("build", [diffeo.nsf, diffeo.maf])
+@pytest.mark.parametrize("build", [diffeo.maf, pytest.param(diffeo.nsf, marks=pytest.mark.slow)])
 def test_compiled_layers_leave_wide_events_uncompiled(build):
     torch.manual_seed(0)
     flow = diffeo.testing.perturbed(build(3)).eval()

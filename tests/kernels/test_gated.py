@@ -176,7 +176,9 @@ def test_couplings_of_sequences_have_the_gradients_of_their_parts(runs):
 
 
 @needs_compiler
-@pytest.mark.parametrize("size", ["with a context", "dilated", "waveglow"])
+@pytest.mark.parametrize(
+    "size", ["waveglow", *(pytest.param(size, marks=pytest.mark.slow) for size in ("with a context", "dilated"))]
+)
 def test_compiled_couplings_run_it_too(size):
     net, x, given, mask = example(size, torch.float32)
     features = net.enter.in_channels

@@ -71,7 +71,7 @@ def test_values_and_gradients_are_those_of_the_layers(recipe, threads, calls):
 
 
 @needs_compiler
-@pytest.mark.parametrize("recipe", [diffeo.realnvp, diffeo.nsf_ar])
+@pytest.mark.parametrize("recipe", [diffeo.realnvp, pytest.param(diffeo.nsf_ar, marks=pytest.mark.slow)])
 def test_compiled_flows_run_it(recipe):
     flow = made(recipe)
     x = torch.randn(100, 5, dtype=torch.float64)
