@@ -158,6 +158,13 @@ def context_mask(context: Context) -> Tensor | None:
     return None if context is None or isinstance(context, Tensor) else context.get("mask")
 
 
+def without_mask(context: Context) -> Context:
+    """The context without its mask; None if that is all of it."""
+    if context_mask(context) is None:
+        return context
+    return {name: t for name, t in entries(context).items() if name != "mask"} or None
+
+
 def map_mask(context: Context, function: Callable[[Tensor], Tensor]) -> Context:
     """The context with what a function makes of its mask, if it has one."""
     mask = context_mask(context)

@@ -14,8 +14,9 @@ from torch import Size, Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density
-from diffeo.functional import Context, LogProb, check_event
+from diffeo.functional import Context, LogProb, check_event, visible
 from diffeo.noise import Seeds, only, standard_normal
+from diffeo.transforms.masks import of_events
 
 
 def u1(x: Tensor) -> Tensor:
@@ -79,14 +80,15 @@ class Banana(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event, "Banana")
+        x = visible(x, context)
         first, second = x.unbind(-1)
         rest = second - self.curvature * (first**2 - 4)
-        return -0.5 * (first**2 / 4 + rest**2) - math.log(2 * 2 * math.pi)
+        return of_events(-0.5 * (first**2 / 4 + rest**2) - math.log(2 * 2 * math.pi), context)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         z = standard_normal(shape + self.event_shape(), self.curvature, generator) * temperature
         first = 2 * z[..., 0]
-        return torch.stack([first, z[..., 1] + self.curvature * (first**2 - 4)], -1)
+        return visible(torch.stack([first, z[..., 1] + self.curvature * (first**2 - 4)], -1), context)
 
 
 class Funnel(Density):
@@ -118,16 +120,17 @@ class Funnel(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event, "Funnel")
+        x = visible(x, context)
         v, rest = x[..., 0], x[..., 1:]
         n = rest.shape[-1]
         mouth = -0.5 * (v / self.scale) ** 2 - math.log(self.scale)
         across = -0.5 * ((rest * (-v / 2).exp().unsqueeze(-1)).square().sum(-1) + n * v)
-        return mouth + across - 0.5 * (n + 1) * math.log(2 * math.pi)
+        return of_events(mouth + across - 0.5 * (n + 1) * math.log(2 * math.pi), context)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         z = standard_normal(shape + self.event_shape(), self.origin, generator) * temperature
         v = self.scale * z[..., :1]
-        return torch.cat([v, z[..., 1:] * (v / 2).exp()], -1)
+        return visible(torch.cat([v, z[..., 1:] * (v / 2).exp()], -1), context)
 
 
 class Mixture(Density):
@@ -162,13 +165,15 @@ class Mixture(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event, "Mixture")
+        x = visible(x, context)
         k, d = self.centers.shape
         squares = ((x.unsqueeze(-2) - self.centers) / self.scale).square().sum(-1)
-        return (-0.5 * squares).logsumexp(-1) - math.log(k) - d * math.log(self.scale * math.sqrt(2 * math.pi))
+        scale = self.scale * math.sqrt(2 * math.pi)
+        return of_events((-0.5 * squares).logsumexp(-1) - math.log(k) - d * math.log(scale), context)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         noise = standard_normal(shape + self.event_shape(), self.centers, generator)
         which = torch.randint(len(self.centers), shape, device=self.centers.device, generator=only(generator))
         if temperature == 0:
             which = torch.zeros_like(which)
-        return self.centers[which] + temperature * self.scale * noise
+        return visible(self.centers[which] + temperature * self.scale * noise, context)

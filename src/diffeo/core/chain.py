@@ -171,7 +171,7 @@ class Chain(Transform):
         """Part i, its log-det folded to the batch of the chain."""
         part = self.parts[i]
         z, logdet = part(x, context)
-        if isinstance(part, Univariate):
+        if part.event_ndim == 0:
             z, logdet = keep_masked(x, z, logdet, context)
         return z, self.fold(i, logdet)
 
@@ -193,7 +193,7 @@ class Chain(Transform):
         logdets: list[Tensor] = []
         for part, fold, c in zip(parts[::-1], self._folds[::-1], contexts[::-1], strict=True):
             z, (x, logdet) = x, part.inverse(x, c)
-            if isinstance(part, Univariate):
+            if part.event_ndim == 0:
                 x, logdet = keep_masked(z, x, logdet, c)
             logdets.append(sum_event(logdet, fold))
         return x, sum(logdets[1:], logdets[0])

@@ -21,8 +21,10 @@ from diffeo.functional import (
     entries,
     in_blocks,
     is_real,
+    keep_masked,
     meet,
     show_event,
+    visible,
 )
 from diffeo.noise import Seeds
 
@@ -110,7 +112,9 @@ class Flow(Density):
         self._check_input(x)
         self.check_context(context)
         context = self.encode(context)
+        x = visible(x, context)
         z, logdet = self.transform(x, context)
+        z, logdet = self._keep(x, z, logdet, context)
         log_base = self.base(z, self.transform.map_context(context))
         found = log_base + self._over_base_batch(logdet, log_base)
         return torch.where(found.isnan() & self._is_far(x), -torch.inf, found)
@@ -133,7 +137,8 @@ class Flow(Density):
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         context = self.encode(context)
         z = self.base.draw(shape, self.transform.map_context(context), temperature, generator)
-        return self.transform.inverse(z, context)[0]
+        x, logdet = self.transform.inverse(z, context)
+        return self._keep(z, x, logdet, context)[0]
 
     def draw_with_log_prob(
         self, shape: Size, context: Context, temperature: float, generator: Seeds
@@ -141,6 +146,7 @@ class Flow(Density):
         context = self.encode(context)
         z, log_base = self.base.draw_with_log_prob(shape, self.transform.map_context(context), temperature, generator)
         x, logdet = self.transform.inverse(z, context)
+        x, logdet = self._keep(z, x, logdet, context)
         return x, log_base - self._over_base_batch(logdet, log_base)
 
     def compile_log_prob(self) -> None:
@@ -151,6 +157,10 @@ class Flow(Density):
 
     def compile_sampling(self) -> None:
         self.transform.compile_direction("inverse")
+
+    def _keep(self, x: Tensor, z: Tensor, logdet: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """What the transform gives; scalars that a mask leaves out stay, which maps of scalars leave to their owner."""
+        return (z, logdet) if self.transform.event_ndim else keep_masked(x, z, logdet, context)
 
     def _over_base_batch(self, logdet: Tensor, log_base: Tensor) -> Tensor:
         """Fold log-det dims that are batch to the transform, but event to the base, as under an elementwise map."""

@@ -14,15 +14,11 @@ from torch.nn import functional as F  # noqa: N812
 from diffeo.core import Density, Flow
 from diffeo.densities.dequantized import Integer, joined_context
 from diffeo.densities.logistic import Logistic
-from diffeo.functional import (
-    Context,
-    check_event,
-    context_batch,
-    joined,
-)
+from diffeo.functional import Context, check_event, context_batch, joined, visible, without_mask
 from diffeo.nets import MLP
 from diffeo.noise import Seeds
 from diffeo.transforms import Affine, Coupling
+from diffeo.transforms.masks import of_events
 
 
 class Argmax(Density):
@@ -91,12 +87,15 @@ class Argmax(Density):
     ) -> Tensor:
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         check_event(x, self.event, "Argmax")
+        x = visible(x, context)
         batch = joined(x.shape[:-1], context_batch(context, self._context_dims))
         chosen = x.expand(*batch, -1).index_select(-1, self.owner) == self.codes
-        v, log_q = self._place(chosen, context, samples, generator)
-        bound = torch.logsumexp(self.density(v, context) - log_q, 0) - math.log(samples)
+        given = without_mask(context)
+        v, log_q = self._place(chosen, given, samples, generator)
+        bound = torch.logsumexp(self.density(v, given) - log_q, 0) - math.log(samples)
         inside = ((x >= 0) & (x < x.new_tensor(self.levels)) & (x == x.floor())).all(-1)
-        return torch.where(x.isnan().any(-1), math.nan, torch.where(inside, bound, -math.inf))
+        found = torch.where(x.isnan().any(-1), math.nan, torch.where(inside, bound, -math.inf))
+        return of_events(found, context)
 
     def log_prob(
         self, x: Tensor, context: Context = None, samples: int = 1, generator: Generator | None = None
@@ -105,8 +104,8 @@ class Argmax(Density):
         return self(x, context, samples, generator)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
-        v = self.density.draw(shape, context, temperature, generator)
-        return torch.stack([part.argmax(-1) for part in v.split(self.levels, -1)], -1)
+        v = self.density.draw(shape, without_mask(context), temperature, generator)
+        return visible(torch.stack([part.argmax(-1) for part in v.split(self.levels, -1)], -1), context)
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())

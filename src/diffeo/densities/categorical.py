@@ -12,9 +12,10 @@ from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density
 from diffeo.densities.dequantized import Integer
-from diffeo.functional import Context, LogProb, check_event
+from diffeo.functional import Context, LogProb, check_event, visible
 from diffeo.nets import MADE
 from diffeo.noise import Seeds, uniform
+from diffeo.transforms.masks import of_events
 
 
 class Categorical(Density):
@@ -79,13 +80,14 @@ class Categorical(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x.to(self.logits.dtype), self.event, "Categorical")
+        x = visible(x, context)
         ones = self.one_hot(x)
         logits = self._logits(ones, context)
         total = logits.new_zeros(())
         for i, (own, chosen) in enumerate(zip(logits.split(self.levels, -1), ones.split(self.levels, -1), strict=True)):
             log_p = torch.where(chosen.any(-1), (own.log_softmax(-1) * chosen).sum(-1), -math.inf)
             total = total + torch.where(x[..., i].isnan(), math.nan, log_p)
-        return total
+        return of_events(total, context)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         x = torch.zeros((*shape, len(self.levels)), dtype=torch.long, device=self.logits.device)
@@ -99,7 +101,7 @@ class Categorical(Density):
                 u = uniform(Size((len(p), 1)), p, generator)
                 code = (p.cumsum(-1) < u).sum(-1).clamp_max(n - 1)
             x[..., i] = code.reshape(shape)
-        return x
+        return visible(x, context)
 
     def _logits(self, ones: Tensor, context: Context) -> Tensor:
         return self.logits + ones @ (self.pairs * self.earlier).T + self.net(ones, context).squeeze(-1)

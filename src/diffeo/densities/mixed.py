@@ -9,14 +9,9 @@ from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density
 from diffeo.densities.categorical import Categorical
-from diffeo.functional import (
-    Context,
-    LogProb,
-    check_event,
-    context_features,
-    joined,
-)
+from diffeo.functional import Context, LogProb, check_event, context_features, joined, visible, without_mask
 from diffeo.noise import Seeds
+from diffeo.transforms.masks import of_events
 
 
 class Mixed(Density):
@@ -54,13 +49,15 @@ class Mixed(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event, "Mixed")
+        x = visible(x, context)
         codes, y = x[..., : self._split], x[..., self._split :]
-        return self.categories(codes, context) + self.numbers(y, self.condition(codes, context))
+        found = self.categories(codes, without_mask(context)) + self.numbers(y, self.condition(codes, context))
+        return of_events(found, context)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
-        codes = self.categories.draw(shape, context, temperature, generator)
+        codes = self.categories.draw(shape, without_mask(context), temperature, generator)
         y = self.numbers.draw(shape, self.condition(codes, context), temperature, generator)
-        return torch.cat([codes.to(y.dtype), y], -1)
+        return visible(torch.cat([codes.to(y.dtype), y], -1), context)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:

@@ -10,19 +10,11 @@ import torch
 from torch import Size, Tensor, nn
 
 from diffeo.core import Density
-from diffeo.functional import (
-    Context,
-    LogProb,
-    check_event,
-    context_mask,
-    full_precision,
-    positive,
-    real_rows,
-    soft_clip,
-)
+from diffeo.functional import Context, LogProb, check_event, full_precision, positive, real_rows, soft_clip, visible
 from diffeo.kernels.layout import linear
 from diffeo.noise import Seeds, only, standard_normal
 from diffeo.solvers.mixtures import FEW, gaussian_mixture
+from diffeo.transforms.masks import of_events
 
 EM_ROWS = 20_000  # rows that expectation–maximisation sees at most
 PATIENCE = 3  # of few columns, so many numbers of components in a row that are no better before the search stops
@@ -77,6 +69,7 @@ class GaussianMixture(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event, "GaussianMixture")
+        x = visible(x, context)
         factors, log_diagonal = self._factors()
         u = (x - self.center) / self.scale
         # A (u − m) as A u − A m: one product for all components, whose error is that of rounding u
@@ -87,25 +80,20 @@ class GaussianMixture(Density):
         log_norm = log_diagonal.sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi) - self.scale.log().sum()
         log_weight = self.logits.log_softmax(0) + log_norm
         log_p = torch.logsumexp(log_weight.view(-1, *[1] * (x.ndim - 1)) - 0.5 * (z * z).sum(1), 0)
-        mask = context_mask(context)
-        if mask is None:
-            return log_p
-        if mask.shape[-1] != 1:
-            raise ValueError(f"GaussianMixture: a mask must cover whole rows, last dim 1, got {tuple(mask.shape)}")
-        return torch.where(mask.squeeze(-1), log_p, 0.0)
+        return of_events(log_p, context)
 
     @torch.no_grad()
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         features = self.means.shape[1]
         if temperature == 0:
             means = self.means * self.scale + self.center
-            return means[self(means).argmax()].expand(*shape, features)
+            return visible(means[self(means).argmax()].expand(*shape, features), context)
         n = max(1, math.prod(shape))
         k = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=only(generator))
         noise = standard_normal(Size((n, features, 1)), self.means, generator) * temperature
         offset = torch.linalg.solve_triangular(self._factors()[0][k], noise, upper=False).squeeze(-1)
         rows = (self.means[k] + offset) * self.scale + self.center
-        return rows[: math.prod(shape)].reshape(*shape, features)
+        return visible(rows[: math.prod(shape)].reshape(*shape, features), context)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         log_diagonal = soft_clip(self.factors.diagonal(dim1=-2, dim2=-1), self.bound)

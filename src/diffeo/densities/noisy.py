@@ -85,6 +85,7 @@ class Noisy(AroundFlow):
                 seen = y.detach().clone().requires_grad_()
                 gradient = torch.autograd.grad(self.density(seen, context).sum(), seen)[0]
             x = y + self.noise**2 * gradient
+        x = visible(x, context)
         return x if self.levels is None else x.round().clamp(0, self.levels - 1).long()
 
     def initialize(self, x: Tensor, context: Context = None) -> None:

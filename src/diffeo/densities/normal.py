@@ -21,6 +21,7 @@ from diffeo.functional import (
     masked_sum,
     positive,
     soft_clip,
+    visible,
 )
 from diffeo.noise import Seeds, standard_normal
 
@@ -81,6 +82,7 @@ class DiagonalNormal(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event, "DiagonalNormal")
+        x = visible(x, context)
         s = soft_clip(self.log_scale, self.bound)
         z = (x - self.loc) * (-s).exp()
         return masked_sum(-0.5 * z * z - s - 0.5 * math.log(2 * math.pi), self.loc.ndim, context)

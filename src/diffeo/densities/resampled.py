@@ -11,9 +11,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density
 from diffeo.densities.normal import Normal
-from diffeo.functional import Context, LogProb, check_event
+from diffeo.functional import Context, LogProb, check_event, visible
 from diffeo.nets import MLP
 from diffeo.noise import Seeds, standard_normal, uniform
+from diffeo.transforms.masks import of_events
 
 POINTS = 4096  # of the quadrature for the chance of acceptance
 
@@ -62,15 +63,16 @@ class Resampled(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event, "Resampled")
+        x = visible(x, context)
         raw = self.net(self.points.to(x.dtype)).squeeze(-1)
         log_chance = F.logsigmoid(raw).logsumexp(0) - math.log(POINTS)
         # all attempts but the last rejected
         log_last = (self.attempts - 1) * (F.logsigmoid(-raw).logsumexp(0) - math.log(POINTS))
         log_accept = F.logsigmoid(self.net(x).squeeze(-1))
         accepted = log_accept - log_chance + torch.log(-torch.expm1(log_last))
-        proposed = self.proposal(x, context)
+        proposed = self.proposal(x)
         found = proposed + torch.logaddexp(accepted, log_last.expand_as(accepted))
-        return torch.where(proposed.isneginf(), proposed, found)  # where the net overflows, too
+        return of_events(torch.where(proposed.isneginf(), proposed, found), context)  # where the net overflows, too
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         event = self.event_shape()
@@ -83,4 +85,4 @@ class Resampled(Density):
                 break
             again = temperature * standard_normal(shape + event, self.points, generator)
             x = torch.where(done.unsqueeze(-1), x, again)
-        return x
+        return visible(x, context)

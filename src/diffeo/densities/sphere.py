@@ -10,9 +10,10 @@ from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density
 from diffeo.densities.mixture import UNUSED
-from diffeo.functional import Context, LogProb, check_event, soft_clip
+from diffeo.functional import Context, LogProb, check_event, real_rows, soft_clip, visible
 from diffeo.noise import Seeds, only, standard_normal, uniform
 from diffeo.transforms import Sphere
+from diffeo.transforms.masks import of_events
 
 LOG_CENTER, LOG_SPAN = 5.0, 9.0  # log κ lies between −4 and 14: from nearly uniform to 0.05 degrees
 FEWEST = 10  # distinct rows from which a mixture is fitted
@@ -42,15 +43,16 @@ class UniformSphere(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event, "UniformSphere")
-        return _on_sphere(x, torch.full_like(x[..., 0], -math.log(4 * math.pi)))
+        x = visible(x, context)
+        return of_events(_on_sphere(x, torch.full_like(x[..., 0], -math.log(4 * math.pi))), context)
 
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         noise = standard_normal(shape + self.event_shape(), self.pole, generator)
         if temperature == 0:
-            return self.pole.expand(noise.shape)
+            return visible(self.pole.expand(noise.shape), context)
         if temperature != 1:
             raise ValueError(f"UniformSphere: a uniform density has no temperature but 0 and 1, got {temperature}")
-        return noise / noise.norm(dim=-1, keepdim=True)
+        return visible(noise / noise.norm(dim=-1, keepdim=True), context)
 
 
 class VonMisesFisherMixture(Density):
@@ -112,13 +114,14 @@ class VonMisesFisherMixture(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event, "VonMisesFisherMixture")
+        x = visible(x, context)
         joint = _log_joint(x, self.logits.log_softmax(0), self.means, self.concentrations)
-        return _on_sphere(x, joint.logsumexp(-1))
+        return of_events(_on_sphere(x, joint.logsumexp(-1)), context)
 
     @torch.no_grad()
     def draw(self, shape: Size, context: Context, temperature: float, generator: Seeds) -> Tensor:
         if temperature == 0:
-            return self.means[self(self.means).argmax()].expand(*shape, 3)
+            return visible(self.means[self(self.means).argmax()].expand(*shape, 3), context)
         n = max(1, math.prod(shape))
         k = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=only(generator))
         concentration = self.concentrations[k] / temperature**2
@@ -131,7 +134,7 @@ class VonMisesFisherMixture(Density):
         drop = drop.clamp(0, 2).unsqueeze(-1)
         rows = (1 - drop) * mean + (drop * (2 - drop)).sqrt() * across
         rows = rows / rows.norm(dim=-1, keepdim=True)
-        return rows[: math.prod(shape)].reshape(*shape, 3)
+        return visible(rows[: math.prod(shape)].reshape(*shape, 3), context)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
@@ -139,7 +142,7 @@ class VonMisesFisherMixture(Density):
         if self.initialized:
             return
         check_event(x, self.event, "VonMisesFisherMixture")
-        rows = x.reshape(-1, 3).float()
+        rows = real_rows(x, context).float()
         if not rows.isfinite().all():
             raise ValueError("VonMisesFisherMixture: the training rows hold values that are not finite")
         distinct, which = rows.unique(dim=0, return_inverse=True)

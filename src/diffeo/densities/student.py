@@ -9,7 +9,7 @@ from torch import Size, Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffeo.core import Density
-from diffeo.functional import Context, LogProb, as_fixed_event, check_event, context_mask, masked_sum
+from diffeo.functional import Context, LogProb, as_fixed_event, check_event, context_mask, masked_sum, visible
 from diffeo.kernels.private import standard_gamma
 from diffeo.noise import Seeds, only, standard_normal
 
@@ -47,6 +47,7 @@ class StudentT(Density):
 
     def forward(self, x: Tensor, context: Context = None) -> LogProb:
         check_event(x, self.event, "StudentT")
+        x = visible(x, context)
         df = self.df
         norm = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (df * math.pi).log()
         # log1p(x²/ν) as a logaddexp, so that x² does not overflow

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core import Density
-from diffeo.functional import Context, LogProb, check_event, masked_sum
+from diffeo.functional import Context, LogProb, check_event, masked_sum, visible
 from diffeo.noise import Seeds, uniform
 
 
@@ -55,7 +55,7 @@ class Uniform(Density):
             raise ValueError(f"Uniform: a temperature above 1 would leave the box, got {temperature}")
         event = shape + self.low.shape
         u = uniform(event, self.low, generator)
-        return self.low + (self.high - self.low) * (0.5 + temperature * (u - 0.5))
+        return visible(self.low + (self.high - self.low) * (0.5 + temperature * (u - 0.5)), context)
 
 
 def _float_type(corner: Tensor | float) -> torch.dtype:

@@ -10,7 +10,8 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from diffeo.core import Transform
-from diffeo.functional import Context, check_event, constant_logdet
+from diffeo.functional import Context, check_event, constant_logdet, context_mask, visible
+from diffeo.transforms.masks import of_events
 
 
 class Sphere(Constraint):
@@ -42,16 +43,18 @@ class SphereToCylinder(Transform):
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(x, self.event, "SphereToCylinder")
+        mask = context_mask(context)
+        x = x if mask is None else torch.where(mask, x, x.new_tensor([0.0, 0.0, 1.0]))  # any point: padding may be none
         height = x[..., 2] / x.square().sum(-1).sqrt()
         z = torch.stack([torch.atan2(x[..., 1], x[..., 0]), math.pi * height], -1)
-        return z, constant_logdet(x.new_tensor(math.log(math.pi)), x, 1)
+        return visible(z, context), of_events(constant_logdet(x.new_tensor(math.log(math.pi)), x, 1), context)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         check_event(z, Size((2,)), "SphereToCylinder")
         longitude, height = z[..., 0], (z[..., 1] / math.pi).clamp(-1, 1)
         radius = (1 - height * height).clamp_min(torch.finfo(z.dtype).eps ** 2).sqrt()
         x = torch.stack([radius * longitude.cos(), radius * longitude.sin(), height], -1)
-        return x, constant_logdet(z.new_tensor(-math.log(math.pi)), z, 1)
+        return visible(x, context), of_events(constant_logdet(z.new_tensor(-math.log(math.pi)), z, 1), context)
 
     def output_shape(self, event: Size) -> Size:
         return Size((2,))
