@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import diffeo
+import structured
 
 
 def run_worker(*args, env=None, **options):
@@ -60,7 +61,7 @@ def interrupt_in(call: int, put: Callable = setattr) -> None:
     def counting(self, *batch):
         nonlocal calls
         calls += self.training
-        if calls == call:
+        if self.training and calls == call:
             signal.raise_signal(signal.SIGINT)
         return forward(self, *batch)
 
@@ -84,6 +85,27 @@ def several(out: str, strategy: str, folder: str, stop: str) -> None:
     assert stop == "go"
     if rank() == 0:
         torch.save({"state": flow.state_dict(), "steps": result.steps, "resumed_steps": result.resumed_steps}, out)
+
+
+def ragged(out: str, kind: str, strategy: str, folder: str, stop: str) -> None:
+    """Examples that a collate function joins, sentences of other lengths each or digits, with a dict of contexts."""
+    if stop == "stop" and rank() == 0:
+        interrupt_in(25)
+    options = {"strategy": strategy, "precision": "64-true", "accelerator": "cpu", "checkpoint": folder, "resume": True}
+    try:
+        model, result = structured.fit(kind, steps=40, **options)
+    except KeyboardInterrupt:
+        return
+    assert stop == "go"
+    torch.save(
+        {
+            "state": model.state_dict(),
+            "steps": result.steps,
+            "resumed_steps": result.resumed_steps,
+            "losses": [e["validation_loss"] for e in result.history],
+        },
+        f"{out}.{rank()}",
+    )
 
 
 def rank() -> int:
@@ -155,7 +177,5 @@ if __name__ == "__main__":
     command, *args = sys.argv[1:]
     if command == "train":
         train(*args, resume=False)
-    elif command in ("several", "broken", "noisy"):
-        {"several": several, "broken": broken, "noisy": noisy}[command](*args)
     else:
-        fsdp(*args)
+        {"several": several, "broken": broken, "noisy": noisy, "ragged": ragged, "fsdp": fsdp}[command](*args)

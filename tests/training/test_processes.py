@@ -35,6 +35,26 @@ def test_two_processes_agree_with_one_and_resume(tmp_path, strategy):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+@pytest.mark.parametrize("kind", ["sentences", "digits"])
+def test_examples_of_other_lengths_and_dicts_of_contexts(kind, strategy, tmp_path):
+    single = run_worker("ragged", tmp_path / "one", kind, "auto", tmp_path / "1", "go")
+    run_two("ragged", tmp_path / "two", kind, strategy, tmp_path / "2", "go")
+    run_two("ragged", tmp_path / "never", kind, strategy, tmp_path / "3", "stop")
+    assert single.wait(200) == 0
+    run_two("ragged", tmp_path / "again", kind, strategy, tmp_path / "3", "go")
+    names = ("one.0", "two.0", "two.1", "again.0")
+    one, two, other, resumed = (torch.load(tmp_path / name, weights_only=True) for name in names)
+    assert not list(tmp_path.glob("never.*"))
+    assert one["steps"] == two["steps"] == resumed["steps"] == 40
+    assert resumed["resumed_steps"] == 25
+    assert two["losses"] == other["losses"]
+    assert distance(two["state"], resumed["state"]) == 0
+    if kind == "sentences":  # each process draws the noise of its own pictures
+        assert distance(one["state"], two["state"]) < 1e-8
+
+
+@pytest.mark.slow
 def test_two_processes_resume_what_one_began(tmp_path):
     whole = run_worker("several", tmp_path / "1.pt", "auto", tmp_path / "1", "go")
     assert run_worker("several", tmp_path / "never.pt", "auto", tmp_path / "2", "stop").wait(200) == 0
