@@ -1,11 +1,16 @@
-"""`import diffeo` stays close to `import torch`, and shape annotations hold."""
+"""`import diffeo` stays close to `import torch`, and leans on what of it is private in one place."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+import diffeo
 
 
 def run(code: str) -> str:
@@ -35,6 +40,33 @@ def test_nothing_of_torch_is_changed():
         " d.Distribution.__init__); print(a == b)"
     )
     assert run(code).strip() == "True"
+
+
+# what PyTorch's own subclasses of modules and distributions override and call
+EXTENDED = {"_apply", "_validate_args", "_validate_sample"}
+
+
+def test_private_names_of_torch_are_in_one_file():
+    """Those of its modules, and those that its tensors, modules, optimisers, datasets and distributions have."""
+    owners = (torch.Tensor, torch.nn.Module(), torch.optim.Optimizer, torch.Generator, torch.utils.data.Dataset)
+    owners = (*owners, torch.distributions.Distribution, torch.autograd.Function)
+    names = {name for owner in owners for name in dir(owner) if name.startswith("_") and not name.startswith("__")}
+    found = []
+    for path in sorted(Path(diffeo.__file__).parent.rglob("*.py")):
+        if path.name == "private.py":
+            continue
+        own = path.read_text()
+        for node in ast.walk(ast.parse(own)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+                private = any(part.startswith("_") for part in [*node.module.split("."), *(a.name for a in node.names)])
+                found += [(path.name, node.lineno, node.module)] if private else []
+            if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
+                continue
+            of_torch = ast.unparse(node).startswith("torch.")
+            own_name = f"def {node.attr}(" in own or f"self.{node.attr} = " in own
+            if of_torch or (node.attr in names - EXTENDED and not own_name):
+                found.append((path.name, node.lineno, ast.unparse(node)))
+    assert found == []
 
 
 def test_no_function_hides_its_module():
