@@ -16,68 +16,15 @@ import torch
 from torch import Tensor, nn
 
 import diffeo
+import libraries
+from libraries import GLOW
 from results import markdown, short
 from tables import data_root
 
 ROUNDS = 15
 COUNTS = (64, 256)  # samples
 OURS, PLAIN = "diffeo", "diffeo, layer by layer"
-LEVELS_GLOW, STEPS_GLOW, HIDDEN_GLOW, BATCH = 2, 8, 64, 64
-
-
-def normflows_glow(shape: tuple[int, int, int]) -> nn.Module:
-    """normflows' Glow, of the blocks of its example, with learned Gaussian bases."""
-    import normflows as nf
-
-    channels, height, width = shape
-    bases, merges, flows = [], [], []
-    for i in range(LEVELS_GLOW):
-        kept = channels * 2 ** (LEVELS_GLOW + 1 - i)
-        flows.append(
-            [
-                *(nf.flows.GlowBlock(kept, HIDDEN_GLOW, split_mode="channel", scale=True) for _ in range(STEPS_GLOW)),
-                nf.flows.Squeeze(),
-            ]
-        )
-        side = 2 ** (LEVELS_GLOW - i)
-        if i > 0:
-            merges.append(nf.flows.Merge())
-            latent = (kept // 2, height // side, width // side)
-        else:
-            latent = (kept, height // side, width // side)
-        bases.append(nf.distributions.DiagGaussian(latent, trainable=True))
-    return nf.MultiscaleFlow(bases, flows, merges, class_cond=False)
-
-
-def freia_glow(shape: tuple[int, int, int]) -> nn.Module:
-    """The same steps in FrEIA, but for its 1×1 convolutions, which are fixed."""
-    import FrEIA.framework as ff
-    import FrEIA.modules as fm
-
-    def net(channels_in: int, channels_out: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Conv2d(channels_in, HIDDEN_GLOW, 3, padding=1), nn.ReLU(), nn.Conv2d(HIDDEN_GLOW, HIDDEN_GLOW, 1),
-            nn.ReLU(), nn.Conv2d(HIDDEN_GLOW, channels_out, 3, padding=1),
-        )  # fmt: skip
-
-    nodes = [ff.InputNode(*shape)]
-    outputs = []
-    for level in range(LEVELS_GLOW):
-        nodes.append(ff.Node(nodes[-1], fm.IRevNetDownsampling, {}))
-        for _ in range(STEPS_GLOW // 2):  # each of its coupling blocks is two couplings
-            nodes.append(ff.Node(nodes[-1], fm.ActNorm, {}))
-            nodes.append(ff.Node(nodes[-1], fm.Fixed1x1Conv, {"M": _orthogonal(shape[0] * (4 if level == 0 else 8))}))
-            nodes.append(ff.Node(nodes[-1], fm.GLOWCouplingBlock, {"subnet_constructor": net}))
-        if level < LEVELS_GLOW - 1:
-            nodes.append(ff.Node(nodes[-1], fm.Split, {}))
-            outputs.append(ff.OutputNode(nodes[-1].out1))
-            nodes.append(ff.Node(nodes[-1].out0, fm.PermuteRandom, {"seed": 0}))
-    outputs.append(ff.OutputNode(nodes[-1]))
-    return ff.GraphINN(nodes + outputs)
-
-
-def _orthogonal(n: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(0)))[0]
+BATCH = 64
 
 
 def speed(_: float) -> dict[str, Any]:
@@ -87,11 +34,11 @@ def speed(_: float) -> dict[str, Any]:
         x = torch.from_numpy(file["x_train"][:BATCH]).unsqueeze(1)
     y = (x + 0.5) / 256
     torch.manual_seed(0)
-    ours = diffeo.glow(shape, scales=LEVELS_GLOW, layers=STEPS_GLOW, hidden=HIDDEN_GLOW)
+    ours = diffeo.glow(shape, scales=GLOW.scales, layers=GLOW.steps, hidden=GLOW.hidden)
     ours.initialize(x)
     ready = diffeo.prepare_inference(ours)
     plain = copy.deepcopy(ours)
-    peers: dict[str, Any] = {"normflows": normflows_glow(shape), "FrEIA": freia_glow(shape)}
+    peers: dict[str, Any] = {"normflows": libraries.normflows_glow(shape), "FrEIA": libraries.freia_glow(shape)}
     with torch.no_grad():
         peers["normflows"].log_prob(y, None)  # its activation norms start from the first batch
         z, _ = peers["FrEIA"](y)
@@ -132,7 +79,7 @@ def speed(_: float) -> dict[str, Any]:
         calls = {}
         for policy in ("store", "invert"):
             torch.manual_seed(0)
-            model = diffeo.glow(shape, scales=1, layers=layers, hidden=HIDDEN_GLOW)
+            model = diffeo.glow(shape, scales=1, layers=layers, hidden=GLOW.hidden)
             model.initialize(x)
             model.transform.memory = policy
             calls[policy] = lambda model=model: (-model(x).mean()).backward()
@@ -195,7 +142,7 @@ def told_speed(r: dict[str, Any]) -> str:
         [m["layers"], f"{m['store_mib']:.1f}", f"{m['invert_mib']:.1f}", f"{m['time_ratio']:.2f}×"] for m in r["memory"]
     ]
     return f"""\
-**Speed.** The same Glow, {LEVELS_GLOW} scales of {STEPS_GLOW} steps and {HIDDEN_GLOW} channels, on {r["batch"]}
+**Speed.** The same Glow, {GLOW.scales} scales of {GLOW.steps} steps and {GLOW.hidden} channels, on {r["batch"]}
 pictures of 28×28; median of {ROUNDS} interleaved rounds on {r["cores"]} shared cores in ms (quartiles), and our time
 as a multiple of it. Ours is run as `fit` runs it, with `compiled_kernels`, and samples after `prepare_inference`; in
 plain calls layers run one by one.

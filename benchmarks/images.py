@@ -24,7 +24,7 @@ import torch
 
 import diffeo
 from diffeo.apps.images import decode, encode, gaussian_bits, histogram_bits
-from image_cost import normflows_glow
+from libraries import normflows_glow
 from results import RESULTS, load, markdown, save
 from tables import data_root
 

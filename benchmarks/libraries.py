@@ -59,6 +59,17 @@ class Architecture(NamedTuple):
     cheapest: bool = False
 
 
+class Glow(NamedTuple):
+    """Sizes of a Glow of pictures."""
+
+    scales: int
+    steps: int  # of each scale
+    hidden: int  # channels inside of couplings
+
+
+GLOW = Glow(2, 8, 64)
+
+
 class TorchFlow(NamedTuple):
     """What the PyTorch libraries have in common."""
 
@@ -194,6 +205,62 @@ def build_flowjax(a: Architecture, seed: int) -> Any:
         nn_width=a.hidden,
         nn_depth=DEPTH,
     )
+
+
+def normflows_glow(shape: tuple[int, int, int]) -> Any:
+    """normflows' Glow, of the blocks of its example, with learned Gaussian bases."""
+    import normflows as nf
+
+    channels, height, width = shape
+    bases, merges, flows = [], [], []
+    for i in range(GLOW.scales):
+        kept = channels * 2 ** (GLOW.scales + 1 - i)
+        flows.append(
+            [
+                *(nf.flows.GlowBlock(kept, GLOW.hidden, split_mode="channel", scale=True) for _ in range(GLOW.steps)),
+                nf.flows.Squeeze(),
+            ]
+        )
+        side = 2 ** (GLOW.scales - i)
+        if i > 0:
+            merges.append(nf.flows.Merge())
+            latent = (kept // 2, height // side, width // side)
+        else:
+            latent = (kept, height // side, width // side)
+        bases.append(nf.distributions.DiagGaussian(latent, trainable=True))
+    return nf.MultiscaleFlow(bases, flows, merges, class_cond=False)
+
+
+def freia_glow(shape: tuple[int, int, int]) -> Any:
+    """The same steps in FrEIA, but for its 1×1 convolutions, which are fixed."""
+    import FrEIA.framework as ff
+    import FrEIA.modules as fm
+    import torch
+    from torch import nn
+
+    def orthogonal(n: int) -> Any:
+        return torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(0)))[0]
+
+    def net(channels_in: int, channels_out: int) -> Any:
+        return nn.Sequential(
+            nn.Conv2d(channels_in, GLOW.hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(GLOW.hidden, GLOW.hidden, 1),
+            nn.ReLU(), nn.Conv2d(GLOW.hidden, channels_out, 3, padding=1),
+        )  # fmt: skip
+
+    nodes = [ff.InputNode(*shape)]
+    outputs = []
+    for level in range(GLOW.scales):
+        nodes.append(ff.Node(nodes[-1], fm.IRevNetDownsampling, {}))
+        for _ in range(GLOW.steps // 2):  # each of its coupling blocks is two couplings
+            nodes.append(ff.Node(nodes[-1], fm.ActNorm, {}))
+            nodes.append(ff.Node(nodes[-1], fm.Fixed1x1Conv, {"M": orthogonal(shape[0] * (4 if level == 0 else 8))}))
+            nodes.append(ff.Node(nodes[-1], fm.GLOWCouplingBlock, {"subnet_constructor": net}))
+        if level < GLOW.scales - 1:
+            nodes.append(ff.Node(nodes[-1], fm.Split, {}))
+            outputs.append(ff.OutputNode(nodes[-1].out1))
+            nodes.append(ff.Node(nodes[-1].out0, fm.PermuteRandom, {"seed": 0}))
+    outputs.append(ff.OutputNode(nodes[-1]))
+    return ff.GraphINN(nodes + outputs)
 
 
 def limit_threads(threads: int, jax: bool = False) -> None:

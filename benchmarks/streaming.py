@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from results import RESULTS, load, markdown, save
@@ -64,11 +65,8 @@ def main() -> None:
                     "peak_mb": round(max(r["peak_mb"] for r in chosen)),
                 }
             )
-    import torch
-    import zuko
-
-    head = {"features": FEATURES, "threads": os.environ.get("OMP_NUM_THREADS", "all"), "torch": torch.__version__}
-    save(RESULT, {**head, "zuko": zuko.__version__, "runs": summary})
+    head = {"features": FEATURES, "threads": os.environ.get("OMP_NUM_THREADS", "all"), "torch": version("torch")}
+    save(RESULT, {**head, "zuko": version("zuko"), "runs": summary})
 
 
 def prepare(folder: Path) -> tuple[Path, dict[int, Path]]:
@@ -117,13 +115,13 @@ def work(what: str, model: str, rows: str) -> dict[str, float]:
             density = diffeo.load(model).density.eval()
             run, dtype = density, torch.float32
         else:
-            import zuko
+            import libraries
 
             torch.manual_seed(0)
-            flow = zuko.flows.NSF(FEATURES, transforms=5, hidden_features=(128, 128), bins=8)
+            flow = libraries.TORCH["zuko"](libraries.Architecture("nsf_ar", FEATURES))
             dtype = torch.float32 if what == "zuko32" else torch.float64
-            flow = flow.to(dtype)
-            run = flow().log_prob
+            flow.module.to(dtype)
+            run = flow.log_prob
         began = time.perf_counter()
         total = 0.0
         with torch.inference_mode(), pq.ParquetFile(rows) as file:

@@ -3,7 +3,7 @@
     python benchmarks/time_to_score.py --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
 
 Peers train under the budget of the density benchmark; of each table those run again that came within 0.1 nats of the
-best there (results/density_libraries.json), and the best of this run sets the goal. `diffeo` runs with ever more steps
+best there (results/density_peers.json), and the best of this run sets the goal. `diffeo` runs with ever more steps
 until it is there, and once more with some fewer; then the best peer and the shortest attempt that got there run again,
 in turn. Every attempt is a process of its own, listed with its score. Writes results/time_to_score.json.
 """

@@ -58,6 +58,8 @@ def test_every_public_name_has_an_api_page():
     listed = set(
         re.findall(r"^::: diffeo\.([\w.]+)$", "\n".join(p.read_text() for p in API.glob("*.md")), re.MULTILINE)
     )
+    assert "transforms.univariate" in listed  # which lists all scalar maps
+    listed |= {*diffeo.transforms.univariate.__all__}
     modules = {"apps", "interop", "nets", "plotting", "tables", "testing", "training"}
     public = {name for name in dir(diffeo) if not name.startswith("_") and name[0].isalpha()}
     hidden = {n for n in public if isinstance(getattr(diffeo, n), ModuleType)} - modules
