@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffeo
+from diffeo.training import source
 from diffeo.training.source import batch_index, split
 from fit_worker import interrupt_in, run_worker, train
 
@@ -166,6 +167,25 @@ def test_a_net_that_gives_its_parameters_as_they_are_is_fitted():
     assert torch.allclose(drawn.mean(0), x.mean(0), atol=0.3)
     assert torch.allclose(drawn.std(0), x.std(0), atol=0.3)
     assert all(p.requires_grad for p in flow.parameters())
+
+
+def test_a_loader_of_pictures_is_seen_by_numbers_and_not_by_rows(monkeypatch):
+    """What data-dependent layers look at fits into memory, however large an event is."""
+    monkeypatch.setattr(source, "SHOWN", 5 * 3 * 8 * 8)
+    drawn = []
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, i):
+            drawn.append(i)
+            return torch.randn(3, 8, 8)
+
+    for data in (DataLoader(Pictures(), 2), Pictures()):
+        drawn.clear()
+        x, *_ = source.as_source(data, None, None, torch.float32).sample()
+        assert 5 <= len(x) == len({*drawn}) <= 6
 
 
 def test_datasets_and_loaders():

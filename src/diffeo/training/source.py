@@ -8,8 +8,9 @@ a tensor or a dict of tensors.
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,7 +170,7 @@ class Examples(Source):
             n = min(len(ordinary), INITIAL, max(1, int(SHOWN / self._numbers(self.lengths, float(limit)))))
             return self.rows(ordinary[torch.arange(n) * len(ordinary) // n])
         x = self.rows(torch.zeros(1, dtype=torch.long))[0]
-        n = min(len(self), INITIAL if x.ndim <= 2 else max(1, SHOWN // x[0].numel()))
+        n = min(len(self), most_shown(x.shape[1:]))
         return self.rows(torch.arange(n) * len(self) // n)
 
     def hold_out(self, share: float, seed: int) -> tuple[Examples, Examples | None, Tensor]:
@@ -230,7 +231,7 @@ class Loaded(Source):
         seen: list[Batch] = []
         for batch in self.loader:
             seen.append(as_batch(batch, self.dtype))
-            if sum(len(b[0]) for b in seen) >= INITIAL:
+            if sum(len(b[0]) for b in seen) >= most_shown(seen[0][0].shape[1:]):
                 break
         if len({tuple(t.shape[1:]) for b in seen for t in (b[0],)}) > 1:
             return seen[0]  # padded to other lengths, they do not join
@@ -240,6 +241,11 @@ class Loaded(Source):
         if share:
             raise ValueError("fit: a DataLoader cannot be split; pass validation=(x, context), or validation=0")
         return self, None, None
+
+
+def most_shown(event: Sequence[int]) -> int:
+    """How many examples of this shape data-dependent layers see of a source that is not in memory."""
+    return INITIAL if len(event) <= 1 else min(INITIAL, max(1, SHOWN // math.prod(event)))
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
