@@ -4,13 +4,14 @@ import logging
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch.distributions import transform_to
 
 import diffeo
 from cases import TRANSFORMS
 from diffeo.functional import is_real
 from diffeo.kernels import dispatch, native, spline, vector_steps
-from diffeo.kernels.recording import RecordedLoop
+from diffeo.kernels.recording import RecordedLoop, write
 from diffeo.kernels.scalars import is_one_operation, map_scalars, record, records
 from diffeo.kernels.spline_arithmetic import Limits
 from diffeo.training import compiling as plan_compiling
@@ -232,6 +233,64 @@ def test_scalar_maps_are_one_operation_with_their_gradient(name, dtype):
             for a, b, c in zip(expected, found, again, strict=True):
                 assert torch.allclose(a, b, rtol=tolerance, atol=tolerance)
                 assert torch.allclose(a, c, rtol=tolerance, atol=tolerance)
+
+
+FUNCTIONS = {
+    "powers": lambda x: x**5 + (1 + x * x) ** 0.5 + (1 + x * x) ** -1.5 + torch.exp2(x),
+    "logarithms": lambda x: torch.log2(1 + x * x) + torch.log10(1 + x.abs()) + torch.logaddexp(x, 1 - x),
+    "hyperbolic": lambda x: x.asinh() + x.sinh() * x.cosh() + (0.5 * x.tanh()).atanh(),
+    "circular": lambda x: x.sin() * x.cos() + (0.3 * x).tan() + torch.atan2(x, 1 + x * x) + torch.hypot(x, 1 + x),
+    "activations": lambda x: x.relu() + F.leaky_relu(x, 0.1) + F.silu(x) + F.hardtanh(x) + F.softsign(x),
+    "probabilities": lambda x: x.erf() + x.erfc() + torch.logit(x.sigmoid()) + torch.special.ndtr(x),
+    "pieces": lambda x: x.clamp(-1, 1) + torch.maximum(x, x * x) + torch.minimum(x, 1 - x) + torch.lerp(x, x * x, 0.3),
+    "steps": lambda x: x.round() + x.trunc() + x.floor() + torch.fmod(x, 0.7) + torch.copysign(1 + x * x, x),
+}
+
+
+class Function(diffeo.Univariate):
+    """Parameters picked as users pick them: by an index, or a slice."""
+
+    n_params = 3
+
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
+    def forward(self, x, context=None):
+        params = self.params(context)
+        return FUNCTIONS[self.name](x + params[..., 0]), params[..., 1:].sum(-1) * x
+
+    def inverse(self, z, context=None):
+        return self.forward(z, context)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_and_their_gradients_are_written_down(name):
+    made = Function(name)
+    for dtype, tolerance in ((torch.float32, 2e-4), (torch.float64, 1e-10)):
+        planes, x = inputs(made, (300,), dtype)
+        given = planes.movedim(0, -1).detach().requires_grad_()
+        x = x.detach().requires_grad_()
+        found = []
+        for run in (made, lambda x, params: map_scalars(made, x, params, False)):
+            with diffeo.compiled_kernels():
+                z, logdet = run(x, given)
+            loss = (z * torch.linspace(-1, 1, len(x), dtype=dtype)).sum() + logdet.sum()
+            found.append([z, logdet, *torch.autograd.grad(loss, (x, given))])
+        for a, b in zip(*found, strict=True):
+            assert torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_what_others_have_looked_at_is_not_changed_in_place():
+    def run(x, p):
+        first, second = p.unbind(0)
+        twice = x * 2
+        seen = twice.unsqueeze(0)
+        twice.add_(first)
+        return seen.squeeze(0), twice * second
+
+    assert write(RecordedLoop(run, (None, 2)).source, torch.float32) is None
 
 
 @needs_compiler

@@ -29,6 +29,7 @@ SHARE = 1024  # scalars below which a further thread costs more than it does
 FORMS = {
     "abs": "FN(fabs)({0})",
     "add": "{0} + {1}",
+    "addcmul": "{0} + {1} * {2}",
     "asinh": "FN(asinh)({0})",
     "atan": "FN(atan)({0})",
     "atan2": "FN(atan2)({0}, {1})",
@@ -41,49 +42,73 @@ FORMS = {
     "clamp_max": "{0} > {1} ? {1} : {0}",
     "clamp_min": "{0} < {1} ? {1} : {0}",
     "cos": "FN(cos)({0})",
+    "copysign": "FN(copysign)({0}, {1})",
     "cosh": "FN(cosh)({0})",
     "div": "{0} / {1}",
     "eq": "{0} == {1}",
     "erf": "FN(erf)({0})",
+    "erfc": "FN(erfc)({0})",
     "exp": "FN(exp)({0})",
+    "exp2": "FN(exp2)({0})",
     "expm1": "FN(expm1)({0})",
     "floor": "FN(floor)({0})",
+    "fmod": "FN(fmod)({0}, {1})",
     "ge": "{0} >= {1}",
     "gt": "{0} > {1}",
+    "hardtanh": "clamp({0}, {1}, {2})",
+    "hardtanh_backward": "({1} <= {2} || {1} >= {3}) ? 0 : {0}",
+    "hypot": "FN(hypot)({0}, {1})",
     "isnan": "{0} != {0}",
     "le": "{0} <= {1}",
+    "lerp": "{2} < 0.5 ? {0} + {2} * ({1} - {0}) : {1} - ({1} - {0}) * (1 - {2})",
+    "leaky_relu": "{0} > 0 ? {0} : {0} * {1}",
+    "leaky_relu_backward": "{1} > 0 ? {0} : {0} * {2}",
     "log": "FN(log)({0})",
+    "log10": "FN(log10)({0})",
     "log1p": "FN(log1p)({0})",
+    "log2": "FN(log2)({0})",
     "log_sigmoid_backward": "{0} / (1 + FN(exp)({1}))",
     "log_sigmoid_forward": "-softplus(-{0})",
+    "logaddexp": "add_powers({0}, {1})",
     "logical_and": "({0} != 0) & ({1} != 0)",
     "logical_not": "{0} == 0",
     "logical_or": "({0} != 0) | ({1} != 0)",
     "lt": "{0} < {1}",
+    "logit": "FN(log)({0} / (1 - {0}))",
+    "logit_backward": "({1} < 0 || {1} > 1) ? NAN : {0} / ({1} * (1 - {1}))",
+    "masked_fill": "{1} ? {2} : {0}",
     "maximum": "{1} >= {0} ? {1} : {0}",
     "minimum": "{1} <= {0} ? {1} : {0}",
     "mul": "{0} * {1}",
     "ne": "{0} != {1}",
     "neg": "-{0}",
-    "pow": "power({0}, {1})",
+    "pow": "FN(pow)({0}, {1})",
     "reciprocal": "1 / {0}",
+    "relu": "{0} < 0 ? 0 : {0}",
     "remainder": "{0} - {1} * FN(floor)({0} / {1})",
+    "round": "FN(rint)({0})",
     "rsqrt": "1 / FN(sqrt)({0})",
     "rsub": "{1} - {0}",
     "sigmoid": "1 / (1 + FN(exp)(-{0}))",
     "sigmoid_backward": "{0} * {1} * (1 - {1})",
     "sgn": "(real)(({0} > 0) - ({0} < 0))",
     "sign": "(real)(({0} > 0) - ({0} < 0))",
+    "silu": "{0} / (1 + FN(exp)(-{0}))",
+    "silu_backward": "silu_backward({0}, {1})",
     "sin": "FN(sin)({0})",
     "sinh": "FN(sinh)({0})",
     "softplus": "softplus({0})",
     "softplus_backward": "{0} / (1 + FN(exp)(-{1}))",
     "sqrt": "FN(sqrt)({0})",
     "sub": "{0} - {1}",
+    "tan": "FN(tan)({0})",
     "tanh": "tangent({0})",
     "tanh_backward": "{0} * (1 - {1} * {1})",
+    "threshold_backward": "{1} <= {2} ? 0 : {0}",
+    "trunc": "FN(trunc)({0})",
     "where": "{0} ? {1} : {2}",
 }
+POWERS = (2, 3, 4)  # that are products; `power` in the C
 FUNCTIONS = """\
 
 static inline real clamp(real x, real low, real high) { return x < low ? low : x > high ? high : x; }
@@ -102,7 +127,18 @@ static inline real tangent(real x) {
   return x < 0 ? -positive : positive;
 }
 
-/* small whole powers, the only ones that are written down */
+/* log(exp(a) + exp(b)) */
+static inline real add_powers(real a, real b) {
+  const real top = a > b ? a : b, apart = FN(fabs)(a - b);
+  return a == b ? a + (real)0.6931471805599453 : a != a || b != b ? a + b : top + FN(log1p)(FN(exp)(-apart));
+}
+
+static inline real silu_backward(real grad, real x) {
+  const real s = 1 / (1 + FN(exp)(-x));
+  return grad * s * (1 + x * (1 - s));
+}
+
+/* small whole powers */
 static inline real power(real x, int n) { return n == 2 ? x * x : n == 3 ? x * x * x : x * x * (x * x); }
 
 """
@@ -280,11 +316,20 @@ class _Recorder(TorchDispatchMode):
         return len(value)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if name.endswith("_") and not name.startswith("_"):
+            self._require_alone(args[0], func)
+            name = name[:-1]
+        out = func(*args, **(kwargs or {}))
         if not (self._rearrange(name, out, args) or self._fill(name, out, args)):
             self._compute(name, out, args, kwargs or {}, func)
         return out
+
+    def _require_alone(self, t: Tensor, func: Any) -> None:
+        """Refuse to change in place what others may have looked at, who keep their names."""
+        place = t.untyped_storage().data_ptr()
+        if any(other is not t and other.untyped_storage().data_ptr() == place for other in self.alive):
+            raise NotImplementedError(f"{func} of a view in an elementwise loop")
 
     def _rearrange(self, name: str, out: Any, args: Any) -> bool:
         """Whether the operation only picks planes, or puts them together or elsewhere."""
@@ -300,6 +345,9 @@ class _Recorder(TorchDispatchMode):
         first = args[0] if args and isinstance(args[0], Tensor) else None
         if first is None or id(first) not in self.names:
             return False
+        if name in ("select_backward", "slice_backward"):
+            self._put_back(name, out, args)
+            return True
         value, axis = self.names[id(first)], self.axes.get(id(first), 0)
         if name in ("detach", "expand", "alias", "clone", "_to_copy", "unsqueeze", "permute", "squeeze"):
             self._keep(name, out, first, value, axis, args)
@@ -339,10 +387,22 @@ class _Recorder(TorchDispatchMode):
         else:
             self._name(out, value, axis)
 
+    def _put_back(self, name: str, out: Tensor, args: Any) -> None:
+        """The gradient of all planes from that of one, or of a slice: zero for the others."""
+        value, dim = self.names[id(args[0])], args[2] % out.ndim - out.ndim
+        planes = [_literal(0.0)] * out.shape[dim]
+        where = range(out.shape[dim])[slice(*args[3:6]) if name == "slice_backward" else slice(args[3], args[3] + 1)]
+        for i, plane in zip(where, [value] * len(where) if isinstance(value, str) else value, strict=True):
+            planes[i] = plane
+        self._name(out, planes, dim)
+
     def _fill(self, name: str, out: Any, args: Any) -> bool:
         """Whether the operation makes a tensor of one constant."""
-        constants = {"full_like": 1, "full": 1, "new_full": 2, "scalar_tensor": 0}
-        if name not in (*constants, "new_zeros", "zeros_like", "new_ones", "ones_like"):
+        constants = {"full_like": 1, "full": 1, "fill": 1, "new_full": 2, "scalar_tensor": 0}
+        if name in ("empty_like", "new_empty"):
+            self._name(out, _literal(0.0))  # until it is filled
+            return True
+        if name not in (*constants, "zeros", "new_zeros", "zeros_like", "ones", "new_ones", "ones_like"):
             return False
         value = args[constants[name]] if name in constants else float("ones" in name)
         self._name(out, str(int(value)) if out.dtype == torch.bool else _literal(value))
@@ -353,6 +413,7 @@ class _Recorder(TorchDispatchMode):
         numbers = {"softplus": 1, "softplus_backward": 2}.get(name, len(args))  # then follow a slope and a bound
         if args[numbers : numbers + 1] in ((), (1,)) and all(bound >= 20 for bound in args[numbers + 1 :]):
             args = args[:numbers]
+        args = args[:-1] if args and args[-1] is None else args
         if name == "log_sigmoid_backward":
             args = args[:2]  # the third is of use to some devices alone
         if name == "clamp" and len(args) == 3 and args[1] is None:
@@ -365,23 +426,25 @@ class _Recorder(TorchDispatchMode):
         if name in ("sum", "cumsum") and not isinstance(self.names[id(args[0])], str):
             self._add_up(name, out, args, kwargs, func)
             return
-        places = len(set(re.findall(r"\{\d\}", FORMS.get(name, ""))))
-        whole = name != "pow" or (not isinstance(args[1], Tensor) and args[1] in (2, 3, 4))
-        if name not in FORMS or kwargs or len(args) != places or not whole:
+        if name == "leaky_relu_backward":
+            args = args[:3]  # the fourth says what slopes above 0 make no difference to
+        form, places = FORMS.get(name, ""), len(set(re.findall(r"\{\d\}", FORMS.get(name, ""))))
+        if name == "pow" and not isinstance(args[1], Tensor) and args[1] in POWERS:
+            form, args, places = f"power({{0}}, {int(args[1])})", args[:1], 1
+        if name not in FORMS or kwargs or len(args) != places:
             raise NotImplementedError(f"{func} in an elementwise loop")
         out = out[0] if name == "log_sigmoid_forward" else out
-        literal = (lambda v: str(int(v))) if name == "pow" else _literal
-        values = [self.names[id(a)] if isinstance(a, Tensor) else literal(a) for a in args]
+        values = [self.names[id(a)] if isinstance(a, Tensor) else _literal(a) for a in args]
         kind = "int" if out.dtype == torch.bool else "real"
         counts = {len(v) for v in values if not isinstance(v, str)}
         if not counts:
-            self._name(out, self._line(kind, FORMS[name].format(*values)))
+            self._name(out, self._line(kind, form.format(*values)))
             return
         axes = {self.axes[id(a)] for a in args if isinstance(a, Tensor) and id(a) in self.axes}
         if len(counts) > 1 or len(axes) > 1:
             raise NotImplementedError(f"{func} of unlike planes in an elementwise loop")
         columns = [[v] * max(counts) if isinstance(v, str) else v for v in values]
-        planes = [self._line(kind, FORMS[name].format(*row)) for row in zip(*columns, strict=True)]
+        planes = [self._line(kind, form.format(*row)) for row in zip(*columns, strict=True)]
         self._name(out, planes, max(axes))
 
     def _add_up(self, name: str, out: Tensor, args: Any, kwargs: dict, func: Any) -> None:
