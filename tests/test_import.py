@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,33 @@ def test_private_names_of_torch_are_in_one_file():
             if of_torch or (node.attr in names - EXTENDED and not own_name):
                 found.append((path.name, node.lineno, ast.unparse(node)))
     assert found == []
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of this package that one imports, inside of functions and for types too."""
+    modules, found = set(MODULES), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            while name and name not in modules:
+                name = name.rpartition(".")[0]
+            found |= {name} if name else set()
+    return found
+
+
+ROOT = Path(diffeo.__file__).parents[1]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "diffeo").rglob("*.py")
+}
+
+
+def test_no_imports_go_in_a_circle():
+    graph = {name: imports(path) - {name} for name, path in MODULES.items()}
+    order = list(TopologicalSorter(graph).static_order())  # or a CycleError, which names them
+    assert len(order) == len(MODULES) > 200
 
 
 def test_no_function_hides_its_module():

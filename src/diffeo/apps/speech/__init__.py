@@ -6,6 +6,8 @@ from diffeo.apps.speech.audio import from_mel as from_mel
 from diffeo.apps.speech.audio import read_audio as read_audio
 from diffeo.apps.speech.audio import to_mel as to_mel
 from diffeo.apps.speech.audio import write_audio as write_audio
+from diffeo.apps.speech.clips import Spoken as Spoken
+from diffeo.apps.speech.clips import join as join
 from diffeo.apps.speech.corpus import Clip as Clip
 from diffeo.apps.speech.corpus import check_corpus as check_corpus
 from diffeo.apps.speech.corpus import mels_of as mels_of
@@ -32,10 +34,8 @@ from diffeo.apps.speech.vocoder import Vocoder as Vocoder
 from diffeo.apps.speech.vocoder import multiple_of as multiple_of
 from diffeo.apps.speech.vocoder import prediction as prediction
 from diffeo.apps.speech.vocoder import vocode as vocode
-from diffeo.apps.speech.voice import Spoken as Spoken
 from diffeo.apps.speech.voice import Voice as Voice
 from diffeo.apps.speech.voice import align as align
-from diffeo.apps.speech.voice import join as join
 from diffeo.apps.speech.voice import nats as nats
 from diffeo.apps.speech.voice import sharpness as sharpness
 from diffeo.apps.speech.voice import together_of as together_of

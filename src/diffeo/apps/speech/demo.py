@@ -21,12 +21,13 @@ import diffeo
 from diffeo.apps.cards import write_card
 from diffeo.apps.speech.alignment import forced_alignment
 from diffeo.apps.speech.audio import Mel, from_mel, to_mel, write_audio
+from diffeo.apps.speech.clips import Spoken, join
 from diffeo.apps.speech.espeak import speak
 from diffeo.apps.speech.pictures import spectrogram_png
 from diffeo.apps.speech.speaking import say
 from diffeo.apps.speech.text import encode_text, symbols_of, units_of
 from diffeo.apps.speech.vocoder import Sounds, Vocoder, multiple_of, prediction, vocode
-from diffeo.apps.speech.voice import Spoken, Voice, align, join, sharpness
+from diffeo.apps.speech.voice import Voice, align, sharpness
 from diffeo.storage import replacing
 
 WORDS = (

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from diffeo.apps.speech.clips import Spoken
 from diffeo.core import Flow
 from diffeo.nets import Prosody
-
-if TYPE_CHECKING:
-    from diffeo.apps.speech.voice import Spoken
 
 PROSODY = ("pitch", "range", "loudness", "pace")
 LOWEST, HIGHEST = 60.0, 500.0  # Hz

@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from diffeo.apps.speech.audio import pad_frames
+from diffeo.apps.speech.clips import Spoken
 from diffeo.apps.speech.prosody import within_reach
-from diffeo.apps.speech.voice import Spoken, align_clip, aligned, context_of, device_of, said_in, timed, together_of
+from diffeo.apps.speech.voice import align_clip, aligned, context_of, device_of, said_in, timed, together_of
 from diffeo.core import Flow
 from diffeo.densities import Aligned
 from diffeo.functional import entries
