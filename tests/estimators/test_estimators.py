@@ -177,6 +177,14 @@ def test_the_detector_finds_and_explains():
             diffeo.FlowOutlierDetector(**bad).fit(X)
 
 
+def test_a_regressor_takes_recipes_of_numbers_and_vectors_only():
+    X, y = _rows(60)[:, :2], _rows(60)[:, 2]
+    for name in ("glow", "glow_tts", "sphere", "mixed"):
+        with pytest.raises(ValueError, match="there are regression, "):
+            diffeo.FlowRegressor(recipe=name).fit(X, y)
+    assert diffeo.FlowRegressor(recipe="nsf", max_epochs=1, layers=1, hidden=(8,)).fit(X, y).predict(X).shape == (60,)
+
+
 @diffeo.recipe(events="vectors")
 def student_flow(features: int, *, context: int = 0) -> diffeo.Flow:
     """A flow without a normal base."""
@@ -253,7 +261,7 @@ def test_bad_requests_of_the_regressor(regression):
         (lambda: model.sample(X, 0), "n_samples"),
         (lambda: model.log_prob(X, y[:-1]), "1000 rows, but 999 targets"),
         (lambda: diffeo.FlowRegressor(recipe="glow2").fit(X, y), "unknown recipe"),
-        (lambda: diffeo.FlowRegressor(recipe="mixed").fit(X, y), "not the standard normal"),
+        (lambda: diffeo.FlowRegressor(recipe="student_flow").fit(X, y), "not the standard normal"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

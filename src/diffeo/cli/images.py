@@ -80,7 +80,6 @@ def fit(
 
     With --noise there are no bits: it prints nats for each number of pictures with noise.
     """
-    import inspect
     import shutil
 
     import numpy as np
@@ -90,7 +89,7 @@ def fit(
     from diffeo.apps.images import fit as fit_images
     from diffeo.apps.images import picture_bits, scores, shrink
     from diffeo.cli.files import check_output
-    from diffeo.recipes import check_options, find_recipe, recipes
+    from diffeo.recipes import check_options, find_recipe, recipes, takes
 
     check_output(output, (MODEL,), pictures)
     recipe = recipe.replace("-", "_")
@@ -98,7 +97,7 @@ def fit(
         raise ValueError(f"--recipe: expected one of {', '.join(recipes('images'))}, got {recipe!r}")
     asked = recipe_options(option or [])
     check_options(recipe, asked, apart=("shape", "preset", "noise", "classes", "levels", "scale"))
-    if noise and "noise" not in inspect.signature(find_recipe(recipe)).parameters:
+    if noise and not takes(recipe, "noise"):
         raise ValueError(f"--noise: --recipe {recipe} is trained without Gaussian noise")
     seconds = None if time_limit is None else parse_duration(time_limit)
     folder = checkpoint_of(output, resume)

@@ -37,7 +37,6 @@ speech = typer.Typer(
 )
 app.add_typer(speech)
 
-VOICES = ("glow_tts", "flow_tts", "flowtron")
 FEWEST, HELD = 20, 200  # clips of a corpus; clips at most that validate
 WATCHED, MEASURED = 8, 32  # of these, how many show how sharp the alignment is, and how likely clips are, on the way
 APART, SHARE = 60.0, 20.0  # seconds between samples, at least; and at least so many times what one takes
@@ -97,9 +96,10 @@ def fit(
     import diffeo
     from diffeo.apps import speech as tools
     from diffeo.cli.files import check_output
+    from diffeo.recipes import recipes
 
     check_output(output, (MODEL,), corpus)
-    system, preset = choice("--system", system, VOICES), choice("--preset", preset, PRESETS)
+    system, preset = choice("--system", system, tuple(recipes("spectrograms"))), choice("--preset", preset, PRESETS)
     seconds = None if time_limit is None else parse_duration(time_limit)
     folder = checkpoint_of(output, resume)
     if no_samples and samples_dir is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffeo.core import Chain, Flow
 from diffeo.densities import Normal
 from diffeo.estimators.base import FlowEstimator, is_mixed
-from diffeo.recipes import find_recipe
+from diffeo.recipes import find_recipe, recipes, with_normal_base
 from diffeo.tables.columns import learn_column
 from diffeo.tables.schema import Schema
 from diffeo.training import fit
@@ -145,11 +145,14 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
 
     def _build(self, context: int, seed: int) -> Flow:
         name = "regression" if self.recipe == "auto" else self.recipe
-        build = find_recipe(name)
-        plain = {"components": 0} if name in ("nsf", "nsf_ar") else {}
+        build, known = find_recipe(name), [*recipes("numbers given a context"), *recipes("vectors")]
+        if name not in known:
+            raise ValueError(
+                f"FlowRegressor: {name!r} is no density of numbers or vectors; there are {', '.join(known)}"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            flow = build(1, context=context, **plain, **self._options())
+            flow = build(1, context=context, **with_normal_base(name), **self._options())
         if not isinstance(flow, Flow) or not isinstance(flow.base, Normal):
             raise ValueError(f"FlowRegressor: the base of {name!r} is not the standard normal")
         return flow

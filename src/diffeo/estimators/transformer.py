@@ -14,6 +14,8 @@ from sklearn.utils.validation import check_array, check_is_fitted
 
 from diffeo.densities import Normal
 from diffeo.estimators.base import FLOOR, FlowEstimator
+from diffeo.recipes import with_normal_base
+from diffeo.tables.fit import find_table_recipe
 
 BLOCK = 8192
 
@@ -44,8 +46,7 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, FlowEst
     _kind = "continuous"
 
     def _options(self) -> dict[str, Any]:
-        plain = {"components": 0} if self.recipe in ("auto", "nsf", "nsf_ar") else {}
-        return {**super()._options(), **plain}
+        return {**super()._options(), **with_normal_base(find_table_recipe(self.recipe))}
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FlowTransformer:
         """Learn the map from the rows of X; y is ignored, weights are ≥ 0."""

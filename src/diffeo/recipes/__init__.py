@@ -37,6 +37,8 @@ from diffeo.recipes.registry import read_notes as read_notes
 from diffeo.recipes.registry import recipe as recipe
 from diffeo.recipes.registry import recipes as recipes
 from diffeo.recipes.registry import save as save
+from diffeo.recipes.registry import takes as takes
+from diffeo.recipes.registry import with_normal_base as with_normal_base
 from diffeo.recipes.residual import residual_flow as residual_flow
 from diffeo.recipes.rows import mixed as mixed
 from diffeo.recipes.speech import flow_tts as flow_tts

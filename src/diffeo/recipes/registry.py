@@ -26,7 +26,7 @@ D = TypeVar("D", bound=Density)
 
 
 EVENTS = (
-    *("vectors", "rows", "numbers given a context", "images", "sequences", "sets"),
+    *("vectors", "rows", "numbers given a context", "images", "spectrograms", "waveforms"),
     *("angles", "unit vectors", "a box"),
 )
 _recipes: dict[str, Callable[..., Density]] = {}
@@ -46,7 +46,8 @@ def recipe(function: Callable[..., Any] | None = None, /, *, events: str | None 
         function: what makes the density.
         events: what the density is one of: "vectors" (any real numbers; the columns of a table, so that `fit_table`,
             the estimators and the program offer it), "rows" (categories and numbers), "numbers given a context",
-            "images", "sequences", "sets", "angles", "unit vectors", "a box"; None where it is not for others to choose.
+            "images", "spectrograms", "waveforms", "angles", "unit vectors", "a box"; None where it is not for others to
+            choose.
 
     Raises:
         ValueError: another function already has the name; unknown events.
@@ -97,11 +98,12 @@ STRUCTURED = {"scales": 1, "blocks": 1, "classes": 0, "levels": 2}
 
 def _check_sizes(name: str, arguments: Mapping[str, Any]) -> None:
     """Refuse numbers of features, layers and so on that are none, before a layer fails on them."""
-    for what, least in {**LEAST, **(STRUCTURED if _events.get(name) in ("images", "sequences") else {})}.items():
+    structured = STRUCTURED if _events.get(name) in ("images", "spectrograms", "waveforms") else {}
+    for what, least in {**LEAST, **structured}.items():
         if what not in arguments:
             continue
         value = arguments[what]
-        least = 1 if what == "features" and name != "mixed" else least
+        least = 1 if what == "features" and _events.get(name) != "rows" else least
         if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
             raise ValueError(f"{name}: {what} must be a whole number of at least {least}, got {value!r}")
     hidden = arguments.get("hidden")
@@ -113,6 +115,17 @@ def _check_sizes(name: str, arguments: Mapping[str, Any]) -> None:
 def recipes(events: str | None = None) -> dict[str, Callable[..., Density]]:
     """The registered recipes by name; with `events`, those of such events only."""
     return {name: build for name, build in sorted(_recipes.items()) if events is None or _events[name] == events}
+
+
+def takes(name: str, argument: str) -> bool:
+    """Whether a registered recipe has an argument of this name."""
+    return argument in inspect.signature(find_recipe(name)).parameters
+
+
+def with_normal_base(name: str) -> dict[str, Any]:
+    """The arguments with which a recipe has a normal base; one that may choose a mixture says `components=None`."""
+    components = inspect.signature(find_recipe(name)).parameters.get("components")
+    return {"components": 0} if components is not None and components.default is None else {}
 
 
 def find_recipe(name: str) -> Callable[..., Density]:

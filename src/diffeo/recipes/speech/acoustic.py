@@ -41,7 +41,7 @@ FLOWTRON = {
 TOGETHER = 2  # frames that become one
 
 
-@recipe(events="sequences")
+@recipe(events="spectrograms")
 def glow_tts(
     features: int,
     symbols: int,
@@ -131,7 +131,7 @@ def glow_tts(
     return Flow(Chain(*parts), Aligned(folded), encoder)
 
 
-@recipe(events="sequences")
+@recipe(events="spectrograms")
 def flow_tts(
     features: int,
     symbols: int,
@@ -231,7 +231,7 @@ def flow_tts(
     return Flow(Chain(*parts), Normal((None, folded)), encoder)
 
 
-@recipe(events="sequences")
+@recipe(events="spectrograms")
 def flowtron(
     features: int,
     symbols: int,

@@ -49,7 +49,7 @@ LEAVING = 2
 LOUDEST = 9.0  # largest log-scale of a single layer that makes noise of sound: silence is e⁻⁹ of the loudest
 
 
-@recipe(events="sequences")
+@recipe(events="waveforms")
 def waveflow(
     mels: int,
     hop: int,
@@ -125,7 +125,7 @@ def waveflow(
     return Flow(Chain(*parts), Normal((None, rows)), _encoder(mels, sizes["width"], hop, order, rate, window))
 
 
-@recipe(events="sequences")
+@recipe(events="waveforms")
 def waveglow(
     mels: int,
     hop: int,
@@ -205,7 +205,7 @@ def waveglow(
     return Flow(Chain(*parts), Normal((None, channels)), _encoder(mels, sizes["width"], hop, order, rate, window))
 
 
-@recipe(events="sequences")
+@recipe(events="waveforms")
 def wavenet(
     mels: int,
     hop: int,
@@ -248,7 +248,7 @@ def wavenet(
     return Flow(Chain(Along(Standardize(1), -1, 2), layer), Normal((None, 1)), _encoder(mels, sizes["width"], hop))
 
 
-@recipe(events="sequences")
+@recipe(events="waveforms")
 def parallel_wavenet(
     mels: int,
     hop: int,
