@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from diffeo.core.joining import join_neighbours
 from diffeo.core.memory import POLICIES, turn_back, turns_back
 from diffeo.core.transform import Transform, Univariate
 from diffeo.functional import Context, Event, check_event, in_blocks, keep_masked, meet, show_event, sum_event
@@ -107,7 +108,9 @@ class Chain(Transform):
         parts, contexts = list(self._transforms()), self.contexts(context)
         if self.memory != "store" and torch.is_grad_enabled():
             return self._sparing(parts, x, contexts)
-        z, i, groups = x, 0, self._groups(x, contexts)
+        z, i = x, 0
+        plain = [None if fold else part for part, fold in zip(parts, self._folds, strict=True)]
+        groups = join_neighbours(plain, contexts, x) if self.event_ndim == 1 else {}
         logdets: list[Tensor] = []
         while i < len(parts):
             steps = groups.get(i, [])
@@ -118,14 +121,6 @@ class Chain(Transform):
             logdets.append(logdet)
             i += len(steps) if together else 1
         return z, sum(logdets[1:], logdets[0])
-
-    def _groups(self, x: Tensor, contexts: list[Context]) -> dict[int, list[vector_steps.Step]]:
-        """Neighbours that run as one operation, by the first of them; empty where none do."""
-        if self.event_ndim != 1 or not can_run(x, products=True):
-            return {}
-        like = x.new_empty(0, x.shape[-1])
-        parts = zip(self._transforms(), self._folds, contexts, strict=True)
-        return vector_steps.group([None if fold else part.as_step(like, c) for part, fold, c in parts])
 
     @property
     def memory(self) -> str:

@@ -11,7 +11,6 @@ from torch.distributions.constraints import Constraint
 
 from diffeo.functional import Context, Event
 from diffeo.kernels.compiling import compile_method
-from diffeo.kernels.vector_steps import Step
 
 OTHER = {"forward": "inverse", "inverse": "forward"}
 
@@ -81,10 +80,6 @@ class Transform(nn.Module, ABC):
         for direction in OTHER:
             self.compile_direction(direction)
 
-    def as_step(self, like: Tensor, context: Context) -> Step | None:
-        """What to run as one operation with the layers beside it, for vectors like these; None where that cannot be."""
-        return None
-
     def compile_direction(self, direction: str) -> None:
         """Compile "forward" or "inverse", in place; a numerical inverse stays eager, where it ends when it is found."""
         if direction == "forward" or self.exact_inverse:
@@ -104,7 +99,6 @@ class Univariate(Transform):
     """
 
     n_params: int = 0
-    one_operation: bool = False  # whether it runs as one already, with a gradient of its own
 
     def params(self, context: Context) -> Tensor:
         """The parameters, shape `(*batch, n_params)`, or an error that says what was expected."""

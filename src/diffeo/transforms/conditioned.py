@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from diffeo.core import Transform, Univariate
+from diffeo.core import Joinable, Transform, Univariate
 from diffeo.functional import (
     Context,
     check_event,
@@ -25,7 +25,7 @@ from diffeo.kernels.vector_steps import Step
 STEPS = ("forward", "inverse", "map", "params", "map_scalars", "spare", "visible", "take", "put", "places")
 
 
-class Conditioned(Transform):
+class Conditioned(Transform, Joinable):
     """z_b = u(x_b; net(x_a, context)) and the rest unchanged, where a and b are parts of the event along a dim.
 
     log|det ∂z/∂x| = Σ_b log|u'(x_b)|, where no element of b sees itself or later ones. A class of this kind says how x

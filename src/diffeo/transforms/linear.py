@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F  # noqa: N812
 
-from diffeo.core import Chain, Transform
+from diffeo.core import Chain, Joinable, Transform
 from diffeo.functional import (
     Context,
     MappedVector,
@@ -84,7 +84,7 @@ def mixing(transform: Transform, dtype: torch.dtype, inverse: bool = False) -> M
     return whole
 
 
-class LULinear(Transform):
+class LULinear(Transform, Joinable):
     """z = L U x + b, with L unit lower triangular and U upper triangular with positive diagonal exp(s).
 
     log|det| = Σ s, s = bound · tanh(s₀ / bound). It starts as the identity.

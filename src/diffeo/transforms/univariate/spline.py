@@ -49,7 +49,7 @@ class RationalQuadraticSpline(Univariate, Recallable):
     tensor([  0.5000, 100.0000])
     """
 
-    one_operation = True
+    one_operation = True  # with a gradient of its own
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class BoundedSpline(Univariate):
     tensor([0.0000, 0.2500, 1.0000])
     """
 
-    one_operation = True
+    one_operation = True  # with a gradient of its own
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class CircularSpline(Univariate):
     tensor([-3.0000,  0.0000,  2.0000])
     """
 
-    one_operation = True
+    one_operation = True  # with a gradient of its own
     domain = codomain = constraints.interval(-math.pi, math.pi)
 
     def __init__(self, bins: int = 8, min_width: float = 1e-3, min_height: float = 1e-3, min_slope: float = 1e-3):
