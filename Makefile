@@ -137,4 +137,4 @@ cards: demo-images demo-speech  ## the model cards of the site
 	cp demo-images/digits.md demo-speech/voice.md demo-speech/vocoder.md docs/cards/
 
 clean:
-	rm -rf $(VENV) .venv-* demo site
+	rm -rf $(VENV) .venv-* demo demo-images demo-speech site

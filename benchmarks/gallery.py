@@ -36,14 +36,9 @@ BATCH, FEW_STEPS, MANY_STEPS = 512, 400, 4000
 WIDE = {"hidden": (64, 64)}
 
 
-def couplings(univariate: Callable[[], diffeo.Univariate], layers: int = 6) -> diffeo.Flow:
-    """Couplings with a scalar map that has no recipe of its own, and learned linear maps between."""
-    parts: list[diffeo.Transform] = [diffeo.Whiten(2)]
-    for i in range(layers):
-        mask, scalar = torch.tensor([i % 2 == 0, i % 2 == 1]), univariate()
-        net = diffeo.nets.MLP(1, 1, n_params=scalar.n_params, hidden=(64, 64))
-        parts += [diffeo.Coupling(mask, net, scalar), diffeo.LULinear(2)]
-    return diffeo.Flow(diffeo.Chain(*parts), diffeo.Normal(2))
+def couplings(univariate: str, **options: float) -> diffeo.Flow:
+    """Couplings with a scalar map."""
+    return diffeo.coupling_flow(2, univariate=univariate, univariate_options=options, layers=6, hidden=(64, 64))
 
 
 class Family(NamedTuple):
@@ -63,14 +58,14 @@ FAMILIES = {
     "realnvp": Family(lambda: diffeo.realnvp(2, layers=8, **WIDE)),
     "maf": Family(lambda: diffeo.maf(2, layers=8, **WIDE)),
     "iaf": Family(lambda: diffeo.iaf(2, layers=8, **WIDE)),
-    "linear splines": Family(lambda: couplings(lambda: diffeo.LinearSpline(16, 4.0))),
-    "quadratic splines": Family(lambda: couplings(lambda: diffeo.QuadraticSpline(8, 4.0))),
-    "cubic splines": Family(lambda: couplings(lambda: diffeo.CubicSpline(8, 4.0))),
-    "rational-linear splines": Family(lambda: couplings(lambda: diffeo.RationalLinearSpline(8, 4.0))),
+    "linear splines": Family(lambda: couplings("LinearSpline", bins=16, bound=4.0)),
+    "quadratic splines": Family(lambda: couplings("QuadraticSpline", bins=8, bound=4.0)),
+    "cubic splines": Family(lambda: couplings("CubicSpline", bins=8, bound=4.0)),
+    "rational-linear splines": Family(lambda: couplings("RationalLinearSpline", bins=8, bound=4.0)),
     "nsf": Family(lambda: diffeo.nsf(2, **WIDE)),
     "nsf_ar": Family(lambda: diffeo.nsf_ar(2, **WIDE)),
     "ttf": Family(lambda: diffeo.ttf(2, **WIDE)),
-    "logistic mixtures": Family(lambda: couplings(lambda: diffeo.MixtureCDF(8))),
+    "logistic mixtures": Family(lambda: couplings("MixtureCDF", components=8)),
     "naf": Family(lambda: diffeo.naf(2, **WIDE)),
     "naf, dense": Family(lambda: diffeo.naf(2, dense=True, units=8, **WIDE)),
     "unaf": Family(lambda: diffeo.unaf(2, **WIDE), steps=FEW_STEPS),
@@ -317,7 +312,7 @@ Every family of the plane on the same eight densities, which can be evaluated ex
 the table of costs says, with `fit`'s defaults, one thread and no compiler, beside other work.
 Conditioners have hidden layers of 64 and 64, and layers were chosen so that most families have 20,000 to
 50,000 parameters; planar, radial, Sylvester and Gaussianization flows are small by nature. Couplings named
-after a scalar map have no recipe: benchmarks/gallery.py shows how they are put together. nsf and nsf_ar
+after a scalar map are `diffeo.coupling_flow(2, univariate=…)`. nsf and nsf_ar
 begin, as always, with a mixture of Gaussians fitted to the training rows.
 
 ![All densities](densities.webp)

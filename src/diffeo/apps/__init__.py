@@ -1,1 +1,1 @@
-"""Applications: what people do with flows of images. Each stands by itself."""
+"""Applications: what people do with flows of images and of speech. Each stands by itself."""

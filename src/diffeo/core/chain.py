@@ -114,7 +114,7 @@ class Chain(Transform):
         logdets: list[Tensor] = []
         while i < len(parts):
             steps = groups.get(i, [])
-            # a part before them may have made something else of x than they were asked about
+            # an earlier part may have changed the size or dtype for which the group was made
             same = z.shape[-1:] == x.shape[-1:] and z.dtype == x.dtype
             together = bool(steps) and same and can_run(z, products=True)
             z, logdet = vector_steps.run(steps, z) if together else self.run(i, z, contexts[i])

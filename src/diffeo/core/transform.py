@@ -81,7 +81,7 @@ class Transform(nn.Module, ABC):
             self.compile_direction(direction)
 
     def compile_direction(self, direction: str) -> None:
-        """Compile "forward" or "inverse", in place; a numerical inverse stays eager, where it ends when it is found."""
+        """Compile "forward" or "inverse", in place; a numerical inverse stays eager, and stops early."""
         if direction == "forward" or self.exact_inverse:
             compile_method(self, direction)
 

@@ -90,7 +90,7 @@ def compiled(function: Callable[..., Any], weights: int | None = None) -> Callab
 
 
 def _is_little(x: Any, weights: int) -> bool:
-    """Whether a second thread would be waited for longer than it helps, but in kernels that choose their own number."""
+    """Whether the work is too little for a second thread; kernels choose their own number."""
     return isinstance(x, Tensor) and x.is_cpu and x.ndim > 1 and x.numel() // max(1, x.shape[-1]) * weights <= LITTLE
 
 

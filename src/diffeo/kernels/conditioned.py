@@ -91,7 +91,7 @@ def _run(
     if _libraries[library].map(
         *layers, *vector, out.data_ptr(), logdet.data_ptr(), perceptron.threads(rows, sizes.total)
     ):
-        raise MemoryError("perceptron: not enough memory for a block of rows")
+        raise MemoryError("conditioned: not enough memory for a block of rows")
     return out, logdet
 
 

@@ -34,7 +34,7 @@ class Convolution(NamedTuple):
 
 
 def fits(whole: Convolution) -> bool:
-    """Whether this one runs as one operation, if x `can_run` so. Wrong shapes are refused by the layers themselves."""
+    """Whether this one runs as one operation. Not where shapes do not match, which PyTorch's layers say clearly."""
     x, shift, weights, biases = whole
     if not can_run(x, *weights, *biases, *(() if shift is None else (shift,))):
         return False
@@ -179,7 +179,7 @@ def pull_plainly(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, the shift and all layers from those of what `run` gives, by operations that have some too."""
     with torch.enable_grad():
-        # x may come of the same weights, which is not for this function to follow
+        # x may depend on the same weights; that path is not differentiated here
         inputs = [
             None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
             for t in (x, shift, *layers)

@@ -67,9 +67,9 @@ def map_pictures(
 def rebuild_pictures(
     scalar_map: ScalarMap, net: Convolution, z: Tensor, seen: int, changed: int
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """x of which `map_pictures` makes z; and z and the log-det, with a graph from x.
+    """The x that `map_pictures` takes to z; and z and the log-det, with a graph from x.
 
-    The net runs once for both, in the backward pass: before it, numbers of x and the log-det are not there yet.
+    The net runs once for both, in the backward pass: until then, x and the log-det hold no numbers.
     """
     parts = _find_parts(scalar_map, net, z, seen, changed, "back")
     if parts is None:
@@ -131,7 +131,7 @@ class DifferentiableCoupling(torch.autograd.Function):
 
 
 class Rebuilding(torch.autograd.Function):
-    """The backward pass of `DifferentiableCoupling`, which finds x by the way."""
+    """The backward pass of `DifferentiableCoupling`, which recovers x as well."""
 
     @staticmethod
     def forward(

@@ -27,8 +27,9 @@ _state = threading.local()
 def can_run(first: Tensor, *rest: Tensor, traced: bool = True, products: bool = False) -> bool:
     """Whether C may run on these tensors, here and at this moment.
 
-    `traced`: also where a compiler looks on, which sees an operator; kernels that have none say False. `products`: for
-    kernels with products of matrices, which are autocast's to do.
+    Args:
+        traced: also under `torch.compile`, which sees an operator; kernels that have none pass False.
+        products: for kernels that multiply matrices, which is left to autocast where that is on.
     """
     if products and torch.is_autocast_enabled("cpu"):
         return False
@@ -39,15 +40,15 @@ def can_run(first: Tensor, *rest: Tensor, traced: bool = True, products: bool = 
 
 
 def can_pull(first: Tensor, *rest: Tensor) -> bool:
-    """Whether C may find gradients from these ones of the results.
+    """Whether the backward pass may run in C, given the gradients of the results.
 
-    For second derivatives, or many gradients at once, there are plain operations, which autograd can follow.
+    Second derivatives and several gradients at once take PyTorch operations, which autograd can follow.
     """
     return not torch.is_grad_enabled() and (torch.compiler.is_compiling() or can_read(first, *rest))
 
 
 def entry(run: Run, operator: Run) -> Run:
-    """How a kernel is called: through the operator where a compiler looks on, and else at once."""
+    """The custom operator under `torch.compile`; otherwise the function itself, which costs less to call."""
     return operator if torch.compiler.is_compiling() else run
 
 
@@ -59,7 +60,7 @@ def can_read(first: Tensor, *rest: Tensor) -> bool:
 
 
 def is_traced() -> bool:
-    """Whether a compiler or a transform such as vmap looks on, to whom values are unknown."""
+    """Whether values are unknown: under a compiler, or a transform such as vmap."""
     return torch.compiler.is_compiling() or is_transformed()
 
 

@@ -57,7 +57,7 @@ class Gated(NamedTuple):
 
 
 def fits(whole: Gated, planes: int, out: int) -> bool:
-    """Whether this one runs as one operation, if x `can_run` so. Wrong shapes are refused by the layers themselves."""
+    """Whether this one runs as one operation. Not where shapes do not match, which PyTorch's layers say clearly."""
     x, weights, biases, apart, given, _, slower, dropped, _ = whole
     if not can_run(x, *weights, *biases, *whole.optional) or any(w.ndim != 3 or w.numel() >= LARGEST for w in weights):
         return False
@@ -96,7 +96,8 @@ def run(whole: Gated, planes: int) -> Tensor:
 
 
 def pack(whole: Gated, planes: int) -> Panels | None:
-    """The weights of what `fits` as products read them, for many calls; none of weights whose changes nobody counts."""
+    """The weights of what `fits` as products read them, for many calls; None for inference tensors,
+    whose changes are not counted."""
     if any(w.is_inference() for w in whole.weights):
         return None
     stack, held = _stack(whole, planes)
@@ -108,7 +109,7 @@ def pack(whole: Gated, planes: int) -> Panels | None:
 
 
 def _key(weights: Sequence[Tensor]) -> list[int]:
-    """Another one after a weight was replaced or changed in place."""
+    """A key that changes when a weight is replaced or changed in place."""
     return [n for w in weights for n in (w.data_ptr(), version(w))]
 
 

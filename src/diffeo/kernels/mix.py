@@ -19,7 +19,7 @@ WORK = 1 << 16  # products for which another thread pays: they wait for memory m
 
 
 def may_mix(x: Tensor) -> bool:
-    """Whether `mix` runs here, as far as x and the moment say; of the weights `can_run` is to be asked too."""
+    """Whether `mix` can run on x, here and now; check the weights with `can_run` as well."""
     # compilers make a product of it themselves
     if x.ndim < 3 or x.numel() == 0 or not can_run(x, traced=False, products=True):
         return False
@@ -44,7 +44,7 @@ def mix(
 def unmix(
     z: Tensor, weight: Tensor | None, log_scale: Tensor | None, shift: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """x of which `mix` makes z, (n, C, H · W), and z with a graph from x, without a second computation."""
+    """The x that `mix` takes to z, (n, C, H · W), and z with a graph from x, without a second computation."""
     with torch.no_grad():
         pictures = _as_pictures(z)
         matrix = _matrix(weight, log_scale)

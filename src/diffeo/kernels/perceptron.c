@@ -447,7 +447,7 @@ static void add_shares(long shares, long total, real *g_layers, const real *sums
 
 /* Gradients from that of out: `g_x`, a column after the other, and in `g_layers` those of all weights, then of all
    biases, `total` numbers, for as many of which `sums` has room for each share of the rows but one. Shares go to
-   whichever thread is free, and are added up in their order, so that the result does not hang on who did which. */
+   whichever thread is free, and are added up in their order: the result does not depend on which thread did what. */
 int backward(long rows, int L, const long *widths, const real *x, long xs, long xk, const long *which, int enter,
              const real *const *weights, const real *const *biases, const int *const *bounds, real *inner,
              const real *g_out, long planes, real *g_x, real *g_layers, real *sums, long total, long shares,

@@ -96,7 +96,7 @@ def is_plain(layer: nn.Module, kinds: tuple[type, ...]) -> bool:
 
 
 def fits(whole: Perceptron) -> bool:
-    """Whether this one runs as one operation, if x `can_run` so. Wrong shapes are refused by the layers themselves."""
+    """Whether this one runs as one operation. Not where shapes do not match, which PyTorch's layers say clearly."""
     activation, x, weights, biases, _, _ = whole
     widths = [x.shape[-1], *(w.shape[0] for w in weights)]
     if [tuple(w.shape) for w in weights] != list(zip(widths[1:], widths, strict=False)):
@@ -261,7 +261,7 @@ def _pull_plainly(
     """What `_run_backward` finds, of operations with gradients of their own."""
     inputs = [x, *weights, *biases]
     with torch.enable_grad():
-        # x may come of the same weights, which is not for this function to follow
+        # x may depend on the same weights; that path is not differentiated here
         inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
         h, count = inputs[0], len(weights)
         for i in range(count):

@@ -23,7 +23,7 @@ if sys.platform == "linux":
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 LARGE = 1 << 20  # numbers that PyTorch shares out among its threads
 WINDOW = 0.25  # seconds of work after which to look again whether others want the cores
-LONGEST = 4 * WINDOW  # more work than this since the last look was no steps but compiling, which says nothing of them
+LONGEST = 4 * WINDOW  # more work than this between two looks was compiling, not steps, and is not counted
 # Switches to other programs in a second of work. On a quiet machine 1 to 20; beside others at least 120, however
 # threads wait. A program that sends small requests here and wakes for each answer takes a core hundreds of times in a
 # window now and then, but not in two.

@@ -62,7 +62,7 @@ def identify(scalar_map: Any) -> Hashable:
 
 
 def show_settings(scalar_map: ScalarMap, like: Tensor, inverse: bool = False) -> None:
-    """Dead code, by which compilers see the settings that a library was made for, and check them at each call."""
+    """Evaluate the map, unused, while tracing, so that compiled models check the settings its library was made for."""
     if torch.compiler.is_dynamo_compiling():
         (scalar_map.inverse if inverse else scalar_map)(like.new_zeros(1), like.new_zeros(1, scalar_map.n_params))
 
@@ -160,7 +160,7 @@ def _pull(
 ) -> tuple[Tensor, ...]:
     """The gradients of x and the parameters from those of both results; `again`: to be differentiated in turn."""
     with torch.enable_grad():
-        # x may come of the same parameters, which is not for this function to follow
+        # x may depend on the same parameters; that path is not differentiated here
         inputs = [t.view_as(t) if again and t.requires_grad else t.detach().requires_grad_() for t in (x, planes)]
         outputs = run(*inputs)
         given = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad]

@@ -36,7 +36,7 @@ Run = Callable[[int, Tensor, Context], Pair]  # one part of the chain by number,
 
 
 class Rebuilt(NamedTuple):
-    """An input found from its output, and the way from one to the other once more, for autograd to follow."""
+    """An input recovered from its output, and the forward pass once more, for autograd."""
 
     x: Tensor  # its numbers may be there only once gradients were computed
     leaves: tuple[Tensor, ...]  # what the graph starts from
@@ -98,7 +98,7 @@ def _own(parts: dict[int, nn.Module]) -> list[_Owned]:
 
 
 def _own_still(before: list[_Owned], parts: dict[int, nn.Module], policy: str) -> list[_Owned]:
-    """What parts have now. Weights that have changed are refused: running again would give wrong gradients silently."""
+    """What the parts own now. Weights that have changed are refused: gradients would be wrong, silently."""
     now = _own(parts)
     for old, new in zip(before, now, strict=True):
         same = len(old.weights) == len(new.weights)

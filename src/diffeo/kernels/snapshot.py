@@ -1,4 +1,4 @@
-"""Whether modules are still what they were when something was found out about them."""
+"""Detects whether modules have changed since they were looked at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`diffeo.fit`: train a flow, or any objective, from rows to held-out figure."""
+"""`diffeo.fit`: train a flow, or any objective, and report its held-out loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop of `fit`, and what it carries from step to step."""
+"""The training loop of `fit`."""
 
 from __future__ import annotations
 

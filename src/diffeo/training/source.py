@@ -244,7 +244,7 @@ class Loaded(Source):
 
 
 def most_shown(event: Sequence[int]) -> int:
-    """How many examples of this shape data-dependent layers see of a source that is not in memory."""
+    """How many examples of this shape initialise data-dependent layers, of a source that is not in memory."""
     return INITIAL if len(event) <= 1 else min(INITIAL, max(1, SHOWN // math.prod(event)))
 
 

@@ -123,8 +123,8 @@ class State:
 
 
 def identify_data(objective: Objective, train: Source, held: Source | None) -> dict[str, Any]:
-    """What tells flows and data apart: arguments of recipes, what modules say of themselves and the shapes of their
-    state; the number of rows, and what the sources say of theirs."""
+    """A fingerprint of flow and data: arguments of recipes, modules and shapes of their state; how many rows, and
+    fingerprints of the sources."""
     shapes = {k: tuple(v.shape) for k, v in objective.state_dict().items()}
     values = " ".join(source.fingerprint for source in (train, held) if source is not None)
     told = repr((shapes, objective))  # with how an objective changes its rows

@@ -334,7 +334,7 @@ def _block_of_all(layer: Autoregressive, key: Hashable) -> BlockRegion:
 
 
 class Adjoint(torch.autograd.Function):
-    """The identity of (x, logdet); its gradient adds, to that of each coordinate, what later ones owe to it."""
+    """The identity of (x, logdet); its gradient adds to each coordinate's what reaches it through later ones."""
 
     generate_vmap_rule = True
 

@@ -119,9 +119,9 @@ def _features(part: Transform) -> int:
 
 @torch.no_grad()
 def fixed(maps: list[Transform], beside: Sequence[Transform] = ()) -> FixedLinear:
-    """All maps in turn, by what they make of zero and of the unit vectors, and of what zero comes from.
+    """All maps in turn as one matrix, from their values at the unit vectors, and the point that they take to zero.
 
-    Its numbers are like theirs or, where they have none, as permutations, like those of what lies beside.
+    Dtype and device are those of the maps or, where these have no numbers, as permutations, of their neighbours.
     """
     owners = (*maps, *beside)
     some = next(t for part in owners for t in (*part.parameters(), *part.buffers()) if t.is_floating_point())

@@ -1,4 +1,4 @@
-"""Views of structured events: a map of vectors along one of their dims, and pixels folded into channels."""
+"""Events of other shapes: pixels folded into channels, in several ways, and plain reshapes."""
 
 from __future__ import annotations
 
