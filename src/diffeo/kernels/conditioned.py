@@ -41,20 +41,20 @@ def map_vector(
     """
     if torch.is_grad_enabled() or not can_run(x) or has_hooks(net):
         return None
-    whole: Perceptron | None = net.as_perceptron(seen, context)
-    if whole is None or whole.x.shape[:-1] != x.shape[:-1] or whole.x.dtype != x.dtype:
+    job: Perceptron | None = net.as_perceptron(seen, context)
+    if job is None or job.x.shape[:-1] != x.shape[:-1] or job.x.dtype != x.dtype:
         return None
-    if whole.weights[-1].shape[0] != scalar_map.n_params * len(changes):
+    if job.weights[-1].shape[0] != scalar_map.n_params * len(changes):
         return None
-    if not whole.enter and whole.x.shape[-1] != len(sees):
+    if not job.enter and job.x.shape[-1] != len(sees):
         return None
-    library = _find_library(scalar_map, inverse, whole.activation, x.dtype)
+    library = _find_library(scalar_map, inverse, job.activation, x.dtype)
     if library is None:
         return None
     show_settings(scalar_map, x, inverse)
-    rows, h = x.reshape(-1, x.shape[-1]), whole.x.reshape(-1, whole.x.shape[-1]) if whole.enter else None
-    layers = list(whole.weights), list(whole.biases), list(whole.bounds)
-    out, logdet = entry(_run, _operator)(rows, h, sees, changes, *layers, whole.activation, library)
+    rows, h = x.reshape(-1, x.shape[-1]), job.x.reshape(-1, job.x.shape[-1]) if job.enter else None
+    layers = list(job.weights), list(job.biases), list(job.bounds)
+    out, logdet = entry(_run, _operator)(rows, h, sees, changes, *layers, job.activation, library)
     return out.T.reshape(x.shape), logdet.reshape(x.shape[:-1])
 
 

@@ -33,9 +33,9 @@ class Convolution(NamedTuple):
     biases: tuple[Tensor, Tensor, Tensor]
 
 
-def fits(whole: Convolution) -> bool:
+def fits(job: Convolution) -> bool:
     """Whether this one runs as one operation. Not where shapes do not match, which PyTorch's layers say clearly."""
-    x, shift, weights, biases = whole
+    x, shift, weights, biases = job
     if not can_run(x, *weights, *biases, *(() if shift is None else (shift,))):
         return False
     enter, mix, leave = (tuple(w.shape) for w in weights)
@@ -47,15 +47,15 @@ def fits(whole: Convolution) -> bool:
     return TAPS * out * x.shape[2] * x.shape[3] <= LARGEST
 
 
-def run(whole: Convolution, planes: int = 1) -> Tensor | None:
+def run(job: Convolution, planes: int = 1) -> Tensor | None:
     """Its value, (n, out / planes, H, W, planes), laid out (planes, n, out / planes, H, W); None if there is no C."""
-    x, shift = whole.x, whole.shift
+    x, shift = job.x, job.shift
     if not is_available("relu", x.dtype):
         return None
-    inputs = [x, *whole.weights, *whole.biases, *(() if shift is None else (shift,))]
+    inputs = [x, *job.weights, *job.biases, *(() if shift is None else (shift,))]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        return DifferentiableConvolution.apply(planes, x, shift, *whole.weights, *whole.biases)  # pyright: ignore[reportReturnType]
-    return entry(_run, _forward)(x, shift, list(whole.weights), list(whole.biases), planes, False)[0]
+        return DifferentiableConvolution.apply(planes, x, shift, *job.weights, *job.biases)  # pyright: ignore[reportReturnType]
+    return entry(_run, _forward)(x, shift, list(job.weights), list(job.biases), planes, False)[0]
 
 
 # not `torch.library.custom_op`, which checks every call for aliases

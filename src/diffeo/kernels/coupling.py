@@ -36,7 +36,7 @@ Direction = Literal["forward", "inverse", "back"]  # the last: the inverse, and 
 _libraries: dict[tuple[Hashable, Direction, torch.dtype], Any] = {}
 
 
-class Parts(NamedTuple):
+class Coupled(NamedTuple):
     """What a coupling does, but for the numbers."""
 
     scalar_map: ScalarMap
@@ -54,13 +54,13 @@ def map_pictures(
     The net sees the channels from `seen` on, as many as it has inputs; its outputs are parameters of those from
     `changed` on, which are the rest. None where this scalar map or net cannot run so; x has been checked (`can_run`).
     """
-    parts = _find_parts(scalar_map, net, x, seen, changed, "inverse" if inverse else "forward")
-    if parts is None:
+    kind = _find_kind(scalar_map, net, x, seen, changed, "inverse" if inverse else "forward")
+    if kind is None:
         return None
     inputs = [x, *net.weights, *net.biases, *(() if net.shift is None else (net.shift,))]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        return DifferentiableCoupling.apply(parts, x, net.shift, *net.weights, *net.biases)  # pyright: ignore
-    z, logdet, *_ = _run(parts, x, net.shift, net.weights, net.biases, False)
+        return DifferentiableCoupling.apply(kind, x, net.shift, *net.weights, *net.biases)  # pyright: ignore
+    z, logdet, *_ = _run(kind, x, net.shift, net.weights, net.biases, False)
     return z, logdet
 
 
@@ -71,16 +71,16 @@ def rebuild_pictures(
 
     The net runs once for both, in the backward pass: until then, x and the log-det hold no numbers.
     """
-    parts = _find_parts(scalar_map, net, z, seen, changed, "back")
-    if parts is None:
+    kind = _find_kind(scalar_map, net, z, seen, changed, "back")
+    if kind is None:
         return None
     x = z.new_empty(z.shape).requires_grad_()
-    return x, *Rebuilding.apply(parts, x, z.detach(), net.shift, *net.weights, *net.biases)  # pyright: ignore
+    return x, *Rebuilding.apply(kind, x, z.detach(), net.shift, *net.weights, *net.biases)  # pyright: ignore
 
 
-def _find_parts(
+def _find_kind(
     scalar_map: ScalarMap, net: Convolution, x: Tensor, seen: int, changed: int, direction: Direction
-) -> Parts | None:
+) -> Coupled | None:
     outputs = net.weights[2].shape[0]
     if not scalar_map.n_params or outputs % scalar_map.n_params:
         return None
@@ -89,21 +89,21 @@ def _find_parts(
     library = _find_library(scalar_map, direction, x.dtype)
     if library is None or (torch.is_grad_enabled() and not library.has_gradient):
         return None
-    return Parts(scalar_map, direction, seen, changed, library)
+    return Coupled(scalar_map, direction, seen, changed, library)
 
 
 def _run(
-    parts: Parts, x: Tensor, shift: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: bool
+    kind: Coupled, x: Tensor, shift: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Result, log-det, and, where they are to be kept, what goes into the net's last activation, and the parameters."""
-    sizes = sizes_in(parts.library, weights)
+    sizes = sizes_in(kind.library, weights)
     n, _, height, width = x.shape
     z, logdet = x.new_empty(x.shape), x.new_empty(n)
     inner, room = x.new_empty(count_kept(x, sizes) if keep else 0), x.new_empty(sizes.total)
     params = x.new_empty(n * height * width * sizes.outputs // TAPS if keep else 0)
-    held, arguments = _arguments(parts, sizes, x, shift, weights, biases)
+    held, arguments = _arguments(kind, sizes, x, shift, weights, biases)
     kept = (inner.data_ptr(), params.data_ptr()) if keep else (None, None)
-    if parts.library.couple(
+    if kind.library.couple(
         *arguments, room.data_ptr(), *kept, z.data_ptr(), logdet.data_ptr(), count_threads(x, sizes)
     ):
         raise MemoryError("coupling: not enough memory for a picture")
@@ -113,21 +113,21 @@ def _run(
 
 class DifferentiableCoupling(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, parts: Parts, x: Tensor, shift: Tensor | None, *layers: Tensor) -> tuple[Tensor, Tensor]:
-        z, logdet, inner, params = _run(parts, x, shift, layers[:3], layers[3:], True)
-        ctx.parts, ctx.shifted = parts, shift is not None
+    def forward(ctx: Any, kind: Coupled, x: Tensor, shift: Tensor | None, *layers: Tensor) -> tuple[Tensor, Tensor]:
+        z, logdet, inner, params = _run(kind, x, shift, layers[:3], layers[3:], True)
+        ctx.kind, ctx.shifted = kind, shift is not None
         ctx.save_for_backward(x, inner, params, *layers, *(() if shift is None else (shift,)))
         return z, logdet
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        parts: Parts = ctx.parts
+        kind: Coupled = ctx.kind
         x, inner, params, *layers = ctx.saved_tensors
         shift = layers.pop() if ctx.shifted else None
         if not can_pull(grad, grad_log):
-            return None, *_pull_plainly(parts, x, shift, layers, grad, grad_log)
+            return None, *_pull_plainly(kind, x, shift, layers, grad, grad_log)
         kept = inner.data_ptr(), params.data_ptr()
-        return None, *_run_backward(parts, parts.library.couple_backward, x, shift, layers, grad, grad_log, kept, ())
+        return None, *_run_backward(kind, kind.library.couple_backward, x, shift, layers, grad, grad_log, kept, ())
 
 
 class Rebuilding(torch.autograd.Function):
@@ -135,29 +135,29 @@ class Rebuilding(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, parts: Parts, x: Tensor, z: Tensor, shift: Tensor | None, *layers: Tensor
+        ctx: Any, kind: Coupled, x: Tensor, z: Tensor, shift: Tensor | None, *layers: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.parts, ctx.shifted, ctx.x = parts, shift is not None, x.detach()
+        ctx.kind, ctx.shifted, ctx.x = kind, shift is not None, x.detach()
         ctx.save_for_backward(z, *layers, *(() if shift is None else (shift,)))
         return z.view_as(z), z.new_empty(z.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        parts: Parts = ctx.parts
+        kind: Coupled = ctx.kind
         z, *layers = ctx.saved_tensors
         shift = layers.pop() if ctx.shifted else None
         if not can_pull(grad, grad_log):
             with torch.no_grad():
-                ctx.x.copy_(_map_plainly(parts._replace(direction="inverse"), z, shift, layers)[0])
-            g_x, *gradients = _pull_plainly(parts, ctx.x, shift, layers, grad, grad_log)
+                ctx.x.copy_(_map_plainly(kind._replace(direction="inverse"), z, shift, layers)[0])
+            g_x, *gradients = _pull_plainly(kind, ctx.x, shift, layers, grad, grad_log)
         else:
-            back, found = parts.library.uncouple_backward, (ctx.x.data_ptr(),)
-            g_x, *gradients = _run_backward(parts, back, z, shift, layers, grad, grad_log, (), found)
+            back, found = kind.library.uncouple_backward, (ctx.x.data_ptr(),)
+            g_x, *gradients = _run_backward(kind, back, z, shift, layers, grad, grad_log, (), found)
         return None, g_x, None, *gradients
 
 
 def _run_backward(
-    parts: Parts,
+    kind: Coupled,
     function: Any,
     event: Tensor,
     shift: Tensor | None,
@@ -168,15 +168,15 @@ def _run_backward(
     found: tuple[int, ...],
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the event, of the shift, and of all weights and biases."""
-    sizes = sizes_in(parts.library, layers[:3])
+    sizes = sizes_in(kind.library, layers[:3])
     shares = share_out(event.shape[0], worth(event, sizes))
     g_x, g_layers = event.new_empty(event.shape), event.new_empty(sum(t.numel() for t in layers))
     g_shift = None if shift is None else event.new_zeros(event.shape[0], layers[3].shape[0])
     room = event.new_empty((1 + shares) * sizes.total)
-    held, arguments = _arguments(parts, sizes, event, shift, layers[:3], layers[3:])
+    held, arguments = _arguments(kind, sizes, event, shift, layers[:3], layers[3:])
     results = *found, g_x.data_ptr(), None if g_shift is None else g_shift.data_ptr(), g_layers.data_ptr()
     failed = function(
-        *(*arguments, room.data_ptr(), *kept, _event(parts, grad), grad_log.data_ptr(), *grad_log.stride()),
+        *(*arguments, room.data_ptr(), *kept, _event(kind, grad), grad_log.data_ptr(), *grad_log.stride()),
         *(*results, sizes.total, shares, count_threads(event, sizes)),
     )
     if failed:
@@ -186,32 +186,37 @@ def _run_backward(
 
 
 def _pull_plainly(
-    parts: Parts, x: Tensor, shift: Tensor | None, layers: list[Tensor], *grads: Tensor
+    kind: Coupled, x: Tensor, shift: Tensor | None, layers: list[Tensor], *grads: Tensor
 ) -> tuple[Tensor | None, ...]:
     """What `backward` finds in C, of operations with gradients of their own."""
-    return pull_plainly(lambda x, shift, *layers: _map_plainly(parts, x, shift, layers), x, shift, layers, *grads)
+    return pull_plainly(lambda x, shift, *layers: _map_plainly(kind, x, shift, layers), x, shift, layers, *grads)
 
 
-def _map_plainly(parts: Parts, x: Tensor, shift: Tensor | None, layers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    a = x.narrow(1, parts.seen, layers[0].shape[1])
-    b = x.narrow(1, parts.changed, x.shape[1] - a.shape[1])
-    params = run_plainly(a, shift, layers, parts.scalar_map.n_params)
-    z, slopes = (parts.scalar_map.inverse if parts.direction == "inverse" else parts.scalar_map)(b, params)
-    return torch.cat((a, z) if parts.seen < parts.changed else (z, a), 1), slopes.sum((1, 2, 3))
+def _map_plainly(kind: Coupled, x: Tensor, shift: Tensor | None, layers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    a = x.narrow(1, kind.seen, layers[0].shape[1])
+    b = x.narrow(1, kind.changed, x.shape[1] - a.shape[1])
+    params = run_plainly(a, shift, layers, kind.scalar_map.n_params)
+    z, slopes = (kind.scalar_map.inverse if kind.direction == "inverse" else kind.scalar_map)(b, params)
+    return torch.cat((a, z) if kind.seen < kind.changed else (z, a), 1), slopes.sum((1, 2, 3))
 
 
 def _arguments(
-    parts: Parts, sizes: Sizes, x: Tensor, shift: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor]
+    kind: Coupled,
+    sizes: Sizes,
+    x: Tensor,
+    shift: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
 ) -> tuple[tuple, tuple]:
     """Event, net and shift, as functions in C take them; and first what has to live as long."""
     x, shift = x.resolve_neg(), None if shift is None else shift.contiguous().resolve_neg()
     weights, biases = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
     net = sizes.layers, sizes.widths, None if shift is None else shift.data_ptr(), *addresses(sizes, weights, biases)
-    return (x, shift, weights, biases), (x.shape[0], _event(parts, x), *net)
+    return (x, shift, weights, biases), (x.shape[0], _event(kind, x), *net)
 
 
-def _event(parts: Parts, x: Tensor) -> bytes:
-    return pack_event(x, parts.seen, parts.changed, parts.scalar_map.n_params)
+def _event(kind: Coupled, x: Tensor) -> bytes:
+    return pack_event(x, kind.seen, kind.changed, kind.scalar_map.n_params)
 
 
 def pack_event(x: Tensor, seen: int, changed: int, planes: int) -> bytes:

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.kernels.private import has_global_hooks, is_plain, is_transformed, is_watched
+from diffeo.kernels.private import has_global_hooks, is_in_memory, is_transformed, is_watched
 from diffeo.kernels.process import prepare
 
 TYPES = {torch.float32: "float", torch.float64: "double"}
-PLAIN = (Tensor, torch.nn.Parameter)
-Run = Callable[..., Any]
+TENSORS = (Tensor, torch.nn.Parameter)
 _state = threading.local()
 
 
@@ -47,7 +46,7 @@ def can_pull(first: Tensor, *rest: Tensor) -> bool:
     return not torch.is_grad_enabled() and (torch.compiler.is_compiling() or can_read(first, *rest))
 
 
-def entry(run: Run, operator: Run) -> Run:
+def entry(run: Callable[..., Any], operator: Callable[..., Any]) -> Callable[..., Any]:
     """The custom operator under `torch.compile`; otherwise the function itself, which costs less to call."""
     return operator if torch.compiler.is_compiling() else run
 
@@ -56,7 +55,7 @@ def can_read(first: Tensor, *rest: Tensor) -> bool:
     """Whether C can read them: numbers of one type in the memory of a CPU, and nobody records what is done."""
     if first.dtype not in TYPES or is_watched():
         return False
-    return all(type(t) in PLAIN and t.is_cpu and t.dtype == first.dtype and is_plain(t) for t in (first, *rest))
+    return all(type(t) in TENSORS and t.is_cpu and t.dtype == first.dtype and is_in_memory(t) for t in (first, *rest))
 
 
 def is_traced() -> bool:

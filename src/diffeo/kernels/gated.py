@@ -43,7 +43,7 @@ class Gated(NamedTuple):
     x: Tensor  # (n, T, channels)
     weights: Sequence[Tensor]  # of convolutions: E, N₀ … , (A₀, B₀) … of which the last has no A, and the last layer
     biases: Sequence[Tensor]
-    apart: tuple[int, ...]  # frames between what each Nᵢ sees
+    dilations: tuple[int, ...]  # frames between what each Nᵢ sees
     given: Tensor | None  # (n, F, 2 · hidden · layers), of slower frames, or none
     counts: Tensor | None  # (n, T), 0 where frames do not count and 1 where they do, or none
     # frames of T from one slower frame to the next, and the place of the first; none: F is 1
@@ -56,18 +56,18 @@ class Gated(NamedTuple):
         return tuple(t for t in (self.given, self.counts, self.dropped) if t is not None)
 
 
-def fits(whole: Gated, planes: int, out: int) -> bool:
+def fits(job: Gated, planes: int, out: int) -> bool:
     """Whether this one runs as one operation. Not where shapes do not match, which PyTorch's layers say clearly."""
-    x, weights, biases, apart, given, _, slower, dropped, _ = whole
-    if not can_run(x, *weights, *biases, *whole.optional) or any(w.ndim != 3 or w.numel() >= LARGEST for w in weights):
+    x, weights, biases, dilations, given, _, slower, dropped, _ = job
+    if not can_run(x, *weights, *biases, *job.optional) or any(w.ndim != 3 or w.numel() >= LARGEST for w in weights):
         return False
-    layers, (hidden, channels, one), taps = len(apart), weights[0].shape, weights[1].shape[2]
+    layers, (hidden, channels, one), taps = len(dilations), weights[0].shape, weights[1].shape[2]
     near = [(2 * hidden, hidden, taps)] * layers
     mix = [(2 * hidden, hidden, 1)] * (layers - 1) + [(hidden, hidden, 1)]
     shapes = [(hidden, channels, one), *near, *mix, (planes * out, hidden, 1)]
     if [tuple(w.shape) for w in weights] != shapes or [tuple(b.shape) for b in biases] != [w[:1] for w in shapes]:
         return False
-    reach = max(apart) * (taps // 2)
+    reach = max(dilations) * (taps // 2)
     if reach > BORDER and reach > 2 * x.shape[1]:  # frames of zeros at both ends would be most of the work
         return False
     if one != 1 or taps % 2 == 0 or channels != x.shape[2] or x.numel() == 0 or max(hidden, channels) > WIDEST:
@@ -82,30 +82,30 @@ def fits(whole: Gated, planes: int, out: int) -> bool:
     return (dropped is None or dropped.shape == (layers, *x.shape[:2], hidden)) and is_available(x.dtype)
 
 
-def run(whole: Gated, planes: int) -> Tensor:
+def run(job: Gated, planes: int) -> Tensor:
     """Its value, (n, T, out / planes, planes), laid out (planes, n, T, out / planes); for what `fits`."""
-    x, weights, biases, apart, given, counts, slower, dropped, panels = whole
-    inputs = [x, *weights, *biases, *whole.optional]
+    x, weights, biases, dilations, given, counts, slower, dropped, panels = job
+    inputs = [x, *weights, *biases, *job.optional]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        found: Any = DifferentiableGated.apply(planes, apart, slower, counts, dropped, x, given, *weights, *biases)
+        found: Any = DifferentiableGated.apply(planes, dilations, slower, counts, dropped, x, given, *weights, *biases)
         return found.movedim(0, -1)
     call = entry(_run, _forward)
-    net, there = (list(weights), list(biases), list(apart)), (given, counts, dropped, list(slower or ()))
+    net, there = (list(weights), list(biases), list(dilations)), (given, counts, dropped, list(slower or ()))
     values, key = (None, None) if panels is None else panels[:2]
     return call(x, *net, *there, values, key, planes, False)[0].movedim(0, -1)
 
 
-def pack(whole: Gated, planes: int) -> Panels | None:
+def pack(job: Gated, planes: int) -> Panels | None:
     """The weights of what `fits` as products read them, for many calls; None for inference tensors,
     whose changes are not counted."""
-    if any(w.is_inference() for w in whole.weights):
+    if any(w.is_inference() for w in job.weights):
         return None
-    stack, held = _stack(whole, planes)
-    library, at = _require(whole.x.dtype), ctypes.byref(stack)
-    values = whole.x.new_empty(library.panels_size(at))
+    stack, held = _stack(job, planes)
+    library, at = _require(job.x.dtype), ctypes.byref(stack)
+    values = job.x.new_empty(library.panels_size(at))
     library.gated_pack(at, values.data_ptr())
     del held
-    return Panels(values, torch.tensor(_key(whole.weights), device="cpu"), [w.detach() for w in whole.weights])
+    return Panels(values, torch.tensor(_key(job.weights), device="cpu"), [w.detach() for w in job.weights])
 
 
 def _key(weights: Sequence[Tensor]) -> list[int]:
@@ -116,7 +116,7 @@ def _key(weights: Sequence[Tensor]) -> list[int]:
 # not `torch.library.custom_op`, which checks every call for aliases
 _LIBRARY = torch.library.Library("diffeo", "FRAGMENT")
 _INPUTS = (
-    "Tensor x, Tensor[] weights, Tensor[] biases, int[] apart, Tensor? given, Tensor? counts, Tensor? dropped, "
+    "Tensor x, Tensor[] weights, Tensor[] biases, int[] dilations, Tensor? given, Tensor? counts, Tensor? dropped, "
     "float[] slower"
 )
 _LIBRARY.define(f"gated({_INPUTS}, Tensor? panels, Tensor? key, int planes, bool keep) -> (Tensor, Tensor)")
@@ -128,7 +128,7 @@ def _run(
     x: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
-    apart: list[int],
+    dilations: list[int],
     given: Tensor | None,
     counts: Tensor | None,
     dropped: Tensor | None,
@@ -141,9 +141,9 @@ def _run(
     """The output, (planes, n, T, out / planes), and what a backward pass needs."""
     if key is not None and panels is not None and (panels.dtype != x.dtype or key.tolist() != _key(weights)):
         panels = None  # those of other weights
-    whole = Gated(x, weights, biases, tuple(apart), given, counts, _pair(slower), dropped)
-    stack, held = _stack(whole, planes, panels)
-    library, threads, at = _require(x.dtype), _threads(whole), ctypes.byref(stack)
+    job = Gated(x, weights, biases, tuple(dilations), given, counts, _pair(slower), dropped)
+    stack, held = _stack(job, planes, panels)
+    library, threads, at = _require(x.dtype), _threads(job), ctypes.byref(stack)
     kept, room = x.new_empty(library.kept_size(at, keep)), x.new_empty(library.forward_size(at, threads))
     out = x.new_empty(planes, *x.shape[:2], stack.outputs // planes)
     library.gated_forward(at, keep, kept.data_ptr(), room.data_ptr(), out.data_ptr(), threads)
@@ -155,7 +155,7 @@ def _run_backward(
     x: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
-    apart: list[int],
+    dilations: list[int],
     given: Tensor | None,
     counts: Tensor | None,
     dropped: Tensor | None,
@@ -164,9 +164,9 @@ def _run_backward(
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of what was given, and, one after the other, of all weights and all biases."""
-    whole = Gated(x, weights, biases, tuple(apart), given, counts, _pair(slower), dropped)
-    stack, held = _stack(whole, grad.shape[0])
-    library, threads, at = _require(x.dtype), _threads(whole), ctypes.byref(stack)
+    job = Gated(x, weights, biases, tuple(dilations), given, counts, _pair(slower), dropped)
+    stack, held = _stack(job, grad.shape[0])
+    library, threads, at = _require(x.dtype), _threads(job), ctypes.byref(stack)
     room, g_x = x.new_empty(library.backward_size(at, threads)), x.new_empty(x.shape)
     g_layers = x.new_empty(sum(t.numel() for t in (*weights, *biases)))
     g_given = x.new_empty(0 if given is None else given.shape)
@@ -187,17 +187,17 @@ _LIBRARY.impl("gated_backward", _run_backward, "CPU")
 
 
 @torch.library.register_fake("diffeo::gated", lib=_LIBRARY)
-def _(x: Tensor, weights: list[Tensor], biases: Any, apart: list[int], *rest: Any) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, weights: list[Tensor], biases: Any, dilations: list[int], *rest: Any) -> tuple[Tensor, Tensor]:
     (n, frames, _), (*_, planes, keep), (hidden, *_) = x.shape, rest, weights[0].shape
     out = x.new_empty(planes, n, frames, weights[-1].shape[0] // planes)
-    unit, border = _require(x.dtype).vector_size(), max(apart) * (weights[1].shape[2] // 2)
+    unit, border = _require(x.dtype).vector_size(), max(dilations) * (weights[1].shape[2] // 2)
     wide = (hidden + unit - 1) // unit * unit
-    size = n * wide * (len(apart) * (frames + 2 * border + 2 * frames) + frames)
+    size = n * wide * (len(dilations) * (frames + 2 * border + 2 * frames) + frames)
     return out, x.new_empty(size if keep else 0)
 
 
 @torch.library.register_fake("diffeo::gated_backward", lib=_LIBRARY)
-def _(x: Tensor, weights: list[Tensor], biases: list[Tensor], apart: Any, given: Tensor | None, *_: Any) -> Any:
+def _(x: Tensor, weights: list[Tensor], biases: list[Tensor], dilations: Any, given: Tensor | None, *_: Any) -> Any:
     g_layers = x.new_empty(sum(t.numel() for t in (*weights, *biases)))
     return x.new_empty(x.shape), x.new_empty(0 if given is None else given.shape), g_layers
 
@@ -207,7 +207,7 @@ class DifferentiableGated(torch.autograd.Function):
     def forward(
         ctx: Any,
         planes: int,
-        apart: tuple[int, ...],
+        dilations: tuple[int, ...],
         slower: tuple[float, float] | None,
         counts: Tensor | None,
         dropped: Tensor | None,
@@ -216,10 +216,10 @@ class DifferentiableGated(torch.autograd.Function):
         *layers: Tensor,
     ) -> Tensor:
         half = len(layers) // 2
-        net = list(layers[:half]), list(layers[half:]), list(apart)
+        net = list(layers[:half]), list(layers[half:]), list(dilations)
         there = given, counts, dropped, list(slower or ())
         out, kept = entry(_run, _forward)(x, *net, *there, None, None, planes, True)
-        ctx.apart, ctx.slower, ctx.there = apart, slower, [t is not None for t in (given, counts, dropped)]
+        ctx.dilations, ctx.slower, ctx.there = dilations, slower, [t is not None for t in (given, counts, dropped)]
         ctx.save_for_backward(kept, x, *(t for t in (given, counts, dropped) if t is not None), *layers)
         return out
 
@@ -230,22 +230,22 @@ class DifferentiableGated(torch.autograd.Function):
         half = len(saved) // 2
 
         def plainly(x: Tensor, given: Tensor | None, *layers: Tensor) -> Tensor:
-            whole = Gated(x, layers[:half], layers[half:], ctx.apart, given, counts, ctx.slower, dropped)
-            return _run_plainly(whole, grad.shape[0])
+            job = Gated(x, layers[:half], layers[half:], ctx.dilations, given, counts, ctx.slower, dropped)
+            return _run_plainly(job, grad.shape[0])
 
         none = (None, None, None, None, None)
         if not can_pull(grad):
             return *none, *pull_plainly(plainly, x, given, saved, grad)
-        run, net = entry(_run_backward, _backward), (saved[:half], saved[half:], list(ctx.apart))
+        run, net = entry(_run_backward, _backward), (saved[:half], saved[half:], list(ctx.dilations))
         slower: list[float] = list(ctx.slower or ())
         g_x, g_given, g_layers = run(x, *net, given, counts, dropped, slower, kept, grad.to(x.dtype))
         return *none, g_x, None if given is None else g_given, *split_like(g_layers, saved)
 
 
-def _run_plainly(whole: Gated, planes: int) -> Tensor:
+def _run_plainly(job: Gated, planes: int) -> Tensor:
     """What `_run` gives, by operations with gradients of their own."""
-    x, weights, biases, apart, given, counts, slower, dropped, _ = whole
-    layers, hidden = len(apart), weights[0].shape[0]
+    x, weights, biases, dilations, given, counts, slower, dropped, _ = job
+    layers, hidden = len(dilations), weights[0].shape[0]
     there = 1 if counts is None else counts.unsqueeze(1)
     h = F.conv1d(x.mT, weights[0], biases[0])
     h = h if counts is None else torch.where(counts.unsqueeze(1) != 0, h, 0.0)
@@ -254,7 +254,7 @@ def _run_plainly(whole: Gated, planes: int) -> Tensor:
         given = given if counts is None or slower is None else torch.where(counts.unsqueeze(1) != 0, given, 0.0)
     shares = None if given is None else given.chunk(layers, 1)
     total: Any = 0
-    for i, step in enumerate(apart):
+    for i, step in enumerate(dilations):
         near, mix = 1 + i, 1 + layers + i
         reach = step * (weights[near].shape[2] // 2)
         both = F.conv1d(h, weights[near], biases[near], padding=reach, dilation=step)
@@ -269,7 +269,7 @@ def _run_plainly(whole: Gated, planes: int) -> Tensor:
 
 
 def interpolated(frames: Tensor, count: int, positions: float, first: float) -> Tensor:
-    """Frames (…, F, width), `positions` apart, the first at `first`, at places 0 … count − 1; the ends go on."""
+    """Frames (…, F, width), `positions` dilations, the first at `first`, at places 0 … count − 1; the ends go on."""
     time = (torch.arange(count, device=frames.device, dtype=torch.float64) - first) / positions
     time = time.clamp(0, frames.shape[-2] - 1)
     before = time.long()
@@ -285,7 +285,7 @@ class Stack(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_long) for name in ("sequences", "frames", "inputs", "hidden", "layers", "taps")),
         *((name, ctypes.c_long) for name in ("outputs", "planes")),
-        *((name, ctypes.c_void_p) for name in ("apart", "weights", "biases", "x")),
+        *((name, ctypes.c_void_p) for name in ("dilations", "weights", "biases", "x")),
         *((name, ctypes.c_long) for name in ("x_sequence", "x_frame", "x_channel")),
         *((name, ctypes.c_void_p) for name in ("given", "counts", "dropped", "panels")),
         ("slower", ctypes.c_long),
@@ -293,14 +293,14 @@ class Stack(ctypes.Structure):
     ]
 
 
-def _stack(whole: Gated, planes: int, panels: Tensor | None = None) -> tuple[Any, tuple]:
+def _stack(job: Gated, planes: int, panels: Tensor | None = None) -> tuple[Any, tuple]:
     """`Stack` of the C; and what has to live as long."""
-    x, weights, biases, apart, given, counts, slower, dropped, _ = whole
+    x, weights, biases, dilations, given, counts, slower, dropped, _ = job
     weights, biases = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
     optional = [None if t is None else t.contiguous() for t in (given, counts, dropped, panels)]
     pointers = [(ctypes.c_void_p * len(some))(*(t.data_ptr() for t in some)) for some in (weights, biases)]
-    steps = (ctypes.c_long * len(apart))(*apart)
-    sizes = *x.shape, weights[0].shape[0], len(apart), weights[1].shape[2], weights[-1].shape[0], planes
+    steps = (ctypes.c_long * len(dilations))(*dilations)
+    sizes = *x.shape, weights[0].shape[0], len(dilations), weights[1].shape[2], weights[-1].shape[0], planes
     arrays = (ctypes.addressof(array) for array in (steps, *pointers))
     addresses = (None if t is None else t.data_ptr() for t in optional)
     frames = 1 if given is None else given.shape[1]
@@ -308,8 +308,8 @@ def _stack(whole: Gated, planes: int, panels: Tensor | None = None) -> tuple[Any
     return stack, (weights, biases, optional, pointers, steps, x)
 
 
-def _threads(whole: Gated) -> int:
-    products = whole.x.shape[0] * whole.x.shape[1] * sum(w.numel() for w in whole.weights)
+def _threads(job: Gated) -> int:
+    products = job.x.shape[0] * job.x.shape[1] * sum(w.numel() for w in job.weights)
     return process.threads(products // WORK, meets=True)
 
 

@@ -85,19 +85,19 @@ def take_apart(modules: Iterable[nn.Module], kinds: tuple[type, ...]) -> tuple[s
     parts = [m for m in modules if not (type(m) is nn.Dropout and not has_hooks(m) and not (m.training and m.p > 0))]
     names, layers = {describe(m) for m in parts[::2]}, parts[1::2]
     name = next(iter(names), None)
-    if name is None or len(names) > 1 or len(parts) % 2 or not all(is_plain(layer, kinds) for layer in layers):
+    if name is None or len(names) > 1 or len(parts) % 2 or not all(is_unmodified(layer, kinds) for layer in layers):
         return None
     return name, layers  # pyright: ignore[reportReturnType] (they are of these kinds)
 
 
-def is_plain(layer: nn.Module, kinds: tuple[type, ...]) -> bool:
+def is_unmodified(layer: nn.Module, kinds: tuple[type, ...]) -> bool:
     """Whether the layer does what its kind does, and nothing else."""
     return type(layer) in kinds and layer.bias is not None and not has_hooks(layer)
 
 
-def fits(whole: Perceptron) -> bool:
+def fits(job: Perceptron) -> bool:
     """Whether this one runs as one operation. Not where shapes do not match, which PyTorch's layers say clearly."""
-    activation, x, weights, biases, _, _ = whole
+    activation, x, weights, biases, _, _ = job
     widths = [x.shape[-1], *(w.shape[0] for w in weights)]
     if [tuple(w.shape) for w in weights] != list(zip(widths[1:], widths, strict=False)):
         return False
@@ -106,13 +106,13 @@ def fits(whole: Perceptron) -> bool:
     return can_run(x, *weights, *biases) and is_available(activation, x.dtype)
 
 
-def run(whole: Perceptron, planes: int = 1) -> Tensor:
+def run(job: Perceptron, planes: int = 1) -> Tensor:
     """Its value, of shape (*batch, out / planes, planes); in memory (planes, out / planes, *batch).
 
-    `whole.bounds`, if any, are (2, out) int32 tensors, one for each layer: from which input to which (not included) the
+    `job.bounds`, if any, are (2, out) int32 tensors, one for each layer: from which input to which (not included) the
     weights of an output may differ from zero. Gradients of other weights have any value.
     """
-    activation, x, weights, biases, bounds, enter = whole
+    activation, x, weights, biases, bounds, enter = job
     rows = x.reshape(-1, x.shape[-1])
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases))
     if torch.compiler.is_compiling():

@@ -42,10 +42,10 @@ long count_room(long count, const Step *steps) {
 /* numbers of the thread: of what goes in and comes out of nets, and beside pictures */
 typedef struct {
   long inputs, outputs, line, slopes, params;
-} Most;
+} Limits;
 
-static Most find_most(long count, const Step *steps, long planes, long width, long places, long bordered) {
-  Most most = {0};
+static Limits find_limits(long count, const Step *steps, long planes, long width, long places, long bordered) {
+  Limits most = {0};
   for (long k = 0; k < count; k++) {
     if (steps[k].matrix) continue;
     const long seen = steps[k].widths[0] / 9, all = steps[k].widths[NET] / 9;
@@ -70,7 +70,7 @@ int run_steps(long pictures, const Event *event, long count, const Step *steps, 
   place_nets(count, steps, begin);
   for (long k = 0; k < count; k++)
     if (!steps[k].matrix) widest = max_of(widest, widest_input(NET, steps[k].widths));
-  const Most most = find_most(count, steps, e.planes, e.width, places, bordered);
+  const Limits most = find_limits(count, steps, e.planes, e.width, places, bordered);
   const long group = max_of(1, min_of(group_size(block_limit(widest), places), pictures / (4 * threads)));
   int failed = 0;
   long packed = 0, taken = 0;

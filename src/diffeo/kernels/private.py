@@ -45,7 +45,7 @@ def is_watched() -> bool:
     return tracing or _len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0
 
 
-def is_plain(t: Tensor) -> bool:
+def is_in_memory(t: Tensor) -> bool:
     """Whether the numbers of a tensor lie in memory as they are: no wrapper, no lazy zero or sign."""
     wrapped = is_functorch_wrapped_tensor(t) or not _has_storage(t)
     return not (wrapped or t._is_zerotensor() or t.is_neg())

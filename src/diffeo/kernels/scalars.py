@@ -103,7 +103,7 @@ def map_scalars(scalar_map: ScalarMap, x: Tensor, params: Tensor, inverse: bool)
             return None
         found: Any = DifferentiableScalars.apply(loops, v, planes)
     else:
-        found = loops[0](_plain(v), _plain(planes))
+        found = loops[0](_laid_out(v), _laid_out(planes))
     back = sorted(range(x.ndim), key=order.__getitem__)
     return found[0].permute(back), found[1].permute(back)
 
@@ -111,7 +111,7 @@ def map_scalars(scalar_map: ScalarMap, x: Tensor, params: Tensor, inverse: bool)
 class DifferentiableScalars(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loops: Loops, x: Tensor, planes: Tensor) -> tuple[Tensor, ...]:
-        x, planes = _plain(x), _plain(planes)
+        x, planes = _laid_out(x), _laid_out(planes)
         ctx.loops = loops
         ctx.save_for_backward(x, planes)
         return loops[0](x, planes)
@@ -122,7 +122,7 @@ class DifferentiableScalars(torch.autograd.Function):
         if not can_pull(grad, grad_log):
             again = torch.is_grad_enabled()
             return None, *_pull(ctx.loops[0].function, x, planes, grad, grad_log, again=again)
-        g_x, g_planes = ctx.loops[1](x, planes, _plain(grad), _plain(grad_log))
+        g_x, g_planes = ctx.loops[1](x, planes, _laid_out(grad), _laid_out(grad_log))
         return None, g_x, g_planes.view(planes.shape)
 
 
@@ -174,5 +174,5 @@ def _pull(
         )
 
 
-def _plain(t: Tensor) -> Tensor:
+def _laid_out(t: Tensor) -> Tensor:
     return t.contiguous().resolve_neg()

@@ -117,7 +117,7 @@ _operator, _backward_operator = torch.ops.diffeo.spline.default, torch.ops.diffe
 
 def _run(v: Tensor, params: Tensor, inverse: bool, bins: int, limits: list[float]) -> tuple[Tensor, ...]:
     make = _loop if v.is_cpu and params.is_cpu and v.dtype == params.dtype and v.dtype in TYPES else _kernel
-    return make(inverse, bins, *limits)(_plain(v), _plain(params))
+    return make(inverse, bins, *limits)(_laid_out(v), _laid_out(params))
 
 
 def _run_backward(
@@ -125,7 +125,7 @@ def _run_backward(
 ) -> tuple[Tensor, ...]:
     same = all(t.is_cpu and t.dtype == x.dtype for t in (x, params, grad, grad_log))
     make = _backward_loop if same and x.dtype in TYPES else _backward_kernel
-    return make(inverse, bins, *limits)(_plain(x), _plain(params), _plain(grad), _plain(grad_log))
+    return make(inverse, bins, *limits)(_laid_out(x), _laid_out(params), _laid_out(grad), _laid_out(grad_log))
 
 
 _LIBRARY.impl("spline", _run, "CompositeExplicitAutograd")
@@ -144,7 +144,7 @@ def _(
     return x.new_empty(x.shape), params.new_empty(params.shape)
 
 
-def _plain(t: Tensor) -> Tensor:
+def _laid_out(t: Tensor) -> Tensor:
     return t.contiguous().resolve_neg()
 
 

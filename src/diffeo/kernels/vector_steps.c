@@ -23,7 +23,7 @@ typedef struct {
 /* rows of a block, and what is largest among all steps */
 typedef struct {
   long block, inputs, outputs, scalars;
-} Most;
+} Limits;
 
 /* what is kept of a step: columns of the event before it, one after the other; parameters, block by block; and what
    goes into the activations */
@@ -41,8 +41,8 @@ static Steps unpack(long count, const Step *packed, const long *widths) {
   return s;
 }
 
-static Most describe_steps(Steps s, Layer *layers) {
-  Most most = {0};
+static Limits describe_steps(Steps s, Layer *layers) {
+  Limits most = {0};
   const long *widths = s.widths;
   for (long i = 0, at = 0; i < s.count; i++) {
     const Step step = s.steps[i];
@@ -118,7 +118,7 @@ int run_steps(long rows, long D, long count, const Step *packed, const long *wid
     Layer layers[s.layers];
     Kept saved[count];
     Room room;
-    const Most most = describe_steps(s, layers);
+    const Limits most = describe_steps(s, layers);
     const long B = most.block, blocks = (rows + B - 1) / B;
     find_kept(s, layers, D, rows, at, saved);
     real *event = make_room(layers, s.layers, 0, B * (2 * D + most.outputs + 3 * most.scalars), &room);
@@ -187,7 +187,7 @@ int run_steps_backward(long rows, long D, long count, const Step *packed, const 
   {
     Layer layers[s.layers];
     Kept saved[count];
-    const Most most = describe_steps(s, layers);
+    const Limits most = describe_steps(s, layers);
     const long B = most.block, packs = lay_out(layers, s.layers, 1, 0), far = max_of(D, most.inputs) * B;
     const long one = B * stride(max_of(most.inputs, most.outputs));
     const long blocks = (rows + B - 1) / B, size = (blocks + shares - 1) / shares * B;

@@ -103,8 +103,8 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         batch, x, given, mask = self._seen(x, context)
-        whole = self._as_convolution(x, given) if mask is None and can_run(x, products=True) else None
-        params = None if whole is None else convolution.run(whole, self.n_params)
+        job = self._as_convolution(x, given) if mask is None and can_run(x, products=True) else None
+        params = None if job is None else convolution.run(job, self.n_params)
         params = self._layers(x, given, mask) if params is None else params
         return params.reshape(*batch, *params.shape[1:])
 
@@ -148,7 +148,7 @@ class ConvNet(nn.Module):
         if type(self) is not ConvNet or type(inner) is not Pointwise or has_hooks(inner):
             return None
         layers = self.enter, inner.mix, self.leave
-        plain = len(self.inner) == 1 and not self.concat_last and all(map(_is_plain, layers, (1, 0, 1)))
+        plain = len(self.inner) == 1 and not self.concat_last and all(map(_is_unmodified, layers, (1, 0, 1)))
         return layers if plain else None
 
     def _as_convolution(self, x: Tensor, given: Tensor | None) -> convolution.Convolution | None:
@@ -159,8 +159,8 @@ class ConvNet(nn.Module):
         shift = None if shifted is None or given is None else shifted(given)
         enter, mix, leave = layers
         weights, biases = (enter.weight, mix.weight, leave.weight), (enter.bias, mix.bias, leave.bias)
-        whole = convolution.Convolution(x, shift, weights, biases)  # pyright: ignore[reportArgumentType] (they have biases)
-        return whole if convolution.fits(whole) else None
+        job = convolution.Convolution(x, shift, weights, biases)  # pyright: ignore[reportArgumentType] (they have biases)
+        return job if convolution.fits(job) else None
 
 
 def require_map(context: Context, entry: str, channels: int, who: str) -> Tensor:
@@ -190,9 +190,9 @@ def _channels_last(x: Tensor) -> Tensor:
     return x if is_traced() else x.to(memory_format=torch.channels_last)
 
 
-def _is_plain(layer: nn.Module, padding: int) -> bool:
+def _is_unmodified(layer: nn.Module, padding: int) -> bool:
     """Whether it is a convolution with a bias, of neighbours, with zeros around, and nothing else."""
-    if not perceptron.is_plain(layer, (nn.Conv2d,)):
+    if not perceptron.is_unmodified(layer, (nn.Conv2d,)):
         return False
     settings = layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
     return settings == ((1, 1), (padding, padding), (1, 1), 1, "zeros")

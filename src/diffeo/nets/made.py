@@ -63,7 +63,7 @@ class MaskedParameterLayer(MaskedLinear):
         return scalar_params(input, self.masked, self.bias, self.n_params)
 
 
-PLAIN = (MaskedLinear, MaskedParameterLayer)
+MASKED_LAYERS = (MaskedLinear, MaskedParameterLayer)
 
 
 class MADE(Blockwise):
@@ -172,25 +172,25 @@ class MADE(Blockwise):
             nn.init.zeros_(self.from_context.weight)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        whole = self.as_perceptron(x, context)
-        if whole is None:
+        job = self.as_perceptron(x, context)
+        if job is None:
             return self._pass(x, context, self.dropout)[0]
-        return perceptron.run(whole, self.n_params)
+        return perceptron.run(job, self.n_params)
 
     def as_perceptron(self, x: Tensor, context: Context, enter: bool = True) -> perceptron.Perceptron | None:
         """What to run as one operation, where that can be; without `enter`, all of the net or nothing."""
         activation, layers = self._plain_activation() if can_run(x, products=True) else None, self._stack()
         if activation is None:
             return None
-        enters = self.from_context is not None or not perceptron.is_plain(layers[0], PLAIN)
+        enters = self.from_context is not None or not perceptron.is_unmodified(layers[0], MASKED_LAYERS)
         if enters and not enter:
             return None
         used = range(1 if enters else 0, len(layers))
         weights, biases = [layers[i].masked for i in used], [layers[i].bias for i in used]
         bounds = [getattr(self, f"bounds{i}") for i in used]
         h = self._enter(x, context) if enters else permute(x, self.order, self.rank)
-        whole = perceptron.Perceptron(activation, h, weights, biases, bounds, enters)
-        return whole if perceptron.fits(whole) else None
+        job = perceptron.Perceptron(activation, h, weights, biases, bounds, enters)
+        return job if perceptron.fits(job) else None
 
     def as_run(self, z: Tensor, context: Context) -> MaskedRun | None:
         """What to run a step at a time as one operation, where that can be; z has the whole batch."""
@@ -207,7 +207,7 @@ class MADE(Blockwise):
         if type(self) is not MADE:
             return None
         between = [m for layer in self._stack()[1:] for m in (self.activation, self.dropout, layer)]
-        parts = None if self.residual else perceptron.take_apart(between, PLAIN)
+        parts = None if self.residual else perceptron.take_apart(between, MASKED_LAYERS)
         return None if parts is None else parts[0]
 
     def _pass(self, x: Tensor, context: Context, dropout: nn.Module) -> tuple[Tensor, list[Tensor]]:

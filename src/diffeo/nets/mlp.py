@@ -36,7 +36,7 @@ class ParameterLayer(nn.Linear):
         return scalar_params(input, self.weight, self.bias, self.n_params)
 
 
-PLAIN = (nn.Linear, Linear, ParameterLayer)
+LINEAR_LAYERS = (nn.Linear, Linear, ParameterLayer)
 
 
 class MLP(nn.Module):
@@ -119,9 +119,9 @@ class MLP(nn.Module):
         if not len(self.body):
             h = self._enter(x, context)
             return h if self.n_params is None else h.unflatten(-1, (-1, self.n_params))
-        whole = self.as_perceptron(x, context)
-        if whole is not None:
-            params = perceptron.run(whole, self.n_params or 1)
+        job = self.as_perceptron(x, context)
+        if job is not None:
+            params = perceptron.run(job, self.n_params or 1)
             return params.squeeze(-1) if self.n_params is None else params
         return self.body(self._enter(x, context))
 
@@ -129,21 +129,23 @@ class MLP(nn.Module):
         """What to run as one operation, where that can be; without `enter`, all of the net or nothing."""
         if type(self) is not MLP or self.constant is not None or not can_run(x, products=True):
             return None
-        found = perceptron.take_apart(self.body, PLAIN)
+        found = perceptron.take_apart(self.body, LINEAR_LAYERS)
         if found is None:
             return None
         activation, layers = found
         # with a context the first layer is a sum
-        enters = self.from_x is None or self.from_context is not None or not perceptron.is_plain(self.from_x, PLAIN)
+        enters = (
+            self.from_x is None
+            or self.from_context is not None
+            or not perceptron.is_unmodified(self.from_x, LINEAR_LAYERS)
+        )
         if enters and not enter:
             return None
         if not enters:
             layers = [self.from_x, *layers]
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        whole = perceptron.Perceptron(
-            activation, self._enter(x, context) if enters else x, weights, biases, enter=enters
-        )
-        return whole if perceptron.fits(whole) else None
+        job = perceptron.Perceptron(activation, self._enter(x, context) if enters else x, weights, biases, enter=enters)
+        return job if perceptron.fits(job) else None
 
     def _enter(self, x: Tensor, context: Context) -> Tensor:
         if self.constant is not None:

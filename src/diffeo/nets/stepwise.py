@@ -184,7 +184,7 @@ class Span(NamedTuple):
     kernel: int
     dilation: int
     width: int = 1
-    apart: int = 1  # dilation across
+    dilation_across: int = 1
 
     @property
     def kept(self) -> int:
@@ -212,8 +212,8 @@ class GatedStack(nn.Module):
                 hidden,
                 2 * hidden,
                 ordered(s.kernel, s.width),
-                dilation=ordered(s.dilation, s.apart),
-                padding=ordered(0, (s.width - 1) * s.apart // 2),
+                dilation=ordered(s.dilation, s.dilation_across),
+                padding=ordered(0, (s.width - 1) * s.dilation_across // 2),
             )
             for s in spans
         )

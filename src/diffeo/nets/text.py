@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from diffeo.functional import Context, as_fixed_event, context_mask, entries
-from diffeo.kernels.dispatch import PLAIN, is_traced
+from diffeo.kernels.dispatch import TENSORS, is_traced
 from diffeo.nets.prosody import Prosody
 
 TINY = 1e-6
@@ -133,7 +133,7 @@ class TextEncoder(nn.Module):
 
 def _is_known(t: Tensor) -> bool:
     """Whether numbers can be looked at: nobody traces, and they are in the memory of the CPU, where that is no wait."""
-    return not is_traced() and type(t) in PLAIN and t.is_cpu
+    return not is_traced() and type(t) in TENSORS and t.is_cpu
 
 
 def _check_numbers(what: str, given: Tensor, low: int, high: int) -> None:

@@ -96,9 +96,9 @@ class WaveNet(nn.Module):
             like = self.enter.weight
             apart = len(self.near) * 2 * self.hidden
             given = None if self.given is None and self.known is None else like.new_zeros(1, 1, apart)
-            whole = self._as_gated(like.new_zeros(1, 1, like.shape[1]), None, given)
-            if whole is not None:
-                self.panels = gated.pack(whole._replace(dropped=None), self.n_params)
+            job = self._as_gated(like.new_zeros(1, 1, like.shape[1]), None, given)
+            if job is not None:
+                self.panels = gated.pack(job._replace(dropped=None), self.n_params)
 
     def _apply(self, *args: Any, **kwargs: Any) -> WaveNet:
         moved = super()._apply(*args, **kwargs)  # to another dtype or device
@@ -135,11 +135,11 @@ class WaveNet(nn.Module):
         if given is not None:
             given = given.expand(*batch, *given.shape[-2:]).reshape(-1, *given.shape[-2:])
         frames = x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
-        whole = self._as_gated(frames, mask, given)
-        if whole is None:
+        job = self._as_gated(frames, mask, given)
+        if job is None:
             params = self._layers(frames, mask, given).mT.unflatten(-1, (self.out, self.n_params))
         else:
-            params = gated.run(whole, self.n_params)
+            params = gated.run(job, self.n_params)
         return params.reshape(*batch, *params.shape[1:])
 
     def _layers(self, x: Tensor, mask: Tensor | None, given: Tensor | None) -> Tensor:
@@ -167,9 +167,9 @@ class WaveNet(nn.Module):
         if type(self) is not WaveNet or not can_run(x, products=True):
             return None
         layers: list[Any] = [self.enter, *self.near, *self.mix, self.leave]
-        if not all(map(_is_plain, layers)) or type(self.dropout) is not nn.Dropout or has_hooks(self.dropout):
+        if not all(map(_is_unmodified, layers)) or type(self.dropout) is not nn.Dropout or has_hooks(self.dropout):
             return None
-        whole = gated.Gated(
+        job = gated.Gated(
             x,
             [layer.weight for layer in layers],
             [layer.bias for layer in layers],
@@ -179,18 +179,18 @@ class WaveNet(nn.Module):
             None if self.beside is None else (self.beside.positions, self.beside.first),
             panels=self.panels,
         )
-        if len(self.enter.weight) != self.hidden or not gated.fits(whole, self.n_params, self.out):
+        if len(self.enter.weight) != self.hidden or not gated.fits(job, self.n_params, self.out):
             return None
         if not (self.dropout.training and self.dropout.p > 0):
-            return whole
+            return job
         # the same numbers at random as those of the layers
         ones = x.new_ones(len(x), self.hidden, x.shape[1])
-        return whole._replace(dropped=torch.stack([F.dropout(ones, self.dropout.p) for _ in self.near]).mT)
+        return job._replace(dropped=torch.stack([F.dropout(ones, self.dropout.p) for _ in self.near]).mT)
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_unmodified(layer: nn.Module) -> bool:
     """Whether it is a convolution with a bias, as wide after it as before, with zeros around, and nothing else."""
-    if not perceptron.is_plain(layer, (nn.Conv1d,)):
+    if not perceptron.is_unmodified(layer, (nn.Conv1d,)):
         return False
     reach = layer.dilation[0] * (layer.kernel_size[0] // 2)  # pyright: ignore
     sizes = tuple(layer.weight.shape[2:])  # pyright: ignore[reportIndexIssue]

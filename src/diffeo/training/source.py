@@ -262,10 +262,10 @@ def as_batch(batch: Any, dtype: torch.dtype) -> Batch:
             "fit: a batch must be x or (x, context), tensors, the context perhaps a dict of tensors; got "
             f"{[type(t).__name__ for t in parts]}"
         )
-    return tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, tuple(_plain(part) for part in parts))
+    return tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, tuple(_as_dict(part) for part in parts))
 
 
-def _plain(part: Any) -> Any:
+def _as_dict(part: Any) -> Any:
     return dict(part) if isinstance(part, Mapping) else part
 
 

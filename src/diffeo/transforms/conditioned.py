@@ -58,7 +58,7 @@ class Conditioned(Transform, Joinable):
         self.codomain = constraints.independent(univariate.codomain, ndim)
         self.exact_inverse = univariate.exact_inverse
         self.traceable = univariate.traceable and getattr(net, "traceable", True)
-        self.is_plain = not _has_own_steps(type(self))
+        self.has_own_steps = _has_own_steps(type(self))
 
     @abstractmethod
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ class Conditioned(Transform, Joinable):
         check_event(x, self.event, type(self).__name__)
         a, b = self.take(x)
         plain = (
-            self.is_plain
+            not self.has_own_steps
             and self.dim == -1
             and context_mask(context) is None
             and narrowed(x, self.net).dtype == x.dtype
@@ -96,21 +96,21 @@ class Conditioned(Transform, Joinable):
 
     def as_step(self, like: Tensor, context: Context) -> Step | None:
         describe = getattr(self.net, "as_perceptron", None)
-        if describe is None or not self.is_plain or has_hooks(self) or has_hooks(self.net):
+        if describe is None or self.has_own_steps or has_hooks(self) or has_hooks(self.net):
             return None
         if (self.dim, self.event_ndim) != (-1, 1) or context_mask(context) is not None:
             return None
         if self.event != like.shape[-1:] or self.net.n_params != self.univariate.n_params:
             return None
-        whole: Perceptron | None = describe(self.take(like)[0], context, enter=False)
-        if whole is None or whole.x.dtype != like.dtype:
+        job: Perceptron | None = describe(self.take(like)[0], context, enter=False)
+        if job is None or job.x.dtype != like.dtype:
             return None
         sees, changes = self.places
-        if whole.x.shape[-1] != len(sees) or len(whole.biases[-1]) != self.univariate.n_params * len(changes):
+        if job.x.shape[-1] != len(sees) or len(job.biases[-1]) != self.univariate.n_params * len(changes):
             return None
         scalars.show_settings(self.univariate, like)
-        library = vector_steps.find_library(self.univariate, whole.activation, like.dtype)
-        step = Step(whole.weights, whole.biases, None, library, whole.bounds, sees, changes)
+        library = vector_steps.find_library(self.univariate, job.activation, like.dtype)
+        step = Step(job.weights, job.biases, None, library, job.bounds, sees, changes)
         return None if library is None else step
 
     def params(self, a: Tensor, b: Tensor, context: Context) -> Tensor:

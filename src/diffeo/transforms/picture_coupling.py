@@ -45,7 +45,7 @@ class PictureCoupling(Conditioned):
     def picture_net(self, x: Tensor, context: Context) -> Convolution | None:
         """The net, where channels of pictures x can run in one operation with it."""
         describe = getattr(self.net, "as_convolution", None)
-        if self.dim != -3 or self.event_ndim != 3 or describe is None or not self.kept or not self.is_plain:
+        if self.dim != -3 or self.event_ndim != 3 or describe is None or not self.kept or self.has_own_steps:
             return None
         if not self.sliced or context_mask(context) is not None or has_hooks(self.net):
             return None

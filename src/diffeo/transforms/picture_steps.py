@@ -85,7 +85,7 @@ def is_step(part: Transform) -> bool:
         return type(part) is Along and (part.dim, part.event_ndim) == (-3, 3) and type(part.transform) is FixedLinear
     if type(part) is not Coupling or (part.dim, part.event_ndim) != (-3, 3):
         return False
-    plain = part.is_plain and getattr(part.net, "three_layers", None) is not None
+    plain = not part.has_own_steps and getattr(part.net, "three_layers", None) is not None
     return plain and part.net.map is None
 
 

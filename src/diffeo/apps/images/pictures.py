@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffeo.storage import replacing
 
-PLAIN = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB", "LA": "L"}  # modes, and what they are read as
+MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB", "LA": "L"}  # modes, and what they are read as
 TURNS = {  # orientations of EXIF, and what turns the picture upright
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
     8: "ROTATE_90",
@@ -137,7 +137,7 @@ def _read_one(file: Path, size: int | None) -> np.ndarray:
         with Image.open(file) as picture:
             if getattr(picture, "n_frames", 1) > 1:
                 raise ValueError(f"{file}: an animation of {picture.n_frames} pictures; save one of them")
-            if picture.mode not in PLAIN:
+            if picture.mode not in MODES:
                 kind = "in CMYK" if picture.mode == "CMYK" else f"of mode {picture.mode}"
                 raise ValueError(f"{file}: a picture {kind}; convert it to RGB or grey with 8 bits")
             if _is_deep(picture.tile):
@@ -147,7 +147,7 @@ def _read_one(file: Path, size: int | None) -> np.ndarray:
             if has_alpha and np.asarray(picture.convert("RGBA"))[..., -1].min() < 255:
                 raise ValueError(f"{file}: partly transparent; put it on a background first")
             turned = TURNS.get(picture.getexif().get(0x0112))
-            plain = picture.convert(PLAIN[picture.mode])
+            plain = picture.convert(MODES[picture.mode])
             plain = plain if turned is None else plain.transpose(Image.Transpose[turned])
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         what = "no picture that can be read" if isinstance(error, UnidentifiedImageError) else f"damaged ({error})"
