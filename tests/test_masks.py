@@ -154,6 +154,59 @@ def test_a_padded_batch_is_its_members_one_by_one(name):
         assert _close(p.grad, grad)
 
 
+EVENTS = {name: TRANSFORMS[name].build(0).event for name in STRUCTURED}
+FREE = [name for name, event in EVENTS.items() if event is not None and None in event and len(event) > 1]
+# learned places, which no larger event has; the free dim of transformers is that of features, which their net knows
+PLACED = {"Autoregressive, transformer", "Autoregressive, transformer, reversed, guided", "Coupling, attention"}
+
+
+def _embedded(x, sizes):
+    """x in the corner of a larger tensor of something else."""
+    larger = torch.full((len(x), *sizes), 7.0, dtype=x.dtype)
+    larger[(slice(None), *map(slice, x.shape[1:]))] = x
+    return larger
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize("name", [name for name in FREE if name not in PLACED])
+def test_what_lies_beside_an_event_changes_nothing(name, direction):
+    """In events twice as long, or pictures twice as high and wide: values, log-dets and gradients of the weights."""
+    case = TRANSFORMS[name]
+    t, x = diffeo.testing.perturbed(case.build(0)).double(), case.x().double()
+    context = None if case.context is None else doubled(case.context())
+    sizes = [n if known is not None else 2 * n for n, known in zip(x.shape[1:], t.event, strict=True)]
+    if tuple(t.event) == (None, None):
+        sizes[1] = x.shape[2]  # of frames, whose features a net knows
+    larger = _embedded(x, sizes)
+    beside = context
+    if isinstance(context, torch.Tensor) and context.ndim > 2:  # frames of it, or a map
+        twice = [2 * n for n in context.shape[1:]]
+        twice[0 if context.ndim == 4 else 1] //= 2
+        beside = _embedded(context, twice)
+    mask = torch.zeros(len(x), *(1 if n == m else m for n, m in zip(x.shape[1:], sizes, strict=True)))
+    corner = [slice(None if m == 1 else n) for n, m in zip(x.shape[1:], mask.shape[1:], strict=True)]
+    mask[(slice(None), *corner)] = 1
+    beside = _context(beside, mask.bool())
+    if name.startswith("Residual"):
+        with pytest.raises(ValueError, match="leaves out a part of one"):
+            t(larger, beside)
+        return
+    if direction == "inverse":
+        with torch.no_grad():
+            x, larger = t(x, context)[0], t(larger, beside)[0]
+            larger = torch.where(t.map_context(beside)["mask"], larger, 7.0)
+    run = t.forward if direction == "forward" else t.inverse
+    seen = t.map_context(beside)["mask"] if direction == "forward" else beside["mask"]
+    results = []
+    for value, logdet, there in ((*run(x, context), None), (*run(larger, beside), seen)):
+        value = value.flatten() if there is None else value[there.expand(value.shape)]
+        loss = value.sin().sum() + logdet.sum()
+        gradients = torch.autograd.grad(loss, list(t.parameters())) if loss.requires_grad else []
+        results.append([value, logdet, *gradients])
+    for alone, inside in zip(*results, strict=True):
+        assert _close(alone, inside)
+
+
 def test_statistics_are_of_real_rows_only():
     x = torch.randn(50, 4, 2) * 3 + 1
     mask = torch.rand(50, 4, 1) > 0.4

@@ -44,14 +44,12 @@ def fits(job: Convolution) -> bool:
     sized = sized and [tuple(b.shape) for b in biases] == [(hidden,), (hidden,), (out,)]
     if not sized or max(TAPS * x.shape[1], hidden) > WIDEST or x.shape[0] == 0:
         return False
-    return TAPS * out * x.shape[2] * x.shape[3] <= LARGEST
+    return TAPS * out * x.shape[2] * x.shape[3] <= LARGEST and is_available("relu", x.dtype)
 
 
-def run(job: Convolution, planes: int = 1) -> Tensor | None:
-    """Its value, (n, out / planes, H, W, planes), laid out (planes, n, out / planes, H, W); None if there is no C."""
+def run(job: Convolution, planes: int = 1) -> Tensor:
+    """Its value, (n, out / planes, H, W, planes), laid out (planes, n, out / planes, H, W); of a job that `fits`."""
     x, shift = job.x, job.shift
-    if not is_available("relu", x.dtype):
-        return None
     inputs = [x, *job.weights, *job.biases, *(() if shift is None else (shift,))]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
         return DifferentiableConvolution.apply(planes, x, shift, *job.weights, *job.biases)  # pyright: ignore[reportReturnType]

@@ -104,8 +104,7 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         batch, x, given, mask = self._seen(x, context)
         job = self._as_convolution(x, given) if mask is None and can_run(x, products=True) else None
-        params = None if job is None else convolution.run(job, self.n_params)
-        params = self._layers(x, given, mask) if params is None else params
+        params = self._layers(x, given, mask) if job is None else convolution.run(job, self.n_params)
         return params.reshape(*batch, *params.shape[1:])
 
     def as_convolution(self, x: Tensor, context: Context) -> convolution.Convolution | None:
@@ -132,6 +131,11 @@ class ConvNet(nn.Module):
         given = None if given is None else given.expand(*batch, -1).reshape(-1, self.context)
         x = x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:])
         mask = None if mask is None else mask.expand(*batch, 1, *x.shape[-2:]).reshape(-1, 1, *x.shape[-2:])
+        if self.place is not None and x.shape[-2:] != self.place.shape[-2:]:
+            raise ValueError(
+                f"ConvNet: its attention has learned places of {tuple(self.place.shape[-2:])}, got a picture of "
+                f"{tuple(x.shape[-2:])}"
+            )
         return batch, x, given, mask
 
     def _layers(self, x: Tensor, given: Tensor | None, mask: Tensor | None) -> Tensor:
