@@ -14,7 +14,7 @@ DATA ?= $(or $(DIFFEO_DATA),../shared/data)
 # waiting threads sleep instead of spinning, which costs little alone and very much beside other work
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo demo-images demo-speech test test-all test-pythons test-lowest lint bench bench-scale bench-density bench-families bench-tables notebooks docs pictures cards clean
+.PHONY: demo demo-images demo-speech test test-all test-gpu test-pythons test-lowest lint bench bench-scale bench-density bench-families bench-tables notebooks docs pictures cards clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing PyTorch and the rest into $(VENV); this takes a few minutes."
@@ -47,6 +47,9 @@ test: $(DEV)  ## the fast suite
 test-all: $(CLUSTER)  ## with Inductor, killed fits, several processes, Ray, Spark (where there is Java); then on other Pythons
 	$(BIN)/python -m pytest -q
 	$(MAKE) test-pythons
+
+test-gpu: $(DEV)  ## the table, fits, memory policies and shards on a GPU, if there is one
+	$(BIN)/python -m pytest -q -rs tests/test_gpu.py
 
 test-pythons:  ## the fast suite on each of PYTHONS that is at hand
 	@set -e; for python in $(PYTHONS); do \
