@@ -49,7 +49,7 @@ test-all: $(CLUSTER)  ## with Inductor, killed fits, several processes, Ray, Spa
 	$(MAKE) test-pythons
 
 test-gpu: $(DEV)  ## the table, fits, memory policies and shards on a GPU, if there is one
-	$(BIN)/python -m pytest -q -rs tests/test_gpu.py
+	$(BIN)/python -m pytest -q -rs tests/test_gpu.py || test $$? -eq 5  # nothing to run is no failure
 
 test-pythons:  ## the fast suite on each of PYTHONS that is at hand
 	@set -e; for python in $(PYTHONS); do \
