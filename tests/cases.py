@@ -403,7 +403,7 @@ TRANSFORMS: dict[str, TransformCase] = {
     ),
     "Autoregressive deep sigmoidal": TransformCase(_seeded(lambda: _ar(diffeo.DeepSigmoidal(3), 2)), _normal(6, 2)),
     "Autoregressive unconstrained": TransformCase(
-        _seeded(lambda: _ar(diffeo.UnconstrainedMonotonic(4, (8, 8)), 2)), _normal(6, 2)
+        _seeded(lambda: _ar(diffeo.UnconstrainedMonotonic(4, (8,)), 2)), _normal(6, 2)
     ),
     "BlockAutoregressive": TransformCase(_seeded(lambda: diffeo.BlockAutoregressive(2, 3)), _normal(6, 2)),
     "BlockAutoregressive, context, reversed": TransformCase(

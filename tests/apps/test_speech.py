@@ -557,7 +557,7 @@ WRONG = [
     (["say", "{tmp}/none.safetensors", "ae"], "no such file"),
     (["fit", "{tmp}/none"], "no such file or folder"),
     (["fit", "{corpus}", "-o", "{tmp}/v.safetensors", "--preset", "huge"], "--preset"),
-    (["fit", "{corpus}", "-o", "{tmp}/v.safetensors", "--system", "tacotron"], "--system: expected one of glow_tts"),
+    (["fit", "{corpus}", "-o", "{tmp}/v.safetensors", "--system", "tacotron"], "--system: expected one of flow_tts"),
     (["fit", "{corpus}", "-o", "{tmp}/v.safetensors", "--reading", "xx-none"], "cannot read 'xx-none'"),
     (["say", "{voice}", "ae", "--vocoder", "{voice}"], "no vocoder, as"),
     (["align", "{voice}", "{tmp}"], "expected metadata.csv"),

@@ -536,7 +536,7 @@ def test_samples_have_the_distribution_of_the_data(shape):
     rng = np.random.default_rng(3)
     x = SHAPES[shape](rng, 2000)
     table = pd.DataFrame({"x": x, "y": rng.normal(size=2000) + 0.1 * np.arcsinh(x)})
-    model = diffeo.fit_table(table, options=SMALL, steps=200, progress=False)
+    model = diffeo.fit_table(table, options=SMALL, steps=140, progress=False)
     drawn = model.sample(6000, seed=0)["x"].to_numpy()
     distinct, counts = np.unique(x, return_counts=True)
     for value in distinct[counts > 20]:
@@ -552,16 +552,16 @@ def test_atoms_are_a_mixed_measure(tmp_path):
     rng = np.random.default_rng(0)
     rain = np.where(rng.random(1500) < 0.6, 0.0, rng.exponential(5, 1500))
     table = pd.DataFrame({"rain": rain, "wind": rng.normal(size=1500)})
-    model = diffeo.fit_table(table, options=SMALL, steps=200, progress=False)
+    model = diffeo.fit_table(table, options=SMALL, steps=130, progress=False)
     assert repr(model) == "TableDensity(rain: 0 or positive, wind: continuous)"
     # the probability of the atom and the density beside it add up to one
     at = pd.DataFrame({"rain": np.r_[0.0, np.linspace(1e-3, 60, 4001)], "wind": 0.3})
     p = np.exp(model.log_prob(at))
     whole = p.iloc[0] + np.trapezoid(p.iloc[1:], at["rain"].iloc[1:])
-    wind = np.exp(diffeo.fit_table(table[["wind"]], options=SMALL, steps=200, progress=False).log_prob(at[:1])).iloc[0]
+    wind = np.exp(diffeo.fit_table(table[["wind"]], options=SMALL, steps=130, progress=False).log_prob(at[:1])).iloc[0]
     assert abs(whole / wind - 1) < 0.25
     assert 0.45 < p.iloc[0] / whole < 0.75
-    scaled = diffeo.fit_table(table.assign(rain=rain * 1000), options=SMALL, steps=200, progress=False)
+    scaled = diffeo.fit_table(table.assign(rain=rain * 1000), options=SMALL, steps=130, progress=False)
     assert abs((scaled.log_prob(at.assign(rain=at["rain"] * 1000)) - np.log(p)).iloc[0]) < 0.15  # no unit at the atom
     nats = model.explain(table[:150])
     assert abs(nats["rain"].mean()) < 0.3
