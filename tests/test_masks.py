@@ -78,7 +78,7 @@ def test_densities_read_dicts_too(name):
 
 
 # whose letters say which frames there are: another mask is refused
-SPOKEN = {"Aligned", "glow_tts", "flow_tts"}
+SPOKEN = ("Aligned", "glow_tts", "flow_tts")
 
 
 @pytest.mark.parametrize("name", [name for name in DENSITIES if name not in SPOKEN])
