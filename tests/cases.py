@@ -42,6 +42,13 @@ class DensityCase(NamedTuple):
     context: Tensor | dict[str, Tensor] | None = None
 
 
+def doubled(context: Tensor | dict[str, Tensor] | None) -> Tensor | dict[str, Tensor] | None:
+    """A context in float64; its whole numbers and masks as they are."""
+    if isinstance(context, dict):
+        return {name: t.double() if t.is_floating_point() else t for name, t in context.items()}
+    return None if context is None else context.double()
+
+
 def _seeded(build: Callable[[], diffeo.Transform]) -> Callable[[int], diffeo.Transform]:
     def make(seed: int) -> diffeo.Transform:
         torch.manual_seed(seed)

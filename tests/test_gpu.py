@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import diffeo
-from cases import DENSITIES, TRANSFORMS
+from cases import DENSITIES, TRANSFORMS, doubled
 
 DEVICE = torch.device(os.environ.get("DIFFEO_TEST_DEVICE", "cuda"))
 if DEVICE.type == "cuda" and not torch.cuda.is_available():
@@ -20,12 +20,6 @@ def moved(context, device=DEVICE):
     if isinstance(context, dict):
         return {name: t.to(device) for name, t in context.items()}
     return None if context is None else context.to(device)
-
-
-def doubled(context):
-    if isinstance(context, dict):
-        return {name: t.double() if t.is_floating_point() else t for name, t in context.items()}
-    return None if context is None else context.double()
 
 
 def assert_close(found, expected, tolerance):

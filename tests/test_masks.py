@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import diffeo
-from cases import DENSITIES, TRANSFORMS
+from cases import DENSITIES, TRANSFORMS, doubled
 
 STRUCTURED = [name for name, case in TRANSFORMS.items() if case.build(0).event_ndim]
 
@@ -21,12 +21,6 @@ def _context(context, mask):
     if isinstance(context, dict):
         return {**context, "mask": mask}
     return {"mask": mask} if context is None else {"features": context, "mask": mask}
-
-
-def doubled(context):
-    if isinstance(context, dict):
-        return {name: t.double() if t.is_floating_point() else t for name, t in context.items()}
-    return None if context is None else context.double()
 
 
 @pytest.mark.parametrize("name", STRUCTURED)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import diffeo
-from cases import DENSITIES, TRANSFORMS
-from test_masks import doubled
+from cases import DENSITIES, TRANSFORMS, doubled
 
 
 @pytest.mark.parametrize("kernels", [False, True])

@@ -293,6 +293,13 @@ def test_what_others_have_looked_at_is_not_changed_in_place():
     assert write(RecordedLoop(run, (None, 2)).source, torch.float32) is None
 
 
+def test_a_tensor_that_fills_another_is_no_constant():
+    def run(x):
+        return (torch.ops.aten.fill(x, torch.zeros((), dtype=x.dtype)),)
+
+    assert write(RecordedLoop(run, (None,)).source, torch.float32) is None
+
+
 @needs_compiler
 def test_functions_that_compilers_know():
     """Each of them once, on values of both signs, also not finite ones."""

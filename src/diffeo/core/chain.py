@@ -109,8 +109,11 @@ class Chain(Transform):
         if self.memory != "store" and torch.is_grad_enabled():
             return self._sparing(parts, x, contexts)
         z, i = x, 0
-        plain = [None if fold else part for part, fold in zip(parts, self._folds, strict=True)]
-        groups = join_neighbours(plain, contexts, x) if self.event_ndim == 1 else {}
+        groups = {}
+        if self.event_ndim == 1:
+            groups = join_neighbours(
+                [None if fold else part for part, fold in zip(parts, self._folds, strict=True)], contexts, x
+            )
         logdets: list[Tensor] = []
         while i < len(parts):
             steps = groups.get(i, [])

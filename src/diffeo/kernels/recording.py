@@ -405,6 +405,8 @@ class _Recorder(TorchDispatchMode):
         if name not in (*constants, "zeros", "new_zeros", "zeros_like", "ones", "new_ones", "ones_like"):
             return False
         value = args[constants[name]] if name in constants else float("ones" in name)
+        if isinstance(value, Tensor):  # whose number at the recording would be taken for a constant
+            raise NotImplementedError(f"{name} with a tensor in an elementwise loop")
         self._name(out, str(int(value)) if out.dtype == torch.bool else _literal(value))
         return True
 

@@ -25,7 +25,10 @@ def keep_rows(x: Tensor, z: Tensor, logdet: Tensor, context: Context, ndim: int 
 
 
 def of_events(values: Tensor, context: Context, ndim: int = 1) -> Tensor:
-    """Log-densities or log-dets of whole events, of `ndim` dims: zero where a mask leaves one out; else as above."""
+    """Log-densities or log-dets of whole events, of `ndim` dims: zero where a mask leaves one out.
+
+    A mask that leaves out a part of an event is refused, or gives NaN, as by `keep_rows`.
+    """
     mask = context_mask(context)
     if mask is None:
         return values
