@@ -212,7 +212,7 @@ def test_hooks_on_a_net_see_the_batches_that_there_are():
 
 def test_groups_are_neighbours_of_one_kind_that_fit_into_a_cache():
     small, large = torch.zeros(10, 10), torch.zeros(vector_steps.LARGEST // 4 + 1, 2)
-    linear = Step([small], [], lambda: (small, small))
+    linear = Step([small], [], bound=1.0)
     a, b = Step([small], [], library="a"), Step([small], [], library="b")
     assert group([]) == group([None, a, None, a]) == group([linear, linear]) == {}
     assert group([None, linear, a, linear, None, a, a]) == {1: [linear, a, linear], 5: [a, a]}

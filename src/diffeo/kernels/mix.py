@@ -53,14 +53,6 @@ def unmix(
     return x, DifferentiableMix.apply(x, weight, log_scale, shift, bias, pictures)  # pyright: ignore[reportReturnType]
 
 
-def multiply_factors(weight: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """L U and log|det|: weight, (C, C), has L below the diagonal, and U above it; C `can_run` on it.
-
-    The diagonal of L is one, that of U is exp(bound · tanh(w / bound)).
-    """
-    return Factors.apply(weight, bound)  # pyright: ignore[reportReturnType]
-
-
 def _as_pictures(x: Tensor) -> Tensor:
     pictures = x.reshape(-1, *x.shape[-3:]).flatten(2)
     return pictures if pictures.stride(2) == 1 else pictures.contiguous()
@@ -98,40 +90,6 @@ class DifferentiableMix(torch.autograd.Function):
             None if bias is None else g_bias,
             None,
         )
-
-
-class Factors(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-        ctx.bound = bound
-        ctx.save_for_backward(weight)
-        weight = weight.contiguous()
-        product, logdet = weight.new_empty(weight.shape), weight.new_empty(())
-        addresses = weight.data_ptr(), bound, product.data_ptr(), logdet.data_ptr()
-        _require(weight.dtype).multiply_factors(len(weight), *addresses)
-        return product, logdet
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        (weight,) = ctx.saved_tensors
-        if not can_pull(grad, grad_log):
-            return _pull_factors(weight, ctx.bound, grad, grad_log), None
-        weight, grad = weight.contiguous(), grad.contiguous()
-        found = weight.new_empty(weight.shape)
-        given = grad.data_ptr(), grad_log.data_ptr()
-        _require(weight.dtype).factors_backward(len(weight), weight.data_ptr(), ctx.bound, *given, found.data_ptr())
-        return found, None
-
-
-def _pull_factors(weight: Tensor, bound: float, grad: Tensor, grad_log: Tensor) -> Tensor:
-    """The gradient of `Factors`, of operations that have some too."""
-    tanh = torch.tanh(weight.diagonal() / bound)
-    scale = (bound * tanh).exp()
-    lower = weight.tril(-1) + torch.eye(len(weight), dtype=weight.dtype)
-    upper = weight.triu(1) + scale.diag()
-    of_upper = lower.T @ grad
-    of_diagonal = (of_upper.diagonal() * scale + grad_log) * (1 - tanh.square())
-    return (grad @ upper.T).tril(-1) + of_upper.triu(1) + of_diagonal.diag()
 
 
 def _mix(x: Tensor, matrix: Tensor, shift: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -183,8 +141,5 @@ def _library(dtype: torch.dtype) -> Any:
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     strided, sizes = [pointer, long, long], [long, long, long]
     library.mix.argtypes = [*sizes, *strided, *[pointer] * 4, flag]
-    real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
-    library.multiply_factors.argtypes = [long, pointer, real, pointer, pointer]
-    library.factors_backward.argtypes = [long, pointer, real, *[pointer] * 3]
     library.mix_backward.argtypes = [*sizes, *strided, pointer, pointer, *strided, pointer, pointer, long, flag]
     return library

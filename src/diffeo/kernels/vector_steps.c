@@ -1,15 +1,16 @@
 /* Linear maps of vectors and scalar maps that perceptrons condition, one after the other, as one operation, and its
    gradient.
 
-   Written before it: perceptron.c; `part` and `pull`, as for coupling.c. A thread takes a block of rows through all
-   steps while it is in its cache, so that threads wait for one another once each way and not at every layer. Blocks are
-   the same each way and for any number of threads, since what is kept of one lies together. */
+   Written before it: perceptron.c; factors.c; `part` and `pull`, as for coupling.c. A thread takes a block of rows
+   through all steps while it is in its cache, so that threads wait for one another once each way and not at every
+   layer. Blocks are the same each way and for any number of threads, since what is kept of one lies together. */
 #define ROWS 64 /* of a block */
 
 typedef struct {
   long layers;                 /* of its net; of a linear map one, whose outputs are the result */
   long scalars;                /* that the scalar map changes, or 0 for a linear map */
   const long *sees, *changes;  /* columns that the net reads, and that the scalar map changes */
+  double bound;                /* of a linear map, whose weights are the factors of its matrix */
 } Step;
 
 typedef struct {
@@ -39,6 +40,35 @@ static Steps unpack(long count, const Step *packed, const long *widths) {
   s.biases = s.weights + s.layers;
   s.bounds = (const int *const *)(s.biases + s.layers);
   return s;
+}
+
+/* the matrices of linear maps, one after the other in `products`, and where the weights of all layers are now; returns
+   the log-det */
+static double multiply(Steps s, real *products, const real **weights) {
+  double total = 0;
+  memcpy(weights, s.weights, s.layers * sizeof *weights);
+  const long *widths = s.widths;
+  for (long i = 0, at = 0; i < s.count; i++) {
+    const long n = widths[0];
+    if (!s.steps[i].scalars) {
+      real logdet;
+      multiply_factors(n, weights[at], s.steps[i].bound, products, &logdet);
+      weights[at] = products, products += n * n, total += logdet;
+    }
+    widths += s.steps[i].layers + 1, at += s.steps[i].layers;
+  }
+  return total;
+}
+
+/* gradients of linear maps' matrices, among those of all layers, to gradients of their factors, in place */
+static void pull_factors(Steps s, real g_logdet, real *g_layers) {
+  const long *widths = s.widths;
+  for (long i = 0, at = 0; i < s.count; i++) {
+    const long n = widths[0];
+    if (!s.steps[i].scalars) factors_backward(n, s.weights[at], s.steps[i].bound, g_layers, &g_logdet, g_layers);
+    for (long l = 0; l < s.steps[i].layers; l++) g_layers += widths[l] * widths[l + 1];
+    widths += s.steps[i].layers + 1, at += s.steps[i].layers;
+  }
 }
 
 static Limits describe_steps(Steps s, Layer *layers) {
@@ -104,11 +134,15 @@ static void run_step(long M, Step step, long D, const Layer *net, Room *room, co
   }
 }
 
-/* z, a column after the other, and the log-det of the scalar maps, from x, whose rows are `xs` and columns `xk` apart;
-   `at`, if given, receives what the gradient needs. Returns 0, or 1 where there is not enough memory. */
+/* z, a column after the other, and the log-det from x, whose rows are `xs` and columns `xk` apart; `products` has room
+   for the matrices of linear maps, and `at`, if given, receives what the gradient needs. Returns 0, or 1 where there is
+   not enough memory. */
 int run_steps(long rows, long D, long count, const Step *packed, const long *widths, const real *x, long xs, long xk,
-              real *at, real *z, real *logdet, int threads) {
-  const Steps s = unpack(count, packed, widths);
+              real *products, real *at, real *z, real *logdet, int threads) {
+  Steps s = unpack(count, packed, widths);
+  const real *weights[s.layers];
+  const real constant = multiply(s, products, weights);
+  s.weights = weights;
   int failed = 0;
   long taken = 0;
 #ifdef _OPENMP
@@ -130,7 +164,7 @@ int run_steps(long rows, long D, long count, const Step *packed, const long *wid
       real *here = at ? saved[0].event + row : event;
       for (long d = 0; d < D; d++)
         for (long m = 0; m < M; m++) here[d * far + m] = x[(row + m) * xs + d * xk];
-      for (long m = 0; m < M; m++) logdet[row + m] = 0;
+      for (long m = 0; m < M; m++) logdet[row + m] = constant;
       Layer *net = layers;
       for (long i = 0; i < count; i++) {
         const Step step = s.steps[i];
@@ -175,10 +209,16 @@ static real *pull_step(long M, Step step, const Layer *net, BackwardRoom room, c
 /* Gradients from those of z, whose rows are `gs` and columns `gk` apart, and of the log-det: `g_x`, a column after the
    other, and in `g_layers` those of all weights, then of all biases, `total` numbers; see `backward` of perceptron.c.
    `at` is what `run_steps` kept. */
-int run_steps_backward(long rows, long D, long count, const Step *packed, const long *widths, real *at,
+int run_steps_backward(long rows, long D, long count, const Step *packed, const long *widths, real *products, real *at,
                        const real *g_z, long gs, long gk, const real *g_logdet, long g_apart, real *g_x,
                        real *g_layers, real *sums, long total, long shares, int threads) {
-  const Steps s = unpack(count, packed, widths);
+  const Steps given = unpack(count, packed, widths);
+  Steps s = given;
+  const real *weights[s.layers];
+  multiply(s, products, weights);
+  s.weights = weights;
+  double g_constant = 0;
+  for (long m = 0; m < rows; m++) g_constant += g_logdet[m * g_apart];
   int failed = 0;
   long taken = 0;
 #ifdef _OPENMP
@@ -222,5 +262,6 @@ int run_steps_backward(long rows, long D, long count, const Step *packed, const 
     }
   }
   add_shares(shares, total, g_layers, sums, 1); /* so few that another thread would be waited for */
+  pull_factors(given, g_constant, g_layers);
   return failed;
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from copy import deepcopy
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from torch import Tensor
 from diffeo.kernels import perceptron
 from diffeo.kernels.convolution import pull_plainly
 from diffeo.kernels.dispatch import can_pull, entry
+from diffeo.kernels.factors import multiply_plainly
 from diffeo.kernels.native import c_file
 from diffeo.kernels.perceptron import SHARE, WORK, activate, share_out, split_like
 from diffeo.kernels.private import mark_constant
@@ -31,11 +32,11 @@ _libraries: dict[str, tuple[Any, ScalarMap, str]] = {}  # with its activation; b
 
 
 class Step(NamedTuple):
-    """A linear map z = W x + b, or a scalar map of some coordinates whose parameters a net finds from others."""
+    """A linear map z = L U x + b, or a scalar map of some coordinates whose parameters a net finds from others."""
 
-    weights: Sequence[Tensor]  # of the net; or one of the size of W
+    weights: Sequence[Tensor]  # of the net; or L and U in one matrix, see `factors.py`
     biases: Sequence[Tensor]
-    product: Callable[[], tuple[Tensor, Tensor]] | None = None  # W and log|det W|
+    bound: float = 0.0  # of a linear map
     library: str | None = None  # of the scalar map, by `find_library`
     bounds: Sequence[Tensor] = ()  # see `perceptron.run`
     sees: Tensor | None = None
@@ -46,6 +47,7 @@ class Kind(NamedTuple):
     """What steps are, but for the numbers."""
 
     layers: tuple[int, ...]  # of each net; 0 for a linear map
+    limits: tuple[float, ...]  # the bound of each linear map; 0 for a net
     library: str
 
 
@@ -69,32 +71,27 @@ def group(steps: Sequence[Step | None]) -> dict[int, list[Step]]:
 
 def run(steps: Sequence[Step], x: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors x, (*batch, D), through a group of steps, and the log-det."""
-    weights: list[Tensor] = []
-    logdets: list[Tensor] = []
-    for step in steps:
-        if step.product is None:
-            weights += step.weights
-        else:
-            product, logdet = step.product()
-            weights.append(product)
-            logdets.append(logdet)
+    weights = [w for step in steps for w in step.weights]
     biases = [b for step in steps for b in step.biases]
     bounds = [b for step in steps for b in (step.bounds or [None] * len(step.weights))]
     places = [place for step in steps for place in (step.sees, step.changes)]
-    layers = [len(step.weights) if step.product is None else 0 for step in steps]
+    layers = [0 if step.library is None else len(step.weights) for step in steps]
+    limits = [step.bound for step in steps]
     library = next(step.library for step in steps if step.library is not None)
     rows = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases)):
-        kind = Kind(tuple(layers), library)
+        kind = Kind(tuple(layers), tuple(limits), library)
         found: Any = DifferentiableSteps.apply(kind, bounds, places, len(weights), rows, *weights, *biases)
     else:
-        found = entry(_run, _forward)(rows, weights, biases, bounds, places, layers, library, False)
-    return found[0].T.reshape(x.shape), sum(logdets, found[1]).reshape(x.shape[:-1])
+        found = entry(_run, _forward)(rows, weights, biases, bounds, places, layers, limits, library, False)
+    return found[0].T.reshape(x.shape), found[1].reshape(x.shape[:-1])
 
 
 # not `torch.library.custom_op`, which checks every call for aliases
 _LIBRARY = torch.library.Library("diffeo", "FRAGMENT")
-_STEPS_OF = "Tensor[] weights, Tensor[] biases, Tensor?[] bounds, Tensor?[] places, int[] layers, str library"
+_STEPS_OF = (
+    "Tensor[] weights, Tensor[] biases, Tensor?[] bounds, Tensor?[] places, int[] layers, float[] limits, str library"
+)
 _LIBRARY.define(f"vector_steps(Tensor x, {_STEPS_OF}, bool keep) -> (Tensor, Tensor, Tensor)")
 _LIBRARY.define(f"vector_steps_backward(Tensor kept, Tensor grad, Tensor grad_log, {_STEPS_OF}) -> (Tensor, Tensor)")
 _forward, _backward = torch.ops.diffeo.vector_steps.default, torch.ops.diffeo.vector_steps_backward.default
@@ -107,18 +104,20 @@ def _run(
     bounds: list[Tensor | None],
     places: list[Tensor | None],
     layers: list[int],
+    limits: list[float],
     library: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """z, (D, rows), the log-det of the scalar maps, and what the gradient needs, where it is to be kept."""
+    """z, (D, rows), the log-det, and what the gradient needs, where it is to be kept."""
     rows, columns = x.shape
     sizes = _sizes(library, layers, weights, columns)
     z, logdet, kept = x.new_empty(columns, rows), x.new_empty(rows), x.new_empty(rows * sizes.kept if keep else 0)
+    products = x.new_empty(sizes.products)
     x, weights, biases = x.resolve_neg(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
-    packed = _pack(sizes, weights, biases, bounds, places, layers)
+    packed = _pack(sizes, weights, biases, bounds, places, layers, limits)
     failed = sizes.library.run_steps(
         *(rows, columns, len(layers), packed, sizes.widths),
-        *(x.data_ptr(), *x.stride(), kept.data_ptr() if keep else None),
+        *(x.data_ptr(), *x.stride(), products.data_ptr(), kept.data_ptr() if keep else None),
         *(z.data_ptr(), logdet.data_ptr(), perceptron.threads(rows, sizes.total)),
     )
     if failed:
@@ -135,6 +134,7 @@ def _run_backward(
     bounds: list[Tensor | None],
     places: list[Tensor | None],
     layers: list[int],
+    limits: list[float],
     library: str,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x, (D, rows), and, one after the other, of all weights and all biases."""
@@ -143,12 +143,13 @@ def _run_backward(
     shares = share_out(rows // SHARE, rows * sizes.total // WORK)
     g_x, g_layers = kept.new_empty(columns, rows), kept.new_empty(sizes.total)
     sums = kept.new_empty((shares - 1) * sizes.total)  # of the other shares
+    products = kept.new_empty(sizes.products)
     grad, grad_log = grad.resolve_neg(), grad_log.resolve_neg()
     weights, biases = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
-    packed = _pack(sizes, weights, biases, bounds, places, layers)
+    packed = _pack(sizes, weights, biases, bounds, places, layers, limits)
     failed = sizes.library.run_steps_backward(
         *(rows, columns, len(layers), packed, sizes.widths),
-        *(kept.data_ptr(), grad.data_ptr(), grad.stride(1), grad.stride(0)),
+        *(products.data_ptr(), kept.data_ptr(), grad.data_ptr(), grad.stride(1), grad.stride(0)),
         *(grad_log.data_ptr(), grad_log.stride(0), g_x.data_ptr(), g_layers.data_ptr(), sums.data_ptr()),
         *(sizes.total, shares, perceptron.threads(rows, sizes.total)),
     )
@@ -163,7 +164,15 @@ _LIBRARY.impl("vector_steps_backward", _run_backward, "CPU")
 
 @torch.library.register_fake("diffeo::vector_steps", lib=_LIBRARY)
 def _(
-    x: Tensor, weights: list[Tensor], biases: Any, bounds: Any, places: Any, layers: list[int], library: str, keep: bool
+    x: Tensor,
+    weights: list[Tensor],
+    biases: Any,
+    bounds: Any,
+    places: Any,
+    layers: list[int],
+    limits: Any,
+    library: str,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = x.shape
     kept = rows * _sizes(library, layers, weights, columns).kept if keep else 0
@@ -188,7 +197,8 @@ class DifferentiableSteps(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         weights, biases = list(layers[:count]), list(layers[count:])
         call = entry(_run, _forward)
-        z, logdet, kept = call(x, weights, biases, bounds, places, list(kind.layers), kind.library, True)
+        constants = bounds, places, list(kind.layers), list(kind.limits), kind.library
+        z, logdet, kept = call(x, weights, biases, *constants, True)
         ctx.kind, ctx.count, ctx.bounds, ctx.places = kind, count, bounds, places
         ctx.save_for_backward(x, kept, *layers)
         return z, logdet
@@ -201,7 +211,8 @@ class DifferentiableSteps(torch.autograd.Function):
             g_x, _, *gradients = pull_plainly(run, x, None, layers, grad, grad_log)
             return None, None, None, None, g_x, *gradients
         weights, biases = layers[: ctx.count], layers[ctx.count :]
-        constants = ctx.bounds, ctx.places, list(ctx.kind.layers), ctx.kind.library
+        kind = ctx.kind
+        constants = ctx.bounds, ctx.places, list(kind.layers), list(kind.limits), kind.library
         g_x, flat = entry(_run_backward, _backward)(kept, grad, grad_log, weights, biases, *constants)
         return None, None, None, None, g_x.T, *split_like(flat, layers)
 
@@ -213,14 +224,16 @@ def _run_plainly(
     _, scalar_map, activation = _libraries[kind.library]
     weights, biases = layers[:count], layers[count:]
     logdet, at = x.new_zeros(len(x)), 0
-    for size, sees, changes in zip(kind.layers, places[::2], places[1::2], strict=True):
+    for size, bound, sees, changes in zip(kind.layers, kind.limits, places[::2], places[1::2], strict=True):
+        if changes is None:
+            product, constant = multiply_plainly(weights[at], bound)
+            x, logdet = F.linear(x, product, biases[at]), logdet + constant
+            at += 1
+            continue
         h, first = x if sees is None else x.index_select(1, sees), at
-        for at in range(first, first + max(1, size)):
+        for at in range(first, first + size):
             h = F.linear(h if at == first else activate(activation, h), weights[at], biases[at])
         at += 1
-        if changes is None:
-            x = h
-            continue
         mapped, slopes = scalar_map(x.index_select(1, changes), h.unflatten(-1, (len(changes), -1)))
         x, logdet = x.index_copy(1, changes, mapped), logdet + slopes.sum(-1)
     return x.T, logdet
@@ -233,6 +246,7 @@ class StepSizes(NamedTuple):
     widths: bytes
     kept: int  # numbers that are kept for each row
     total: int  # weights and biases
+    products: int  # numbers of all matrices that are given by factors
     packing: struct.Struct
 
 
@@ -243,15 +257,16 @@ def _sizes(library: str, layers: Sequence[int], weights: Sequence[Tensor], colum
 @cache
 def _sizes_of(library: Any, columns: int, layers: tuple[int, ...], *shapes: tuple[int, int]) -> StepSizes:
     widths: list[int] = []
-    kept, at = 0, 0
+    kept, products, at = 0, 0, 0
     for count in layers:
         net = shapes[at : at + max(1, count)]
         widths += [net[0][1], *(out for out, _ in net)]
         kept += columns + sum(library.distance(out) for out, _ in net[:-1]) + (net[-1][0] if count else 0)
+        products += 0 if count else columns * columns
         at += len(net)
     total = sum((a + 1) * b for b, a in shapes)
-    packing = struct.Struct("2l2P" * len(layers) + f"{3 * len(shapes)}P")
-    return StepSizes(library, struct.pack(f"{len(widths)}l", *widths), kept, total, packing)
+    packing = struct.Struct("2l2Pd" * len(layers) + f"{3 * len(shapes)}P")
+    return StepSizes(library, struct.pack(f"{len(widths)}l", *widths), kept, total, products, packing)
 
 
 def _pack(
@@ -261,14 +276,15 @@ def _pack(
     bounds: list[Tensor | None],
     places: list[Tensor | None],
     layers: list[int],
+    limits: list[float],
 ) -> bytes:
     """`Step` of the C for each step, and where weights, biases and bounds of all layers are."""
-    steps: list[int] = []
-    for count, sees, changes in zip(layers, places[::2], places[1::2], strict=True):
+    steps: list[float] = []
+    for count, bound, sees, changes in zip(layers, limits, places[::2], places[1::2], strict=True):
         if sees is None or changes is None:
-            steps += (1, 0, 0, 0)
+            steps += (1, 0, 0, 0, bound)
         else:
-            steps += (count, len(changes), sees.data_ptr(), changes.data_ptr())
+            steps += (count, len(changes), sees.data_ptr(), changes.data_ptr(), bound)
     pointers = [t.data_ptr() for t in (*weights, *biases)]
     return sizes.packing.pack(*steps, *pointers, *[0 if t is None else t.data_ptr() for t in bounds])
 
@@ -286,15 +302,16 @@ def find_library(scalar_map: ScalarMap, activation: str, dtype: torch.dtype) -> 
 
 
 def _build(scalar_map: ScalarMap, activation: str, dtype: torch.dtype) -> str | None:
-    source = perceptron.source(activation) + "#ifndef NO_PULL\n" + c_file("vector_steps.c") + "#endif\n"
+    own = c_file("factors.c") + c_file("vector_steps.c")
+    source = perceptron.source(activation) + f"#ifndef NO_PULL\n{own}#endif\n"
     library: Any = build_around(scalar_map, False, dtype, source, False)
     if library is None or not hasattr(library, "run_steps"):
         return None
     long, pointer, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     library.distance.argtypes, library.distance.restype = [long], long
     steps, results = [long, long, long, pointer, pointer], [pointer, pointer, pointer]
-    library.run_steps.argtypes = [*steps, pointer, long, long, *results, flag]
-    gradients = [pointer, pointer, long, long, pointer, long]
+    library.run_steps.argtypes = [*steps, pointer, long, long, pointer, *results, flag]
+    gradients = [pointer, pointer, pointer, long, long, pointer, long]
     library.run_steps_backward.argtypes = [*steps, *gradients, *results, long, long, flag]
     _libraries[library._name] = library, deepcopy(scalar_map), activation  # whose settings may change
     return library._name

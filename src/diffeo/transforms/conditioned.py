@@ -110,7 +110,7 @@ class Conditioned(Transform, Joinable):
             return None
         scalars.show_settings(self.univariate, like)
         library = vector_steps.find_library(self.univariate, job.activation, like.dtype)
-        step = Step(job.weights, job.biases, None, library, job.bounds, sees, changes)
+        step = Step(job.weights, job.biases, 0.0, library, job.bounds, sees, changes)
         return None if library is None else step
 
     def params(self, a: Tensor, b: Tensor, context: Context) -> Tensor:

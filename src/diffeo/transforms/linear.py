@@ -23,7 +23,7 @@ from diffeo.functional import (
     soft_clip,
     sum_event,
 )
-from diffeo.kernels import mix
+from diffeo.kernels import factors
 from diffeo.kernels.dispatch import can_run
 from diffeo.kernels.layout import linear, multiply, solve_rows
 from diffeo.kernels.private import defined_together, has_hooks
@@ -121,18 +121,14 @@ class LULinear(Transform, Joinable):
     def forward(self, x: Vector, context: Context = None) -> MappedVector:
         check_event(x, self.event, "LULinear")
         with full_precision(x):
-            product, logdet = self._product(x.dtype)
-            z = linear(x, product, self.bias.to(x.dtype))
-        return _rows_kept(x, z, logdet, context)
+            lower, upper, log_scale = self._factors(x.dtype)
+            z = linear(x, multiply(lower, upper), self.bias.to(x.dtype))
+        return _rows_kept(x, z, sum_event(log_scale, 1), context)
 
     def as_step(self, like: Tensor, context: Context) -> Step | None:
         plain = type(self) is LULinear and not has_hooks(self) and context_mask(context) is None
         fits = plain and like.shape[-1] == len(self.bias) and can_run(like, self.weight, self.bias)
-        return Step([self.weight], [self.bias], self._product) if fits else None
-
-    def _product(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        lower, upper, log_scale = self._factors(dtype or self.weight.dtype)
-        return multiply(lower, upper), sum_event(log_scale, 1)
+        return Step([self.weight], [self.bias], self.bound) if fits else None
 
     def mixing(self, dtype: torch.dtype, inverse: bool) -> Mixing | None:
         if inverse:
@@ -143,7 +139,7 @@ class LULinear(Transform, Joinable):
         weight = self.weight.to(dtype)
         if not can_run(weight):
             return None
-        product, logdet = mix.multiply_factors(weight, self.bound)
+        product, logdet = factors.multiply_factors(weight, self.bound)
         return Mixing(product, None, None, self.bias.to(dtype), logdet)
 
     def inverse(self, z: Vector, context: Context = None) -> MappedVector:
