@@ -50,19 +50,10 @@ int omp_get_thread_num(void);
 REGIONS = """\
 #ifdef TEAM
 typedef void (*Body)(void *);
-void (*run_region)(Body, void *, unsigned, unsigned, void (*)(Body, void *));
-/* Whether this thread helps others beside other programs. It then leaves the last block of work to whoever it helps,
-   who would have to wait if the system stopped it there. */
-static __thread int helps;
-static void help(Body body, void *data) {
-  helps = 1;
-  body(data);
-}
+void (*run_region)(Body, void *, unsigned, unsigned);
 __attribute__((visibility("hidden"))) void GOMP_parallel(Body body, void *data, unsigned threads, unsigned flags) {
-  run_region(body, data, threads, flags, help);
+  run_region(body, data, threads, flags);
 }
-#else
-#define helps 0
 #endif
 """
 
@@ -93,7 +84,7 @@ def prelude(dtype: torch.dtype, meets: bool = False) -> str:
 
     old, new = ("\n".join(map(declare, names)) for names in VECTORISED)
     text = PRELUDE % {"real": real, "paste": "##f" if suffix else "", "old": old, "new": new}
-    return text + ("#define helps 0\n" if meets else REGIONS)
+    return text + ("" if meets else REGIONS)
 
 
 def find_compiler() -> str | None:

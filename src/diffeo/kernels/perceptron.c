@@ -140,14 +140,12 @@ static long take(long *taken, long rows, long limit, long threads, long *row) {
   do {
     const long left = rows - *row, part = threads > 1 ? max_of(4 * T, round_up(2 * left / (3 * threads), T)) : limit;
     M = min_of(left, min_of(limit, part));
-    if (M == left && helps) return 0;
   } while (M > 0 && !__atomic_compare_exchange_n(taken, row, *row + M, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
   return M;
 }
 
 /* the next of so many units of work that threads share, or −1 where none is left for this one */
 static long take_unit(long *taken, long count) {
-  if (helps && __atomic_load_n(taken, __ATOMIC_RELAXED) >= count - 1) return -1;
   const long n = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
   return n < count ? n : -1;
 }

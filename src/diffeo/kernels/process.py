@@ -28,10 +28,9 @@ LONGEST = 4 * WINDOW  # more work than this between two looks was compiling, not
 # threads wait. A program that sends small requests here and wakes for each answer takes a core hundreds of times in a
 # window now and then, but not in two.
 PREEMPTED = 100
-RESTED = 30  # fewer than this and the machine is quiet again: what runs on one thread is taken off its core 60 times
+ALONE = 0.25  # cores that all others use together; below it the machine is quiet again
 WANTED = 2  # windows in a row after which others are taken to stay
 QUIET = 2  # quiet windows in a row after which the cores are ours again
-WOKEN = 4  # how many times as much work another thread must be worth while it has to be woken for it
 crowded = ctypes.c_int(0)  # whether others want the cores now, for C
 
 
@@ -57,7 +56,12 @@ class ThreadLimit(threading.local):
     @property
     def threads(self) -> int:
         """How many threads there are for kernels of diffeo, which choose by themselves how many of them to use."""
-        return self._own or self._full or torch.get_num_threads()
+        return self._own or self.all
+
+    @property
+    def all(self) -> int:
+        """The same outside of all blocks."""
+        return self._full or torch.get_num_threads()
 
     def __enter__(self) -> None:
         """A block inside of which PyTorch runs on one thread."""
@@ -80,7 +84,7 @@ class ThreadLimit(threading.local):
 
     @contextmanager
     def kernels_too(self) -> Iterator[None]:
-        """A block inside of which kernels of diffeo run on one thread, too."""
+        """A block inside of which kernels of diffeo run on one thread, too, or on helpers beside others."""
         before, self._own = self._own, 1
         try:
             with self:
@@ -110,7 +114,7 @@ thread_limit = ThreadLimit()
 
 @contextmanager
 def one_thread(use: bool = True) -> Iterator[None]:
-    """Inside, PyTorch and all kernels run on the calling thread alone."""
+    """Inside, PyTorch and all kernels run on the calling thread alone, but for the kernels' helpers beside others."""
     before = torch.get_num_threads()
     if not use or thread_limit.threads == 1:
         yield
@@ -143,9 +147,9 @@ class Waiting:
     machine that is right: to wake a thread takes longer than a small product. Where another program wants the same
     core, the loop keeps the very thread from running that it waits for, and a training step takes ten to seventy times
     as long. The library lets its threads sleep almost at once when it manages more of them than the machine has cores.
-    So one more team of threads is made here while the system often takes the cores away, and ended when it no
-    longer does. Meanwhile kernels wait for no thread that has not started (`team.c`), and what else a compiled flow
-    does has as many threads as there are cores that nobody else uses. The environment decides how to wait when a
+    So one more team of threads is made here when the system often takes the cores away, and ended when others leave
+    them. Meanwhile kernels have helpers that sleep between calls (`team.c`), and what else a compiled flow does
+    has as many threads as there are cores that nobody else uses. The environment decides how to wait when a
     program starts (`OMP_WAIT_POLICY=passive`), which is too late for a library; where it says anything, waiting is
     left at that.
     """
@@ -176,14 +180,16 @@ class Waiting:
         if worked < WINDOW or not self._lock.acquire(blocking=False):
             return
         try:
-            wanted = usage.ru_nivcsw - self._switches > (RESTED if self.crowded else PREEMPTED) * worked
+            switches = usage.ru_nivcsw - self._switches
             self._switches, self._worked = usage.ru_nivcsw, self._worked + worked
             since, before = self._seen
             self._seen = time.monotonic(), work_of_all()
             if worked > LONGEST:
                 return
             others = (self._seen[1] - before - worked) / max(self._seen[0] - since, 1e-3)
-            self.free = max(1, int((os.cpu_count() or 1) - others + 0.5))
+            self.free = max(1, int(len(os.sched_getaffinity(0)) - others + 0.5))
+            # helpers take the cores from the thread that calls them, which says nothing about others
+            wanted = others > ALONE if self.crowded else switches > PREEMPTED * worked
             self._quiet, self._wanted = (0, self._wanted + 1) if wanted else (self._quiet + 1, 0)
             if self._wanted >= WANTED and self._team is None:
                 self._team = _Team()
@@ -236,13 +242,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def work_of_all() -> float:
-    """Seconds that all processes of the machine have worked; 0 where the system does not say."""
+    """Seconds that all processes have worked on the cores that this one may use; 0 where the system does not say."""
+    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
     try:
-        with open("/proc/stat") as file:
-            user, nice, system, _, _, *interrupts = map(int, file.readline().split()[1:8])
-    except (OSError, ValueError):
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.startswith("cpu")]
+    except OSError:
         return 0.0
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+    # user, nice, system, idle, waiting for disks, interrupts of two kinds
+    ticks = [int(n) for core, *numbers in lines if core in cores for n in (*numbers[:3], *numbers[5:7])]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def threads(worth: int, meets: bool = False) -> int:
@@ -252,9 +260,9 @@ def threads(worth: int, meets: bool = False) -> int:
         worth: threads that the work is worth.
         meets: whether they wait for each other while they work, so that all of them need cores of their own.
     """
-    if waiting.crowded:
-        worth = min(worth // WOKEN, waiting.free) if meets else worth // WOKEN
-    return max(1, min(thread_limit.threads, worth))
+    if not waiting.crowded:
+        return max(1, min(thread_limit.threads, worth))
+    return max(1, min(thread_limit.threads, waiting.free, worth) if meets else min(thread_limit.all, worth))
 
 
 def openmp() -> str | None:
