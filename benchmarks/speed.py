@@ -158,11 +158,12 @@ def run_users(asked: list[Configuration], pythons: dict[str, str], threads: int,
             first = dict(zip(workers, made, strict=True))
         found = {**configuration._asdict(), "threads": threads, "cores": os.cpu_count(), "processor": _processor()}
         found["versions"] = {library: worker.versions() for library, worker in workers.items()}
+        found["turns"] = ROUNDS
         for condition in CONDITIONS:
             with busy(0 if condition == "quiet" else os.cpu_count() or 1):
                 for worker in workers.values():
                     _settle(worker)
-                found[condition] = {"results": measure(workers, first, rounds=3, turn=LONG)}
+                found[condition] = {"results": measure(workers, first, turn=LONG)}
         for worker in workers.values():
             worker.close()
         found["seconds"] = round(time.perf_counter() - began, 1)
@@ -343,6 +344,7 @@ def users_section() -> str:
                 )
             rows.append(cells)
         tables += f"### {title[0].upper()}{title[1:]}\n\n{markdown(['flow', *OPERATIONS.values()], rows)}\n\n"
+    turns = " or ".join(str(n) for n in sorted({run["turns"] for run in runs.values()}))
     rows = []
     for name, conditions in content.get("fits", {}).items():
         medians = {c: {k: statistics.median(v) for k, v in s.items()} for c, s in conditions.items()}
@@ -362,8 +364,8 @@ a held-out tenth. diffeo is `fit` of the recipe, FlowJAX its `fit_to_data`, zuko
 
 {USED} is {IDIOMS[USED]}. It does more than the peers' flows, which have neither start layers nor linear maps nor a
 mixture, and SiLU for ReLU. Milliseconds, ours : the fastest peer's = the ratio; beside busy processes also how many
-times our own quiet time. Peers here are {_peers(runs)}. Medians over interleaved turns of {LONG} seconds, three
-of each, {some["threads"]} threads on {some["cores"]} cores ({some["processor"]}).
+times our own quiet time. Peers here are {_peers(runs)}. Medians over interleaved turns of {LONG} seconds,
+{turns} of each, {some["threads"]} threads on {some["cores"]} cores ({some["processor"]}).
 
 {tables}{fits if rows else ""}\
     python benchmarks/speed.py --users --python TORCH_ENV/bin/python --jax-python JAX_ENV/bin/python
