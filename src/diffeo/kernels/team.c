@@ -30,7 +30,7 @@ static int in_use, helpers; /* one region has the helpers at a time, others run 
 static int call, state;     /* counts regions; OPEN while a region takes helpers, and how many are in it */
 static Body body;
 static void *data;
-static int64_t took[KINDS]; /* regions of a body that nothing stopped, about; by where it is in memory */
+static int64_t took[KINDS]; /* about how long a region takes if nothing stops it, by the address of its body */
 
 static void sleep_at(int *word, int value) { syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, 0, 0, 0); }
 
@@ -119,6 +119,7 @@ void run_region(Body work, void *of, unsigned threads, unsigned flags) {
     __atomic_and_fetch(&state, ~OPEN, __ATOMIC_ACQ_REL);
   }
   for (int inside; (inside = __atomic_load_n(&state, __ATOMIC_ACQUIRE));) sleep_at(&state, inside);
+  /* falls at once and rises slowly, since a region that was stopped says little */
   const int64_t elapsed = now() - began, most = *typical + *typical / 8 + 1000;
   *typical = elapsed < most ? elapsed : most;
   __atomic_store_n(&in_use, 0, __ATOMIC_RELEASE);

@@ -47,7 +47,7 @@ class Kind(NamedTuple):
     """What steps are, but for the numbers."""
 
     layers: tuple[int, ...]  # of each net; 0 for a linear map
-    limits: tuple[float, ...]  # the bound of each linear map; 0 for a net
+    scale_bounds: tuple[float, ...]  # the bound of each linear map; 0 for a net
     library: str
 
 
@@ -76,21 +76,22 @@ def run(steps: Sequence[Step], x: Tensor) -> tuple[Tensor, Tensor]:
     bounds = [b for step in steps for b in (step.bounds or [None] * len(step.weights))]
     places = [place for step in steps for place in (step.sees, step.changes)]
     layers = [0 if step.library is None else len(step.weights) for step in steps]
-    limits = [step.bound for step in steps]
+    scale_bounds = [step.bound for step in steps]
     library = next(step.library for step in steps if step.library is not None)
     rows = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases)):
-        kind = Kind(tuple(layers), tuple(limits), library)
+        kind = Kind(tuple(layers), tuple(scale_bounds), library)
         found: Any = DifferentiableSteps.apply(kind, bounds, places, len(weights), rows, *weights, *biases)
     else:
-        found = entry(_run, _forward)(rows, weights, biases, bounds, places, layers, limits, library, False)
+        found = entry(_run, _forward)(rows, weights, biases, bounds, places, layers, scale_bounds, library, False)
     return found[0].T.reshape(x.shape), found[1].reshape(x.shape[:-1])
 
 
 # not `torch.library.custom_op`, which checks every call for aliases
 _LIBRARY = torch.library.Library("diffeo", "FRAGMENT")
 _STEPS_OF = (
-    "Tensor[] weights, Tensor[] biases, Tensor?[] bounds, Tensor?[] places, int[] layers, float[] limits, str library"
+    "Tensor[] weights, Tensor[] biases, Tensor?[] bounds, Tensor?[] places, "
+    "int[] layers, float[] scale_bounds, str library"
 )
 _LIBRARY.define(f"vector_steps(Tensor x, {_STEPS_OF}, bool keep) -> (Tensor, Tensor, Tensor)")
 _LIBRARY.define(f"vector_steps_backward(Tensor kept, Tensor grad, Tensor grad_log, {_STEPS_OF}) -> (Tensor, Tensor)")
@@ -104,7 +105,7 @@ def _run(
     bounds: list[Tensor | None],
     places: list[Tensor | None],
     layers: list[int],
-    limits: list[float],
+    scale_bounds: list[float],
     library: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +115,7 @@ def _run(
     z, logdet, kept = x.new_empty(columns, rows), x.new_empty(rows), x.new_empty(rows * sizes.kept if keep else 0)
     products = x.new_empty(sizes.products)
     x, weights, biases = x.resolve_neg(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
-    packed = _pack(sizes, weights, biases, bounds, places, layers, limits)
+    packed = _pack(sizes, weights, biases, bounds, places, layers, scale_bounds)
     failed = sizes.library.run_steps(
         *(rows, columns, len(layers), packed, sizes.widths),
         *(x.data_ptr(), *x.stride(), products.data_ptr(), kept.data_ptr() if keep else None),
@@ -134,7 +135,7 @@ def _run_backward(
     bounds: list[Tensor | None],
     places: list[Tensor | None],
     layers: list[int],
-    limits: list[float],
+    scale_bounds: list[float],
     library: str,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x, (D, rows), and, one after the other, of all weights and all biases."""
@@ -146,7 +147,7 @@ def _run_backward(
     products = kept.new_empty(sizes.products)
     grad, grad_log = grad.resolve_neg(), grad_log.resolve_neg()
     weights, biases = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
-    packed = _pack(sizes, weights, biases, bounds, places, layers, limits)
+    packed = _pack(sizes, weights, biases, bounds, places, layers, scale_bounds)
     failed = sizes.library.run_steps_backward(
         *(rows, columns, len(layers), packed, sizes.widths),
         *(products.data_ptr(), kept.data_ptr(), grad.data_ptr(), grad.stride(1), grad.stride(0)),
@@ -170,7 +171,7 @@ def _(
     bounds: Any,
     places: Any,
     layers: list[int],
-    limits: Any,
+    scale_bounds: Any,
     library: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,7 +198,7 @@ class DifferentiableSteps(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         weights, biases = list(layers[:count]), list(layers[count:])
         call = entry(_run, _forward)
-        constants = bounds, places, list(kind.layers), list(kind.limits), kind.library
+        constants = bounds, places, list(kind.layers), list(kind.scale_bounds), kind.library
         z, logdet, kept = call(x, weights, biases, *constants, True)
         ctx.kind, ctx.count, ctx.bounds, ctx.places = kind, count, bounds, places
         ctx.save_for_backward(x, kept, *layers)
@@ -212,7 +213,7 @@ class DifferentiableSteps(torch.autograd.Function):
             return None, None, None, None, g_x, *gradients
         weights, biases = layers[: ctx.count], layers[ctx.count :]
         kind = ctx.kind
-        constants = ctx.bounds, ctx.places, list(kind.layers), list(kind.limits), kind.library
+        constants = ctx.bounds, ctx.places, list(kind.layers), list(kind.scale_bounds), kind.library
         g_x, flat = entry(_run_backward, _backward)(kept, grad, grad_log, weights, biases, *constants)
         return None, None, None, None, g_x.T, *split_like(flat, layers)
 
@@ -224,7 +225,7 @@ def _run_plainly(
     _, scalar_map, activation = _libraries[kind.library]
     weights, biases = layers[:count], layers[count:]
     logdet, at = x.new_zeros(len(x)), 0
-    for size, bound, sees, changes in zip(kind.layers, kind.limits, places[::2], places[1::2], strict=True):
+    for size, bound, sees, changes in zip(kind.layers, kind.scale_bounds, places[::2], places[1::2], strict=True):
         if changes is None:
             product, constant = multiply_plainly(weights[at], bound)
             x, logdet = F.linear(x, product, biases[at]), logdet + constant
@@ -276,11 +277,11 @@ def _pack(
     bounds: list[Tensor | None],
     places: list[Tensor | None],
     layers: list[int],
-    limits: list[float],
+    scale_bounds: list[float],
 ) -> bytes:
     """`Step` of the C for each step, and where weights, biases and bounds of all layers are."""
     steps: list[float] = []
-    for count, bound, sees, changes in zip(layers, limits, places[::2], places[1::2], strict=True):
+    for count, bound, sees, changes in zip(layers, scale_bounds, places[::2], places[1::2], strict=True):
         if sees is None or changes is None:
             steps += (1, 0, 0, 0, bound)
         else:
